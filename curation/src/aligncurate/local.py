@@ -1,0 +1,32 @@
+"""Running work on the threads of this process; results come back in the order of the work."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+
+def available_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_ordered[Item, Result](
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int = 1
+) -> Iterator[Result]:
+    """`map` on `workers` threads, with at most `workers + ahead` items begun and not yet taken.
+
+    The first exception of `function` is raised here; items not begun by then are never begun.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        begun: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                begun.append(pool.submit(function, item))
+                if len(begun) >= workers + ahead:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:
+                future.cancel()

@@ -1,0 +1,136 @@
+"""The folder that a stage writes: fresh, to be gone on with, or finished; never another run's.
+
+A run leaves `.run/config.json` before its first shard and removes `.run` when the manifest is written. What
+decides the rows of a dataset is its configuration; how it was executed (workers, engine) does not, so
+that stands apart under `execution` and is not compared.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignshared import Dataset, InputError, Manifest, Reject, ShardInfo, Storage
+from alignshared.manifest import MANIFEST_FILE, REJECTS_FOLDER, read_manifest, write_manifest
+from alignshared.rejects import REJECT_SCHEMA, rejects_table
+from alignshared.shards import writing_shard
+
+RUN_FOLDER = ".run"
+_CONFIG_FILE = f"{RUN_FOLDER}/config.json"
+
+
+class OutputState(Enum):
+    """What was found in the output folder; `BEGUN` is our own unfinished run."""
+
+    FRESH = "fresh"
+    BEGUN = "begun"
+    FINISHED = "finished"
+
+
+def shard_name(index: int) -> str:
+    """File name of shard `index`; the numbers have no gaps."""
+    return f"shard-{index:05d}.parquet"
+
+
+def open_output(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
+    """Claim the folder for a run of `config`, or say that it holds the finished result already.
+
+    Raises:
+        InputError: the folder holds something else, or cannot be written to.
+    """
+    names = storage.names()
+    if overwrite and names:
+        _refuse_foreign(storage, names)
+        for name in names:
+            storage.delete(name)
+        names = []
+    if MANIFEST_FILE in names:
+        _refuse_difference(storage, read_manifest(storage).config, config, "holds a dataset")
+        return OutputState.FINISHED
+    if RUN_FOLDER in names and storage.exists(_CONFIG_FILE):
+        _refuse_difference(
+            storage, storage.read_json(_CONFIG_FILE), config, "holds an unfinished run"
+        )
+        return OutputState.BEGUN
+    if names:
+        _refuse_foreign(storage, names)
+    storage.write_json(_CONFIG_FILE, config)
+    return OutputState.FRESH
+
+
+def _refuse_foreign(storage: Storage, names: list[str]) -> None:
+    if MANIFEST_FILE not in names and RUN_FOLDER not in names:
+        raise InputError(
+            f"{storage.location} is not empty and holds no dataset ({names[0]} lies there); "
+            "name an empty or new folder with --output."
+        )
+
+
+def _refuse_difference(
+    storage: Storage, there: dict[str, Any], ours: dict[str, Any], what: str
+) -> None:
+    for key in sorted((there.keys() | ours.keys()) - {"execution"}):
+        if there.get(key) != ours.get(key):
+            raise InputError(
+                f"{storage.location} {what} with another configuration: {key} is "
+                f"{there.get(key)!r} there and {ours.get(key)!r} here; name another --output, or "
+                "give --overwrite to replace it."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRejects:
+    """The rejects of one unit: their file, if there are any, and how many for each reason."""
+
+    info: ShardInfo | None
+    reasons: dict[str, int]
+
+
+def write_rejects(storage: Storage, name: str, rejects: list[Reject]) -> WrittenRejects:
+    """Write `rejects/<name>`; nothing is written when there are none."""
+    if not rejects:
+        return WrittenRejects(None, {})
+    with writing_shard(storage, f"{REJECTS_FOLDER}/{name}", REJECT_SCHEMA) as (writer, result):
+        writer.write(rejects_table(rejects))
+    return WrittenRejects(result.info, dict(Counter(r.reason.value for r in rejects)))
+
+
+def add_reasons(parts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Counts by reason of several parts, the most frequent first."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(sorted(total.items(), key=lambda item: (-item[1], item[0])))
+
+
+def read_rejects(dataset: Dataset, limit: int) -> list[dict[str, str]]:
+    """The first `limit` rejects of `dataset`, as rows of REJECT_SCHEMA."""
+    rows: list[dict[str, str]] = []
+    for shard in dataset.manifest.reject_shards:
+        if len(rows) >= limit:
+            break
+        with dataset.storage.open(shard.file) as stream:
+            table: pa.Table = pq.read_table(stream)
+        rows += table.slice(0, limit - len(rows)).to_pylist()
+    return rows
+
+
+def finish(storage: Storage, manifest: Manifest) -> Dataset:
+    """Write the manifest, which makes the folder a dataset, and remove the run's own notes."""
+    write_manifest(storage, manifest)
+    storage.delete(RUN_FOLDER)
+    return Dataset(storage.location)
+
+
+def provenance() -> dict[str, str]:
+    """`package` and `created` of a manifest written now."""
+    return {
+        "package": f"aligncurate {version('aligncurate')}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,92 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+LINE_EVERY_S = 10.0
+
+
+class OnProgress(Protocol):
+    """What work calls as it goes on: so many more pairs done, so many of them rejected."""
+
+    def __call__(self, done: int, rejects: int = 0) -> None: ...
+
+
+def silent(done: int, rejects: int = 0) -> None:
+    """An OnProgress that shows nothing: the default of library calls."""
+
+
+@contextmanager
+def showing(
+    task: str, total: int | None, unit: str, console: Console, begun: int = 0
+) -> Iterator[OnProgress]:
+    """Show progress of `task` over `total` pairs; `begun` of them were done by an earlier run."""
+    meter = _Meter(unit)
+    with _bar(console) as bar:
+        row = bar.add_task(task, total=total, completed=begun, rate="", visible=console.is_terminal)
+        last_line = time.monotonic()
+
+        def report(done: int, rejects: int = 0) -> None:
+            nonlocal last_line
+            meter.add(done, rejects)
+            bar.update(row, advance=done, rate=str(meter))
+            if not console.is_terminal and time.monotonic() - last_line >= LINE_EVERY_S:
+                last_line = time.monotonic()
+                of = f" of {total:,}" if total is not None else ""
+                console.print(f"{task}: {begun + meter.done:,}{of} {unit}, {meter}")
+
+        yield report
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+class _Meter:
+    """Counts and the rate since the first report, so that start-up does not weigh on it."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._first: tuple[float, int] | None = None
+        self.done = 0
+        self.rejects = 0
+
+    def add(self, done: int, rejects: int) -> None:
+        self.done += done
+        self.rejects += rejects
+        self._first = self._first or (time.monotonic(), self.done)
+
+    @property
+    def rate(self) -> float:
+        """Pairs per second since the first report; 0 before the second."""
+        if self._first is None:
+            return 0.0
+        began, already = self._first
+        elapsed = time.monotonic() - began
+        return (self.done - already) / elapsed if elapsed > 0 else 0.0
+
+    def __str__(self) -> str:
+        rejects = f", {self.rejects:,} rejects" if self.rejects else ""
+        return f"{self.rate:,.0f} {self._unit}/s{rejects}"

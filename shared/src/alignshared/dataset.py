@@ -1,0 +1,72 @@
+"""Reading a finished dataset: its manifest and its shards."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignshared.errors import ContractError
+from alignshared.manifest import Manifest, manifest_digest, read_manifest
+from alignshared.shards import ShardInfo
+from alignshared.storage import Storage
+
+
+class Dataset:
+    """A finished dataset at `location`, a local folder or an object store URI.
+
+    Raises:
+        ContractError: the folder holds no dataset that this version reads.
+    """
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        self.storage = Storage(location)
+        self.manifest: Manifest = read_manifest(self.storage)
+
+    @property
+    def location(self) -> str:
+        """Absolute path or URI."""
+        return self.storage.location
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, by which children name this dataset."""
+        return manifest_digest(self.storage)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the shards.
+
+        Raises:
+            ContractError: there is no shard.
+        """
+        if not self.manifest.shards:
+            raise ContractError(f"{self.location} is empty: it has no shards.")
+        with self.open_shard(self.manifest.shards[0]) as parquet:
+            return parquet.schema_arrow
+
+    def open_shard(self, shard: ShardInfo) -> pq.ParquetFile:
+        """The shard as an open Parquet file.
+
+        Raises:
+            ContractError: the file is not there or is not Parquet.
+        """
+        if not self.storage.exists(shard.file):
+            raise ContractError(
+                f"{self.location} lacks {shard.file}, which its manifest lists; "
+                "copy it there or write the dataset again."
+            )
+        try:
+            return pq.ParquetFile(self.storage.open(shard.file))
+        except pa.ArrowInvalid as error:
+            raise ContractError(
+                f"{shard.file} in {self.location} is not a whole Parquet file: {error}."
+            ) from error
+
+    def batches(
+        self, columns: Sequence[str] | None = None, batch_size: int = 65_536
+    ) -> Iterator[pa.RecordBatch]:
+        """All rows in order, as record batches of `columns` (all by default), one at a time."""
+        for shard in self.manifest.shards:
+            with self.open_shard(shard) as parquet:
+                yield from parquet.iter_batches(batch_size=batch_size, columns=columns)

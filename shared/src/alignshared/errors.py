@@ -1,0 +1,25 @@
+"""Every error a user can meet, as one tree.
+
+    AlignError           the run failed; exit code 1
+    └── InputError       bad arguments or bad input; exit code 2
+        └── ContractError    a dataset that does not keep the contract
+
+The message is one sentence that says what is wrong, where, and what to do. Commands print it without
+a traceback; anything that is not an AlignError is a bug and keeps its traceback.
+"""
+
+
+class AlignError(Exception):
+    """The run failed for a reason that the message explains."""
+
+    exit_code = 1
+
+
+class InputError(AlignError):
+    """The arguments or the input cannot be used as they are."""
+
+    exit_code = 2
+
+
+class ContractError(InputError):
+    """A dataset lacks something that the contract promises, or has it wrong."""

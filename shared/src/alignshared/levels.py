@@ -1,0 +1,129 @@
+"""Alignment levels: the edges between them and what each level holds.
+
+A level is an integer 1..N and N is the best aligned: level = 1 + number of edges <= score. Equal scores
+share a level by construction.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from alignshared.errors import InputError
+
+MIN_LEVELS = 2
+MAX_LEVELS = 127
+"""`level` is int8."""
+
+Scheme = Literal["quantile", "equal-width"]
+
+
+def check_level_count(levels: int) -> None:
+    """Raise InputError unless `levels` is a number of levels that the contract can hold."""
+    if not MIN_LEVELS <= levels <= MAX_LEVELS:
+        raise InputError(
+            f"--levels {levels} cannot be: give a number from {MIN_LEVELS} to {MAX_LEVELS}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LevelEdges:
+    """The N-1 scores between N levels, ascending, each exactly a float32, and how they were found."""
+
+    edges: tuple[float, ...]
+    scheme: Scheme
+
+    def __post_init__(self) -> None:
+        check_level_count(self.levels)
+        values = np.asarray(self.edges, dtype=np.float64)
+        if not np.isfinite(values).all() or (np.diff(values) < 0).any():
+            raise InputError(f"edges must be finite and ascending, not {list(self.edges)}.")
+
+    @property
+    def levels(self) -> int:
+        """N, the number of levels."""
+        return len(self.edges) + 1
+
+    def assign(self, scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+        """Levels [n] int8 in 1..N of finite `scores` [n] float32; a score on an edge goes up."""
+        edges = np.asarray(self.edges, dtype=np.float32)
+        return (np.searchsorted(edges, scores, side="right") + 1).astype(np.int8)
+
+
+@dataclass(frozen=True, slots=True)
+class LevelStatistics:
+    """What one level holds; the scores are None for a level without pairs."""
+
+    level: int
+    count: int
+    share: float
+    mean: float | None
+    min: float | None
+    max: float | None
+
+
+def levels_to_json(edges: LevelEdges, statistics: list[LevelStatistics]) -> dict[str, Any]:
+    """The content of `levels.json`; Python's JSON floats hold a float32 exactly."""
+    return {
+        "scheme": edges.scheme,
+        "levels": edges.levels,
+        "edges": list(edges.edges),
+        "statistics": [asdict(s) for s in statistics],
+    }
+
+
+def edges_from_json(data: Any, where: str) -> LevelEdges:
+    """Edges from the content of a `levels.json` or `manifest.json`; `where` names it in errors.
+
+    Raises:
+        InputError: there are no edges in it.
+    """
+    edges = data.get("edges") if isinstance(data, dict) else None
+    if not isinstance(edges, list) or not all(isinstance(e, int | float) for e in edges):
+        raise InputError(f"{where} holds no edges; give a levels.json that a bucket run wrote.")
+    scheme = data.get("scheme", "quantile")
+    if scheme not in ("quantile", "equal-width"):
+        raise InputError(f"{where} names an unknown scheme {scheme!r}.")
+    return LevelEdges(tuple(float(e) for e in edges), scheme)
+
+
+class LevelAccumulator:
+    """Per-level count, sum, least and greatest score; sums of parts add up to the whole's."""
+
+    def __init__(self, levels: int) -> None:
+        self._count = np.zeros(levels, dtype=np.int64)
+        self._sum = np.zeros(levels, dtype=np.float64)
+        self._min = np.full(levels, np.inf, dtype=np.float32)
+        self._max = np.full(levels, -np.inf, dtype=np.float32)
+
+    def add(self, scores: npt.NDArray[np.float32], levels: npt.NDArray[np.int8]) -> None:
+        """Count `scores` [n] under their `levels` [n]."""
+        at = levels.astype(np.intp) - 1
+        size = len(self._count)
+        self._count += np.bincount(at, minlength=size)
+        self._sum += np.bincount(at, weights=scores, minlength=size)
+        np.minimum.at(self._min, at, scores)
+        np.maximum.at(self._max, at, scores)
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of another part."""
+        self._count += other._count
+        self._sum += other._sum
+        np.minimum(self._min, other._min, out=self._min)
+        np.maximum(self._max, other._max, out=self._max)
+
+    def statistics(self) -> list[LevelStatistics]:
+        """One entry per level, from level 1 upwards."""
+        total = max(int(self._count.sum()), 1)
+        return [
+            LevelStatistics(
+                level=i + 1,
+                count=int(count),
+                share=int(count) / total,
+                mean=float(self._sum[i] / count) if count else None,
+                min=float(self._min[i]) if count else None,
+                max=float(self._max[i]) if count else None,
+            )
+            for i, count in enumerate(self._count)
+        ]

@@ -1,0 +1,131 @@
+"""The manifest: what a dataset is and where it came from. It is written last; without it a folder is an
+unfinished run."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from alignshared.errors import ContractError
+from alignshared.levels import LevelEdges, LevelStatistics, Scheme
+from alignshared.schema import SCHEMA_VERSION
+from alignshared.shards import ShardInfo
+from alignshared.storage import Storage
+
+MANIFEST_FILE = "manifest.json"
+LEVELS_FILE = "levels.json"
+REJECTS_FOLDER = "rejects"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The CLIP that gave the scores: enough to have the same scores again."""
+
+    name: str
+    weights: str
+    weights_sha256: str
+    image_size: int
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A dataset or source that this one was made from; `sha256` is that manifest's digest."""
+
+    location: str
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A dataset's description; `rejects` counts by reason, `config` is the full configuration."""
+
+    stage: str
+    rows: int
+    rejects: dict[str, int]
+    shards: list[ShardInfo]
+    reject_shards: list[ShardInfo]
+    config: dict[str, Any]
+    parents: list[Parent]
+    package: str
+    created: str
+    model: ModelInfo | None = None
+    scheme: Scheme | None = None
+    edges: list[float] | None = None
+    level_statistics: list[LevelStatistics] | None = None
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def reject_count(self) -> int:
+        """How many pairs were rejected, for any reason."""
+        return sum(self.rejects.values())
+
+    @property
+    def level_edges(self) -> LevelEdges | None:
+        """The edges of a levelled dataset, None of another."""
+        if self.edges is None or self.scheme is None:
+            return None
+        return LevelEdges(tuple(self.edges), self.scheme)
+
+
+def write_manifest(storage: Storage, manifest: Manifest) -> str:
+    """Write `manifest.json`, which makes the folder a dataset; returns its SHA-256."""
+    return storage.write_json(MANIFEST_FILE, asdict(manifest))
+
+
+def read_manifest(storage: Storage) -> Manifest:
+    """The manifest of the dataset in `storage`.
+
+    Raises:
+        ContractError: there is none, it is not one, or another schema version wrote it.
+    """
+    return _parse(_manifest_bytes(storage), storage.location)
+
+
+def manifest_digest(storage: Storage) -> str:
+    """SHA-256 of `manifest.json`: what children write down as lineage."""
+    return hashlib.sha256(_manifest_bytes(storage)).hexdigest()
+
+
+def _manifest_bytes(storage: Storage) -> bytes:
+    if not storage.exists(MANIFEST_FILE):
+        raise ContractError(
+            f"{storage.location} is not a dataset: it has no {MANIFEST_FILE}; name the folder of a "
+            "finished run, or run the command that writes it again to finish it."
+        )
+    return storage.read_bytes(MANIFEST_FILE)
+
+
+def _parse(data: bytes, location: str) -> Manifest:
+    try:
+        fields = json.loads(data)
+        version = fields["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ContractError(
+            f"{MANIFEST_FILE} in {location} is not a manifest; write the dataset again."
+        ) from error
+    if version != SCHEMA_VERSION:
+        remedy = "upgrade this package" if version > SCHEMA_VERSION else "write the dataset again"
+        raise ContractError(
+            f"{location} has schema version {version}, this version reads {SCHEMA_VERSION}; {remedy}."
+        )
+    try:
+        return _from_fields(fields)
+    except (KeyError, TypeError) as error:
+        raise ContractError(
+            f"{MANIFEST_FILE} in {location} lacks or adds a field ({error}); write the dataset again."
+        ) from error
+
+
+def _from_fields(fields: dict[str, Any]) -> Manifest:
+    model, statistics = fields["model"], fields["level_statistics"]
+    nested = {
+        "shards": [ShardInfo(**s) for s in fields["shards"]],
+        "reject_shards": [ShardInfo(**s) for s in fields["reject_shards"]],
+        "parents": [Parent(**p) for p in fields["parents"]],
+        "model": None if model is None else ModelInfo(**model),
+        "level_statistics": (
+            None if statistics is None else [LevelStatistics(**s) for s in statistics]
+        ),
+    }
+    return Manifest(**(fields | nested))

@@ -1,0 +1,50 @@
+"""Rejects: pairs that could not be used, kept with the reason beside the shards."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+
+class Reason(StrEnum):
+    """Why a pair was rejected; the words are part of the contract."""
+
+    MALFORMED_RECORD = "malformed_record"
+    NO_IMAGE = "no_image"
+    MISSING_FILE = "missing_file"
+    PATH_OUTSIDE_ROOT = "path_outside_root"
+    EMPTY_FILE = "empty_file"
+    NOT_AN_IMAGE = "not_an_image"
+    CORRUPT_IMAGE = "corrupt_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    NO_CAPTION = "no_caption"
+    EMPTY_CAPTION = "empty_caption"
+    INVALID_UTF8 = "invalid_utf8"
+    DUPLICATE_ID = "duplicate_id"
+    NON_FINITE_SCORE = "non_finite_score"
+
+
+REJECT_SCHEMA = pa.schema(
+    [("id", pa.string()), ("path", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """One rejected pair: its id, where its image was to come from, and why it could not be used."""
+
+    id: str
+    path: str | None
+    reason: Reason
+    detail: str
+
+
+def rejects_table(rejects: list[Reject]) -> pa.Table:
+    """The rejects as an Arrow table of REJECT_SCHEMA."""
+    return pa.Table.from_pylist(
+        [
+            {"id": r.id, "path": r.path, "reason": r.reason.value, "detail": r.detail}
+            for r in rejects
+        ],
+        schema=REJECT_SCHEMA,
+    )

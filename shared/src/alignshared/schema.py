@@ -1,0 +1,118 @@
+"""The columns of a pair dataset and their Arrow types.
+
+Stages add columns, none renames one. `image` follows the Hugging Face Image convention, and the schema
+carries the `huggingface` metadata, so `datasets` and its viewers show pictures without being told.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from alignshared.errors import ContractError
+
+SCHEMA_VERSION = 1
+
+IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+CONVERSATIONS_TYPE = pa.list_(pa.struct([("from", pa.string()), ("value", pa.string())]))
+
+SOURCE_COLUMNS: dict[str, pa.DataType] = {
+    "id": pa.string(),
+    "image": IMAGE_TYPE,
+    "caption": pa.string(),
+    "conversations": CONVERSATIONS_TYPE,
+}
+"""What every source yields for a pair; `conversations` is null for plain pairs."""
+
+SCORE_COLUMNS: dict[str, pa.DataType] = {
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "score": pa.float32(),
+    "caption_truncated": pa.bool_(),
+}
+"""What scoring adds: size in pixels as displayed, CLIP cosine in [-1, 1], whether the caption was cut."""
+
+EMBEDDING_COLUMNS = ("image_embedding", "text_embedding")
+LEVEL_COLUMN = "level"
+LEVEL_TYPE = pa.int8()
+
+STAGE_COLUMNS = (*SCORE_COLUMNS, *EMBEDDING_COLUMNS, LEVEL_COLUMN)
+"""Names that belong to stages: a source may not bring columns of its own under them."""
+
+
+def embedding_type(dim: int) -> pa.DataType:
+    """Arrow type of one CLIP embedding of `dim` values: unit length, float16."""
+    return pa.list_(pa.float16(), dim)
+
+
+def scored_schema(extra: pa.Schema | None = None, embedding_dim: int | None = None) -> pa.Schema:
+    """Schema of a scored dataset: source and score columns, embeddings if `embedding_dim`, then `extra`.
+
+    `extra` holds the source's own columns (a url, a language tag); they pass through all stages.
+    """
+    fields = [pa.field(name, kind) for name, kind in (SOURCE_COLUMNS | SCORE_COLUMNS).items()]
+    if embedding_dim is not None:
+        fields += [pa.field(name, embedding_type(embedding_dim)) for name in EMBEDDING_COLUMNS]
+    fields += [field.remove_metadata() for field in extra or ()]
+    return with_features(pa.schema(fields))
+
+
+def with_level(schema: pa.Schema) -> pa.Schema:
+    """The same columns with `level` last; a level that is there already is replaced."""
+    fields = [field for field in schema if field.name != LEVEL_COLUMN]
+    return with_features(pa.schema([*fields, pa.field(LEVEL_COLUMN, LEVEL_TYPE)]))
+
+
+def with_features(schema: pa.Schema) -> pa.Schema:
+    """`schema` with the metadata from which Hugging Face `datasets` restores its feature types."""
+    features = {field.name: _feature(field) for field in schema}
+    info = json.dumps({"info": {"features": features}})
+    return schema.with_metadata({"huggingface": info})
+
+
+def _feature(field: pa.Field) -> Any:
+    if field.name == "image":
+        return {"_type": "Image"}
+    return _feature_of_type(field.type)
+
+
+def _feature_of_type(kind: pa.DataType) -> Any:
+    if pa.types.is_struct(kind):
+        return {child.name: _feature_of_type(child.type) for child in kind}
+    if pa.types.is_fixed_size_list(kind):
+        return {
+            "feature": _feature_of_type(kind.value_type),
+            "length": kind.list_size,
+            "_type": "Sequence",
+        }
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return [_feature_of_type(kind.value_type)]
+    return {"dtype": _DTYPE_NAMES.get(str(kind), str(kind)), "_type": "Value"}
+
+
+# `datasets` names these types in its own way.
+_DTYPE_NAMES = {
+    "float": "float32",
+    "double": "float64",
+    "halffloat": "float16",
+    "date32[day]": "date32",
+    "date64[ms]": "date64",
+}
+
+
+def require_columns(schema: pa.Schema, names: Iterable[str], where: str) -> None:
+    """Raise ContractError unless `schema` has every column of `names` with its contract type."""
+    known = SOURCE_COLUMNS | SCORE_COLUMNS | {LEVEL_COLUMN: LEVEL_TYPE}
+    missing = [name for name in names if name not in schema.names]
+    if missing:
+        raise ContractError(
+            f"{where} has no column {', '.join(missing)} (it has {', '.join(schema.names)}); "
+            "run the stage that adds it."
+        )
+    for name in names:
+        if name in known and schema.field(name).type != known[name]:
+            raise ContractError(
+                f"column {name} of {where} has type {schema.field(name).type}, "
+                f"the contract says {known[name]}; write the dataset again with aligncurate."
+            )

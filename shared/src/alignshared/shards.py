@@ -1,0 +1,106 @@
+"""Writing one shard: a Parquet file whose size and SHA-256 are known when it is closed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignshared.storage import Storage
+
+IMAGE_ROW_GROUP = 256
+"""Rows per row group where images are inside: small enough to read a few rows without the shard."""
+
+PLAIN_ROW_GROUP = 1 << 20
+"""Rows per row group of datasets without images."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """A finished shard, as the manifest lists it."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class ShardWriter:
+    """Takes tables and writes them as row groups of one shard."""
+
+    def __init__(self, writer: pq.ParquetWriter, row_group_size: int) -> None:
+        self._writer = writer
+        self._row_group_size = row_group_size
+        self._pending: list[pa.Table] = []
+        self._pending_rows = 0
+        self.rows = 0
+
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of `table`."""
+        self._pending.append(table)
+        self._pending_rows += table.num_rows
+        self.rows += table.num_rows
+        if self._pending_rows >= self._row_group_size:
+            self._flush(whole_groups_only=True)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._flush(whole_groups_only=False)
+
+    def _flush(self, *, whole_groups_only: bool) -> None:
+        if not self._pending:
+            return
+        rows = pa.concat_tables(self._pending)
+        size = self._row_group_size
+        ready = rows.num_rows - rows.num_rows % size if whole_groups_only else rows.num_rows
+        if ready:
+            self._writer.write_table(rows.slice(0, ready), row_group_size=size)
+        rest = rows.slice(ready)
+        self._pending = [rest] if rest.num_rows else []
+        self._pending_rows = rest.num_rows
+
+
+class ShardResult:
+    """Where `writing_shard` leaves the finished shard's description."""
+
+    info: ShardInfo
+
+
+@contextmanager
+def writing_shard(
+    storage: Storage, file: str, schema: pa.Schema
+) -> Iterator[tuple[ShardWriter, ShardResult]]:
+    """Write the shard `file` whole or not at all; `result.info` is set when the block has ended."""
+    result = ShardResult()
+    with storage.writing(file) as sink:
+        with pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as parquet:
+            size = IMAGE_ROW_GROUP if "image" in schema.names else PLAIN_ROW_GROUP
+            writer = ShardWriter(parquet, size)
+            yield writer, result
+            writer.close()
+    result.info = ShardInfo(file, writer.rows, sink.bytes_written, sink.sha256)
+
+
+def _parquet_options(schema: pa.Schema) -> dict[str, object]:
+    # Encoded pictures do not compress further, and their statistics are pictures again; scores and ids
+    # are all different, so a dictionary only costs time there.
+    leaves = _leaf_paths(schema)
+    return {
+        "compression": {path: _compression(path) for path in leaves},
+        "use_dictionary": [path for path in leaves if path.startswith("conversations.")],
+        "write_statistics": [path for path in leaves if path != "image.bytes"],
+        "store_schema": True,
+    }
+
+
+def _compression(path: str) -> str:
+    return "NONE" if path in ("image.bytes", "score") else "ZSTD"
+
+
+def _leaf_paths(schema: pa.Schema) -> list[str]:
+    """Parquet column paths, such as `image.bytes`, of all leaves of `schema`."""
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty)
+    parquet = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
+    return [parquet.column(i).path for i in range(len(parquet))]

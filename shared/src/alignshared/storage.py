@@ -1,0 +1,189 @@
+"""A folder, on disk or in an object store, addressed by relative POSIX paths.
+
+Everything is written to a temporary name and renamed when it is whole, so a reader never meets half a
+file. pyarrow's file systems do the work; credentials come from the environment, as with any S3 tool.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import fs
+
+from alignshared.errors import InputError
+
+_TEMPORARY = ".tmp"
+
+
+class HashingSink:
+    """A binary file that counts and hashes (SHA-256) what is written through it."""
+
+    def __init__(self, raw: pa.NativeFile) -> None:
+        self._raw = raw
+        self._sha256 = hashlib.sha256()
+        self.bytes_written = 0
+
+    def write(self, data: bytes) -> int:
+        self._sha256.update(data)
+        self._raw.write(data)
+        self.bytes_written += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.bytes_written
+
+    def flush(self) -> None:
+        self._raw.flush()
+
+    def close(self) -> None:
+        self._raw.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._raw.closed
+
+    def writable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return False
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal digest of the bytes written so far."""
+        return self._sha256.hexdigest()
+
+
+class Storage:
+    """A folder at `location`: a local path or a URI such as `s3://bucket/prefix`."""
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        text = os.fspath(location)
+        self.location = text if "://" in text else os.path.abspath(text)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.location!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"location": self.location}
+
+    @cached_property
+    def _filesystem_and_root(self) -> tuple[fs.FileSystem, str]:
+        if "://" not in self.location:
+            return fs.LocalFileSystem(), self.location
+        try:
+            return fs.FileSystem.from_uri(self.location)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{self.location} cannot be opened: {error}.") from error
+
+    @property
+    def filesystem(self) -> fs.FileSystem:
+        """The pyarrow file system that `path` speaks to."""
+        return self._filesystem_and_root[0]
+
+    def path(self, name: str = "") -> str:
+        """Where `name` lies in the file system.
+
+        Raises:
+            InputError: `name` is absolute or leaves the folder.
+        """
+        pure = PurePosixPath(name)
+        if pure.is_absolute() or ".." in pure.parts:
+            raise InputError(f"{name!r} leaves the folder {self.location}; use a path inside it.")
+        root = self._filesystem_and_root[1]
+        return f"{root}/{pure}" if name else root
+
+    def child(self, name: str) -> "Storage":
+        """The folder `name` inside this one."""
+        self.path(name)
+        return Storage(f"{self.location.rstrip('/')}/{name}")
+
+    def names(self) -> list[str]:
+        """Names of the files and folders directly inside, sorted; empty when there is no folder."""
+        selector = fs.FileSelector(self.path(), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder `name` is there."""
+        return self.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound
+
+    def open(self, name: str) -> pa.NativeFile:
+        """Open `name` for reading at any position.
+
+        Raises:
+            InputError: there is no such file.
+        """
+        try:
+            return self.filesystem.open_input_file(self.path(name))
+        except FileNotFoundError as error:
+            raise InputError(f"there is no {name} in {self.location}.") from error
+
+    def read_bytes(self, name: str) -> bytes:
+        """The whole content of the file `name`."""
+        with self.open(name) as stream:
+            return stream.read()
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[HashingSink]:
+        """Write `name` whole or not at all: it appears under its name only when the block succeeds.
+
+        Raises:
+            InputError: the folder cannot be written to.
+        """
+        final = self.path(name)
+        temporary = f"{final}{_TEMPORARY}"
+        try:
+            self.filesystem.create_dir(os.path.dirname(final), recursive=True)
+            raw = self.filesystem.open_output_stream(temporary)
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise InputError(f"{self.location} cannot be written to: {error}.") from error
+        sink = HashingSink(raw)
+        try:
+            yield sink
+        except BaseException:
+            raw.close()
+            with suppress(FileNotFoundError):
+                self.filesystem.delete_file(temporary)
+            raise
+        raw.close()
+        self.filesystem.move(temporary, final)
+
+    def write_bytes(self, name: str, data: bytes) -> str:
+        """Write `data` as the file `name`, whole or not at all; returns its SHA-256."""
+        with self.writing(name) as sink:
+            sink.write(data)
+        return sink.sha256
+
+    def write_json(self, name: str, data: Any) -> str:
+        """Write `data` as indented JSON; returns the file's SHA-256."""
+        text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
+        return self.write_bytes(name, text.encode() + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """The parsed JSON file `name`.
+
+        Raises:
+            InputError: there is no such file, or it is not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise InputError(f"{name} in {self.location} is not JSON: {error}.") from error
+
+    def delete(self, name: str) -> None:
+        """Delete the file or folder `name`; fine if it is not there."""
+        path = self.path(name)
+        kind = self.filesystem.get_file_info(path).type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(path)
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(path)
