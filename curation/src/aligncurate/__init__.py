@@ -1,0 +1,30 @@
+"""Score image-text pairs with CLIP, sort them into alignment levels, report on them.
+
+Everything that a command does can be called: `from aligncurate import score, bucket, report`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aligncurate.stages.bucket import bucket
+    from aligncurate.stages.inspect import inspect
+    from aligncurate.stages.report import report
+    from aligncurate.stages.score import Execution, score
+    from aligncurate.stages.validate import validate
+
+__all__ = ["Execution", "bucket", "inspect", "report", "score", "validate"]
+
+_HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
+    "Execution": "aligncurate.stages.score"
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a stage when it is first asked for: torch and ray take seconds, `--help` should
+    not.
+    """
+    from importlib import import_module
+
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

@@ -4,6 +4,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def available_cores() -> int:
@@ -11,7 +15,7 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_ordered[Item, Result](
+def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int = 1
 ) -> Iterator[Result]:
     """`map` on `workers` threads, with at most `workers + ahead` items begun and not yet taken.

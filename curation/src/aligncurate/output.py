@@ -1,8 +1,8 @@
 """The folder that a stage writes: fresh, to be gone on with, or finished; never another run's.
 
-A run leaves `.run/config.json` before its first shard and removes `.run` when the manifest is written. What
-decides the rows of a dataset is its configuration; how it was executed (workers, engine) does not, so
-that stands apart under `execution` and is not compared.
+A run leaves `.run/config.json` before its first shard and removes `.run` when the manifest is
+written. What decides the rows of a dataset is its configuration; how it was executed (workers,
+engine) does not, so that stands apart under `execution` and is not compared.
 """
 
 from collections import Counter

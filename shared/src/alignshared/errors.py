@@ -4,8 +4,8 @@
     └── InputError       bad arguments or bad input; exit code 2
         └── ContractError    a dataset that does not keep the contract
 
-The message is one sentence that says what is wrong, where, and what to do. Commands print it without
-a traceback; anything that is not an AlignError is a bug and keeps its traceback.
+The message is one sentence that says what is wrong, where, and what to do. Commands print it
+without a traceback; anything that is not an AlignError is a bug and keeps its traceback.
 """
 
 

@@ -1,5 +1,6 @@
-"""The manifest: what a dataset is and where it came from. It is written last; without it a folder is an
-unfinished run."""
+"""The manifest: what a dataset is and where it came from. It is written last; without it a folder
+is an unfinished run.
+"""
 
 import hashlib
 import json
@@ -107,13 +108,15 @@ def _parse(data: bytes, location: str) -> Manifest:
     if version != SCHEMA_VERSION:
         remedy = "upgrade this package" if version > SCHEMA_VERSION else "write the dataset again"
         raise ContractError(
-            f"{location} has schema version {version}, this version reads {SCHEMA_VERSION}; {remedy}."
+            f"{location} has schema version {version}, this version reads {SCHEMA_VERSION}; "
+            f"{remedy}."
         )
     try:
         return _from_fields(fields)
     except (KeyError, TypeError) as error:
         raise ContractError(
-            f"{MANIFEST_FILE} in {location} lacks or adds a field ({error}); write the dataset again."
+            f"{MANIFEST_FILE} in {location} lacks or adds a field ({error}); write the dataset "
+            "again."
         ) from error
 
 

@@ -1,7 +1,8 @@
 """The columns of a pair dataset and their Arrow types.
 
-Stages add columns, none renames one. `image` follows the Hugging Face Image convention, and the schema
-carries the `huggingface` metadata, so `datasets` and its viewers show pictures without being told.
+Stages add columns, none renames one. `image` follows the Hugging Face Image convention, and the
+schema carries the `huggingface` metadata, so `datasets` and its viewers show pictures without being
+told.
 """
 
 import json
@@ -31,7 +32,9 @@ SCORE_COLUMNS: dict[str, pa.DataType] = {
     "score": pa.float32(),
     "caption_truncated": pa.bool_(),
 }
-"""What scoring adds: size in pixels as displayed, CLIP cosine in [-1, 1], whether the caption was cut."""
+"""What scoring adds: size in pixels as displayed, CLIP cosine in [-1, 1], whether the caption was
+cut.
+"""
 
 EMBEDDING_COLUMNS = ("image_embedding", "text_embedding")
 LEVEL_COLUMN = "level"
@@ -47,7 +50,8 @@ def embedding_type(dim: int) -> pa.DataType:
 
 
 def scored_schema(extra: pa.Schema | None = None, embedding_dim: int | None = None) -> pa.Schema:
-    """Schema of a scored dataset: source and score columns, embeddings if `embedding_dim`, then `extra`.
+    """Schema of a scored dataset: source and score columns, embeddings if `embedding_dim`, then
+    `extra`.
 
     `extra` holds the source's own columns (a url, a language tag); they pass through all stages.
     """

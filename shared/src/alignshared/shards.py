@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -73,25 +74,31 @@ def writing_shard(
 ) -> Iterator[tuple[ShardWriter, ShardResult]]:
     """Write the shard `file` whole or not at all; `result.info` is set when the block has ended."""
     result = ShardResult()
-    with storage.writing(file) as sink:
-        with pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as parquet:
-            size = IMAGE_ROW_GROUP if "image" in schema.names else PLAIN_ROW_GROUP
-            writer = ShardWriter(parquet, size)
-            yield writer, result
-            writer.close()
+    with (
+        storage.writing(file) as sink,
+        pq.ParquetWriter(sink, schema, **_parquet_options(schema)) as parquet,
+    ):
+        size = IMAGE_ROW_GROUP if "image" in schema.names else PLAIN_ROW_GROUP
+        writer = ShardWriter(parquet, size)
+        yield writer, result
+        writer.close()
     result.info = ShardInfo(file, writer.rows, sink.bytes_written, sink.sha256)
 
 
-def _parquet_options(schema: pa.Schema) -> dict[str, object]:
-    # Encoded pictures do not compress further, and their statistics are pictures again; scores and ids
-    # are all different, so a dictionary only costs time there.
+def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    # Encoded pictures do not compress further, and their statistics are pictures again; scores and
+    # ids are all different, so a dictionary only costs time there, while levels are few.
     leaves = _leaf_paths(schema)
     return {
         "compression": {path: _compression(path) for path in leaves},
-        "use_dictionary": [path for path in leaves if path.startswith("conversations.")],
+        "use_dictionary": [path for path in leaves if _has_few_values(path)],
         "write_statistics": [path for path in leaves if path != "image.bytes"],
         "store_schema": True,
     }
+
+
+def _has_few_values(path: str) -> bool:
+    return path == "level" or path.startswith("conversations.")
 
 
 def _compression(path: str) -> str:
@@ -101,6 +108,6 @@ def _compression(path: str) -> str:
 def _leaf_paths(schema: pa.Schema) -> list[str]:
     """Parquet column paths, such as `image.bytes`, of all leaves of `schema`."""
     empty = pa.BufferOutputStream()
-    pq.write_table(schema.empty_table(), empty)
+    pq.ParquetWriter(empty, schema).close()
     parquet = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
     return [parquet.column(i).path for i in range(len(parquet))]

@@ -1,7 +1,8 @@
 """A folder, on disk or in an object store, addressed by relative POSIX paths.
 
-Everything is written to a temporary name and renamed when it is whole, so a reader never meets half a
-file. pyarrow's file systems do the work; credentials come from the environment, as with any S3 tool.
+Everything is written to a temporary name and renamed when it is whole, so a reader never meets half
+a file. pyarrow's file systems do the work; credentials come from the environment, as with any S3
+tool.
 """
 
 import hashlib

@@ -1,0 +1,3 @@
+"""Train the adaptive-alignment multimodal LLM on levelled shards."""
+
+__all__: list[str] = []

@@ -1,0 +1,19 @@
+"""CLIP: from pictures and captions to unit embeddings, and from these to scores.
+
+The only place that imports open_clip.
+"""
+
+from aligncurate.core.clip.model import ClipModel, available_gpus, one_torch_thread, score_pairs
+from aligncurate.core.clip.resolve import Precision, ResolvedClip, resolve_clip
+from aligncurate.core.clip.view import pixel_view
+
+__all__ = [
+    "ClipModel",
+    "Precision",
+    "ResolvedClip",
+    "available_gpus",
+    "one_torch_thread",
+    "pixel_view",
+    "resolve_clip",
+    "score_pairs",
+]

@@ -1,0 +1,186 @@
+"""The CLIP model: loading it, checking that it is what it should be, and embedding with it."""
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from open_clip.transformer import text_global_pool
+from safetensors import SafetensorError
+
+from aligncurate.core.clip.resolve import Precision, ResolvedClip
+from alignshared import AlignError, InputError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PROBE = "a photo of a red bicycle leaning against a wall"
+
+
+class ClipModel:
+    """A CLIP in evaluation mode on one device; safe to call from several threads.
+
+    Weights are held in `precision` throughout: on CPU autocast would cast them anew at every call.
+
+    Raises:
+        InputError: the weights do not fit the architecture or are not a safe file, or the device
+            does not compute in `precision`.
+        AlignError: the model fails its checks (see `_check`).
+    """
+
+    def __init__(self, resolved: ResolvedClip, precision: Precision, device: str = "cpu") -> None:
+        if precision == "fp16" and device == "cpu":
+            raise InputError("--precision fp16 needs a GPU; give bf16 or fp32 on a CPU.")
+        self.device = torch.device(device)
+        self.dtype = _DTYPES[precision]
+        self._name = resolved.name
+        self._model = _load(resolved).to(device=self.device, dtype=self.dtype).eval()
+        self._tokenizer = open_clip.get_tokenizer(resolved.open_clip_name)
+        self._causal_text = _causal_text_tower(self._model)
+        mean, std = resolved.preprocess["mean"], resolved.preprocess["std"]
+        self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self._check()
+
+    @torch.inference_mode()
+    def embed_images(self, pixels_NHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Unit embeddings [N, d] float32 of `pixels_NHWC` [N, H, W, 3] uint8 from `pixel_view`."""
+        pixels = torch.from_numpy(pixels_NHWC).to(self.device).permute(0, 3, 1, 2)
+        # The arithmetic of torchvision's ToTensor and Normalize, in their order and precision.
+        normal = pixels.contiguous().float().div_(255).sub_(self._mean).div_(self._std)
+        return _unit(self._model.encode_image(normal.to(self.dtype)))
+
+    @torch.inference_mode()
+    def embed_captions(
+        self, captions: Sequence[str]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        """Unit embeddings [N, d] float32 of `captions`, and which were longer than the tower
+        reads.
+        """
+        tokens = self._tokenizer(list(captions))
+        truncated = self._truncated(captions, tokens)
+        tokens = tokens.to(self.device)
+        if self._causal_text is None:
+            return _unit(self._model.encode_text(tokens)), truncated
+        return _unit(_encode_trimmed(self._causal_text, tokens)), truncated
+
+    def _truncated(self, captions: Sequence[str], tokens_NL: torch.Tensor) -> npt.NDArray[np.bool_]:
+        # A caption fills its row exactly or is longer; one token more tells which.
+        pad = getattr(getattr(self._tokenizer, "tokenizer", None), "pad_token_id", 0) or 0
+        length = tokens_NL.shape[1]
+        truncated = (tokens_NL[:, -1] != pad).numpy()
+        full = np.flatnonzero(truncated)
+        if full.size:
+            longer = self._tokenizer([captions[i] for i in full], context_length=length + 1)
+            truncated[full] = (longer[:, -1] != pad).numpy()
+        return truncated
+
+    def _check(self) -> None:
+        """Evaluation mode; one caption, embedded twice in one batch, gives cosine 1; trimming
+        padding changes nothing.
+
+        Raises:
+            AlignError: one of these fails, so the scores would mean nothing.
+        """
+        tolerance = 1e-4 if self.dtype == torch.float32 else 2e-2
+        if self._model.training:
+            raise AlignError(f"{self._name} is not in evaluation mode; this is a bug, report it.")
+        (first, second, _), _ = self.embed_captions([_PROBE, _PROBE, "x"])
+        cosine = float(first @ second)
+        if not abs(cosine - 1) < tolerance:
+            raise AlignError(
+                f"{self._name} gives one caption two embeddings (cosine {cosine:.4f}); "
+                "its weights file is damaged or of another architecture."
+            )
+        with torch.inference_mode():
+            padded = _unit(self._model.encode_text(self._tokenizer([_PROBE]).to(self.device)))
+        if not abs(float(padded[0] @ first) - 1) < tolerance:
+            raise AlignError(
+                f"{self._name} gives another embedding when padding is cut off; report it."
+            )
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Have every calling thread compute on its own core alone, rather than each of them on all
+    cores.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def available_gpus() -> int:
+    """How many CUDA devices torch can use here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def score_pairs(
+    image_embeddings_ND: npt.NDArray[np.float32], text_embeddings_ND: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Scores [N] float32: row by row the cosine of unit embeddings, kept inside [-1, 1]."""
+    cosines = np.einsum("nd,nd->n", image_embeddings_ND, text_embeddings_ND, dtype=np.float32)
+    return np.clip(cosines, -1.0, 1.0)
+
+
+def _load(resolved: ResolvedClip) -> torch.nn.Module:
+    brings_weights = resolved.open_clip_name.startswith(("local-dir:", "hf-hub:"))
+    try:
+        return open_clip.create_model(
+            resolved.open_clip_name,
+            pretrained=None if brings_weights else resolved.weights_path,
+            force_quick_gelu=resolved.quick_gelu,
+            require_pretrained=True,
+            weights_only=True,
+        )
+    except (pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, EOFError) as error:
+        raise InputError(
+            f"{resolved.weights_path} cannot be loaded without running code in it, or is damaged; "
+            "give a .safetensors file or a plain state_dict."
+        ) from error
+    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{resolved.weights_path} does not fit the architecture {resolved.name}: {detail}."
+        ) from error
+
+
+def _unit(embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
+    return torch.nn.functional.normalize(embeddings.float(), dim=-1).cpu().numpy()
+
+
+def _causal_text_tower(model: Any) -> Any | None:
+    """open_clip's text tower if no token sees a later one, so that cutting padding is exact."""
+    tower = getattr(model, "text", model)
+    pooling = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
+    causal = getattr(tower, "attn_mask", None) is not None
+    plain = getattr(tower, "cls_emb", None) is None
+    return tower if causal and plain and pooling in ("argmax", "eos") else None
+
+
+def _encode_trimmed(tower: Any, tokens_NL: torch.Tensor) -> torch.Tensor:
+    """Text features [N, d], read only as far as the longest caption of the batch reaches.
+
+    Follows open_clip's `encode_text` on fewer columns. The mask is causal, so a caption's last
+    token never sees the padding behind it.
+    """
+    pooling = getattr(tower, "text_pool_type", None) or tower.pool_type
+    end_id = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+    ends = tokens_NL.argmax(-1) if pooling == "argmax" else (tokens_NL == end_id).int().argmax(-1)
+    length = int(ends.max()) + 1
+    tokens = tokens_NL[:, :length]
+    dtype = tower.transformer.get_cast_dtype()
+    x_NLC = tower.token_embedding(tokens).to(dtype)
+    x_NLC = x_NLC + tower.positional_embedding[:length].to(dtype)
+    x_NLC = tower.transformer(x_NLC, attn_mask=tower.attn_mask[:length, :length])
+    pooled_NC = text_global_pool(tower.ln_final(x_NLC), tokens, pooling, eos_token_id=end_id)
+    projection = tower.text_projection
+    if projection is None:
+        return pooled_NC
+    return projection(pooled_NC) if callable(projection) else pooled_NC @ projection

@@ -1,0 +1,204 @@
+"""From the words --model and --weights to files: which architecture, which weights, which
+activation.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
+from open_clip import pretrained
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+from alignshared import InputError, ModelInfo, demo
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+DEFAULT_TAG = "openai"
+WEIGHTS_CACHE = Path("~/.cache/alignstack/weights")
+"""Where weights can be laid by hand: `<model>/<tag>.safetensors` (or `.pt`)."""
+
+_CONFIG_FILE = "open_clip_config.json"
+_WEIGHTS_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedClip:
+    """A CLIP whose weights are on this machine; can be sent to workers, holds no tensors.
+
+    `open_clip_name` is what open_clip's factory takes; `preprocess` is open_clip's image
+    preprocessing configuration, `image_size` the pixels per side, `embedding_dim` the width of the
+    joint space.
+    """
+
+    name: str
+    weights: str
+    open_clip_name: str
+    weights_path: str
+    weights_sha256: str
+    quick_gelu: bool
+    image_size: int
+    embedding_dim: int
+    preprocess: dict[str, Any]
+
+    def info(self, precision: Precision) -> ModelInfo:
+        """What the manifest says of the model."""
+        return ModelInfo(self.name, self.weights, self.weights_sha256, self.image_size, precision)
+
+
+def resolve_clip(name: str, weights: str | None = None) -> ResolvedClip:
+    """Find the model `name` with `weights`, downloading them where that is possible.
+
+    `name` is `demo` (shipped), an open_clip architecture, `hf-hub:org/repo`, or a folder with an
+    open_clip configuration and weights. `weights` is a pretrained tag or a weights file
+    (safetensors, or a PyTorch file that loads without running code); only architectures take one.
+
+    Raises:
+        InputError: no such model or tag, or the weights are neither here nor to be downloaded.
+    """
+    if name == "demo":
+        return _from_folder("demo", demo.clip_path(), weights)
+    if name.startswith("hf-hub:"):
+        return _from_hub(name, weights)
+    folder = Path(name.removeprefix("local-dir:"))
+    if folder.is_dir():
+        return _from_folder(name, folder, weights)
+    return _from_architecture(name, weights or DEFAULT_TAG)
+
+
+def _from_architecture(name: str, weights: str) -> ResolvedClip:
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise InputError(
+            f"--model {name} is no open_clip architecture, no folder and no hf-hub: name; "
+            f"architectures near it: {_nearest(name, open_clip.list_models())}."
+        )
+    tag = open_clip.get_pretrained_cfg(name, weights)
+    if tag:
+        path, quick_gelu = _tagged_weights(name, weights, tag), bool(tag.get("quick_gelu", False))
+        if config.get("quick_gelu", False) and not quick_gelu:
+            raise InputError(
+                f"weights {weights} of {name} were not trained with QuickGELU, which this "
+                f"architecture has; name {name.removesuffix('-quickgelu')} instead."
+            )
+    elif Path(weights).is_file():
+        path, quick_gelu = Path(weights), bool(config.get("quick_gelu", False))
+    else:
+        raise InputError(
+            f"--weights {weights} is neither a file nor a tag of {name}; its tags are "
+            f"{', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'}."
+        )
+    preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), tag or {})
+    return _resolved(name, weights, name, path, config, preprocess, quick_gelu)
+
+
+def _from_folder(name: str, folder: Path, weights: str | None) -> ResolvedClip:
+    _refuse_weights(name, weights)
+    config_path = folder / _CONFIG_FILE
+    if not config_path.is_file():
+        raise InputError(f"{folder} holds no {_CONFIG_FILE}; name a folder that open_clip saved.")
+    paths = [folder / file for file in _WEIGHTS_FILES if (folder / file).is_file()]
+    if not paths:
+        raise InputError(f"{folder} holds no weights; put {_WEIGHTS_FILES[0]} there.")
+    model, preprocess = _read_config(config_path)
+    return _resolved(
+        name, paths[0].name, f"local-dir:{folder}", paths[0], model, preprocess,
+        bool(model.get("quick_gelu", False)),
+    )  # fmt: skip
+
+
+def _from_hub(name: str, weights: str | None) -> ResolvedClip:
+    _refuse_weights(name, weights)
+    repo = name.removeprefix("hf-hub:")
+    try:
+        config_path = Path(hf_hub_download(repo, _CONFIG_FILE))
+        path = Path(pretrained.download_pretrained_from_hf(repo))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(
+            f"{name} is not in the Hugging Face cache and cannot be downloaded "
+            f"({_first_line(error)}); download {repo} elsewhere and give the folder with {_CONFIG_FILE} as --model."
+        ) from error
+    model, preprocess = _read_config(config_path)
+    return _resolved(
+        name, path.name, name, path, model, preprocess, bool(model.get("quick_gelu", False))
+    )
+
+
+def _resolved(
+    name: str,
+    weights: str,
+    open_clip_name: str,
+    path: Path,
+    config: dict[str, Any],
+    preprocess: dict[str, Any],
+    quick_gelu: bool,
+) -> ResolvedClip:
+    size = config["vision_cfg"].get("image_size", 224)
+    return ResolvedClip(
+        name=name,
+        weights=weights,
+        open_clip_name=open_clip_name,
+        weights_path=str(path),
+        weights_sha256=_sha256(path),
+        quick_gelu=quick_gelu,
+        image_size=size if isinstance(size, int) else size[0],
+        embedding_dim=config["embed_dim"],
+        preprocess=preprocess | {"size": size},
+    )
+
+
+def _refuse_weights(name: str, weights: str | None) -> None:
+    if weights is not None:
+        raise InputError(
+            f"--weights {weights} cannot go with --model {name}, which brings its own weights; "
+            "leave one of them out."
+        )
+
+
+def _tagged_weights(name: str, tag: str, config: dict[str, Any]) -> Path:
+    laid = [WEIGHTS_CACHE.expanduser() / name / f"{tag}{end}" for end in (".safetensors", ".pt")]
+    for path in laid:
+        if path.is_file():
+            return path
+    try:
+        return Path(pretrained.download_pretrained(config))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        source = config.get("hf_hub", "").rstrip("/") or config.get("url", "")
+        raise InputError(
+            f"the weights {tag} of {name} are not in the Hugging Face cache and cannot be "
+            f"downloaded ({_first_line(error)}); download the weights file of {source} elsewhere "
+            f"and place it as {laid[0]}."
+        ) from error
+
+
+def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        config = json.loads(path.read_text())
+        model = config["model_cfg"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not an open_clip configuration: {error!r}.") from error
+    defaults = asdict(PreprocessCfg())
+    return model, merge_preprocess_dict(defaults, config.get("preprocess_cfg", {}))
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    return ", ".join(get_close_matches(name, known, n=4, cutoff=0.3)) or ", ".join(known[:4])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

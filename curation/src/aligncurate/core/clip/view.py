@@ -1,0 +1,37 @@
+"""What of a picture the model sees: open_clip's own resizing and cropping, kept as 8-bit pixels.
+
+open_clip's transform ends in two steps that turn pixels into normalised floats. Those run once per
+batch on the model's device instead, with the same arithmetic, so a picture travels at a quarter of
+the bytes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from PIL import Image
+from torchvision.transforms import Compose, Normalize, ToTensor
+
+PixelView = Callable[[Image.Image], npt.NDArray[np.uint8]]
+
+
+def pixel_view(preprocess: dict[str, Any]) -> PixelView:
+    """The function from an RGB image to its pixels [H, W, 3] uint8 as open_clip's `preprocess`
+    frames it.
+    """
+    transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
+    to_floats = next(i for i, t in enumerate(transform.transforms) if isinstance(t, ToTensor))
+    if not isinstance(transform.transforms[-1], Normalize) or to_floats != (
+        len(transform.transforms) - 2
+    ):
+        raise RuntimeError(
+            f"open_clip's transform no longer ends as this code expects: {transform}"
+        )
+    frame = Compose(transform.transforms[:to_floats])
+
+    def view(image: Image.Image) -> npt.NDArray[np.uint8]:
+        return np.array(frame(image))
+
+    return view

@@ -1,0 +1,117 @@
+"""A histogram of scores that is built batch by batch, merged across shards, and cut to size at the
+end.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+_FINE_BINS = 20_000
+_PER_UNIT = _FINE_BINS // 2
+"""Fine bins per unit of score. A power of ten, so that bins of 0.001, 0.002, 0.005, ... are whole
+sums.
+"""
+
+_STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
+"""Widths of a bin, in fine bins: each divides them all, and has round ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bins:
+    """Counts [b] int64 of scores between neighbouring `ends` [b+1] float64, all bins equally
+    wide.
+    """
+
+    ends: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.int64]
+
+    @property
+    def width(self) -> float:
+        """Width of a bin, in units of score."""
+        return round(float(self.ends[1] - self.ends[0]), 4)
+
+
+class Histogram:
+    """Counts of float32 scores in 20,000 bins over [-1, 1], with their exact count, least and
+    greatest.
+
+    Memory does not depend on the number of scores, and adding batches in any order, or merging the
+    histograms of parts, gives the same counts.
+    """
+
+    def __init__(self) -> None:
+        self._fine = np.zeros(_FINE_BINS, dtype=np.int64)
+        self._sum = 0.0
+        self._sum_of_squares = 0.0
+        self.min = np.inf
+        self.max = -np.inf
+
+    def add(self, scores: npt.NDArray[np.float32]) -> None:
+        """Count the finite ones of `scores` [n]; what lies beyond [-1, 1] counts in the outermost
+        bin.
+        """
+        finite = scores[np.isfinite(scores)].astype(np.float64)
+        if not len(finite):
+            return
+        at = np.floor((finite + 1.0) * _PER_UNIT).astype(np.int64)
+        self._fine += np.bincount(np.clip(at, 0, _FINE_BINS - 1), minlength=_FINE_BINS)
+        self._sum += float(finite.sum())
+        self._sum_of_squares += float(np.square(finite).sum())
+        self.min = min(self.min, float(finite.min()))
+        self.max = max(self.max, float(finite.max()))
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of another part."""
+        self._fine += other._fine
+        self._sum += other._sum
+        self._sum_of_squares += other._sum_of_squares
+        self.min = min(self.min, other.min)
+        self.max = max(self.max, other.max)
+
+    @property
+    def count(self) -> int:
+        """How many scores were counted."""
+        return int(self._fine.sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean score; NaN when none was counted."""
+        return self._sum / self.count if self.count else np.nan
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the scores; NaN when none was counted."""
+        if not self.count:
+            return np.nan
+        return max(self._sum_of_squares / self.count - self.mean**2, 0.0) ** 0.5
+
+    def quantile(self, share: float) -> float:
+        """The score below which `share` of the scores lie, to within one fine bin (0.0001).
+
+        Raises:
+            ValueError: no score was counted.
+        """
+        if not self.count:
+            raise ValueError("an empty histogram has no quantiles")
+        at = int(np.searchsorted(np.cumsum(self._fine), share * self.count))
+        middle = (min(at, _FINE_BINS - 1) + 0.5) / _PER_UNIT - 1.0
+        return min(max(middle, self.min), self.max)
+
+    def bins(self, at_most: int = 80) -> Bins:
+        """At most `at_most` (at least 1) bins with round ends over the range of the scores.
+
+        Raises:
+            ValueError: no score was counted.
+        """
+        if not self.count:
+            raise ValueError("an empty histogram has no bins")
+        filled = np.flatnonzero(self._fine)
+        first, last = int(filled[0]), int(filled[-1])
+        for step in _STEPS:
+            start, stop = first // step * step, (last // step + 1) * step
+            if (stop - start) // step <= at_most:
+                break
+        ends = np.arange(start, stop + 1, step) / _PER_UNIT - 1.0
+        return Bins(np.round(ends, 4), self._fine[start:stop].reshape(-1, step).sum(axis=1))

@@ -1,0 +1,99 @@
+"""From the bytes of a picture to an RGB image as a viewer shows it, or the reason why not.
+
+Differences from what open_clip's transform sees, all of them where Pillow's plain conversion would
+lose the picture: the EXIF rotation is applied, transparent pixels lie over white, 16-bit grey is
+scaled to 8 bits, and palette and CMYK pictures become RGB before they are resized rather than
+after. RGB and grey pictures give the same pixels to the bit.
+"""
+
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from alignshared import Reason
+
+MAX_PIXELS = 89_478_485
+"""Pillow's own limit, past which it warns of a decompression bomb; checked before decoding."""
+
+# What Pillow warns of is rejected below.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
+# What Pillow's decoders raise on damaged files, gathered from its own fuzzing targets.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    NotImplementedError,
+    struct.error,
+    zlib.error,
+)
+
+
+class ImageError(Exception):
+    """A picture that cannot be used: the reason for the reject, and a detail for the reader."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode an encoded picture (any format of Pillow's) to RGB; of an animation, the first frame.
+
+    Raises:
+        ImageError: the bytes are empty, no picture, damaged, or of more than MAX_PIXELS pixels.
+    """
+    if not data:
+        raise ImageError(Reason.EMPTY_FILE, "the file has no bytes")
+    image = _open(data)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
+        )
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except _DECODE_ERRORS as error:
+        raise ImageError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ImageError(Reason.NOT_AN_IMAGE, "no picture format that Pillow knows") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _DECODE_ERRORS:  # A damaged EXIF block does not make the picture unusable.
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64) // 257
+        return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, "white")
+        return Image.alpha_composite(white, over).convert("RGB")
+    return image.convert("RGB")

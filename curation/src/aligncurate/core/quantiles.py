@@ -1,0 +1,199 @@
+"""Exact order statistics of any number of float32 scores, in constant memory.
+
+float32 has 2^32 values and their bits, read as in `sortable_keys`, are in the order of the
+numbers. One pass counts scores by the upper 16 bits of their key, which says in which of 2^16 bins
+each wanted rank lies; a second pass counts the lower 16 bits of the scores in just those bins,
+which says the score itself. Counts of parts add up to the counts of the whole, so the result is
+the same, to the bit, for any division of the scores into parts and any order of the parts.
+
+Edge k of N (k = 1..N-1) over n finite scores is the score with 0-based rank floor(k*n/N) in
+ascending order. With level = 1 + number of edges <= score, level k then holds the ranks from
+floor((k-1)*n/N) up to, not including, floor(k*n/N): without ties the levels' sizes differ by at
+most 1.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+BINS = 1 << 16
+"""Values that 16 bits can have: coarse bins, and scores within one of them."""
+
+_CHUNK = 1 << 17
+"""Scores at a time: the temporary arrays of that many stay in a core's cache."""
+
+_SIGN = np.uint32(0x8000_0000)
+_NEGATIVE_ZERO_KEY = np.uint32(0x7FFF_FFFF)
+
+# Bits from 0x7f800000 (with the sign, 0xff800000) upwards are infinities and NaNs; these are the
+# bins of the least and the greatest finite float32.
+_FIRST_FINITE_BIN = 0x0080
+_LAST_FINITE_BIN = 0xFF7F
+
+
+def sortable_keys(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Keys [n] uint32 in the order of `scores` [n] float32, the same for -0.0 as for 0.0.
+
+    A negative number's bits grow with its magnitude, so all of them are flipped; of any other
+    number only the sign bit is, which puts it above the negative ones.
+    """
+    bits = scores.view(np.uint32)
+    all_ones_if_negative = (bits.view(np.int32) >> 31).view(np.uint32)
+    keys = bits ^ (all_ones_if_negative | _SIGN)
+    keys += keys == _NEGATIVE_ZERO_KEY
+    return keys
+
+
+def _score_of_key(key: int) -> np.float32:
+    """The float32 whose sortable key is `key`."""
+    bits = key ^ 0x8000_0000 if key & 0x8000_0000 else key ^ 0xFFFF_FFFF
+    return np.uint32(bits).view(np.float32)
+
+
+def _key_chunks(scores: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.uint32]]:
+    if scores.dtype != np.float32:
+        raise TypeError(f"scores must be float32, not {scores.dtype}")
+    for start in range(0, len(scores), _CHUNK):
+        yield sortable_keys(scores[start : start + _CHUNK])
+
+
+class CoarseCounts:
+    """First pass: how many scores have each upper half of a key."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(BINS, dtype=np.int64)
+
+    def add(self, scores: npt.NDArray[np.float32]) -> None:
+        """Count `scores` [n] float32; those that are not finite are counted apart."""
+        for keys in _key_chunks(scores):
+            self.counts += np.bincount(keys >> 16, minlength=BINS)
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of another part."""
+        self.counts += other.counts
+
+    @property
+    def finite(self) -> int:
+        """How many of the scores are finite."""
+        return int(self.counts[_FIRST_FINITE_BIN : _LAST_FINITE_BIN + 1].sum())
+
+    @property
+    def non_finite(self) -> int:
+        """How many of the scores are NaN or infinite."""
+        return int(self.counts.sum()) - self.finite
+
+    def finite_counts(self) -> npt.NDArray[np.int64]:
+        """Counts [2^16] int64 by bin, with 0 in the bins of NaN and infinities."""
+        counts = self.counts.copy()
+        counts[:_FIRST_FINITE_BIN] = 0
+        counts[_LAST_FINITE_BIN + 1 :] = 0
+        return counts
+
+    def bins_to_resolve(self, levels: int) -> npt.NDArray[np.intp]:
+        """Bins that a second pass must look into for the edges of `levels` levels, ascending.
+
+        They are those of the edges and of the least and greatest score; or all that hold a score,
+        where these are fewer than the levels, so that the number of distinct scores can be told.
+        """
+        counts = self.finite_counts()
+        occupied = np.flatnonzero(counts)
+        if len(occupied) < levels:
+            return occupied
+        ranks = [0, *edge_ranks(levels, self.finite), self.finite - 1]
+        return np.unique(np.searchsorted(np.cumsum(counts), ranks, side="right"))
+
+
+class FineCounts:
+    """Second pass: how many scores of the given coarse bins have each lower half of a key."""
+
+    def __init__(self, bins: npt.NDArray[np.intp]) -> None:
+        self.bins = bins
+        self.counts = np.zeros((len(bins), BINS), dtype=np.int64)
+        self._row_of_bin = np.full(BINS, -1, dtype=np.int32)
+        self._row_of_bin[bins] = np.arange(len(bins))
+
+    def add(self, scores: npt.NDArray[np.float32]) -> None:
+        """Count `scores` [n] float32; those outside the bins are passed over."""
+        flat = self.counts.reshape(-1)
+        for keys in _key_chunks(scores):
+            rows = self._row_of_bin[keys >> 16]
+            inside = rows >= 0
+            at = rows[inside].astype(np.intp) << 16 | (keys[inside] & 0xFFFF)
+            # bincount would make and add an array of all bins for every chunk.
+            np.add.at(flat, at, 1)
+
+    def merge(self, other: Self) -> None:
+        """Add the counts of another part, counted over the same bins."""
+        self.counts += other.counts
+
+
+class OrderedScores:
+    """What the two passes tell of the finite scores: those in resolved bins, by their rank."""
+
+    def __init__(self, coarse: CoarseCounts, fine: FineCounts) -> None:
+        self._upto = np.cumsum(coarse.finite_counts())
+        self._fine = fine
+        self.count = coarse.finite
+
+    def at_rank(self, rank: int) -> np.float32:
+        """The score with 0-based `rank` in ascending order.
+
+        Raises:
+            KeyError: the rank lies in a bin that the second pass did not look into.
+        """
+        coarse_bin = int(np.searchsorted(self._upto, rank, side="right"))
+        before = int(self._upto[coarse_bin - 1]) if coarse_bin else 0
+        upto = np.cumsum(self._fine.counts[self._row(coarse_bin)])
+        low = int(np.searchsorted(upto, rank - before, side="right"))
+        return _score_of_key(coarse_bin << 16 | low)
+
+    def below(self, score: np.float32) -> int:
+        """How many scores are less than `score`.
+
+        Raises:
+            KeyError: the score lies in a bin that the second pass did not look into.
+        """
+        key = int(sortable_keys(np.array([score], dtype=np.float32))[0])
+        coarse_bin, low = key >> 16, key & 0xFFFF
+        before = int(self._upto[coarse_bin - 1]) if coarse_bin else 0
+        return before + int(self._fine.counts[self._row(coarse_bin), :low].sum())
+
+    @property
+    def distinct_at_least(self) -> int:
+        """How many distinct scores the resolved bins hold: all there are, if all were resolved."""
+        return int(np.count_nonzero(self._fine.counts))
+
+    def _row(self, coarse_bin: int) -> int:
+        row = int(np.searchsorted(self._fine.bins, coarse_bin))
+        if row == len(self._fine.bins) or self._fine.bins[row] != coarse_bin:
+            raise KeyError(f"bin {coarse_bin} was not counted in the second pass")
+        return row
+
+
+def edge_ranks(levels: int, count: int) -> list[int]:
+    """0-based ranks of the N-1 edges between N `levels` of `count` scores: floor(k * count / N)."""
+    return [k * count // levels for k in range(1, levels)]
+
+
+def quantile_edges(ordered: OrderedScores, levels: int) -> npt.NDArray[np.float32]:
+    """The N-1 exact edges [N-1] float32 between N `levels`, as the module's text defines them."""
+    ranks = edge_ranks(levels, ordered.count)
+    return np.array([ordered.at_rank(rank) for rank in ranks], dtype=np.float32)
+
+
+def equal_width_edges(
+    least: np.float32, greatest: np.float32, levels: int
+) -> npt.NDArray[np.float32]:
+    """N-1 edges [N-1] float32 that part the range `least` to `greatest` in N equal intervals."""
+    steps = np.arange(1, levels, dtype=np.float64) / levels
+    # float64, in which the difference of any two float32 is finite.
+    return (np.float64(least) * (1 - steps) + np.float64(greatest) * steps).astype(np.float32)
+
+
+def level_sizes(ordered: OrderedScores, edges: Sequence[np.float32]) -> list[int]:
+    """How many scores each level gets from quantile `edges`, known before any score is labelled."""
+    bounds = [0, *(ordered.below(edge) for edge in edges), ordered.count]
+    return [upper - lower for lower, upper in pairwise(bounds)]

@@ -1,0 +1,193 @@
+"""Ray Data: the only place that imports ray.
+
+Items (units of work) go through one or more steps. An item is one row of the Ray dataset, so Ray
+never cuts it in two, and results come back as they are ready. What Ray is told here, and why:
+
+- A local cluster is started with two logical CPUs more than there are workers: actors that hold all
+  CPUs
+  leave none for reading, and Ray Data then waits without a word.
+- Steps with different resources are not fused, so decoding stays apart from a GPU; a single step on
+  CPU
+  keeps pixels inside the actor.
+- Errors of single rows are handled inside the steps. Ray's own tolerance (`max_errored_blocks`)
+  would
+  drop a whole block for one bad row and call it success.
+"""
+
+import logging
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from alignshared import AlignError, InputError
+
+_SPARE_CPUS = 2
+_ITEM = "item"
+
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers would build the environment anew
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR"}
+
+Function = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the work: `make()` builds the function that is then called with item after item.
+
+    With `actors`, it is built once in each of so many actors; without, in every task, so it must be
+    cheap. `gpus` is per actor.
+    """
+
+    make: Callable[[], Function]
+    actors: int | None = None
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the cluster offers."""
+
+    cpus: int
+    gpus: int
+
+
+@contextmanager
+def connected(address: str | None, local_workers: int, *, verbose: bool) -> Iterator[Cluster]:
+    """Connect to the Ray cluster at `address`, or start one on this machine for `local_workers`
+    workers.
+
+    A connection that the caller has made before is used and left open.
+
+    Raises:
+        InputError: there is no cluster at `address`, or it has fewer than two CPUs.
+    """
+    for name, value in (_ENVIRONMENT if verbose else _ENVIRONMENT | _QUIET).items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(address, local_workers, verbose=verbose)
+    try:
+        resources = ray.cluster_resources()
+        cpus = int(resources.get("CPU", 0))
+        if cpus < _SPARE_CPUS:
+            raise InputError(
+                f"the Ray cluster has {cpus} CPU; it needs {_SPARE_CPUS}, one for reading beside "
+                "the workers."
+            )
+        yield Cluster(cpus=cpus, gpus=int(resources.get("GPU", 0)))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
+    import ray
+
+    level = logging.INFO if verbose else logging.ERROR
+    try:
+        if address:
+            ray.init(address, logging_level=level, log_to_driver=verbose)
+        else:
+            ray.init(
+                num_cpus=local_workers + _SPARE_CPUS,
+                include_dashboard=False,
+                logging_level=level,
+                log_to_driver=verbose,
+            )
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:200]}; start one "
+            "with `ray start --head`, or leave --ray-address out."
+        ) from error
+
+
+def map_on_ray(steps: Sequence[Step], items: Sequence[Any]) -> Iterator[Any]:
+    """Put `items` through `steps` on the connected cluster; results as they are ready, in any
+    order.
+
+    Raises:
+        AlignError: a step raised it, or workers died more often than Ray retries.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    dataset = ray.data.from_items(
+        [{_ITEM: pickle.dumps(item)} for item in items], override_num_blocks=len(items)
+    )
+    for step in steps:
+        dataset = dataset.map_batches(**_map_options(step))
+    try:
+        for row in dataset.iter_rows():
+            yield pickle.loads(row[_ITEM])
+    except RayError as error:
+        raise _explained(error) from error
+
+
+def _map_options(step: Step) -> dict[str, Any]:
+    import ray
+
+    common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": 1}
+    if step.actors is None:
+        return {"fn": partial(_call_in_task, step.make), **common}
+    return {
+        "fn": _actor(step.make),
+        "compute": ray.data.ActorPoolStrategy(size=step.actors),
+        "num_gpus": step.gpus or None,
+        **common,
+    }
+
+
+def _actor(make: Callable[[], Function]) -> type:
+    # The class carries `make` itself: as a constructor argument it would lie in the object store,
+    # from where an actor that is restarted may not get it back.
+    class Worker:
+        """Holds what a step's `make` built, a model for instance."""
+
+        def __init__(self) -> None:
+            self._function = make()
+
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            return _call(self._function, batch)
+
+    return Worker
+
+
+def _call_in_task(make: Callable[[], Function], batch: pa.Table) -> pa.Table:
+    return _call(make(), batch)
+
+
+def _call(function: Function, batch: pa.Table) -> pa.Table:
+    results = [function(pickle.loads(item.as_py())) for item in batch[_ITEM]]
+    return pa.table({_ITEM: pa.array([pickle.dumps(r) for r in results], pa.large_binary())})
+
+
+def _explained(error: Exception) -> AlignError:
+    for cause in _causes(error):
+        if isinstance(cause, AlignError):
+            return cause
+    detail = str(error).strip().splitlines()
+    return AlignError(
+        f"the run on Ray failed: {detail[-1] if detail else type(error).__name__}; finished shards "
+        "are kept, run the same command to go on (--verbose shows Ray's log)."
+    )
+
+
+def _causes(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__

@@ -1,0 +1,54 @@
+"""Where a dataset came from: its parents, theirs, and the rejects that each of them kept."""
+
+from dataclasses import dataclass
+
+from alignshared import AlignError, Dataset, Manifest, Parent
+
+_MOST_ANCESTORS = 64
+"""A stop for manifests that name each other in a circle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """One step of lineage.
+
+    `generation` is 1 for a parent, 2 for its parent. `dataset` is None for a source, and for a
+    dataset that cannot be read here any more; `state` says which.
+    """
+
+    generation: int
+    parent: Parent
+    dataset: Dataset | None
+    state: str
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of an ancestor that can be read."""
+        return self.dataset.manifest if self.dataset else None
+
+
+def ancestors(dataset: Dataset) -> list[Ancestor]:
+    """All ancestors of `dataset`, nearest first."""
+    found: list[Ancestor] = []
+    waiting = [(1, parent) for parent in dataset.manifest.parents]
+    while waiting and len(found) < _MOST_ANCESTORS:
+        generation, parent = waiting.pop(0)
+        ancestor = _look_up(generation, parent)
+        found.append(ancestor)
+        if ancestor.manifest:
+            waiting += [(generation + 1, p) for p in ancestor.manifest.parents]
+    return found
+
+
+def _look_up(generation: int, parent: Parent) -> Ancestor:
+    if parent.sha256 is None:
+        return Ancestor(generation, parent, None, "source")
+    try:
+        dataset = Dataset(parent.location)
+        same = dataset.digest == parent.sha256
+    except (AlignError, OSError):
+        # It may be gone or on another machine, which is worth a word and no more.
+        return Ancestor(generation, parent, None, "not readable from here")
+    if not same:
+        return Ancestor(generation, parent, None, "written again since")
+    return Ancestor(generation, parent, dataset, "unchanged")

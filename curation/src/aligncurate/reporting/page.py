@@ -1,0 +1,107 @@
+"""The report as one HTML file: no script, nothing fetched, every text of the data escaped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from aligncurate.reporting import words
+from aligncurate.reporting.chart import lay_out
+from aligncurate.reporting.gallery import Example, Group
+from aligncurate.reporting.lineage import Ancestor
+from aligncurate.reporting.palette import level_colours
+from aligncurate.reporting.rejected import RejectedFor
+from aligncurate.reporting.summary import ScoreSummary
+from aligncurate.reporting.thumbnails import data_uri, thumbnail
+from alignshared import Dataset, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class ReportContent:
+    """All that a report shows; `rejects` are the dataset's own, then those of its ancestors."""
+
+    dataset: Dataset
+    summary: ScoreSummary
+    groups: list[Group]
+    rejects: list[RejectedFor]
+    lineage: list[Ancestor]
+
+    @property
+    def name(self) -> str:
+        """What people call the dataset: `demo` for `data/demo/bucket`."""
+        return dataset_name(self.dataset)
+
+
+def dataset_name(dataset: Dataset) -> str:
+    """Name of the folder, or of the folder that holds it where it is called after its stage."""
+    *_, parent, folder = ["", *dataset.location.rstrip("/").split("/")]
+    return parent if folder == dataset.manifest.stage and parent else folder
+
+
+def render_page(content: ReportContent) -> str:
+    """The HTML of the report."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "score": words.score_text,
+        "share": words.share_text,
+        "clip": words.clip_text,
+        "clip_middle": words.clip_middle,
+        "size": words.bytes_text,
+        "thousands": lambda count: f"{count:,}",
+    }
+    return environment.get_template("page.html.j2").render(_context(content))
+
+
+def _context(content: ReportContent) -> dict[str, Any]:
+    manifest, summary = content.dataset.manifest, content.summary
+    edges, histogram = manifest.level_edges, summary.histogram
+    levels = edges.levels if edges else 0
+    return {
+        "content": content,
+        "manifest": manifest,
+        "histogram": histogram if histogram.count else None,
+        "chart": lay_out(histogram.bins(), edges, histogram.mean) if histogram.count else None,
+        "edges": edges,
+        "own_quantiles": _has_own_quantiles(manifest),
+        "colours": level_colours(max(levels, 1)),
+        "rows": _level_rows(summary),
+        "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
+        "reject_total": sum(r.count for r in content.rejects),
+        "config": words.flat_config(manifest.config),
+        "digest": content.dataset.digest,
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+    }
+
+
+def _has_own_quantiles(manifest: Manifest) -> bool:
+    """Whether the edges are quantiles of these very scores, and so make levels of equal size."""
+    given = manifest.config.get("edges")
+    return manifest.stage == "bucket" and manifest.scheme == "quantile" and not given
+
+
+def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:
+    """The table of levels, the highest first; `bar` is the count in percent of the greatest."""
+    most = max((s.count for s in summary.levels), default=1) or 1
+    return [
+        {"statistics": s, "bar": round(100 * s.count / most, 2)} for s in reversed(summary.levels)
+    ]
+
+
+def _card(example: Example) -> dict[str, Any]:
+    picture = thumbnail(example.image) if example.image else None
+    return {
+        "id": words.clip_middle(example.id),
+        "score": words.score_text(example.score),
+        "caption": words.clip_text(example.caption),
+        "width": picture.width if picture else 0,
+        "height": picture.height if picture else 0,
+        "uri": data_uri(picture) if picture else None,
+        "missing": "cannot be decoded" if example.image else "not in the dataset",
+    }

@@ -1,0 +1,133 @@
+"""What a source of pairs is to the rest: a list of units, and the rows of any one of them.
+
+A unit is a run of rows of one file and becomes one shard, wherever and whenever it is worked on.
+The list depends on the input alone, so it is also what a resumed run compares against.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignshared import Reject, Storage
+
+MIN_SHARD_ROWS = 256
+MAX_SHARD_ROWS = 1024
+_UNITS_WANTED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows `first` to `first + rows` of the Parquet file `file`; `index` numbers the shard it
+    becomes.
+
+    `duplicates` are the row numbers in the file whose id has occurred before.
+    """
+
+    index: int
+    file: str
+    first: int
+    rows: int
+    duplicates: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """Pairs as read: SOURCE_COLUMNS and the source's own; `image.bytes` is null for picture files.
+
+    `rejects` are the rows that were left out of `table`.
+    """
+
+    table: pa.Table
+    rejects: list[Reject]
+
+    @property
+    def rows_in(self) -> int:
+        """Rows that were read, usable or not."""
+        return self.table.num_rows + len(self.rejects)
+
+
+class Source(Protocol):
+    """Pairs to be scored. Sources are sent to workers, so they hold names of files, not open
+    ones.
+    """
+
+    name: str
+    """Names the dataset: `data/<name>/score`."""
+
+    image_root: str | None
+    """The folder that `image.path` is relative to and may not leave; None if bytes are inside."""
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this input from another, for the manifest and for resuming."""
+        ...
+
+    def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
+        """The units, in order. `work` is a folder of the run for what planning has to write
+        down.
+        """
+        ...
+
+    def own_columns(self) -> pa.Schema:
+        """The source's own columns beyond the contract's; they pass through."""
+        ...
+
+    def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
+        """The rows of `unit` in batches of at most `batch_rows`."""
+        ...
+
+
+def cut_into_units(files: list[tuple[str, int]], shard_rows: int | None) -> list[Unit]:
+    """Units over `files` (location, rows) of `shard_rows` rows each, or of a size that suits the
+    total.
+    """
+    total = sum(rows for _, rows in files)
+    size = shard_rows or min(max(-(-total // _UNITS_WANTED), MIN_SHARD_ROWS), MAX_SHARD_ROWS)
+    spans = [
+        (file, first, min(size, rows - first))
+        for file, rows in files
+        for first in range(0, rows, size)
+    ]
+    return [Unit(index, file, first, rows) for index, (file, first, rows) in enumerate(spans)]
+
+
+def open_parquet(location: str) -> pq.ParquetFile:
+    """The Parquet file at `location`, a path or URI."""
+    folder, _, name = location.rpartition("/")
+    return pq.ParquetFile(Storage(folder).open(name))
+
+
+def parquet_rows(
+    unit: Unit, columns: list[str], batch_rows: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows of `unit` as (row number in the file, batch), reading no row group that it does not
+    touch.
+    """
+    with open_parquet(unit.file) as parquet:
+        groups, before = _touched_groups(parquet, unit)
+        skip, left, at = unit.first - before, unit.rows, unit.first
+        for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns):
+            wanted = batch.slice(skip, left)
+            skip = max(skip - batch.num_rows, 0)
+            if wanted.num_rows:
+                yield at, wanted
+                at += wanted.num_rows
+                left -= wanted.num_rows
+            if not left:
+                return
+
+
+def _touched_groups(parquet: pq.ParquetFile, unit: Unit) -> tuple[list[int], int]:
+    """Row groups that hold rows of `unit`, and how many rows lie before the first of them."""
+    groups: list[int] = []
+    before = first = 0
+    for index in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(index).num_rows
+        if first + rows <= unit.first:
+            before = first + rows
+        elif first < unit.first + unit.rows:
+            groups.append(index)
+        first += rows
+    return groups, before

@@ -1,0 +1,271 @@
+"""The work of scoring, batch by batch: open and frame the pictures, embed both sides, take the
+cosine.
+
+The same functions run in threads of one process, in Ray actors on CPU, and, cut in two, in Ray
+tasks that decode and actors that hold a GPU.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from aligncurate.core.clip import (
+    ClipModel,
+    Precision,
+    ResolvedClip,
+    one_torch_thread,
+    pixel_view,
+    score_pairs,
+)
+from aligncurate.core.images import ImageError, decode_image
+from aligncurate.local import map_ordered
+from aligncurate.progress import OnProgress, silent
+from aligncurate.sources import RawBatch, Source, Unit
+from aligncurate.sources.files import read_picture
+from aligncurate.units import FinishedBatch, Timing, UnitRecord, write_unit
+from alignshared import Reject, Storage
+from alignshared.schema import scored_schema
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What to score and how; all that a worker needs, without tensors, so it can be sent to one."""
+
+    source: Source
+    clip: ResolvedClip
+    precision: Precision
+    device: str
+    batch_size: int
+    embeddings: bool
+    output: str
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the shards to be written."""
+        dim = self.clip.embedding_dim if self.embeddings else None
+        return scored_schema(self.source.own_columns(), dim)
+
+
+@dataclass(frozen=True, slots=True)
+class FramedBatch:
+    """Pairs whose pictures are decoded and framed.
+
+    `pixels_UHWC` [U, H, W, 3] uint8 are the U distinct pictures, `picture_N` [N] the row of each
+    pair's picture among them, `sizes_N2` [N, 2] width and height in pixels as displayed.
+    """
+
+    table: pa.Table
+    pixels_UHWC: npt.NDArray[np.uint8]
+    picture_N: npt.NDArray[np.intp]
+    sizes_N2: npt.NDArray[np.int32]
+    rejects: list[Reject]
+    decode_s: float
+
+
+class Framer:
+    """Opens, decodes and frames the pictures of a batch; needs no model."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self._image_root = scoring.source.image_root
+        self._view = pixel_view(scoring.clip.preprocess)
+
+    def __call__(self, raw: RawBatch) -> FramedBatch:
+        """`raw` with pixels; pairs whose picture cannot be used become rejects."""
+        began = time.perf_counter()
+        rows = _Rows(self._image_root, self._view)
+        rejects = list(raw.rejects)
+        contents: list[bytes] = []
+        keep: list[int] = []
+        ids = raw.table["id"].to_pylist()
+        for row, (id_, image) in enumerate(zip(ids, raw.table["image"].to_pylist(), strict=True)):
+            try:
+                contents.append(rows.add(image))
+                keep.append(row)
+            except ImageError as error:
+                rejects.append(Reject(id_, image["path"], error.reason, error.detail))
+        table = _with_contents(raw.table.take(keep), contents)
+        pixels = np.stack(rows.pixels) if rows.pixels else np.empty((0, 0, 0, 3), np.uint8)
+        return FramedBatch(
+            table,
+            pixels,
+            np.array(rows.picture, dtype=np.intp),
+            np.array(rows.sizes, dtype=np.int32).reshape(-1, 2),
+            rejects,
+            time.perf_counter() - began,
+        )
+
+
+class _Rows:
+    """The pictures of one batch; one that occurs twice is decoded once."""
+
+    def __init__(self, image_root: str | None, view: object) -> None:
+        self._image_root = image_root
+        self._view = view
+        self._known: dict[bytes, int] = {}
+        self._distinct_sizes: list[tuple[int, int]] = []
+        self.pixels: list[npt.NDArray[np.uint8]] = []
+        self.picture: list[int] = []
+        self.sizes: list[tuple[int, int]] = []
+
+    def add(self, image: dict) -> bytes:
+        content = image["bytes"]
+        if content is None:
+            content = read_picture(self._image_root, image["path"])
+        if content not in self._known:
+            decoded = decode_image(content)
+            self.pixels.append(self._view(decoded))
+            self._distinct_sizes.append(decoded.size)
+            self._known[content] = len(self._known)
+        index = self._known[content]
+        self.picture.append(index)
+        self.sizes.append(self._distinct_sizes[index])
+        return content
+
+
+def _with_contents(table: pa.Table, contents: list[bytes]) -> pa.Table:
+    paths = table["image"].combine_chunks().field("path")
+    if isinstance(paths, pa.ChunkedArray):
+        paths = paths.combine_chunks()
+    image = pa.StructArray.from_arrays(
+        [pa.array(contents, pa.binary()), paths], names=["bytes", "path"]
+    )
+    return table.set_column(table.schema.get_field_index("image"), "image", image)
+
+
+class Scorer:
+    """Holds the model and scores framed batches."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self._embeddings = scoring.embeddings
+        self._model = ClipModel(scoring.clip, scoring.precision, scoring.device)
+        self.schema = scoring.schema
+
+    def __call__(self, framed: FramedBatch) -> FinishedBatch:
+        """The rows of `framed` with their scores, ready to be written."""
+        began = time.perf_counter()
+        if framed.table.num_rows == 0:
+            timing = Timing(framed.decode_s, 0.0)
+            return FinishedBatch(self.schema.empty_table(), framed.rejects, timing)
+        captions: list[str] = framed.table["caption"].to_pylist()
+        distinct = list(dict.fromkeys(captions))
+        caption_N = _positions(captions, distinct)
+        images_UD = self._model.embed_images(framed.pixels_UHWC)
+        texts_UD, truncated_U = self._model.embed_captions(distinct)
+        images_ND, texts_ND = images_UD[framed.picture_N], texts_UD[caption_N]
+        columns = {
+            "width": framed.sizes_N2[:, 0],
+            "height": framed.sizes_N2[:, 1],
+            "score": score_pairs(images_ND, texts_ND),
+            "caption_truncated": truncated_U[caption_N],
+        }
+        arrays = {name: pa.array(values) for name, values in columns.items()}
+        if self._embeddings:
+            arrays["image_embedding"] = _embedding_array(images_ND)
+            arrays["text_embedding"] = _embedding_array(texts_ND)
+        arrays |= {name: framed.table[name] for name in framed.table.column_names}
+        table = pa.table([arrays[name] for name in self.schema.names], names=self.schema.names)
+        timing = Timing(framed.decode_s, time.perf_counter() - began)
+        return FinishedBatch(table.cast(self.schema), framed.rejects, timing)
+
+
+def _positions(values: list[str], distinct: list[str]) -> npt.NDArray[np.intp]:
+    place = {value: index for index, value in enumerate(distinct)}
+    return np.array([place[value] for value in values], dtype=np.intp)
+
+
+def _embedding_array(embeddings_ND: npt.NDArray[np.float32]) -> pa.Array:
+    flat = pa.array(embeddings_ND.astype(np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, embeddings_ND.shape[1])
+
+
+def score_in_process(
+    scoring: Scoring, units: Iterable[Unit], threads: int, on_progress: OnProgress = silent
+) -> Iterator[UnitRecord]:
+    """Score and write `units` on `threads` threads of this process; yields each unit's record.
+
+    On CPU each thread decodes and runs the model on one core; with a GPU the threads decode and one
+    more feeds the model.
+    """
+    framer, scorer = Framer(scoring), Scorer(scoring)
+    raw = ((u, b) for u in units for b in scoring.source.read(u, scoring.batch_size))
+    with one_torch_thread():
+        if scoring.device == "cpu":
+            done = map_ordered(lambda item: (item[0], scorer(framer(item[1]))), raw, threads)
+        else:
+            framed = map_ordered(lambda item: (item[0], framer(item[1])), raw, threads)
+            done = map_ordered(lambda item: (item[0], scorer(item[1])), framed, 1)
+        output = Storage(scoring.output)
+        for unit, group in groupby(done, key=lambda item: item[0]):
+            batches = _watched((batch for _, batch in group), on_progress)
+            yield write_unit(output, unit.index, scorer.schema, batches)
+
+
+def _watched(batches: Iterable[FinishedBatch], on_progress: OnProgress) -> Iterator[FinishedBatch]:
+    for batch in batches:
+        yield batch
+        on_progress(batch.rows_in, len(batch.rejects))
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreUnit:
+    """Everything for one unit in one place: what an actor on CPU does."""
+
+    scoring: Scoring
+
+    def __call__(self) -> Callable[[Unit], UnitRecord]:
+        """Load the model; the result scores and writes one unit after another."""
+        framer, scorer = Framer(self.scoring), Scorer(self.scoring)
+        output = Storage(self.scoring.output)
+
+        def score_unit(unit: Unit) -> UnitRecord:
+            raw = self.scoring.source.read(unit, self.scoring.batch_size)
+            batches = (scorer(framer(batch)) for batch in raw)
+            return write_unit(output, unit.index, scorer.schema, batches)
+
+        return score_unit
+
+
+@dataclass(frozen=True, slots=True)
+class FrameUnit:
+    """The first of three steps on a GPU cluster: decode, in tasks on CPUs."""
+
+    scoring: Scoring
+
+    def __call__(self) -> Callable[[Unit], tuple[Unit, list[FramedBatch]]]:
+        """Build the transform; the result frames one unit after another."""
+        framer, scoring = Framer(self.scoring), self.scoring
+        return lambda unit: (
+            unit,
+            [framer(batch) for batch in scoring.source.read(unit, scoring.batch_size)],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreFramed:
+    """The second step: the model, in actors that hold a GPU each."""
+
+    scoring: Scoring
+
+    def __call__(
+        self,
+    ) -> Callable[[tuple[Unit, list[FramedBatch]]], tuple[Unit, list[FinishedBatch]]]:
+        """Load the model; the result scores one framed unit after another."""
+        scorer = Scorer(self.scoring)
+        return lambda item: (item[0], [scorer(batch) for batch in item[1]])
+
+
+@dataclass(frozen=True, slots=True)
+class WriteScored:
+    """The third step: write the shard, in tasks on CPUs."""
+
+    scoring: Scoring
+
+    def __call__(self) -> Callable[[tuple[Unit, list[FinishedBatch]]], UnitRecord]:
+        """The result writes one scored unit after another."""
+        output, schema = Storage(self.scoring.output), self.scoring.schema
+        return lambda item: write_unit(output, item[0].index, schema, item[1])

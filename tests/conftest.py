@@ -1,0 +1,88 @@
+"""What all tests share: no network beyond this machine, and a folder to work in."""
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DEAD_PROXY = "http://127.0.0.1:9"
+"""Nothing listens there: a process that a test starts meets this in place of the network."""
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether the name or address `host` is this machine's: a socket binds to no other."""
+    if host in ("", "localhost", socket.gethostname()):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
+
+
+def _guarded(connect: Any) -> Any:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        # Connecting a datagram socket sends nothing; Ray finds this machine's address that way.
+        over_ip = self.family in (socket.AF_INET, socket.AF_INET6)
+        if over_ip and self.type == socket.SOCK_STREAM and not _is_this_machine(address[0]):
+            raise ConnectionRefusedError(f"a test reached for {address[0]}; mark it `network`.")
+        return connect(self, address)
+
+    return guarded
+
+
+@contextmanager
+def _no_network() -> Iterator[None]:
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        name = host.decode() if isinstance(host, bytes) else host or ""
+        is_address = name[:1].isdigit() or ":" in name
+        if not is_address and not _is_this_machine(name):
+            raise socket.gaierror(socket.EAI_AGAIN, f"a test looked up {name}; mark it `network`.")
+        return resolve(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", _guarded(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", _guarded(socket.socket.connect_ex))
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            patch.setenv(name, DEAD_PROXY)
+            patch.setenv(name.upper(), DEAD_PROXY)
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, f"localhost,127.0.0.1,::1,{socket.gethostname()}")
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing beyond this machine answers, as if there were no network; `-m network` lifts it."""
+    wanted = request.config.option.markexpr.replace("not network", "")
+    if "network" in wanted:
+        yield
+    else:
+        with _no_network():
+            yield
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is the current one, so that `data/` under it is this test's alone."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

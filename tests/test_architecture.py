@@ -1,0 +1,134 @@
+"""The walls of the house: who may import whom, how long things may be, what documents may name."""
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+PACKAGES = ("alignshared", "aligncurate", "aligntrain")
+SOURCES = ("shared/src", "curation/src", "trainer/src")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+HEAVY = {
+    "datasets", "deepspeed", "faiss", "jinja2", "matplotlib", "open_clip", "pandas", "ray", "torch",
+    "transformers",
+}  # fmt: skip
+"""What a command line must not wait for before it answers `--help`."""
+
+TOP_LEVEL = (".ci", "benchmarks", "curation", "docs", "pipelines", "shared", "tests", "trainer")
+PATH_IN_REPOSITORY = re.compile(
+    rf"(?<![\w./:{{}}<>*-])(?:{'|'.join(map(re.escape, TOP_LEVEL))})/[\w./-]*"
+)
+ROOT_FILE = re.compile(r"(?:[A-Z]{4,}(?:\.md)?|pyproject\.toml|uv\.lock|\.pre-commit-config\.yaml)")
+CODE = re.compile(r"```.*?```|`([^`\n]+)`", re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def python_files(repository: Path) -> Iterator[Path]:
+    for source in SOURCES:
+        yield from sorted((repository / source).rglob("*.py"))
+
+
+def documents(repository: Path) -> list[Path]:
+    named = [repository / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    return named + sorted((repository / "docs").rglob("*.md"))
+
+
+def test_import_contracts_hold(repository: Path) -> None:
+    lint = Path(sys.executable).with_name("lint-imports")
+    run = subprocess.run(
+        [lint, "--no-cache"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_files_can_be_read_in_one_sitting(repository: Path) -> None:
+    lengths = {
+        str(file.relative_to(repository)): len(file.read_text(encoding="utf-8").splitlines())
+        for file in python_files(repository)
+    }
+    assert not {file: lines for file, lines in lengths.items() if lines > MAX_FILE_LINES}
+
+
+def test_functions_fit_on_a_screen(repository: Path) -> None:
+    too_long = [
+        f"{file.relative_to(repository)}:{node.lineno} {node.name}"
+        for file in python_files(repository)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or node.lineno) - node.lineno >= MAX_FUNCTION_LINES
+    ]
+    assert not too_long
+
+
+@pytest.mark.parametrize("module", [*PACKAGES, "aligncurate.cli", "aligntrain.cli"])
+def test_importing_loads_nothing_heavy(module: str) -> None:
+    loaded = subprocess.run(
+        [sys.executable, "-c", f"import sys, {module}; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert module in loaded
+    assert not HEAVY & set(loaded)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_all_names_are_public_names(package: str) -> None:
+    module = importlib.import_module(package)
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    listed: list[str] = module.__all__
+    assert len(set(listed)) == len(listed)
+    assert public <= set(listed)
+    for name in listed:  # some are loaded only when they are asked for
+        assert hasattr(module, name), name
+
+
+def paths_named_in(text: str) -> set[str]:
+    """Paths of this repository that stand in code, inline or fenced, and relative links."""
+    paths: set[str] = set()
+    for code in CODE.finditer(text):
+        paths |= {path.rstrip(".") for path in PATH_IN_REPOSITORY.findall(code[0])}
+        if code[1] and ROOT_FILE.fullmatch(code[1]):
+            paths.add(code[1])
+    return paths
+
+
+def test_documents_name_paths_that_exist(repository: Path) -> None:
+    missing: list[str] = []
+    for document in documents(repository):
+        text = document.read_text(encoding="utf-8")
+        links = {link.partition("#")[0] for link in LINK.findall(text) if "://" not in link}
+        there = [(repository, path) for path in paths_named_in(text)]
+        there += [(document.parent, link) for link in links if link]
+        missing += [
+            f"{document.name}: {path}" for folder, path in there if not (folder / path).exists()
+        ]
+    assert not missing
+
+
+def test_paths_in_documents_are_found() -> None:
+    text = """Run `pipelines/quickstart.py`, see `docs/x.md`;
+    `data/demo/score` and `s3://tests/x` are not ours.
+    ```sh
+    uv run python benchmarks/speed.py --input tests/pairs.json
+    ```
+    The `LICENSE` and `pyproject.toml` are."""
+    assert paths_named_in(text) == {
+        "pipelines/quickstart.py",
+        "docs/x.md",
+        "benchmarks/speed.py",
+        "tests/pairs.json",
+        "LICENSE",
+        "pyproject.toml",
+    }

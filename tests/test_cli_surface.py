@@ -1,0 +1,95 @@
+"""The commands and options that users' fingers and scripts know.
+
+A change of the list is a change for users, so CHANGELOG.md tells of it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import typer
+from typer.main import get_command
+from typer.testing import CliRunner
+
+import aligncurate.cli
+import aligntrain.cli
+
+APPS = {"aligncurate": aligncurate.cli.app, "aligntrain": aligntrain.cli.app}
+
+SURFACE = """
+aligncurate --debug
+aligncurate --version
+aligncurate bucket --edges
+aligncurate bucket --input
+aligncurate bucket --levels
+aligncurate bucket --output
+aligncurate bucket --overwrite
+aligncurate bucket --scheme
+aligncurate bucket --workers
+aligncurate inspect --input
+aligncurate report --examples
+aligncurate report --input
+aligncurate report --output
+aligncurate score --batch-size
+aligncurate score --embeddings
+aligncurate score --engine
+aligncurate score --gpus
+aligncurate score --image-root
+aligncurate score --input
+aligncurate score --model
+aligncurate score --output
+aligncurate score --overwrite
+aligncurate score --precision
+aligncurate score --ray-address
+aligncurate score --shard-rows
+aligncurate score --verbose
+aligncurate score --weights
+aligncurate score --workers
+aligncurate validate --input
+aligntrain
+""".strip().splitlines()
+
+
+def surface(name: str, command: Any) -> Iterator[str]:
+    """`name` if it takes nothing, else one line for each option and each command's own lines."""
+    lines = [
+        f"{name} {option}"
+        for parameter in command.params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+        if option != "--help"
+    ]
+    for child, subcommand in getattr(command, "commands", {}).items():
+        lines += surface(f"{name} {child}", subcommand)
+    yield from lines or [name]
+
+
+def command_names() -> list[list[str]]:
+    """Every command as a list of words, the apps themselves first."""
+    named = {tuple(word for word in line.split() if not word.startswith("-")) for line in SURFACE}
+    return [list(words) for words in sorted(named)]
+
+
+def test_commands_and_options_are_those_promised() -> None:
+    found = [line for name, app in APPS.items() for line in surface(name, get_command(app))]
+    assert sorted(found) == SURFACE
+
+
+def test_the_list_is_sorted() -> None:
+    assert sorted(SURFACE) == SURFACE
+
+
+@pytest.mark.parametrize("words", command_names(), ids=" ".join)
+def test_help_answers(words: list[str]) -> None:
+    answer = CliRunner().invoke(APPS[words[0]], [*words[1:], "--help"])
+    assert answer.exit_code == 0, answer.output
+    assert "Usage" in answer.output
+
+
+@pytest.mark.parametrize("app", APPS.values(), ids=APPS)
+def test_no_arguments_show_the_help(app: typer.Typer) -> None:
+    assert "Usage" in CliRunner().invoke(app, []).output
+
+
+@pytest.mark.parametrize("app", APPS.values(), ids=APPS)
+def test_unknown_commands_are_bad_arguments(app: typer.Typer) -> None:
+    assert CliRunner().invoke(app, ["sort-of"]).exit_code == 2
