@@ -42,11 +42,11 @@ PREPROCESS_CFG = {
 
 def new_model(patch_dropout: float) -> open_clip.CLIP:
     """A freshly initialised model; `patch_dropout` is the share of patches dropped in training."""
-    vision_cfg = {**MODEL_CFG["vision_cfg"], "patch_dropout": patch_dropout}
+    vision_cfg: Any = {**MODEL_CFG["vision_cfg"], "patch_dropout": patch_dropout}
     return open_clip.CLIP(MODEL_CFG["embed_dim"], vision_cfg, MODEL_CFG["text_cfg"])
 
 
-def encode_text(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def encode_text(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Encode captions padded only to the longest of the batch, not to the context length.
 
     tokens: int64 [B, L] with L <= context length. Returns unit vectors, float32 [B, D]. The same

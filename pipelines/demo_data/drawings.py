@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import resvg_py
+import resvg_py  # pyright: ignore[reportMissingImports] (of the script's own environment)
 from concepts import Concept, hex_key, load_concepts, squash
 from npm_packages import (
     DEFAULT_CACHE,

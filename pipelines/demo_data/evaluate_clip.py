@@ -61,7 +61,7 @@ def retrieval(images: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:
 
 @torch.inference_mode()
 def embed_images(
-    model: nn.Module, preprocess: Callable[[Image.Image], Any], images: list[Image.Image]
+    model: Any, preprocess: Callable[[Image.Image], Any], images: list[Image.Image]
 ) -> torch.Tensor:
     """Unit vectors of RGB images, float32 [N, D]."""
     parts = []
@@ -96,7 +96,9 @@ def held_out_sets(
     return sets
 
 
-def evaluate_drawings(model: nn.Module, preprocess: Any, tokenizer: Any, cache: Path) -> dict:
+def evaluate_drawings(
+    model: nn.Module, preprocess: Any, tokenizer: Any, cache: Path
+) -> dict[str, Any]:
     """Figures of every held-out set, with one full caption a drawing (fixed seed)."""
     drawings = np.load(cache / "drawings.npy", mmap_mode="r")
     records = json.loads((cache / "drawings.json").read_text())
@@ -110,7 +112,9 @@ def evaluate_drawings(model: nn.Module, preprocess: Any, tokenizer: Any, cache: 
     return figures
 
 
-def evaluate_pairs(model: nn.Module, preprocess: Any, tokenizer: Any, pairs: Path) -> dict:
+def evaluate_pairs(
+    model: nn.Module, preprocess: Any, tokenizer: Any, pairs: Path
+) -> dict[str, Any]:
     """Scores of the shipped pairs by kind of caption, and AUC of matched against mismatched."""
     rows = pq.read_table(pairs).to_pylist()
     images = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in rows]

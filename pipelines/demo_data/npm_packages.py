@@ -66,7 +66,7 @@ FXEMOJI = NpmPackage(
     "@iconify-json/fxemoji",
     "1.2.2",
     "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
-    "CC-BY-4.0",
+    "Apache-2.0",
 )
 STREAMLINE = NpmPackage(
     "@iconify-json/streamline-emojis",

@@ -173,17 +173,18 @@ def train(args: argparse.Namespace) -> None:
             rate = done * args.batch_size / (time.monotonic() - started)
             logger.info("step %d loss %.3f, %.0f samples/s", done, np.mean(losses[-20:]), rate)
         if done % args.every == 0 or done == args.steps:
+            figures = checkpoint(model, args)
             record = {
                 "step": done,
                 "samples": done * args.batch_size,
                 "seconds": round(time.monotonic() - started, 1),
                 "loss": float(np.mean(losses[-args.every :])),
                 "logit_scale": model.logit_scale.exp().item(),
-                "figures": checkpoint(model, args),
+                "figures": figures,
             }
             with args.log.open("a") as log:
                 log.write(json.dumps(record) + "\n")
-            known, unseen = (record["figures"][f"noto {name}"] for name in ("known", "unseen"))
+            known, unseen = (figures[f"noto {name}"] for name in ("known", "unseen"))
             logger.info("AUC known %.4f, unseen %.4f", known["auc"], unseen["auc"])
 
 

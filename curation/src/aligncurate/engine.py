@@ -3,15 +3,12 @@
 Items (units of work) go through one or more steps. An item is one row of the Ray dataset, so Ray
 never cuts it in two, and results come back as they are ready. What Ray is told here, and why:
 
-- A local cluster is started with two logical CPUs more than there are workers: actors that hold all
-  CPUs
-  leave none for reading, and Ray Data then waits without a word.
+- A local cluster is started with two logical CPUs more than there are workers: actors that hold
+  all CPUs leave none for reading, and Ray Data then waits without a word.
 - Steps with different resources are not fused, so decoding stays apart from a GPU; a single step on
-  CPU
-  keeps pixels inside the actor.
+  CPU keeps pixels inside the actor.
 - Errors of single rows are handled inside the steps. Ray's own tolerance (`max_errored_blocks`)
-  would
-  drop a whole block for one bad row and call it success.
+  would drop a whole block for one bad row and call it success.
 """
 
 import logging

@@ -11,8 +11,7 @@ def read_picture(root: str | None, path: str) -> bytes:
 
     Raises:
         ImageError: the path leaves the root (by `..`, by being absolute elsewhere, through a link),
-        or
-            there is no readable file.
+            or there is no readable file.
     """
     if root is None:
         raise ImageError(Reason.MISSING_FILE, "the row holds a path and there is no image root")
