@@ -168,7 +168,10 @@ def test_torchrun_starts_it_as_well(place: Path, tmp_path: Path) -> None:
     folder = prepared(place, tmp_path / "run")
     torchrun = Path(sys.executable).with_name("torchrun")
     subprocess.run(
-        [torchrun, "--nproc-per-node", "2", "--master-port", "29613", "-m", "aligntrain.worker", folder],
+        [
+            torchrun, "--nproc-per-node", "2", "--master-port", "29613",
+            "-m", "aligntrain.worker", folder,
+        ],
         env=on_cpu(), check=True, timeout=LIMIT_S,
     )  # fmt: skip
     assert ending_of(folder) is not None
@@ -193,8 +196,11 @@ def test_the_deepspeed_launcher_starts_it_as_well(place: Path, tmp_path: Path) -
 
 def _launching(folder: Path) -> "subprocess.Popen[bytes]":
     """A process that launches two workers on `folder`, in whose steps it returns."""
-    code = f"from aligntrain.launch import launch; launch(__import__('pathlib').Path({os.fspath(folder)!r}), nproc=2)"
-    process = subprocess.Popen([sys.executable, "-c", code], env=on_cpu())
+    code = (
+        "import pathlib, sys; from aligntrain.launch import launch; "
+        "launch(pathlib.Path(sys.argv[1]), nproc=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, folder], env=on_cpu())
     while process.poll() is None and not read_metrics(folder):
         time.sleep(0.1)
     assert process.poll() is None, "it ended before its first step"

@@ -194,9 +194,7 @@ def test_damage_in_a_worker_is_one_sentence(pairs: Shards) -> None:
         content = bytearray(file.read_bytes())
         content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
         file.write_bytes(content)
-    with pytest.raises(
-        ContractError, match=r"^shard-00000\.parquet .* cannot be read .*again\.$"
-    ):
+    with pytest.raises(ContractError, match=r"^shard-00000\.parquet .* cannot be read .*again\.$"):
         list(Loader(pairs, preparation("plain"), Share(2), workers=1).batches(plan_of([0, 1])))
 
 
@@ -224,7 +222,7 @@ def test_a_dead_worker_is_one_sentence(talks: Shards) -> None:
     next(batches)
     (worker,) = worker_ids() - before
     os.kill(worker, signal.SIGKILL)
-    with pytest.raises(AlignError, match=r"a data worker ended without a word .*data\.workers lower"):
+    with pytest.raises(AlignError, match=r"a data worker ended .*data\.workers lower"):
         list(batches)
 
 
@@ -248,3 +246,12 @@ def test_transparent_pixels_lie_over_white(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "a.png")
     decoded: Any = decode_picture((tmp_path / "a.png").read_bytes())
     assert decoded.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.slow
+def test_data_under_an_address_are_read_by_fresh_processes(talks: Shards) -> None:
+    """A connection to an object store would not survive a fork; `file://` takes the same way."""
+    there = Shards(f"file://{talks.location}", conversations=True)
+    loader = Loader(there, preparation("chat"), Share(2), workers=1)
+    (batch,) = loader.batches(plan_of([4, 1]))
+    assert batch["ids"] == ["talk-0004", "talk-0001"]

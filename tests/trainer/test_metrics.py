@@ -94,7 +94,8 @@ def test_lines_are_in_the_file_and_on_the_board(tmp_path: Path) -> None:
     assert read_metrics(tmp_path)[0]["loss"] == 2.5
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
-    assert set(board.Tags()["scalars"]) == {"loss", "loss_by_level/3", "gate_weights/1"}
+    names: Any = board.Tags()["scalars"]
+    assert set(names) == {"loss", "loss_by_level/3", "gate_weights/1"}
     assert board.Scalars("loss")[0].value == 2.5
 
 
@@ -110,6 +111,13 @@ def test_steps_that_come_again_are_recorded_once(tmp_path: Path) -> None:
         (2, 1.0),
         (3, 7.0),
     ]
+
+
+def test_what_is_no_number_is_left_out_of_the_board(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, 0)
+    recorder.write({"step": 1, "gradient_norm": None, "validation_loss": None})
+    recorder.close()
+    assert read_metrics(tmp_path) == [{"step": 1, "gradient_norm": None, "validation_loss": None}]
 
 
 def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:

@@ -367,6 +367,32 @@ def test_the_gate_computes_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(output.gate_weights.sum(dim=1), torch.ones(1))
 
 
+def test_the_output_is_a_tuple_a_dict_and_has_names() -> None:
+    model = tiny.model()
+    given = batch(row(1, 2)) | {"pixel_values": pixels(1)}
+    output = model(**given, labels=given["input_ids"])
+    assert output["loss"] is output.loss is output[0]
+    as_tuple = model(**given, labels=given["input_ids"], return_dict=False)
+    assert isinstance(as_tuple, tuple)
+    assert torch.equal(as_tuple[0], output.loss)
+    shared = model(**given, labels=given["input_ids"], num_items_in_batch=4)
+    torch.testing.assert_close(shared.loss * 4, output.loss * 2)
+
+
+def test_steps_with_a_cache_count_on_behind_padding() -> None:
+    model = tiny.model()
+    given = batch(row(1, 2, 3), row(4, images=0), side="left")
+    read = model(**given, pixel_values=pixels(1), use_cache=True)
+    longer = torch.cat([given["attention_mask"], torch.ones(2, 1, dtype=torch.long)], dim=1)
+    step = model(
+        input_ids=torch.tensor([[5], [6]]),
+        attention_mask=longer,
+        past_key_values=read.past_key_values,
+    )
+    alone = model(input_ids=torch.tensor([row(4, 6, images=0)]))
+    torch.testing.assert_close(step.logits[1, -1], alone.logits[0, -1], rtol=1e-4, atol=1e-5)
+
+
 def test_logits_to_keep() -> None:
     model = tiny.model()
     given = batch(row(1, 2, 3)) | {"pixel_values": pixels(1)}

@@ -9,10 +9,8 @@ import pytest
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from safetensors.torch import save_file
-from transformers import LlamaForCausalLM
 
 from alignshared import InputError
-from aligntrain.model import build_model, build_processor
 from aligntrain.model import open_clip as converted
 from tests.trainer import tiny
 
@@ -79,27 +77,6 @@ def test_pictures_are_seen_as_open_clip_sees_them(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, transform(picture), rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_is_built_on_it(tmp_path: Path) -> None:
-    write(tmp_path / "clip")
-    torch.manual_seed(0)
-    llm = LlamaForCausalLM(tiny.text_config())
-    llm.save_pretrained(tmp_path / "llm")
-    tiny.tokenizer().save_pretrained(tmp_path / "llm")
-    names = (str(tmp_path / "clip"), str(tmp_path / "llm"))
-    model = build_model(*names, levels=4, mixing="adaptive", gate_text="prompt")
-    processor = build_processor(*names, model.config, aspect="crop")
-    for name, value in llm.state_dict().items():
-        assert torch.equal(model.model.language_model.state_dict()[name], value), name
-    given = processor(text="<image>what?", images=tiny.picture(1))
-    assert torch.isfinite(model(**given).logits).all()
-    assert not any(parameter.is_meta for parameter in model.parameters())
-    model.save_pretrained(tmp_path / "whole")
-    again = type(model).from_pretrained(tmp_path / "whole")
-    assert torch.equal(again(**given).logits, model(**given).logits)
-    low = build_model(*names, levels=4, dtype="bf16", attn_implementation="eager")
-    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
-
-
 def test_towers_that_are_no_plain_transformer_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     path = tmp_path / "open_clip_config.json"
@@ -119,8 +96,3 @@ def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     (tmp_path / "open_clip_model.safetensors").unlink()
     with pytest.raises(InputError, match="holds no open_clip_model"):
         converted.load_vision_tower(tmp_path)
-
-
-def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot be loaded"):
-        build_model(str(tmp_path), str(tmp_path))

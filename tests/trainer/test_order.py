@@ -112,7 +112,8 @@ def test_resuming_anywhere_gives_what_would_have_come(done: int, more: int, rank
 def test_a_position_in_another_order_is_refused(other: dict[str, Any], named: str) -> None:
     state = order(100, 8, seed=3).state(Position(1, 2))
     with pytest.raises(InputError, match=named):
-        order(**({"rows": 100, "size": 8, "seed": 3} | other)).restore(state)
+        here: dict[str, Any] = {"rows": 100, "size": 8, "seed": 3} | other
+        order(**here).restore(state)
 
 
 def test_grouped_batches_are_of_one_kind_and_like_length() -> None:

@@ -8,16 +8,12 @@ import pytest
 
 from tests.trainer import tiny
 
-LOAD = "AutoConfig.from_pretrained(sys.argv[1]).model_type"
+FROM_HERE = "from transformers import AutoConfig"
+LOAD = "print(AutoConfig.from_pretrained(sys.argv[1]).model_type)"
 ORDERS = {
-    "aligntrain first": f"import sys, aligntrain; from transformers import AutoConfig; print({LOAD})",
-    "transformers first": (
-        f"import sys; from transformers import AutoConfig; import aligntrain; print({LOAD})"
-    ),
-    "a module of it": (
-        "import sys; from aligntrain.model.modeling import AlignGPTModel; "
-        f"from transformers import AutoConfig; print({LOAD})"
-    ),
+    "aligntrain first": f"import sys, aligntrain; {FROM_HERE}; {LOAD}",
+    "transformers first": f"import sys; {FROM_HERE}; import aligntrain; {LOAD}",
+    "a module of it": f"import sys, aligntrain.model.modeling; {FROM_HERE}; {LOAD}",
 }
 
 

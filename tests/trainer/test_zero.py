@@ -54,7 +54,7 @@ def test_offload_and_precision_are_asked_for(file: Path) -> None:
 
 def engine_of(file: Path, phase: Phase = "finetune", *overrides: str) -> Any:
     settings = recipe(file, phase, "batch.global_size=2", "batch.micro_size=2", *overrides)
-    model = tiny.model()
+    model: Any = tiny.model()
     model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[settings.precision])
     apply_phase(model, phase)
     engine = build_engine(model, settings, micro_batches=1)
@@ -70,7 +70,7 @@ def steps(engine: Any, numbers: range) -> list[float]:
         output = engine(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
         engine.backward(output.loss)
         engine.step()
-        losses.append(float(output.loss))
+        losses.append(float(output.loss.detach()))
     return losses
 
 
@@ -94,7 +94,7 @@ def test_the_whole_state_moves_to_another_engine(
         assert state.steps == 3
         expected = steps(engine, range(3, 6))
 
-        other = tiny.model(seed=1)
+        other: Any = tiny.model(seed=1)
         other.to(next(iter(weights.values())).dtype)
         other.load_state_dict(weights, strict=False)
         apply_phase(other, "finetune")

@@ -285,9 +285,13 @@ def _write_share(folder: Path, state: "MasterState") -> dict[str, int]:
 
 
 def _write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> int:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file(tensors, path)
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     with path.open("rb") as written:
         os.fsync(written.fileno())
     return path.stat().st_size

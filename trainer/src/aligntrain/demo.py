@@ -71,8 +71,9 @@ def dequantise(gguf: Path, folder: Path) -> None:
         tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)
         model: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent,
-            quantization_config=GgufConfig(gguf_file=gguf.name, dequantize=True),
+            quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
+            **source,
         )
         tokenizer.save_pretrained(unfinished)
         model.save_pretrained(unfinished)

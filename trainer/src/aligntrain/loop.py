@@ -24,7 +24,7 @@ from alignshared import AlignError
 from aligntrain.checkpoint import model_identity, save_checkpoint
 from aligntrain.data.loader import Loader, Share
 from aligntrain.data.order import Order, Rows, in_turn
-from aligntrain.metrics import Flops, Recorder, Sums, peak_flops
+from aligntrain.metrics import Flops, Recorder, Sums, peak_flops, read_metrics
 from aligntrain.progress import Display
 from aligntrain.recipes import Recipe
 from aligntrain.schedule import rate_factor, total_steps
@@ -86,8 +86,6 @@ class Loop:
         self._peak = peak_flops(self._device)
         self._interval = Interval(self._new_sums())
         self.total = total_steps(recipe.max_steps, recipe.epochs, data.order.steps_per_epoch)
-        self._validation_loss: float | None = None
-        self._loss: float | None = None
 
     def run(self, start: int = 0, display: Display | None = None) -> None:
         """Make the steps after `start`, up to the last, and show them on `display`.
@@ -113,14 +111,20 @@ class Loop:
                 self.save(done)
 
     def ending(self) -> dict[str, Any]:
-        """How the run ended, over all ranks: last losses, and rows that were rejected or cut."""
+        """How the run ended, over all ranks: its last losses, and how many rows were rejected or
+        cut since it was last started.
+        """
         counts: list[Any] = [None] * self._ranks
         torch.distributed.all_gather_object(counts, self._data.train.counts)
         rejected = sum((count.rejected for count in counts), Counter[str]())
+        lines = read_metrics(self._folder)
+        last = {
+            name: next((line[name] for line in reversed(lines) if name in line), None)
+            for name in ("loss", "validation_loss")
+        }
         return {
             "steps": self.total,
-            "loss": self._loss,
-            "validation_loss": self._validation_loss,
+            **last,
             "rejected": dict(rejected),
             "truncated": sum(count.truncated for count in counts),
         }
@@ -159,7 +163,6 @@ class Loop:
         if not math.isfinite(sums.loss):
             self._stop("loss", step, micro, unsound)
         norm = self._apply(step, micro)
-        self._loss = sums.loss
         self._count(sums, time.perf_counter() - began, norm, rates)
         self._display.step(step + 1, sums.loss, sums["read"])
 
@@ -169,7 +172,8 @@ class Loop:
         if norm is None:
             self._engine.step()
             norm = _norm(self._engine.get_global_grad_norm())
-            skipped = not self._engine.was_step_applied()  # fp16 tries with a smaller loss scale
+            # fp16 skips a step and goes on with a smaller loss scale.
+            skipped = self._engine.fp16_enabled() and not self._engine.was_step_applied()
             sound = skipped or math.isfinite(norm)
         else:
             sound = math.isfinite(norm)
@@ -232,12 +236,12 @@ class Loop:
                 sums.add(batch, self._engine(**self._inputs(batch)))
         self._engine.train()
         sums.reduce()
-        self._validation_loss = sums.loss if math.isfinite(sums.loss) else None
+        finite = math.isfinite(sums.loss)
         self._write(
             {
                 "step": done,
-                "validation_loss": self._validation_loss,
-                "validation_loss_by_level": sums.loss_by_level,
+                "validation_loss": sums.loss if finite else None,
+                "validation_loss_by_level": sums.loss_by_level if finite else {},
                 "validation_samples": int(sums["rows"]),
                 **{f"validation_{name}": value for name, value in sums.gate.items()},
             }
@@ -262,10 +266,7 @@ class Loop:
             "loss": sums.loss,
             "loss_by_level": sums.loss_by_level,
             "learning_rate": interval.rates,
-            # None where fp16 skipped the step.
-            "gradient_norm": interval.gradient_norm
-            if math.isfinite(interval.gradient_norm)
-            else None,
+            "gradient_norm": norm,  # None where fp16 skipped the step
             "tokens_per_s": sums["read"] / seconds,
             "samples_per_s": sums["rows"] / seconds,
             "padding": 1 - sums["read"] / max(sums["places"], 1.0),

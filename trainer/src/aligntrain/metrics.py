@@ -18,7 +18,7 @@ A line of `metrics.jsonl` is the mean over the steps since the line before, over
     gate_entropy        mean entropy of these weights, in nats: ln(N - 1) is no preference
 
 A line with `validation_loss` (and `validation_loss_by_level`, `validation_samples`) is that of the
-held-out rows after that step.
+held-out rows after that step; null where it is no finite number.
 """
 
 import json
@@ -252,6 +252,6 @@ def _scalars(value: Any, name: str = "") -> list[tuple[str, float]]:
     elif isinstance(value, list):
         items = ((str(place), item) for place, item in enumerate(value, start=1))
     else:
-        return [(name, float(value))]
+        return [] if value is None else [(name, float(value))]
     inside = f"{name}/" if name else ""
     return [scalar for key, item in items for scalar in _scalars(item, f"{inside}{key}")]

@@ -195,3 +195,63 @@ def _data_of(
     text = index.lengths[train] // _CHARACTERS_PER_TOKEN
     lengths = text + index.has_image[train] * (image_tokens + 1)
     return Data(len(train), int(lengths.clip(max=recipe.data.max_length).mean()))
+
+
+def summary(plan: Plan) -> list[tuple[str, str]]:
+    """The plan in words: what is told, and what there is to tell."""
+    recipe, batch = plan.recipe, plan.recipe.batch
+    trained = ", ".join(f"{p.part} {_short(p.parameters)}" for p in plan.parts if p.trains)
+    lines = [
+        ("recipe", f"{recipe.name}, {recipe.phase}, {recipe.precision}, on {plan.gpus} GPUs"),
+        ("parameters", _short(plan.parameters)),
+        ("trainable", f"{_short(plan.trainable)} ({trained})"),
+        (
+            "batch",
+            f"{batch.global_size} samples: {plan.gpus} GPUs x {batch.micro_size} x "
+            f"{plan.accumulation} accumulated",
+        ),
+    ]
+    for stage, states in plan.states.items():
+        mark = ", this recipe's" if stage == recipe.zero_stage else ""
+        lines.append(
+            (
+                f"zero_stage {stage}",
+                f"{_gigabytes(plan.memory(stage))} per GPU{mark}: weights "
+                f"{_gigabytes(states.weights)}, gradients {_gigabytes(states.gradients)}, "
+                f"optimizer {_gigabytes(states.optimizer)}",
+            )
+        )
+    kept, other = recipe.gradient_checkpointing, not recipe.gradient_checkpointing
+    lines.append(
+        (
+            "activations",
+            f"{_gigabytes(plan.activations[kept])} of them, and {_gigabytes(plan.logits)} of "
+            f"logits, at {batch.micro_size} x {recipe.data.max_length} tokens; "
+            f"{_gigabytes(plan.activations[other])} {'without' if kept else 'with'} gradient "
+            "checkpointing",
+        )
+    )
+    if plan.host_memory:
+        lines.append(("host memory", f"{_gigabytes(plan.host_memory)} offloaded, in all"))
+    if plan.steps is None or plan.tokens is None:
+        lines.append(("steps", "not known without data"))
+    else:
+        known = plan.data is not None and plan.data.tokens_per_sample is not None
+        lines += [
+            ("steps", f"{plan.steps:,}"),
+            ("tokens", f"{'about' if known else 'at most'} {_short(plan.tokens)}"),
+            ("arithmetic", f"{_short(plan.tokens * plan.flops_per_token)}FLOP of the LLM"),
+        ]
+    return lines
+
+
+def _short(number: float) -> str:
+    """A number in three digits: 6.76 G."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g} "
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -119,10 +119,15 @@ def _prepared(
     resolved = load_recipe(recipe, phase, overrides)
     folder = _folder(resolved, output)
     location, digest = _check_data(resolved, data)
-    job = Job(folder, resolved, location, digest, _start(phase, start, folder))
+    there = read_job(folder) if is_job(folder) else None
+    if there is not None and start is None:
+        begin = there.start  # whatever has been pretrained since
+    else:
+        begin = _start(phase, start, folder)
+    job = Job(folder, resolved, location, digest, begin)
     done = None
-    if is_job(folder):
-        _check_same(read_job(folder), job)
+    if there is not None:
+        _check_same(there, job)
         done = ending_of(folder)
         if done is None and not resume:
             _refuse_unfinished(folder)

@@ -40,7 +40,8 @@ def start_process(device: torch.device) -> None:
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    operators: Any = deepspeed.ops
+    operators.__compatible_ops__ = {}
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -96,7 +97,6 @@ def _zero_section(recipe: Recipe, trainable: int, on_gpu: bool) -> dict[str, Any
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
         "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
     }
     host = {"device": "cpu", "pin_memory": on_gpu}
     if recipe.offload != "none":
@@ -212,9 +212,12 @@ class MasterState:
         if self.stage == 0:
             own = self._own[id(parameter)]
             return (own if kind == "master" else self._base.state[own][kind]).detach()
-        if kind == "master":
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, kind)
+        spread: Any = (
+            safe_get_full_fp32_param(parameter)
+            if kind == "master"
+            else safe_get_full_optimizer_state(parameter, kind)
+        )
+        return spread
 
     def set(self, parameter: nn.Parameter, kind: Kind, value: torch.Tensor) -> None:
         """Take over `value`, as `get` gave it; `begin` comes first."""

@@ -138,7 +138,7 @@ def _table(rows: pa.Table, images: list[Any], sizes: list[Any]) -> pa.Table:
 
 
 def _manifest(config: dict[str, Any], records: list[UnitRecord]) -> Manifest:
-    source = config["input"]
+    source, made = config["input"], provenance()
     return Manifest(
         stage="ingest",
         rows=sum(record.shard.rows for record in records),
@@ -147,5 +147,6 @@ def _manifest(config: dict[str, Any], records: list[UnitRecord]) -> Manifest:
         reject_shards=[r.rejects.info for r in records if r.rejects.info is not None],
         config=config,
         parents=[Parent(source["location"], source["digest"])],
-        **provenance(),
+        package=made["package"],
+        created=made["created"],
     )

@@ -7,8 +7,9 @@ what comes out, and in which order, does not depend on how many workers there ar
 import logging
 import os
 import signal
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,9 +56,7 @@ class Preparation:
         tokenizer = processor.tokenizer
         encoder = Encoder(tokenizer, processor.layout, template, max_length)
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        pad_id = next(
-            id_ for id_ in ends if id_ is not None
-        )  # masked: any token will do
+        pad_id = next(id_ for id_ in ends if id_ is not None)  # masked: any token will do
         return cls(encoder, _PixelsOf(processor), pad_id)
 
 
@@ -152,7 +151,7 @@ class Loader:
         self._on_rejected = on_rejected
         self.counts = Counts()
 
-    def batches(self, plan: Iterable[GlobalBatch]) -> Iterator[Batch]:
+    def batches(self, plan: Iterable[GlobalBatch]) -> Generator[Batch, None, None]:
         """This rank's micro-batches of `plan`, in order; as many for each step on all ranks.
 
         Workers live as long as the iterator: close it, or let go of it, and they end.
@@ -163,7 +162,7 @@ class Loader:
         """
         work = _Work(self._shards, self._preparation)
         micro = (rows for step in plan for rows in self._share.of(step.rows))
-        source = iter(self._loader(work, micro))
+        source = _begin(self._loader(work, micro))
         try:
             while (prepared := _next(source)) is not None:
                 if isinstance(prepared, AlignError):
@@ -184,7 +183,7 @@ class Loader:
             sampler=micro,
             num_workers=self._workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_begin if multi else None,
+            worker_init_fn=_set_up_worker if multi else None,
             prefetch_factor=_AHEAD if multi else None,
             # A connection to an object store does not survive a fork.
             multiprocessing_context=_context(self._shards.location) if multi else None,
@@ -280,7 +279,20 @@ def _context(location: str) -> str:
     return "forkserver" if "://" in location else "fork"
 
 
-def _begin(_worker: int) -> None:
+def _begin(loader: DataLoader[object]) -> Iterator[object]:
+    """Start the workers. torch's handler of SIGCHLD, which would raise in the middle of a training
+    step when a worker dies, is taken out again: the next batch that is asked for tells of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)  # torch sets no handler either
+    before = signal.getsignal(signal.SIGCHLD)
+    source = iter(loader)
+    if before is not None:
+        signal.signal(signal.SIGCHLD, before)
+    return source
+
+
+def _set_up_worker(_worker: int) -> None:
     # Ctrl-C goes to every process of the terminal; the trainer's own ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     info = get_worker_info()

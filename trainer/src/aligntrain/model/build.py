@@ -86,14 +86,14 @@ def load_vision_tower(name: str, **options: Any) -> Any:
     with _readable(folder):
         if open_clip.is_open_clip(folder):
             return open_clip.load_vision_tower(folder, **options)
-        return AutoModel.from_pretrained(folder, config=vision_config(folder), **options)
+        return _whole(folder, AutoModel, config=vision_config(folder), **options)
 
 
 def load_llm(name: str, **options: Any) -> Any:
     """The causal LM `name` with its weights; `options` are transformers' own."""
     folder = _llm_folder(name)
     with _readable(folder):
-        return AutoModelForCausalLM.from_pretrained(folder, **options)
+        return _whole(folder, AutoModelForCausalLM, **options)
 
 
 def assemble(
@@ -105,8 +105,9 @@ def assemble(
     """
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration._from_config(config, **options)
-    model.model.vision_tower = tower
-    model.model.language_model = language_model
+    config = model.config
+    model.model.vision_tower, config.vision_config = tower, tower.config
+    model.model.language_model, config.text_config = language_model, language_model.config
     for name in ("projector", "alignment"):
         part = getattr(model.model, name)
         if part is not None:
@@ -114,7 +115,7 @@ def assemble(
             for module in part.modules():
                 model.model._init_weights(module)
     model.generation_config = language_model.generation_config
-    return model
+    return model.eval()
 
 
 def build_processor(
@@ -174,7 +175,18 @@ def text_config(name: str) -> PreTrainedConfig:
     """The configuration of the causal LM `name`."""
     folder = _llm_folder(name)
     with _readable(folder):
-        return AutoConfig.from_pretrained(folder)
+        config: Any = AutoConfig.from_pretrained(folder)
+    return config.get_text_config()
+
+
+def _whole(folder: str, auto_class: Any, **options: Any) -> Any:
+    """The model in `folder`, which lacks no weight: transformers would make one up."""
+    model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        raise InputError(
+            f"{folder} lacks weights, {sorted(info['missing_keys'])[0]} for one; copy it again."
+        )
+    return model
 
 
 @contextmanager

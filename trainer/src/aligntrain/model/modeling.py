@@ -31,10 +31,13 @@ from alignshared import InputError
 from aligntrain.model.alignment import Alignment, mean_text, nothing, similarities
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration
-from aligntrain.model.losses import next_token_losses
+from aligntrain.model.losses import IGNORED, next_token_losses
 from aligntrain.model.projector import Projector
 from aligntrain.model.rows import read_rows
 from aligntrain.model.vision import image_features
+
+Losses = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+_NO_LOSSES: Losses = (None, None, None)
 
 
 @dataclass
@@ -239,38 +242,31 @@ class AlignGPTForConditionalGeneration(
         logits_to_keep: int | torch.Tensor = 0,
         gate_weights: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> AlignGPTOutput:
+    ) -> AlignGPTOutput | tuple[Any, ...]:
         """Read sequences with images, and score `labels` where they are given.
 
         Args:
-            input_ids: [B, T] int64; `image_token_id` once for each image token and
-                `align_token_id` once before them in every row with an image, as the processor
-                writes them.
+            input_ids: [B, T] int64, placeholders where the processor writes them.
             attention_mask: [B, T], 0 at padding, which may stand left or right.
             pixel_values: [I, 3, H, W], all images of the batch in reading order.
-            levels: [B] int64; row k - 1 of the table is the alignment vector where it says k in
-                1..N, and 0 stands in text-only rows. None mixes by `config.mixing`.
+            levels: [B] int64; k in 1..N takes row k - 1 of the table, 0 stands in rows of text.
+                None mixes by `config.mixing`.
             labels: [B, T] int64, -100 where there is nothing to predict; not shifted.
             inputs_embeds: [B, T, d] in the place of `input_ids`, already merged.
-            past_key_values: the cache of what was read before; later steps need no images.
-            use_cache: whether to give a cache back.
+            past_key_values, use_cache: transformers' cache; later steps need no images.
             position_ids: [B, T]; counted over `attention_mask` by default.
             logits_to_keep: how many of the last positions to give logits for, 0 for all.
             gate_weights: [B, N-1] in the place of what the gate would say.
             kwargs: for the LLM; `num_items_in_batch` divides the summed loss.
 
         Raises:
-            InputError: image tokens and images do not match, a placeholder is missing, or a level
-                is out of range.
+            InputError: placeholders and images do not match, or a level is out of range.
         """
-        if position_ids is None and past_key_values is None:
-            position_ids = _positions(attention_mask)
+        if position_ids is None:
+            position_ids = _positions(attention_mask, input_ids, inputs_embeds)
+        labels = self._without_placeholders(labels, input_ids)
         items = kwargs.pop("num_items_in_batch", None)
-        if input_ids is not None and labels is not None:
-            placeholders = (input_ids == self.config.image_token_id) | (
-                input_ids == self.config.align_token_id
-            )
-            labels = labels.masked_fill(placeholders, -100)
+        as_dict = kwargs.pop("return_dict", True)
         output, weights = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -285,17 +281,33 @@ class AlignGPTForConditionalGeneration(
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        result = AlignGPTOutput(
-            logits=output.logits,
-            past_key_values=output.get("past_key_values"),
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-            gate_weights=weights,
-        )
-        if labels is not None:
-            losses = next_token_losses(output.logits, labels, items)
-            result.loss, result.sample_loss, result.sample_tokens = losses
-        return result
+        losses = _NO_LOSSES if labels is None else next_token_losses(output.logits, labels, items)
+        result = _output(output, weights, losses)
+        return result.to_tuple() if as_dict is False else result
+
+    def _without_placeholders(
+        self, labels: torch.Tensor | None, input_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """`labels` that ask for no placeholder, so that `input_ids` themselves can be given."""
+        if labels is None or input_ids is None:
+            return labels
+        image, align = self.config.image_token_id, self.config.align_token_id
+        return labels.masked_fill((input_ids == image) | (input_ids == align), IGNORED)
+
+
+def _output(
+    llm: CausalLMOutputWithPast, gate_weights: torch.Tensor | None, losses: Losses
+) -> AlignGPTOutput:
+    return AlignGPTOutput(
+        loss=losses[0],
+        logits=llm.logits,
+        past_key_values=llm.get("past_key_values"),
+        hidden_states=llm.get("hidden_states"),
+        attentions=llm.get("attentions"),
+        gate_weights=gate_weights,
+        sample_loss=losses[1],
+        sample_tokens=losses[2],
+    )
 
 
 def _put(sequence: torch.Tensor, places: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -303,11 +315,17 @@ def _put(sequence: torch.Tensor, places: torch.Tensor, vectors: torch.Tensor) ->
     return sequence.masked_scatter(places.unsqueeze(-1), vectors.to(sequence.dtype))
 
 
-def _positions(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Positions [B, T] that count each row's own tokens from 0, wherever its padding stands."""
-    if attention_mask is None or attention_mask.dim() != 2:
+def _positions(
+    attention_mask: torch.Tensor | None, *sequences: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Positions [B, T] of whichever of `sequences` is given, the end of what the mask covers.
+
+    They count each row's own tokens from 0, wherever its padding stands, over the cache too.
+    """
+    given = [sequence.shape[1] for sequence in sequences if sequence is not None]
+    if not given or not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
         return None
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -given[0] :]
 
 
 def _is_partitioned(module: nn.Module) -> bool:

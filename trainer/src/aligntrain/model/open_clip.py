@@ -19,6 +19,10 @@ WEIGHTS_FILE = "open_clip_model.safetensors"
 
 _PREFIX = "visual."
 _RESAMPLE = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
+_FOREIGN = {
+    "act_kwargs", "input_patchnorm", "ls_init_value", "no_ln_pre", "norm_kwargs", "timm_model_name",
+}  # fmt: skip
+"""Options of open_clip's towers that CLIPVisionModel does not have."""
 
 
 def is_open_clip(folder: str | Path) -> bool:
@@ -34,9 +38,7 @@ def vision_config(folder: str | Path) -> CLIPVisionConfig:
     """
     model = _read_config(folder)["model_cfg"]
     vision: dict[str, Any] = model["vision_cfg"]
-    foreign = {"timm_model_name", "global_average_pool", "attentional_pool"} & {
-        key for key, value in vision.items() if value
-    }
+    foreign = {key for key, value in vision.items() if value and key in _FOREIGN}
     if foreign or not isinstance(vision["layers"], int):
         named = ", ".join(sorted(foreign)) or "convolutional layers"
         raise InputError(

@@ -193,7 +193,8 @@ class AlignGPTProcessor(ProcessorMixin):
     ) -> dict[str, list[list[int]]]:
         """`input_ids` and `attention_mask` of `rows`, all as long as the longest."""
         left = (side or self.tokenizer.padding_side) == "left"
-        pad, longest = self.tokenizer.pad_token_id, max(map(len, rows))
+        # The mask says what is padding, so any token will do where the tokenizer names none.
+        pad, longest = self.tokenizer.pad_token_id or 0, max(map(len, rows))
         ids: list[list[int]] = []
         masks: list[list[int]] = []
         for row in rows:

@@ -6,6 +6,7 @@ import torch
 
 from alignshared import InputError
 from aligntrain.model.configuration import AlignGPTConfig
+from aligntrain.model.losses import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Rows:
         # left, before the alignment place.
         if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             text = text & attention_mask.bool()
-        return text if labels is None else text & (labels == -100)
+        return text if labels is None else text & (labels == IGNORED)
 
 
 def read_rows(
