@@ -32,7 +32,11 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers would build the environment anew
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR"}
+_QUIET = {
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    # Ray's C++ core reports on its own use by Ray Data as an error, at every start of an actor.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 
 Function = Callable[[Any], Any]
 
@@ -104,9 +108,14 @@ def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
                 log_to_driver=verbose,
             )
     except (ConnectionError, ValueError) as error:
+        detail = " ".join(str(error).split())[:200]
+        if not address:
+            raise AlignError(
+                f"Ray does not start on this machine: {detail}; give --engine local to do without."
+            ) from error
         raise InputError(
-            f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:200]}; start one "
-            "with `ray start --head`, or leave --ray-address out."
+            f"no Ray cluster answers at {address}: {detail}; start one with `ray start --head`, or "
+            "leave --ray-address out."
         ) from error
 
 
@@ -150,8 +159,8 @@ def _map_options(step: Step) -> dict[str, Any]:
 
 
 def _actor(make: Callable[[], Function]) -> type:
-    # The class carries `make` itself: as a constructor argument it would lie in the object store,
-    # from where an actor that is restarted may not get it back.
+    # The class carries `make` itself: a constructor argument may be gone from the object store by
+    # the time that an actor is restarted.
     class Worker:
         """Holds what a step's `make` built, a model for instance."""
 

@@ -8,6 +8,7 @@ were never given their names.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -85,18 +86,23 @@ def write_unit(
 
 
 def finished_units(output: Storage) -> Iterator[UnitRecord]:
-    """The records that earlier runs left in `output`, in order."""
+    """The records that earlier runs left in `output`, in order; a unit whose shard was taken away
+    since is not finished.
+    """
+    there = frozenset(output.names())
     folder = output.child(_RECORDS_FOLDER)
     for name in folder.names():
         if name.endswith(".json"):
-            yield _record(json.loads(folder.read_bytes(name)))
+            record = _record(json.loads(folder.read_bytes(name)))
+            if record.shard.file in there:
+                yield record
 
 
 def _record_file(index: int) -> str:
     return f"{_RECORDS_FOLDER}/{index:07d}.json"
 
 
-def _record(fields: dict) -> UnitRecord:  # type: ignore[type-arg]
+def _record(fields: dict[str, Any]) -> UnitRecord:
     rejects = fields["rejects"]
     info = ShardInfo(**rejects["info"]) if rejects["info"] else None
     return UnitRecord(

@@ -53,7 +53,7 @@ def histogram_png(histogram: Histogram, edges: LevelEdges | None) -> bytes:
     axes.set_xlim(bins.ends[0], bins.ends[-1])
     axes.set_ylim(0, float(bins.counts.max()) * 1.06)
     axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.grid(axis="y", color=_RULE, linewidth=0.5)
     axes.set_xlabel("score")
     axes.set_ylabel(f"pairs per {bins.width:g} of score")

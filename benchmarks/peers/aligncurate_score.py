@@ -1,0 +1,22 @@
+"""`aligncurate.score` as a process of its own, as a user would call it."""
+
+import argparse
+
+from aligncurate import score
+from aligncurate.stages.score import Execution
+
+
+def main() -> None:
+    """Score what the arguments name."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--input", "--image-root", "--output", "--model", "--weights"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--engine", choices=["local", "ray"], required=True)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], required=True)
+    parser.add_argument("--shard-rows", type=int)
+    given = vars(parser.parse_args())
+    score(**(given | {"execution": Execution(engine=given.pop("engine"), gpus=0)}))
+
+
+if __name__ == "__main__":
+    main()
