@@ -102,7 +102,7 @@ def transform_difference(clip: ResolvedClip, pictures: list[bytes]) -> float:
     transform of them.
     """
     model, view = ClipModel(clip, "fp32"), pixel_view(clip.preprocess)
-    transform = image_transform_v2(PreprocessCfg(**clip.preprocess), is_train=False)
+    transform: Any = image_transform_v2(PreprocessCfg(**clip.preprocess), is_train=False)
     largest = 0.0
     for first in range(0, len(pictures), BATCH):
         batch = pictures[first : first + BATCH]
@@ -116,13 +116,13 @@ def transform_difference(clip: ResolvedClip, pictures: list[bytes]) -> float:
 def open_clip_scores(clip: ResolvedClip, pictures: list[bytes], captions: list[str]) -> Floats:
     """Scores [N] by open_clip's own functions alone, captions padded to the full context."""
     brings_weights = clip.open_clip_name.startswith(("local-dir:", "hf-hub:"))
-    model = open_clip.create_model(
+    model: Any = open_clip.create_model(
         clip.open_clip_name,
         pretrained=None if brings_weights else clip.weights_path,
         force_quick_gelu=clip.quick_gelu,
     ).eval()
     tokenizer = open_clip.get_tokenizer(clip.open_clip_name)
-    transform = image_transform_v2(PreprocessCfg(**clip.preprocess), is_train=False)
+    transform: Any = image_transform_v2(PreprocessCfg(**clip.preprocess), is_train=False)
     scores: list[torch.Tensor] = []
     for first in range(0, len(pictures), BATCH):
         batch = slice(first, first + BATCH)
@@ -177,10 +177,11 @@ def report(results: dict[str, Any]) -> str:
         f"pairs in another of {LEVELS} levels, fp32 edges", "the same, own edges",
     ]  # fmt: skip
     bf16 = results["bf16"]
+    difference = bf16["largest_difference"]
     moved = max(bf16["moved_on_fp32_edges"], bf16["moved_on_own_edges"])
     demands = [
-        f"- Largest score difference of bf16: {bf16['largest_difference']:.4f}, demanded less than "
-        f"{MOST_DIFFERENCE}: {'met' if bf16['largest_difference'] < MOST_DIFFERENCE else 'not met'}.",
+        f"- Largest score difference of bf16: {difference:.4f}, demanded less than "
+        f"{MOST_DIFFERENCE}: {'met' if difference < MOST_DIFFERENCE else 'not met'}.",
         f"- Pairs whose level changes: {moved:.2%}, demanded less than {MOST_MOVED:.0%}: "
         f"{'met' if moved < MOST_MOVED else 'not met'}.",
         "- Largest difference of a pixel, as the vision tower sees it, from open_clip's own "

@@ -14,8 +14,17 @@ def main() -> None:
     parser.add_argument("--engine", choices=["local", "ray"], required=True)
     parser.add_argument("--precision", choices=["fp32", "bf16"], required=True)
     parser.add_argument("--shard-rows", type=int)
-    given = vars(parser.parse_args())
-    score(**(given | {"execution": Execution(engine=given.pop("engine"), gpus=0)}))
+    given = parser.parse_args()
+    score(
+        given.input,
+        given.output,
+        image_root=given.image_root,
+        model=given.model,
+        weights=given.weights,
+        precision=given.precision,
+        shard_rows=given.shard_rows,
+        execution=Execution(engine=given.engine, gpus=0),
+    )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--batch-size", type=int, default=64)
     given = parser.parse_args()
-    model, _, preprocess = open_clip.create_model_and_transforms(
-        given.model, pretrained=given.weights
-    )
+    # open_clip types a factory's results as all that any of its models may return.
+    made: Any = open_clip.create_model_and_transforms(given.model, pretrained=given.weights)
+    model, _, preprocess = made
     model.eval()
     records = json.loads(Path(given.input).read_text(encoding="utf-8"))
     batches = prepared(records, given, preprocess)
@@ -68,11 +68,12 @@ def timed(model: Any, batches: list[Batch]) -> tuple[dict[str, float], list[torc
     step = CORES * _ROUND
     for number, first in enumerate(range(0, len(batches), step)):
         turn = batches[first : first + step]
+        results: dict[str, list[torch.Tensor]] = {}
         for name in list(ways)[:: 1 if number % 2 else -1]:
             began = time.perf_counter()
-            results = ways[name](model, turn)
+            results[name] = ways[name](model, turn)
             seconds[name] += time.perf_counter() - began
-        cosines += results
+        cosines += results[next(iter(ways))]
     pairs = sum(len(tokens) for _, tokens in batches)
     return {name: pairs / spent for name, spent in seconds.items()}, cosines
 

@@ -5,6 +5,7 @@ open_clip's transform, captions padded to the full context, a forward pass per b
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -19,9 +20,9 @@ def main() -> None:
         parser.add_argument(name, required=True)
     parser.add_argument("--batch-size", type=int, default=64)
     given = parser.parse_args()
-    model, _, preprocess = open_clip.create_model_and_transforms(
-        given.model, pretrained=given.weights
-    )
+    # open_clip types a factory's results as all that any of its models may return.
+    made: Any = open_clip.create_model_and_transforms(given.model, pretrained=given.weights)
+    model, _, preprocess = made
     model.eval()
     tokenizer = open_clip.get_tokenizer(given.model)
     root, scores = Path(given.image_root), dict[str, float]()

@@ -33,7 +33,7 @@ def make_weights(model: str) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        network = open_clip.create_model(model)
+        network: Any = open_clip.create_model(model)
         # data-juicer divides logits by 100, the scale of trained CLIPs, to get back the cosine.
         network.logit_scale.data.fill_(math.log(100))
         torch.save(network.state_dict(), path)

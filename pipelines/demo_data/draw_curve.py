@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from npm_packages import DEFAULT_CACHE
 
-OUTPUT = Path(__file__).parents[2] / "docs/images/demo-clip-curve.png"
+ROOT = Path(__file__).parents[2]
+LOG = ROOT / "benchmarks/results/demo_clip_curve.jsonl"
+OUTPUT = ROOT / "docs/images/demo-clip-curve.png"
 SETS = {"noto known": "known concepts", "noto unseen": "unseen concepts"}
 FIGURES = {"auc": "AUC, matched against mismatched", "r1": "R@1", "r5": "R@5"}
 COLOURS = {"noto known": "#1b6e8c", "noto unseen": "#c1602c"}
@@ -26,7 +27,7 @@ def draw(records: list[dict[str, Any]]) -> Figure:
             values = [record["figures"][name][key] for record in records]
             axes.plot(seen, values, "o-", markersize=3, color=COLOURS[name], label=label)
             axes.annotate(
-                f"{values[-1]:.3f}", (seen[-1], values[-1]), (-2, -10),
+                f"{values[-1]:.3f}", (seen[-1], values[-1]), (-2, -18),
                 textcoords="offset points", ha="right", fontsize=8, color=COLOURS[name],
             )  # fmt: skip
         axes.set_title(title, fontsize=9, loc="left")
@@ -41,7 +42,7 @@ def draw(records: list[dict[str, Any]]) -> Figure:
 def main() -> None:
     """Parse the arguments and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--log", type=Path, default=DEFAULT_CACHE / "curve.jsonl")
+    parser.add_argument("--log", type=Path, default=LOG)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
     records = [json.loads(line) for line in args.log.read_text().splitlines()]

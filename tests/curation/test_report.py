@@ -129,7 +129,7 @@ def test_figures_are_png(levelled: Path) -> None:
         with Image.open(levelled / "report" / name) as figure:
             figure.load()
             assert figure.format == "PNG"
-            assert figure.width > 1000
+            assert figure.width > 800
             assert len(figure.convert("RGB").getcolors(1 << 20) or ()) > 10
 
 

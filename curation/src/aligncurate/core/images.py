@@ -32,8 +32,10 @@ _FORMATS = (
 )  # fmt: skip
 """What pictures come in. Not EPS, which is a program: Pillow would have Ghostscript run it."""
 
-# Not a warning to anyone: it is rejected below.
+# What Pillow warns of is either mended by it (a damaged EXIF block) or rejected below; a line of log
+# for each such picture of a million helps nobody.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
@@ -50,6 +52,7 @@ _DECODE_ERRORS = (
     NotImplementedError,
     struct.error,
     zlib.error,
+    UserWarning,  # where the caller has made warnings errors
 )
 
 

@@ -18,10 +18,18 @@ from alignshared import AlignError, InputError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_DETAIL = 300
+# What torch and safetensors raise for what is no weights file, KeyError for an unknown opcode.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    SafetensorError,
+    EOFError,
+    KeyError,
+)
 # What open_clip raises for weights of another shape or kind.
 _MISFITS = (
     RuntimeError,
-    LookupError,
+    IndexError,
     AttributeError,
     ValueError,
     TypeError,
@@ -154,7 +162,7 @@ def _load(resolved: ResolvedClip) -> torch.nn.Module:
             require_pretrained=True,
             weights_only=True,
         )
-    except (pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, EOFError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{resolved.weights_path} cannot be loaded without running code in it, or is damaged; "
             "give a .safetensors file or a plain state_dict."
