@@ -5,7 +5,7 @@ from random import Random
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -30,7 +30,6 @@ def filled(*batches: Scores) -> Histogram:
     return histogram
 
 
-@settings(deadline=None)
 @given(cosines | on_bin_ends, st.integers(1, 200))
 def test_counts_are_those_of_numpy_on_the_same_bins(scores: Scores, at_most: int) -> None:
     bins = filled(scores).bins(at_most)
@@ -39,7 +38,6 @@ def test_counts_are_those_of_numpy_on_the_same_bins(scores: Scores, at_most: int
     assert bins.counts.sum() == len(scores)
 
 
-@settings(deadline=None)
 @given(cosines, st.integers(2, 200))
 def test_bins_are_equally_wide_and_no_more_than_asked(scores: Scores, at_most: int) -> None:
     bins = filled(scores).bins(at_most)
@@ -49,7 +47,6 @@ def test_bins_are_equally_wide_and_no_more_than_asked(scores: Scores, at_most: i
     assert scores.max() <= bins.ends[-1]
 
 
-@settings(deadline=None)
 @given(st.lists(cosines, min_size=1, max_size=6), st.randoms())
 def test_merging_in_any_order_gives_the_same_counts(parts: list[Scores], order: Random) -> None:
     shuffled = list(parts)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aligncurate.core import idhash
@@ -14,7 +14,6 @@ from aligncurate.core.idhash import RepeatFinder, hash_ids
 ids = st.lists(st.text(max_size=40), max_size=40)
 
 
-@settings(deadline=None)
 @given(ids, st.data())
 def test_a_hash_depends_on_its_id_alone(values: list[str], data: st.DataObject) -> None:
     begin = data.draw(st.integers(0, len(values)))
@@ -25,7 +24,6 @@ def test_a_hash_depends_on_its_id_alone(values: list[str], data: st.DataObject) 
     assert hash_ids(pa.array(values, pa.large_string())).tolist() == one_by_one
 
 
-@settings(deadline=None)
 @given(st.lists(st.text(max_size=12), unique=True, max_size=60))
 def test_different_ids_have_different_hashes(values: list[str]) -> None:
     assert len(set(hash_ids(pa.array(values, pa.string())).tolist())) == len(values)
@@ -55,7 +53,6 @@ def test_hashes_stay_what_they_were() -> None:
     ]
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 30), max_size=80), st.integers(1, 5), st.integers(1, 40))
 def test_repeats_are_found_in_memory_and_on_disk(
     values: list[int], batches: int, in_memory: int

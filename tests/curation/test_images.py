@@ -33,6 +33,7 @@ def test_exif_rotation_is_applied():
     assert np.abs(np.asarray(upright).astype(int) - turned).mean() < 4
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF:UserWarning")  # as for users
 def test_a_damaged_exif_block_does_not_cost_the_picture():
     data = pictures.encoded(pictures.noise(2), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode_image(data).size == (90, 60)

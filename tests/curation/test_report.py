@@ -301,9 +301,9 @@ def test_the_number_of_examples_is_checked(tmp_path: Path) -> None:
 
 def test_every_pair_is_read_twice(tmp_path: Path) -> None:
     write_levelled_dataset(tmp_path / "bucket", SCORES)
-    done: list[int] = []
-    report(tmp_path / "bucket", on_progress=lambda rows, rejects=0: done.append(rows))
-    assert sum(done) == 2 * len(SCORES)
+    read: list[int] = []
+    report(tmp_path / "bucket", on_progress=lambda done, rejects=0: read.append(done))
+    assert sum(read) == 2 * len(SCORES)
 
 
 def test_the_name_is_that_of_the_folder_above_a_stage(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pyarrow as pa
 from aligncurate.checks.columns import usable
 from aligncurate.checks.files import UNREADABLE, open_parquet
 from aligncurate.checks.problems import LISTED_PER_KIND, Kind, Problem
-from aligncurate.checks.rows import BATCH_ROWS, id_text, plain_values
+from aligncurate.checks.rows import BATCH_ROWS, id_text
+from aligncurate.core.columns import column_values
 from aligncurate.core.idhash import RepeatFinder, hash_ids
 from alignshared import Dataset, InputError, ShardInfo
 
@@ -92,7 +93,7 @@ def _note(
     shard, first_row = where
     taken = ids.take(pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(rows)]))
     encoded = taken.cast(pa.binary()).dictionary_encode()
-    codes = plain_values(encoded.indices, -1)
+    codes = column_values(encoded.indices, -1)
     by_id = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[by_id], np.arange(len(encoded.dictionary) + 1))
     for value, begin, end in zip(encoded.dictionary.to_pylist(), starts, starts[1:], strict=False):

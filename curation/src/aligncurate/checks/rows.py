@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,7 @@ import pyarrow as pa
 from aligncurate.checks.columns import check_same_columns, usable
 from aligncurate.checks.files import UNREADABLE, check_file, open_parquet, unreadable
 from aligncurate.checks.problems import Kind, Problem
+from aligncurate.core.columns import column_values
 from aligncurate.core.idhash import RepeatFinder, hash_ids
 from aligncurate.progress import OnProgress
 from alignshared import Dataset, InputError, LevelEdges, ShardInfo
@@ -148,7 +148,7 @@ class _BatchChecker:
         names = batch.schema.names
         hashes = self._check_ids(batch) if "id" in names else np.empty(0, np.uint64)
         if "score" in names:
-            scores = plain_values(batch.column("score"), np.nan)
+            scores = column_values(batch.column("score"), np.nan)
             finite = np.isfinite(scores)
             self._not_finite.add(~finite, batch, self._row)
             beyond = finite & (np.abs(scores) > 1 + _TOLERANCE)
@@ -161,7 +161,9 @@ class _BatchChecker:
     def _check_ids(self, batch: pa.RecordBatch) -> npt.NDArray[np.uint64]:
         ids = batch.column("id")
         if ids.null_count:
-            self._null_ids.add(plain_values(ids.is_null().cast(pa.uint8())) == 1, batch, self._row)
+            self._null_ids.add(
+                column_values(ids.is_null().cast(pa.uint8()), 0) == 1, batch, self._row
+            )
         if _is_invalid(ids):
             wrong = np.array([_is_invalid(ids.slice(row, 1)) for row in range(len(ids))])
             self._not_utf8.add(wrong, batch, self._row)
@@ -175,7 +177,7 @@ class _BatchChecker:
         edges: LevelEdges,
         totals: LevelAccumulator,
     ) -> None:
-        levels = plain_values(batch.column(LEVEL_COLUMN), 0)
+        levels = column_values(batch.column(LEVEL_COLUMN), 0)
         known = (levels >= 1) & (levels <= edges.levels)
         self._no_level.add(~known, batch, self._row)
         countable = known & finite
@@ -194,12 +196,6 @@ class _BatchChecker:
         )
         found = (tally.problem(self._file) for tally in tallies)
         return [problem for problem in found if problem]
-
-
-def plain_values(column: pa.Array, null: Any = None) -> npt.NDArray[Any]:
-    """The values [n] of a column of numbers, with `null` in place of each null."""
-    # to_numpy would import pandas where it is installed: up to a second and 70 MB for nothing.
-    return np.from_dlpack(column.fill_null(null) if column.null_count else column)
 
 
 def _is_invalid(ids: pa.Array) -> bool:

@@ -1,12 +1,12 @@
 """One pass over the scores of a dataset: their histogram, and what each level holds."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from aligncurate.core.columns import column_values
 from aligncurate.core.histogram import Histogram
 from aligncurate.local import available_cores, map_ordered
 from aligncurate.progress import OnProgress, silent
@@ -63,7 +63,7 @@ def _summarise_shard(dataset: Dataset, shard: ShardInfo) -> tuple[Histogram, Lev
 
 def score_values(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
     """Scores [n] float32 of `batch`; null is NaN."""
-    return _plain_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
+    return column_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
 
 
 def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[np.int8]:
@@ -72,15 +72,10 @@ def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[
     Raises:
         ContractError: one of them is null or not in 1..`levels`.
     """
-    values = _plain_values(batch.column(LEVEL_COLUMN), 0)
+    values = column_values(batch.column(LEVEL_COLUMN), 0)
     if len(values) and not (values.min() >= 1 and values.max() <= levels):
         raise ContractError(
             f"{where} has levels outside 1..{levels}; see what else is wrong with aligncurate "
             "validate."
         )
     return values
-
-
-def _plain_values(column: pa.Array, null: float) -> npt.NDArray[Any]:
-    # to_numpy would import pandas where it is installed: up to a second and 70 MB for nothing.
-    return np.from_dlpack(column.fill_null(null) if column.null_count else column)
