@@ -34,7 +34,9 @@ def write_tiny_clip(folder: Path, **model: Any) -> Path:
     torch.manual_seed(0)
     weights = open_clip.CLIP(**config).state_dict()
     folder.mkdir(parents=True)
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "open_clip_model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in weights.items()}, folder / "open_clip_model.safetensors"
+    )
     (folder / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": config, "preprocess_cfg": {}})
     )

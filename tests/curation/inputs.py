@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignshared import Dataset
+from aligncurate.sources import RawBatch, Source
+from alignshared import Dataset, Reject, Storage
 from tests.curation.pictures import photo
 
 
@@ -83,3 +84,19 @@ def score_good_pairs(folder: Path, model: str, count: int = 12, **options: Any) 
         "execution": Execution(engine="local", workers=1),
     }
     return score(good_pairs(folder / "in", count), model=model, **(defaults | options))
+
+
+def read(source: Source, work: Path, shard_rows: int | None = None) -> list[RawBatch]:
+    """All batches of `source`, which may write under `work`."""
+    units = source.plan(Storage(work / ".run"), shard_rows)
+    return [batch for unit in units for batch in source.read(unit, 3)]
+
+
+def rows(source: Source, work: Path) -> list[dict[str, Any]]:
+    """The usable rows of `source`."""
+    return [row for batch in read(source, work) for row in batch.table.to_pylist()]
+
+
+def rejects(source: Source, work: Path) -> list[Reject]:
+    """The rejects of `source`."""
+    return [reject for batch in read(source, work) for reject in batch.rejects]

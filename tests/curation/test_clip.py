@@ -1,5 +1,5 @@
-"""Our CLIP is open_clip's: the same pixels, the same embeddings, the same scores; and a model that is
-not what it should be is refused.
+"""Our CLIP is open_clip's: the same pixels, embeddings and scores; and a model that is not what it
+should be is refused.
 """
 
 import json
@@ -53,8 +53,12 @@ def tokenize(tiny_clip: str) -> Any:
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_the_model_sees_open_clips_own_pixels_to_the_bit(resize_mode: str, interpolation: str):
-    config = {"size": 48, "resize_mode": resize_mode, "interpolation": interpolation}
-    theirs = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    config: dict[str, Any] = {
+        "size": 48,
+        "resize_mode": resize_mode,
+        "interpolation": interpolation,
+    }
+    theirs: Any = image_transform_v2(PreprocessCfg(**config), is_train=False)
     ours = pixel_view(config)
     normalize = Normalize(PreprocessCfg().mean, PreprocessCfg().std)
     sizes = [(48, 48), (49, 48), (33, 47), (640, 480), (17, 300), (301, 90), (7, 5), (1, 1)]
@@ -73,8 +77,8 @@ def test_pixels_are_normalized_as_open_clips_transform_does(model: ClipModel, ti
     image = noise(1, (70, 50))
     model.embed_images(pixel_view(preprocess)(image)[None])
     hook.remove()
-    theirs = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)(image)
-    assert torch.equal(seen[0][0], theirs)
+    theirs: Any = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
+    assert torch.equal(seen[0][0], theirs(image))
 
 
 def test_captions_without_their_padding_give_open_clips_embeddings(
@@ -116,9 +120,7 @@ def test_a_tokenizer_that_pads_with_its_end_token_tells_truncation_too(
     assert model._truncated(captions, tokens).tolist() == [False, False, True]
 
 
-def test_scores_are_open_clips_cosines(
-    model: ClipModel, plain: Any, tokenize: Any, tiny_clip: str
-):
+def test_scores_are_open_clips_cosines(model: ClipModel, plain: Any, tokenize: Any, tiny_clip: str):
     preprocess = resolve_clip(tiny_clip).preprocess
     images = [noise(i, (90, 60)) for i in range(len(CAPTIONS))]
     view = pixel_view(preprocess)
@@ -126,7 +128,7 @@ def test_scores_are_open_clips_cosines(
         model.embed_images(np.stack([view(image) for image in images])),
         model.embed_captions(CAPTIONS)[0],
     )
-    transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
+    transform: Any = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
     with torch.inference_mode():
         x = plain.encode_image(torch.stack([transform(i) for i in images]), normalize=True)
         y = plain.encode_text(tokenize(CAPTIONS), normalize=True)
@@ -278,7 +280,7 @@ def write_torchscript(path: Path) -> None:
 
 
 def test_a_folder_without_its_parts_says_what_is_missing(tmp_path: Path):
-    with pytest.raises(InputError, match="holds no open_clip_config.json"):
+    with pytest.raises(InputError, match=r"holds no open_clip_config\.json"):
         resolve_clip(str(tmp_path))
     config = tmp_path / "open_clip_config.json"
     config.write_text(json.dumps({"model_cfg": TINY_CONFIG}))

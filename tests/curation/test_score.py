@@ -1,9 +1,10 @@
-"""Scoring as a whole: the dataset that comes out, going on after an interruption, and that how a run
-is executed changes no bit.
+"""Scoring as a whole: the dataset that comes out, going on after an interruption; and how a run is
+executed changes no bit.
 """
 
 import json
 import logging
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,8 +23,8 @@ from aligncurate import Execution, score
 from aligncurate.core.clip import ClipModel, resolve_clip
 from aligncurate.progress import OnProgress
 from aligncurate.sources import open_source
-from aligncurate.stages.scoring import Framer, Scorer, Scoring
-from alignshared import Dataset, InputError, Storage
+from aligncurate.stages.scoring import Scoring, score_in_process
+from alignshared import AlignError, Dataset, InputError, Storage
 from alignshared.schema import SCORE_COLUMNS, SOURCE_COLUMNS
 from tests.curation.inputs import (
     good_pairs,
@@ -77,13 +78,14 @@ def test_a_scored_dataset_keeps_the_contract(tmp_path: Path, tiny_clip: str):
 def test_scores_are_what_plain_open_clip_gives(tmp_path: Path, tiny_clip: str):
     rows = rows_of(score_good_pairs(tmp_path, tiny_clip, 9, batch_size=4))
     name = f"local-dir:{tiny_clip}"
-    model, transform = open_clip.create_model_from_pretrained(name)
-    model.eval()
+    made: Any = open_clip.create_model_from_pretrained(name)
+    model, transform = made[0].eval(), made[1]
+    tokenize = open_clip.get_tokenizer(name)
     for row in rows:
         image = Image.open(tmp_path / "in/images" / row["image"]["path"])
         with torch.inference_mode():
             x = model.encode_image(transform(image)[None], normalize=True)
-            y = model.encode_text(open_clip.get_tokenizer(name)([row["caption"]]), normalize=True)
+            y = model.encode_text(tokenize([row["caption"]]), normalize=True)
         assert abs(float(x @ y.T) - row["score"]) < 1e-6
 
 
@@ -187,12 +189,12 @@ class Stop(Exception):
 
 def stopping_after(pairs: int, error: BaseException) -> Any:
     """A `show_progress` that raises `error` when so many pairs are done."""
-    done = 0
+    total_done = 0
 
-    def on_progress(more: int, rejects: int = 0) -> None:
-        nonlocal done
-        done += more
-        if done >= pairs:
+    def on_progress(done: int, rejects: int = 0) -> None:
+        nonlocal total_done
+        total_done += done
+        if total_done >= pairs:
             raise error
 
     @contextmanager
@@ -204,16 +206,16 @@ def stopping_after(pairs: int, error: BaseException) -> Any:
 
 def counting(seen: list[tuple[int, int, int]]) -> Any:
     """A `show_progress` that leaves (total, begun, done) in `seen`."""
-    done = 0
+    total_done = 0
 
-    def on_progress(more: int, rejects: int = 0) -> None:
-        nonlocal done
-        done += more
+    def on_progress(done: int, rejects: int = 0) -> None:
+        nonlocal total_done
+        total_done += done
 
     @contextmanager
     def show(_task: str, total: int, begun: int) -> Iterator[OnProgress]:
         yield on_progress
-        seen.append((total, begun, done))
+        seen.append((total, begun, total_done))
 
     return show
 
@@ -249,6 +251,31 @@ def test_a_shard_that_was_taken_away_is_done_again(tmp_path: Path, tiny_clip: st
     (tmp_path / "out" / "shard-00000.parquet").unlink()
     dataset = score_good_pairs(tmp_path, tiny_clip, 12, **options)
     assert len(rows_of(dataset)) == 12
+
+
+def test_a_full_disk_ends_the_run_with_a_sentence_and_what_is_finished_is_kept(
+    tmp_path: Path, tiny_clip: str
+):
+    pictures = [photo(0), photo(1, (1200, 900))]
+    columns = {"id": ["small", "large"], "image": pictures, "caption": ["a", "b"]}
+    path = write_parquet(tmp_path / "in.parquet", columns)
+    options: dict[str, Any] = {
+        "model": tiny_clip,
+        "shard_rows": 1,
+        "execution": Execution(engine="local", workers=1),
+    }
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(pictures[1]) - 100, before[1]))
+    try:
+        with pytest.raises(
+            AlignError, match=r"shard-00001\.parquet cannot be written in"
+        ) as caught:
+            score(path, tmp_path / "out", **options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.exit_code == 1
+    assert [p.name for p in (tmp_path / "out").glob("shard*")] == ["shard-00000.parquet"]
+    assert ids_of(score(path, tmp_path / "out", **options)) == ["small", "large"]
 
 
 def test_rejects_are_counted_once_after_going_on(tmp_path: Path, tiny_clip: str):
@@ -319,12 +346,12 @@ def test_a_model_that_does_not_load_does_not_hold_the_output(tmp_path: Path, tin
     assert score_good_pairs(tmp_path, tiny_clip, 3).manifest.rows == 3
 
 
-def test_threads_that_decode_beside_a_model_give_the_same_pairs(tmp_path: Path, tiny_clip: str):
-    # What a GPU run does in one process, put together by hand on CPU.
-    source = open_source(str(good_pairs(tmp_path / "in", 6)), str(tmp_path / "in" / "images"))
-    scoring = Scoring(source, resolve_clip(tiny_clip), "fp32", "cpu", 64, False, "unused")
-    units = source.plan(Storage(tmp_path / "work"), None)
-    framer, scorer = Framer(scoring), Scorer(scoring)
-    (finished,) = [scorer(framer(batch)) for unit in units for batch in source.read(unit, 64)]
-    dataset = score_good_pairs(tmp_path, tiny_clip, 6)
-    assert finished.table.equals(tables_of(dataset)[0])
+def test_one_thread_that_feeds_a_device_gives_the_same_pairs(tmp_path: Path, tiny_clip: str):
+    # `cpu:0` is a device other than `cpu` to us and the same one to torch: the way of a GPU.
+    source = open_source(str(good_pairs(tmp_path / "in", 20)), str(tmp_path / "in" / "images"))
+    storage = Storage(tmp_path / "device")
+    scoring = Scoring(source, resolve_clip(tiny_clip), "fp32", "cpu:0", 3, False, storage.location)
+    units = source.plan(Storage(tmp_path / "work"), 7)
+    records = list(score_in_process(scoring, units, 2))
+    dataset = score_good_pairs(tmp_path, tiny_clip, 20, batch_size=3, shard_rows=7)
+    assert [record.shard for record in records] == dataset.manifest.shards

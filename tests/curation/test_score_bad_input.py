@@ -249,19 +249,19 @@ def test_an_input_that_is_not_there_is_one_sentence(tmp_path: Path, tiny_clip: s
         with pytest.raises(InputError) as caught:
             score(tmp_path / name, tmp_path / "out", model=tiny_clip, execution=LOCAL)
         assert_one_sentence(caught.value, names=name)
-    with pytest.raises(InputError, match="--image-root .*no folder"):
+    with pytest.raises(InputError, match=r"--image-root .*no folder"):
         score(good_pairs(tmp_path / "in", 1), image_root=str(tmp_path / "nowhere"))
 
 
 def test_an_unknown_model_names_its_neighbours(tmp_path: Path):
-    with pytest.raises(InputError, match="architectures near it: .*ViT-B-32") as caught:
+    with pytest.raises(InputError, match=r"architectures near it: .*ViT-B-32") as caught:
         score(good_pairs(tmp_path / "in", 1), tmp_path / "out", model="ViT-B32")
     assert_one_sentence(caught.value, names="ViT-B32")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unknown_tag_names_the_known_ones(tmp_path: Path):
-    with pytest.raises(InputError, match="its tags are .*openai") as caught:
+    with pytest.raises(InputError, match=r"its tags are .*openai") as caught:
         score(good_pairs(tmp_path / "in", 1), tmp_path / "out", model="ViT-B-32", weights="laion9b")
     assert_one_sentence(caught.value, names="laion9b")
 
@@ -284,7 +284,9 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
 ):
     (tmp_path / "file").write_text("in the way")
     out = tmp_path / place
-    with pytest.raises(InputError, match=r"cannot be written to|is a file; name a folder") as caught:
+    with pytest.raises(
+        InputError, match=r"cannot be written to|is a file; name a folder"
+    ) as caught:
         score(good_pairs(tmp_path / "in", 1), out, model=tiny_clip)
     assert_one_sentence(caught.value, names=str(out))
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from aligncurate.output import RUN_FOLDER, WrittenRejects, shard_name, write_rejects
-from alignshared import Reject, ShardInfo, Storage
+from alignshared import AlignError, Reject, ShardInfo, Storage
 from alignshared.shards import writing_shard
 
 _RECORDS_FOLDER = f"{RUN_FOLDER}/units"
@@ -71,17 +71,26 @@ def write_unit(
 ) -> UnitRecord:
     """Write the shard, the rejects and the record of unit `index`, taking `batches` one at a
     time.
+
+    Raises:
+        AlignError: the disk is full, or the output cannot be written to any more.
     """
     name = shard_name(index)
     rejects: list[Reject] = []
     timing = Timing()
-    with writing_shard(output, name, schema) as (writer, result):
-        for batch in batches:
-            writer.write(batch.table)
-            rejects += batch.rejects
-            timing += batch.timing
-    record = UnitRecord(index, result.info, write_rejects(output, name, rejects), timing)
-    output.write_json(_record_file(index), asdict(record))
+    try:
+        with writing_shard(output, name, schema) as (writer, result):
+            for batch in batches:
+                writer.write(batch.table)
+                rejects += batch.rejects
+                timing += batch.timing
+        record = UnitRecord(index, result.info, write_rejects(output, name, rejects), timing)
+        output.write_json(_record_file(index), asdict(record))
+    except OSError as error:  # Sources name their own files; what is left is the output.
+        raise AlignError(
+            f"{name} cannot be written in {output.location}: {error}; make room or access, and run "
+            "the same command to go on."
+        ) from error
     return record
 
 

@@ -32,8 +32,8 @@ _FORMATS = (
 )  # fmt: skip
 """What pictures come in. Not EPS, which is a program: Pillow would have Ghostscript run it."""
 
-# What Pillow warns of is either mended by it (a damaged EXIF block) or rejected below; a line of log
-# for each such picture of a million helps nobody.
+# What Pillow warns of is either mended by it (a damaged EXIF block) or rejected below; a line for
+# each such picture of a million helps nobody.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
