@@ -8,6 +8,7 @@ the two runs is the work; what the run on a few takes beyond its share of the wo
 
 import argparse
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -76,7 +77,8 @@ class Measurement:
             return statistics.median(map(of, many)) - statistics.median(map(of, few))
 
         seconds = work(lambda turn: turn.seconds)
-        rate = (many[0].pairs - FEW) / seconds
+        # On a busy machine the run on all pairs may be the shorter one: then nothing is known.
+        rate = (many[0].pairs - FEW) / seconds if seconds > 0 else math.nan
         summary = {
             "pairs_per_s": rate,
             "start_up_s": statistics.median(turn.seconds for turn in few) - FEW / rate,

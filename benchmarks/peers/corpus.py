@@ -22,6 +22,7 @@ from alignshared import demo
 CACHE = Path("~/.cache/alignstack/benchmarks").expanduser()
 TARS = 4
 
+_STRAIGHT = str.maketrans({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
 _JOINTS = (" and ", " with ", ", ", " next to ")
 _PHRASES = (1, 2, 3, 4, 5)
 _SHARES = (20, 45, 25, 8, 2)
@@ -87,7 +88,9 @@ def make_corpus(count: int) -> Corpus:
 
 
 def _records(count: int) -> list[dict[str, Any]]:
-    phrases: list[str] = pq.read_table(demo.pairs_path(), columns=["caption"])[0].to_pylist()
+    captions = pq.read_table(demo.pairs_path(), columns=["caption"])["caption"].to_pylist()
+    # open_clip's tokenizer straightens quotes and that of transformers, in data-juicer, does not.
+    phrases = [caption.translate(_STRAIGHT) for caption in captions]
     chance = random.Random(0)
     known: set[str] = set()
     records: list[dict[str, Any]] = []

@@ -186,7 +186,19 @@ def _run(job: _Job, show_progress: ShowProgress) -> Dataset:
             records[record.index] = record
     done = [records[unit.index] for unit in units]
     how = _how(scoring, engine, time.monotonic() - began, sum(u.rows for u in to_do), done)
+    _tell_speed(how)
     return finish(storage, _manifest(scoring, config | {"execution": how}, done))
+
+
+def _tell_speed(how: dict[str, Any]) -> None:
+    work = how["decode_seconds"] + how["model_seconds"]
+    if work and how["seconds"]:
+        log.info(
+            "%s pairs in %.1f s, %.0f pairs/s with start-up, on %s; decoding took %.0f %% of the "
+            "work.",
+            f"{how['pairs']:,}", how["seconds"], how["pairs"] / how["seconds"], how["device"],
+            100 * how["decode_seconds"] / work,
+        )  # fmt: skip
 
 
 def _warn_of_rejects(dataset: Dataset) -> None:
