@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# On a busy machine the first example of a property may take seconds.
+settings.register_profile("busy", deadline=None, database=None)
+settings.load_profile("busy")
 
 DEAD_PROXY = "http://127.0.0.1:9"
 """Nothing listens there: a process that a test starts meets this in place of the network."""

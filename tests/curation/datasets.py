@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,29 @@ def picture(seed: int, size: tuple[int, int] = (48, 32), kind: str = "PNG") -> b
     encoded = io.BytesIO()
     image.save(encoded, kind)
     return encoded.getvalue()
+
+
+def cosines(count: int, seed: int = 1) -> list[float]:
+    """Scores as CLIP gives them, rounded so that some are equal."""
+    scores = np.random.default_rng(seed).normal(0.25, 0.05, count)
+    return np.round(scores, 3).astype(np.float32).tolist()
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """The content of every file under `folder`, by its path there."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def replace_rows(dataset: Dataset, table: pa.Table) -> Dataset:
+    """Put `table` in the place of the rows of `dataset`, as one shard."""
+    for shard in dataset.manifest.shards:
+        dataset.storage.delete(shard.file)
+    infos = _write_shards(dataset.storage, table, 1)
+    return finish(dataset.storage, replace(dataset.manifest, shards=infos, rows=table.num_rows))
 
 
 def scored_rows(scores: Sequence[float | None], *, images: bool = True) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 Everything that a command does can be called: `from aligncurate import score, bucket, report`.
 """
 
-from typing import TYPE_CHECKING, Any
+import typing
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from aligncurate.stages.bucket import bucket
     from aligncurate.stages.inspect import inspect
     from aligncurate.stages.report import report
@@ -19,7 +19,7 @@ _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     """Import a stage when it is first asked for: torch and ray take seconds, `--help` should
     not.
     """

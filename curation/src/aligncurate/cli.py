@@ -173,6 +173,7 @@ def bucket(
 ) -> None:
     """Sort scored pairs into alignment levels by exact quantiles of their scores."""
     from aligncurate.stages.bucket import bucket
+    from aligncurate.stages.inspect import inspect
 
     scored = _dataset(input, "score")
     with showing("bucket", scored.manifest.rows, "pairs", terminal.progress) as on_progress:
@@ -186,7 +187,7 @@ def bucket(
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    terminal.show_levels(dataset)
+    terminal.show_levels(inspect(dataset.location))
 
 
 @app.command()
@@ -209,7 +210,8 @@ def inspect(input: _Dataset = None) -> None:
     """Tell what is in a dataset, from its manifest."""
     from aligncurate.stages.inspect import inspect
 
-    terminal.show_inspection(inspect(_dataset(input, "bucket", "score").location))
+    # Not opened as a dataset if it is named: an unfinished run can be inspected too.
+    terminal.show_inspection(inspect(input or _dataset(None, "bucket", "score").location))
 
 
 @app.command()

@@ -7,6 +7,8 @@ never cuts it in two, and results come back as they are ready. What Ray is told 
   all CPUs leave none for reading, and Ray Data then waits without a word.
 - Steps with different resources are not fused, so decoding stays apart from a GPU; a single step on
   CPU keeps pixels inside the actor.
+- An AlignError in a step comes back as a result and is raised here: of what is raised in a worker,
+  Ray gives back the text alone when it happens while an actor starts.
 - Errors of single rows are handled inside the steps. Ray's own tolerance (`max_errored_blocks`)
   would drop a whole block for one bad row and call it success.
 """
@@ -14,8 +16,10 @@ never cuts it in two, and results come back as they are ready. What Ray is told 
 import logging
 import os
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +29,7 @@ import pyarrow as pa
 from alignshared import AlignError, InputError
 
 _SPARE_CPUS = 2
+_CONNECT_TIMEOUT_S = 10
 _ITEM = "item"
 
 _ENVIRONMENT = {
@@ -32,7 +37,11 @@ _ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers would build the environment anew
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
-_QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR"}
+_QUIET = {
+    "RAY_DATA_LOG_LEVEL": "ERROR",
+    # Ray's C++ core reports on its own use by Ray Data as an error, at every start of an actor.
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
 
 Function = Callable[[Any], Any]
 
@@ -92,22 +101,50 @@ def connected(address: str | None, local_workers: int, *, verbose: bool) -> Iter
 def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
     import ray
 
-    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "log_to_driver": verbose,
+    }
+    if address:
+        options |= {"address": address}
+    else:
+        options |= {"num_cpus": local_workers + _SPARE_CPUS, "include_dashboard": False}
     try:
         if address:
-            ray.init(address, logging_level=level, log_to_driver=verbose)
-        else:
-            ray.init(
-                num_cpus=local_workers + _SPARE_CPUS,
-                include_dashboard=False,
-                logging_level=level,
-                log_to_driver=verbose,
-            )
-    except (ConnectionError, ValueError) as error:
+            _require_answer(address)
+        with nullcontext() if verbose else _muted_stderr():
+            ray.init(**options)
+    except (OSError, RuntimeError, ValueError) as error:
+        detail = " ".join(str(error).split())[:200]
+        if not address:
+            raise AlignError(
+                f"Ray does not start on this machine: {detail}; give --engine local to do without."
+            ) from error
         raise InputError(
-            f"no Ray cluster answers at {address}: {' '.join(str(error).split())[:200]}; start one "
-            "with `ray start --head`, or leave --ray-address out."
+            f"no Ray cluster answers at {address}: {detail}; start one with `ray start --head`, or "
+            "leave --ray-address out."
         ) from error
+
+
+@contextmanager
+def _muted_stderr() -> Iterator[None]:
+    # Told by the environment to be quiet, Ray's C++ core says so on stderr before it is.
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _require_answer(address: str) -> None:
+    # Where nobody listens, Ray itself tries for six minutes.
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
 
 
 def map_on_ray(steps: Sequence[Step], items: Sequence[Any]) -> Iterator[Any]:
@@ -130,7 +167,10 @@ def map_on_ray(steps: Sequence[Step], items: Sequence[Any]) -> Iterator[Any]:
         dataset = dataset.map_batches(**_map_options(step))
     try:
         for row in dataset.iter_rows():
-            yield pickle.loads(row[_ITEM])
+            result = pickle.loads(row[_ITEM])
+            if isinstance(result, AlignError):
+                raise result
+            yield result
     except RayError as error:
         raise _explained(error) from error
 
@@ -150,13 +190,13 @@ def _map_options(step: Step) -> dict[str, Any]:
 
 
 def _actor(make: Callable[[], Function]) -> type:
-    # The class carries `make` itself: as a constructor argument it would lie in the object store,
-    # from where an actor that is restarted may not get it back.
+    # The class carries `make` itself: a constructor argument may be gone from the object store by
+    # the time that an actor is restarted.
     class Worker:
         """Holds what a step's `make` built, a model for instance."""
 
         def __init__(self) -> None:
-            self._function = make()
+            self._function = _made(make)
 
         def __call__(self, batch: pa.Table) -> pa.Table:
             return _call(self._function, batch)
@@ -165,26 +205,34 @@ def _actor(make: Callable[[], Function]) -> type:
 
 
 def _call_in_task(make: Callable[[], Function], batch: pa.Table) -> pa.Table:
-    return _call(make(), batch)
+    return _call(_made(make), batch)
+
+
+def _made(make: Callable[[], Function]) -> Function:
+    try:
+        return make()
+    except AlignError as error:
+        failure = error
+        return lambda _: failure
 
 
 def _call(function: Function, batch: pa.Table) -> pa.Table:
-    results = [function(pickle.loads(item.as_py())) for item in batch[_ITEM]]
+    results = [_result(function, pickle.loads(item.as_py())) for item in batch[_ITEM]]
     return pa.table({_ITEM: pa.array([pickle.dumps(r) for r in results], pa.large_binary())})
 
 
+def _result(function: Function, item: Any) -> Any:
+    if isinstance(item, AlignError):  # of the step before
+        return item
+    try:
+        return function(item)
+    except AlignError as error:
+        return error
+
+
 def _explained(error: Exception) -> AlignError:
-    for cause in _causes(error):
-        if isinstance(cause, AlignError):
-            return cause
     detail = str(error).strip().splitlines()
     return AlignError(
         f"the run on Ray failed: {detail[-1] if detail else type(error).__name__}; finished shards "
         "are kept, run the same command to go on (--verbose shows Ray's log)."
     )
-
-
-def _causes(error: BaseException | None) -> Iterable[BaseException]:
-    while error is not None:
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__

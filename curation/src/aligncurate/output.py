@@ -6,12 +6,12 @@ engine) does not, so that stands apart under `execution` and is not compared.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,6 +44,23 @@ def open_output(storage: Storage, config: dict[str, Any], *, overwrite: bool) ->
     Raises:
         InputError: the folder holds something else, or cannot be written to.
     """
+    try:
+        return _claim(storage, config, overwrite=overwrite)
+    except OSError as error:  # a file in its place, a read-only disk
+        raise InputError(
+            f"{storage.location} cannot be written to: {error}; name another folder with --output."
+        ) from error
+
+
+def release_output(storage: Storage) -> None:
+    """Give up a claim on a folder in which nothing has been finished, so that another configuration
+    may have it.
+    """
+    if storage.names() == [RUN_FOLDER]:
+        storage.delete(RUN_FOLDER)
+
+
+def _claim(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
     names = storage.names()
     if overwrite and names:
         _refuse_foreign(storage, names)
@@ -75,13 +92,24 @@ def _refuse_foreign(storage: Storage, names: list[str]) -> None:
 def _refuse_difference(
     storage: Storage, there: dict[str, Any], ours: dict[str, Any], what: str
 ) -> None:
-    for key in sorted((there.keys() | ours.keys()) - {"execution"}):
-        if there.get(key) != ours.get(key):
+    for name, theirs, wanted in _differences(there, ours):
+        if name.split(".")[0] != "execution":
             raise InputError(
-                f"{storage.location} {what} with another configuration: {key} is "
-                f"{there.get(key)!r} there and {ours.get(key)!r} here; name another --output, or "
-                "give --overwrite to replace it."
+                f"{storage.location} {what} with another configuration: {name} is {theirs!r} there "
+                f"and {wanted!r} here; name another --output, or give --overwrite to replace it."
             )
+
+
+def _differences(
+    there: dict[str, Any], ours: dict[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Names (`input.digest`) and both values of what differs."""
+    for key in sorted(there.keys() | ours.keys()):
+        theirs, wanted = there.get(key), ours.get(key)
+        if isinstance(theirs, dict) and isinstance(wanted, dict):
+            yield from _differences(theirs, wanted, f"{prefix}{key}.")
+        elif theirs != wanted:
+            yield f"{prefix}{key}", theirs, wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +156,14 @@ def finish(storage: Storage, manifest: Manifest) -> Dataset:
     return Dataset(storage.location)
 
 
-def provenance() -> dict[str, str]:
+class Provenance(TypedDict):
+    """What wrote a manifest, and when."""
+
+    package: str
+    created: str
+
+
+def provenance() -> Provenance:
     """`package` and `created` of a manifest written now."""
     return {
         "package": f"aligncurate {version('aligncurate')}",

@@ -13,7 +13,7 @@ from aligncurate.places import DATA_ROOT
 from alignshared import Dataset
 
 if TYPE_CHECKING:
-    from aligncurate.stages.inspect import Inspection
+    from aligncurate.reporting.inspection import Inspection
     from aligncurate.stages.validate import Validation
 
 results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -58,25 +58,17 @@ def show_scored(dataset: Dataset) -> None:
     )
     for reason, count in manifest.rejects.items():
         results.print(f"  {count:,} {reason}")
-    _show_next("bucket --levels 8", dataset)
+    _show_next("bucket --levels 8", dataset.location)
 
 
-def show_levels(dataset: Dataset) -> None:
+def show_levels(found: "Inspection") -> None:
     """The table of levels, best aligned first."""
-    manifest = dataset.manifest
-    statistics = manifest.level_statistics or []
-    table = Table("level", box=None, pad_edge=False, header_style="bold")
-    for heading in ("pairs", "share", "mean", "least", "greatest"):
-        table.add_column(heading, justify="right")
-    for s in reversed(statistics):
-        scores = ["" if x is None else f"{x:.4f}" for x in (s.mean, s.min, s.max)]
-        table.add_row(str(s.level), f"{s.count:,}", f"{s.share:.1%}", *scores)
     results.print(
-        f"{near(dataset.location)}: {manifest.rows:,} pairs in {len(statistics)} levels"
-        + (f", {manifest.reject_count:,} rejects" if manifest.rejects else "")
+        f"{near(found.location)}: {found.rows:,} pairs in {len(found.levels)} levels"
+        + (f", {found.reject_count:,} rejects" if found.rejects else "")
     )
-    results.print(table)
-    _show_next("report", dataset)
+    results.print(_level_table(found))
+    _show_next("report", found.location)
 
 
 def show_files(files: list[str | None]) -> None:
@@ -86,8 +78,65 @@ def show_files(files: list[str | None]) -> None:
             results.print(near(file))
 
 
-def _show_next(command: str, dataset: Dataset) -> None:
-    """The command that takes `dataset` further; without --input where it finds it by itself."""
-    here = near(dataset.location)
+def show_inspection(found: "Inspection") -> None:
+    """Everything that is known of a dataset, section by section."""
+    from aligncurate.reporting.inspection import config_rows, facts, lineage_rows, reject_rows
+
+    results.print(_columns(facts(found)))
+    _section("columns", _columns([(column.name, column.type) for column in found.columns]))
+    if found.levels:
+        _section("levels", _level_table(found))
+    for title, rows in (
+        ("rejects", reject_rows(found)),
+        ("configuration", config_rows(found)),
+        ("lineage", lineage_rows(found)),
+    ):
+        if rows:
+            _section(title, _columns(rows))
+
+
+def show_validation(found: "Validation") -> None:
+    """What is wrong with a dataset, one problem a line, or that nothing is."""
+    where = near(found.location)
+    for problem in found.problems:
+        results.print(str(problem))
+    if found.ok:
+        results.print(
+            f"{where} keeps the contract: {found.rows:,} pairs in {found.shards:,} shards, "
+            f"{found.rejects:,} rejects"
+        )
+    else:
+        results.print(f"{where} does not keep the contract: {found.problem_count:,} problems")
+
+
+def _level_table(found: "Inspection") -> Table:
+    from aligncurate.reporting.inspection import LEVEL_HEADINGS, level_rows
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in LEVEL_HEADINGS:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in level_rows(found):
+        table.add_row(*row)
+    return table
+
+
+def _columns(rows: list[tuple[str, str]]) -> Text:
+    """Names and values; a value is never cut, so that digests and paths can be copied."""
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = [
+        Text(f"{name:<{width}}  ", style="dim").append(value, "default") for name, value in rows
+    ]
+    return Text("\n").join(lines)
+
+
+def _section(title: str, content: Table | Text) -> None:
+    results.print()
+    results.print(Text(title, style="bold"))
+    results.print(content)
+
+
+def _show_next(command: str, location: str) -> None:
+    """The command that comes next; without --input where it would take `location` by itself."""
+    here = near(location)
     found = here.startswith(f"{DATA_ROOT}{os.sep}")
     progress.print(f"next: aligncurate {command}" + ("" if found else f" --input {here}"))

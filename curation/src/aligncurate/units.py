@@ -8,11 +8,12 @@ were never given their names.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 
 from aligncurate.output import RUN_FOLDER, WrittenRejects, shard_name, write_rejects
-from alignshared import Reject, ShardInfo, Storage
+from alignshared import AlignError, Reject, ShardInfo, Storage
 from alignshared.shards import writing_shard
 
 _RECORDS_FOLDER = f"{RUN_FOLDER}/units"
@@ -70,33 +71,47 @@ def write_unit(
 ) -> UnitRecord:
     """Write the shard, the rejects and the record of unit `index`, taking `batches` one at a
     time.
+
+    Raises:
+        AlignError: the disk is full, or the output cannot be written to any more.
     """
     name = shard_name(index)
     rejects: list[Reject] = []
     timing = Timing()
-    with writing_shard(output, name, schema) as (writer, result):
-        for batch in batches:
-            writer.write(batch.table)
-            rejects += batch.rejects
-            timing += batch.timing
-    record = UnitRecord(index, result.info, write_rejects(output, name, rejects), timing)
-    output.write_json(_record_file(index), asdict(record))
+    try:
+        with writing_shard(output, name, schema) as (writer, result):
+            for batch in batches:
+                writer.write(batch.table)
+                rejects += batch.rejects
+                timing += batch.timing
+        record = UnitRecord(index, result.info, write_rejects(output, name, rejects), timing)
+        output.write_json(_record_file(index), asdict(record))
+    except OSError as error:  # Sources name their own files; what is left is the output.
+        raise AlignError(
+            f"{name} cannot be written in {output.location}: {error}; make room or access, and run "
+            "the same command to go on."
+        ) from error
     return record
 
 
 def finished_units(output: Storage) -> Iterator[UnitRecord]:
-    """The records that earlier runs left in `output`, in order."""
+    """The records that earlier runs left in `output`, in order; a unit whose shard was taken away
+    since is not finished.
+    """
+    there = frozenset(output.names())
     folder = output.child(_RECORDS_FOLDER)
     for name in folder.names():
         if name.endswith(".json"):
-            yield _record(json.loads(folder.read_bytes(name)))
+            record = _record(json.loads(folder.read_bytes(name)))
+            if record.shard.file in there:
+                yield record
 
 
 def _record_file(index: int) -> str:
     return f"{_RECORDS_FOLDER}/{index:07d}.json"
 
 
-def _record(fields: dict) -> UnitRecord:  # type: ignore[type-arg]
+def _record(fields: dict[str, Any]) -> UnitRecord:
     rejects = fields["rejects"]
     info = ShardInfo(**rejects["info"]) if rejects["info"] else None
     return UnitRecord(

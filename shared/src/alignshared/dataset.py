@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,12 +57,29 @@ class Dataset:
                 f"{self.location} lacks {shard.file}, which its manifest lists; "
                 "copy it there or write the dataset again."
             )
-        try:
+        with self._naming_damage(shard):
             return pq.ParquetFile(self.storage.open(shard.file))
-        except pa.ArrowInvalid as error:
-            raise ContractError(
-                f"{shard.file} in {self.location} is not a whole Parquet file: {error}."
-            ) from error
+
+    def shard_batches(
+        self,
+        shard: ShardInfo,
+        parquet: pq.ParquetFile,
+        columns: Sequence[str] | None = None,
+        batch_size: int = 65_536,
+    ) -> Iterator[pa.RecordBatch]:
+        """Rows of `shard`, open as `parquet`, as record batches of `columns`, one at a time.
+
+        Raises:
+            ContractError: the file is damaged or cannot be read.
+        """
+        with self._naming_damage(shard):
+            batches = parquet.iter_batches(batch_size=batch_size, columns=columns)
+        while True:
+            with self._naming_damage(shard):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def batches(
         self, columns: Sequence[str] | None = None, batch_size: int = 65_536
@@ -69,4 +87,17 @@ class Dataset:
         """All rows in order, as record batches of `columns` (all by default), one at a time."""
         for shard in self.manifest.shards:
             with self.open_shard(shard) as parquet:
-                yield from parquet.iter_batches(batch_size=batch_size, columns=columns)
+                yield from self.shard_batches(shard, parquet, columns, batch_size)
+
+    @contextmanager
+    def _naming_damage(self, shard: ShardInfo) -> Iterator[None]:
+        # pyarrow reports a damaged file as either of these, and never its name.
+        try:
+            yield
+        except (pa.ArrowInvalid, OSError) as error:
+            # It may quote the damage itself, control characters and all.
+            reason = " ".join(word for word in str(error).split() if word.isprintable()).rstrip(".")
+            raise ContractError(
+                f"{shard.file} in {self.location} is not a whole Parquet file or cannot be read "
+                f"({reason}); copy it again or write the dataset again."
+            ) from error

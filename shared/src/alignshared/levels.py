@@ -5,7 +5,7 @@ scores share a level by construction.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -81,16 +81,23 @@ def edges_from_json(data: Any, where: str) -> LevelEdges:
     """Edges from the content of a `levels.json` or `manifest.json`; `where` names it in errors.
 
     Raises:
-        InputError: there are no edges in it.
+        InputError: there are no edges in it, or they cannot be edges.
     """
+    remedy = "give a levels.json that a bucket run wrote"
     edges = data.get("edges") if isinstance(data, dict) else None
-    if not isinstance(edges, list) or not all(isinstance(e, int | float) for e in edges):
-        raise InputError(f"{where} holds no edges; give a levels.json that a bucket run wrote.")
+    if not isinstance(edges, list) or not edges:
+        raise InputError(f"{where} holds no edges; {remedy}.")
     scheme = data.get("scheme", "quantile")
-    if scheme not in ("quantile", "equal-width"):
-        raise InputError(f"{where} names an unknown scheme {scheme!r}.")
-    with np.errstate(over="ignore"):
-        return LevelEdges(tuple(float(np.float32(e)) for e in edges), scheme)
+    if scheme not in get_args(Scheme):
+        raise InputError(f"{where} names an unknown scheme {scheme!r}; {remedy}.")
+    try:
+        with np.errstate(over="ignore"):
+            return LevelEdges(tuple(float(np.float32(edge)) for edge in edges), scheme)
+    except (InputError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"the edges in {where} are not {MIN_LEVELS - 1} to {MAX_LEVELS - 1} finite, ascending "
+            f"numbers; {remedy}."
+        ) from error
 
 
 class LevelAccumulator:

@@ -89,6 +89,11 @@ def manifest_digest(storage: Storage) -> str:
 
 
 def _manifest_bytes(storage: Storage) -> bytes:
+    if not storage.exists(""):
+        raise ContractError(
+            f"{storage.location} is not a dataset: there is no such folder; name the folder of a "
+            "finished run."
+        )
     if not storage.exists(MANIFEST_FILE):
         raise ContractError(
             f"{storage.location} is not a dataset: it has no {MANIFEST_FILE}; name the folder of a "
@@ -106,7 +111,8 @@ def _parse(data: bytes, location: str) -> Manifest:
             f"{MANIFEST_FILE} in {location} is not a manifest; write the dataset again."
         ) from error
     if version != SCHEMA_VERSION:
-        remedy = "upgrade this package" if version > SCHEMA_VERSION else "write the dataset again"
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        remedy = "upgrade this package" if newer else "write the dataset again"
         raise ContractError(
             f"{location} has schema version {version}, this version reads {SCHEMA_VERSION}; "
             f"{remedy}."
@@ -122,7 +128,7 @@ def _parse(data: bytes, location: str) -> Manifest:
 
 def _from_fields(fields: dict[str, Any]) -> Manifest:
     model, statistics = fields["model"], fields["level_statistics"]
-    nested = {
+    nested: dict[str, Any] = {
         "shards": [ShardInfo(**s) for s in fields["shards"]],
         "reject_shards": [ShardInfo(**s) for s in fields["reject_shards"]],
         "parents": [Parent(**p) for p in fields["parents"]],

@@ -13,8 +13,10 @@ from alignshared.storage import Storage
 IMAGE_ROW_GROUP = 256
 """Rows per row group where images are inside: small enough to read a few rows without the shard."""
 
-PLAIN_ROW_GROUP = 1 << 20
-"""Rows per row group of datasets without images."""
+PLAIN_ROW_GROUP = 1 << 17
+"""Rows per row group of datasets without images: a writer holds one in memory, and captions may be
+long.
+"""
 
 
 @dataclass(frozen=True, slots=True)

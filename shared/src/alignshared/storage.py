@@ -5,6 +5,7 @@ a file. pyarrow's file systems do the work; credentials come from the environmen
 tool.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from alignshared.errors import InputError
+from alignshared.errors import AlignError, InputError
 
 _TEMPORARY = ".tmp"
 
@@ -25,14 +26,23 @@ _TEMPORARY = ".tmp"
 class HashingSink:
     """A binary file that counts and hashes (SHA-256) what is written through it."""
 
-    def __init__(self, raw: pa.NativeFile) -> None:
+    def __init__(self, raw: pa.NativeFile, location: str) -> None:
         self._raw = raw
+        self._location = location
         self._sha256 = hashlib.sha256()
         self.bytes_written = 0
 
     def write(self, data: bytes) -> int:
         self._sha256.update(data)
-        self._raw.write(data)
+        try:
+            self._raw.write(data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise AlignError(
+                f"the disk is full at {self._location}; free some space there and run the same "
+                "command again to go on."
+            ) from error
         self.bytes_written += len(data)
         return len(data)
 
@@ -109,9 +119,17 @@ class Storage:
         return Storage(f"{self.location.rstrip('/')}/{name}")
 
     def names(self) -> list[str]:
-        """Names of the files and folders directly inside, sorted; empty when there is no folder."""
+        """Names of the files and folders directly inside, sorted; empty when there is no folder.
+
+        Raises:
+            InputError: there is a file in its place.
+        """
         selector = fs.FileSelector(self.path(), allow_not_found=True)
-        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+        try:
+            infos = self.filesystem.get_file_info(selector)
+        except NotADirectoryError as error:
+            raise InputError(f"{self.location} is a file; name a folder.") from error
+        return sorted(info.base_name for info in infos)
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder `name` is there."""
@@ -121,12 +139,14 @@ class Storage:
         """Open `name` for reading at any position.
 
         Raises:
-            InputError: there is no such file.
+            InputError: there is no such file, or it cannot be read.
         """
         try:
             return self.filesystem.open_input_file(self.path(name))
         except FileNotFoundError as error:
             raise InputError(f"there is no {name} in {self.location}.") from error
+        except OSError as error:
+            raise InputError(f"{name} in {self.location} cannot be read: {error}.") from error
 
     def read_bytes(self, name: str) -> bytes:
         """The whole content of the file `name`."""
@@ -139,6 +159,7 @@ class Storage:
 
         Raises:
             InputError: the folder cannot be written to.
+            AlignError: the disk is full.
         """
         final = self.path(name)
         temporary = f"{final}{_TEMPORARY}"
@@ -147,7 +168,7 @@ class Storage:
             raw = self.filesystem.open_output_stream(temporary)
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise InputError(f"{self.location} cannot be written to: {error}.") from error
-        sink = HashingSink(raw)
+        sink = HashingSink(raw, self.location)
         try:
             yield sink
         except BaseException:

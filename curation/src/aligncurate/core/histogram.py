@@ -55,7 +55,8 @@ class Histogram:
         finite = scores[np.isfinite(scores)].astype(np.float64)
         if not len(finite):
             return
-        at = np.floor((finite + 1.0) * _PER_UNIT).astype(np.int64)
+        # A float32 times 10,000 is exact in float64, so each score is in the bin that it is in.
+        at = np.floor(finite * _PER_UNIT).astype(np.int64) + _PER_UNIT
         self._fine += np.bincount(np.clip(at, 0, _FINE_BINS - 1), minlength=_FINE_BINS)
         self._sum += float(finite.sum())
         self._sum_of_squares += float(np.square(finite).sum())
@@ -109,9 +110,7 @@ class Histogram:
             raise ValueError("an empty histogram has no bins")
         filled = np.flatnonzero(self._fine)
         first, last = int(filled[0]), int(filled[-1])
-        for step in _STEPS:
-            start, stop = first // step * step, (last // step + 1) * step
-            if (stop - start) // step <= at_most:
-                break
+        step = next(s for s in _STEPS if last // s - first // s < at_most)
+        start, stop = first // step * step, (last // step + 1) * step
         ends = np.arange(start, stop + 1, step) / _PER_UNIT - 1.0
         return Bins(np.round(ends, 4), self._fine[start:stop].reshape(-1, step).sum(axis=1))

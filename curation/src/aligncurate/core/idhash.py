@@ -8,6 +8,9 @@ collide.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,12 @@ import pyarrow as pa
 
 _CHUNK_BYTES = 1 << 20
 """Bytes hashed at a time; the arrays beside them take some 40 bytes for each."""
+
+_IN_MEMORY = 1 << 22
+"""Hashes that wait before they are written out: 32 MB."""
+
+_PARTS = 256
+_PART_SHIFT = np.uint64(64 - 8)
 
 _BASE = 0x9E3779B97F4A7C15
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
@@ -73,3 +82,76 @@ def _scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+class RepeatFinder:
+    """Finds the hashes that were added more than once, in memory that does not grow with them.
+
+    Beyond `in_memory` hashes they go to a temporary folder of 8 bytes per hash, parted by their
+    leading bits, and are sorted part by part. Close it, or use it in a `with` block, to delete the
+    folder.
+    """
+
+    def __init__(self, in_memory: int = _IN_MEMORY) -> None:
+        self._in_memory = in_memory
+        self._waiting: list[npt.NDArray[np.uint64]] = []
+        self._waiting_count = 0
+        self._folder: TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget everything and delete the temporary folder."""
+        self._waiting, self._waiting_count = [], 0
+        if self._folder:
+            self._folder.cleanup()
+            self._folder = None
+
+    def add(self, hashes: npt.NDArray[np.uint64]) -> None:
+        """Take in `hashes` [n]."""
+        self._waiting.append(hashes)
+        self._waiting_count += len(hashes)
+        if self._waiting_count > self._in_memory:
+            self._write_out()
+
+    def repeated(self, at_most: int) -> npt.NDArray[np.uint64]:
+        """The hashes that were added more than once, ascending: the least `at_most` of them."""
+        found: list[npt.NDArray[np.uint64]] = []
+        missing = at_most
+        for part in self._parts():
+            part.sort()
+            some = np.unique(part[1:][part[1:] == part[:-1]])[:missing]
+            found.append(some)
+            missing -= len(some)
+            if not missing:
+                break
+        return np.concatenate(found) if found else np.empty(0, dtype=np.uint64)
+
+    def _parts(self) -> Iterator[npt.NDArray[np.uint64]]:
+        """Disjoint parts of all hashes, ascending; equal ones are in the same part."""
+        if self._folder is None:
+            yield np.concatenate([np.empty(0, dtype=np.uint64), *self._waiting])
+            return
+        self._write_out()
+        for part in range(_PARTS):
+            path = Path(self._folder.name, str(part))
+            if path.exists():
+                yield np.fromfile(path, dtype=np.uint64)
+
+    def _write_out(self) -> None:
+        if not self._waiting:
+            return
+        if self._folder is None:
+            self._folder = TemporaryDirectory(prefix="aligncurate-ids-")
+        hashes = np.concatenate(self._waiting)
+        self._waiting, self._waiting_count = [], 0
+        hashes.sort()
+        ends = np.searchsorted(hashes, np.arange(1, _PARTS, dtype=np.uint64) << _PART_SHIFT)
+        for part, some in enumerate(np.split(hashes, ends)):
+            if len(some):
+                with open(Path(self._folder.name, str(part)), "ab") as stream:
+                    some.tofile(stream)

@@ -10,6 +10,8 @@ import io
 import struct
 import warnings
 import zlib
+from contextlib import suppress
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,8 +21,23 @@ from alignshared import Reason
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, past which it warns of a decompression bomb; checked before decoding."""
 
-# What Pillow warns of is rejected below.
+MAX_ASPECT_RATIO = 200
+"""Longer side to shorter. A model has the shorter side resized to its own, 336 pixels say, which
+makes a line of 1 x 100,000 pixels a picture of 11 billion.
+"""
+
+_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
+    "QOI", "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+"""What pictures come in. Not EPS, which is a program: Pillow would have Ghostscript run it."""
+
+# What Pillow warns of is either mended by it (a damaged EXIF block) or rejected below; a line for
+# each such picture of a million helps nobody.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 # What Pillow's decoders raise on damaged files, gathered from its own fuzzing targets.
 _DECODE_ERRORS = (
@@ -35,6 +52,7 @@ _DECODE_ERRORS = (
     NotImplementedError,
     struct.error,
     zlib.error,
+    UserWarning,  # where the caller has made warnings errors
 )
 
 
@@ -48,42 +66,62 @@ class ImageError(Exception):
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode an encoded picture (any format of Pillow's) to RGB; of an animation, the first frame.
+    """Decode an encoded picture to RGB; of an animation, the first frame.
 
     Raises:
-        ImageError: the bytes are empty, no picture, damaged, or of more than MAX_PIXELS pixels.
+        ImageError: the bytes are empty, no picture, damaged, of more than MAX_PIXELS pixels, or
+            longer than MAX_ASPECT_RATIO times its width.
     """
     if not data:
         raise ImageError(Reason.EMPTY_FILE, "the file has no bytes")
     image = _open(data)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
-        )
+    _check_size(*image.size)
     try:
         image.load()
+        _check_size(*image.size)  # an icon's size is known only now
         return _to_rgb(_upright(image))
+    except _BOMBS as error:
+        raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
     except _DECODE_ERRORS as error:
         raise ImageError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from error
 
 
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(Reason.CORRUPT_IMAGE, f"{width} x {height} pixels")
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
+        )
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(
+            Reason.TOO_MANY_PIXELS,
+            f"{width} x {height} pixels: too many once its shorter side is resized for the model, "
+            f"the limit is {MAX_ASPECT_RATIO} to 1",
+        )
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()  # A format that this Pillow was built without would make every file corrupt.
+    return [name for name in _FORMATS if name in Image.OPEN]
+
+
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
-        raise ImageError(Reason.NOT_AN_IMAGE, "no picture format that Pillow knows") from error
-    except Image.DecompressionBombError as error:
+        raise ImageError(Reason.NOT_AN_IMAGE, "in no picture format that is read here") from error
+    except _BOMBS as error:
         raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
     except _DECODE_ERRORS as error:
         raise ImageError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DECODE_ERRORS:  # A damaged EXIF block does not make the picture unusable.
-        return image
+    with suppress(*_DECODE_ERRORS):  # A damaged EXIF block does not make the picture unusable.
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

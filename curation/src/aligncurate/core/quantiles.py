@@ -134,7 +134,9 @@ class OrderedScores:
     """What the two passes tell of the finite scores: those in resolved bins, by their rank."""
 
     def __init__(self, coarse: CoarseCounts, fine: FineCounts) -> None:
-        self._upto = np.cumsum(coarse.finite_counts())
+        counts = coarse.finite_counts()
+        self._upto = np.cumsum(counts)
+        self._unresolved = np.count_nonzero(counts) - np.count_nonzero(counts[fine.bins])
         self._fine = fine
         self.count = coarse.finite
 
@@ -163,8 +165,8 @@ class OrderedScores:
 
     @property
     def distinct_at_least(self) -> int:
-        """How many distinct scores the resolved bins hold: all there are, if all were resolved."""
-        return int(np.count_nonzero(self._fine.counts))
+        """At most the number of distinct scores; that very number, if all bins were resolved."""
+        return int(np.count_nonzero(self._fine.counts)) + int(self._unresolved)
 
     def _row(self, coarse_bin: int) -> int:
         row = int(np.searchsorted(self._fine.bins, coarse_bin))

@@ -13,7 +13,7 @@ from aligncurate.reporting.chart import level_areas
 from aligncurate.reporting.gallery import Example, Group
 from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.thumbnails import thumbnail
-from aligncurate.reporting.words import clip_text, score_text, share_text
+from aligncurate.reporting.words import printable, score_text, share_text
 from alignshared import LevelEdges, LevelStatistics
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def histogram_png(histogram: Histogram, edges: LevelEdges | None) -> bytes:
     axes.set_xlim(bins.ends[0], bins.ends[-1])
     axes.set_ylim(0, float(bins.counts.max()) * 1.06)
     axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
     axes.grid(axis="y", color=_RULE, linewidth=0.5)
     axes.set_xlabel("score")
     axes.set_ylabel(f"pairs per {bins.width:g} of score")
@@ -120,7 +120,7 @@ def _draw_pair(axes: "Axes", example: Example) -> None:
         axes.imshow(np.asarray(square), aspect="auto")
     else:
         axes.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=6, color=_MUTED)
-    caption = textwrap.wrap(clip_text(example.caption, 90), 24, max_lines=4, placeholder=" …")
+    caption = textwrap.wrap(printable(example.caption[:400]), 24, max_lines=4, placeholder=" …")
     for text, below, weight in (
         (score_text(example.score), 3, "bold"),
         ("\n".join(caption), 11, "normal"),

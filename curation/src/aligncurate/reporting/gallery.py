@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import pyarrow.parquet as pq
 
 from aligncurate.core.histogram import Histogram
 from aligncurate.core.idhash import hash_ids
@@ -199,7 +199,7 @@ def _read_rows(
 
 
 def _rows_of_group(
-    parquet: "pa.parquet.ParquetFile", group: int, columns: list[str], rows: list[int]
+    parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]
 ) -> Iterator[tuple[int, dict[str, object]]]:
     begin = 0
     batches = parquet.iter_batches(batch_size=_PICTURE_ROWS, row_groups=[group], columns=columns)

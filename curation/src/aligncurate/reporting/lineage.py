@@ -30,25 +30,33 @@ class Ancestor:
 def ancestors(dataset: Dataset) -> list[Ancestor]:
     """All ancestors of `dataset`, nearest first."""
     found: list[Ancestor] = []
-    waiting = [(1, parent) for parent in dataset.manifest.parents]
+    waiting = _parents(dataset, 1)
     while waiting and len(found) < _MOST_ANCESTORS:
-        generation, parent = waiting.pop(0)
-        ancestor = _look_up(generation, parent)
+        generation, parent, may_be_source = waiting.pop(0)
+        ancestor = _look_up(generation, parent, may_be_source=may_be_source)
         found.append(ancestor)
-        if ancestor.manifest:
-            waiting += [(generation + 1, p) for p in ancestor.manifest.parents]
+        if ancestor.dataset:
+            waiting += _parents(ancestor.dataset, generation + 1)
     return found
 
 
-def _look_up(generation: int, parent: Parent) -> Ancestor:
+def _parents(dataset: Dataset, generation: int) -> list[tuple[int, Parent, bool]]:
+    """Parents of `dataset`, and whether they may be sources: files that are no dataset."""
+    given = dataset.manifest.config.get("input")
+    from_source = isinstance(given, dict) and "kind" in given
+    return [(generation, parent, from_source) for parent in dataset.manifest.parents]
+
+
+def _look_up(generation: int, parent: Parent, *, may_be_source: bool) -> Ancestor:
     if parent.sha256 is None:
         return Ancestor(generation, parent, None, "source")
     try:
         dataset = Dataset(parent.location)
         same = dataset.digest == parent.sha256
-    except (AlignError, OSError):
+    except (AlignError, OSError, TypeError, ValueError):
         # It may be gone or on another machine, which is worth a word and no more.
-        return Ancestor(generation, parent, None, "not readable from here")
+        state = "source" if may_be_source else "not readable from here"
+        return Ancestor(generation, parent, None, state)
     if not same:
         return Ancestor(generation, parent, None, "written again since")
     return Ancestor(generation, parent, dataset, "unchanged")

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
+from aligncurate.core.columns import column_values
 from aligncurate.core.histogram import Histogram
 from aligncurate.local import available_cores, map_ordered
 from aligncurate.progress import OnProgress, silent
 from alignshared import ContractError, Dataset, LevelStatistics, ShardInfo
 from alignshared.levels import LevelAccumulator
-from alignshared.schema import LEVEL_COLUMN
+from alignshared.schema import LEVEL_COLUMN, require_columns
 
 _BATCH_ROWS = 1 << 16
 
@@ -27,7 +29,7 @@ def summarise_scores(dataset: Dataset, on_progress: OnProgress = silent) -> Scor
     """Read `score`, and `level` where there is one, of all shards, in memory that does not grow.
 
     Raises:
-        ContractError: a level is not one of those that the edges make.
+        ContractError: a shard lacks a column, or has a level that the edges do not make.
     """
     edges = dataset.manifest.level_edges
     histogram, levels = Histogram(), LevelAccumulator(edges.levels if edges else 1)
@@ -48,6 +50,7 @@ def _summarise_shard(dataset: Dataset, shard: ShardInfo) -> tuple[Histogram, Lev
     histogram, levels = Histogram(), LevelAccumulator(edges.levels if edges else 1)
     columns = ["score", LEVEL_COLUMN] if edges else ["score"]
     with dataset.open_shard(shard) as parquet:
+        require_columns(parquet.schema_arrow, columns, f"{shard.file} in {dataset.location}")
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             scores = score_values(batch)
             histogram.add(scores)
@@ -58,21 +61,18 @@ def _summarise_shard(dataset: Dataset, shard: ShardInfo) -> tuple[Histogram, Lev
     return histogram, levels, shard.rows
 
 
-def score_values(batch: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def score_values(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
     """Scores [n] float32 of `batch`; null is NaN."""
-    return batch.column("score").to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return column_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
 
 
-def level_values(
-    batch: pa.RecordBatch, levels: int, where: str
-) -> np.ndarray[tuple[int], np.dtype[np.int8]]:
+def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[np.int8]:
     """Levels [n] int8 of `batch`.
 
     Raises:
         ContractError: one of them is null or not in 1..`levels`.
     """
-    column = batch.column(LEVEL_COLUMN)
-    values = column.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int8, copy=False)
+    values = column_values(batch.column(LEVEL_COLUMN), 0)
     if len(values) and not (values.min() >= 1 and values.max() <= levels):
         raise ContractError(
             f"{where} has levels outside 1..{levels}; see what else is wrong with aligncurate "

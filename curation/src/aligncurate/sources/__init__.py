@@ -26,7 +26,7 @@ def open_source(source: str, image_root: str | None = None) -> Source:
         return ParquetSource(str(demo.pairs_path()), name="demo")
     if source == laion.NAME:
         return laion.laion_cc_sbu(image_root)
-    if source.endswith((".json", ".jsonl")):
+    if source.endswith((".json", ".jsonl")) and not Path(source).is_dir():
         return LlavaSource(source, image_root)
     if source.endswith(".parquet") or "*" in source or Path(source).is_dir():
         return ParquetSource(source, image_root)

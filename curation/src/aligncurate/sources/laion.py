@@ -3,9 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
-
+from aligncurate.core.hub import HubError, hub_file
 from aligncurate.sources.llava import LlavaSource
 from alignshared import InputError
 
@@ -33,22 +31,28 @@ def laion_cc_sbu(image_root: str | None = None) -> LlavaSource:
             )
         return LlavaSource(str(records), image_root, NAME)
     try:
-        records = hf_hub_download(_REPO, _RECORDS, repo_type="dataset")
-        pictures = _unpacked(hf_hub_download(_REPO, _PICTURES, repo_type="dataset"))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        records = hub_file(_REPO, [_RECORDS], "dataset")
+        pictures = _unpacked(hub_file(_REPO, [_PICTURES], "dataset"))
+    except HubError as error:
         raise InputError(
-            f"{NAME} is not in the Hugging Face cache and cannot be downloaded; download "
-            f"{_RECORDS} and {_PICTURES} of the dataset {_REPO} elsewhere, unpack both into one folder, and "
-            "give it as --image-root."
+            f"{NAME} is not in the Hugging Face cache and cannot be downloaded ({error}); download "
+            f"{_RECORDS} and {_PICTURES} of the dataset {_REPO} elsewhere, unpack both into one "
+            "folder, and give it as --image-root."
         ) from error
-    return LlavaSource(records, str(pictures), NAME)
+    return LlavaSource(str(records), str(pictures), NAME)
 
 
-def _unpacked(archive: str) -> Path:
+def _unpacked(archive: Path) -> Path:
     folder = _CACHE.expanduser() / "images"
     done = folder / _UNPACKED
     if not done.exists():
-        with zipfile.ZipFile(archive) as files:
-            files.extractall(folder)  # members cannot leave the folder: zipfile strips what would
+        try:
+            with zipfile.ZipFile(archive) as files:
+                files.extractall(folder)  # zipfile itself keeps members inside the folder
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(
+                f"{archive} cannot be unpacked into {folder}: {error}; make room there, or unpack "
+                "it elsewhere and give that folder as --image-root."
+            ) from error
         done.touch()
     return folder

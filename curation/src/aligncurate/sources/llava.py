@@ -17,7 +17,8 @@ import ijson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.sources.captions import caption_problem, is_valid_text
+from aligncurate.sources.captions import MARK_INVALID, caption_problem, is_valid_text, writable
+from aligncurate.sources.files import picture_root
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
 from alignshared import InputError, Reason, Reject, Storage
 from alignshared.schema import SOURCE_COLUMNS
@@ -28,12 +29,14 @@ _INDEX_SCHEMA = pa.schema(
     [*SOURCE_COLUMNS.items(), ("reason", pa.string()), ("detail", pa.string())]
 )
 _ROWS_AT_ONCE = 4096
+_CHUNK = 1 << 16
 
 
 class LlavaSource:
     """Records of the `.json` or `.jsonl` file at `location`; pictures lie under `image_root`.
 
-    The caption is the first `gpt` turn, or `caption` where a record has no conversations.
+    The caption is the first `gpt` turn, or `caption` where a record has no conversations. An id
+    counts as a duplicate if an earlier record that could be used has it.
 
     Raises:
         InputError: the file or the folder is not there.
@@ -43,11 +46,9 @@ class LlavaSource:
         path = Path(location)
         if not path.is_file():
             raise InputError(f"there is no file {location}; give the LLaVA JSON as --input.")
-        root = Path(image_root) if image_root else path.parent
-        if not root.is_dir():
-            raise InputError(f"--image-root {root} is no folder; name the one with the pictures.")
+        root = picture_root(image_root) or path.parent
         self.location = str(path.resolve())
-        self.image_root: str | None = str(root.resolve())
+        self.image_root = str(root.resolve())
         self.name = name or path.stem
 
     def identity(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _records(location: str) -> Iterator[Any]:
         lines = location.endswith(".jsonl")
         if not lines:
             _require_list(raw, location)
-        stream = io.BufferedReader(_ValidUtf8(raw))
+        stream = io.BufferedReader(_ValidUtf8(raw), _CHUNK)
         yield from _json_lines(stream) if lines else _json_list(stream, location)
 
 
@@ -162,13 +163,11 @@ def _require_list(raw: BinaryIO, location: str) -> None:
 
 
 class _ValidUtf8(io.RawIOBase):
-    """The bytes of `raw` with each invalid UTF-8 sequence replaced, so that it spoils one record
-    only.
-    """
+    """The bytes of `raw` with invalid UTF-8 marked, so that it spoils one record only."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors=MARK_INVALID)
         self._ready = b""
 
     def readable(self) -> bool:
@@ -176,7 +175,7 @@ class _ValidUtf8(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
-            chunk = self._raw.read(1 << 16)
+            chunk = self._raw.read(_CHUNK)
             self._ready = self._decoder.decode(chunk, final=not chunk).encode()
             if not chunk:
                 break
@@ -247,17 +246,17 @@ def _caption_of(record: dict[str, Any]) -> Any:
     return None
 
 
-def turns_of(record: dict[str, Any]) -> list[dict[str, str]] | None:
+def turns_of(record: dict[str, Any]) -> list[dict[str, str | None]] | None:
     """The record's conversation as it is stored, None if it has none."""
     turns = record.get("conversations")
     if not isinstance(turns, list):
         return None
     return [
-        {"from": str(turn.get("from")), "value": _writable(str(turn.get("value")))}
+        {key: _text_or_none(turn.get(key)) for key in ("from", "value")}
         for turn in turns
         if isinstance(turn, dict)
     ]
 
 
-def _writable(text: str) -> str:
-    return text.encode(errors="replace").decode()
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else writable(str(value))

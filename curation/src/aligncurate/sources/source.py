@@ -5,13 +5,14 @@ The list depends on the input alone, so it is also what a resumed run compares a
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignshared import Reject, Storage
+from alignshared import InputError, Reject, Storage
 
 MIN_SHARD_ROWS = 256
 MAX_SHARD_ROWS = 1024
@@ -54,11 +55,17 @@ class Source(Protocol):
     ones.
     """
 
-    name: str
-    """Names the dataset: `data/<name>/score`."""
+    @property
+    def name(self) -> str:
+        """Names the dataset: `data/<name>/score`."""
+        ...
 
-    image_root: str | None
-    """The folder that `image.path` is relative to and may not leave; None if bytes are inside."""
+    @property
+    def image_root(self) -> str | None:
+        """The folder that `image.path` is relative to and may not leave; None if bytes are
+        inside.
+        """
+        ...
 
     def identity(self) -> dict[str, Any]:
         """What tells this input from another, for the manifest and for resuming."""
@@ -93,10 +100,25 @@ def cut_into_units(files: list[tuple[str, int]], shard_rows: int | None) -> list
     return [Unit(index, file, first, rows) for index, (file, first, rows) in enumerate(spans)]
 
 
-def open_parquet(location: str) -> pq.ParquetFile:
-    """The Parquet file at `location`, a path or URI."""
+@contextmanager
+def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
+    """The Parquet file at `location`, a path or URI; what goes wrong while it is read names it.
+
+    Raises:
+        InputError: it is not Parquet, or damaged.
+    """
     folder, _, name = location.rpartition("/")
-    return pq.ParquetFile(Storage(folder).open(name))
+    try:
+        with (
+            Storage(folder).open(name) as stream,
+            pq.ParquetFile(stream, page_checksum_verification=True) as parquet,
+        ):
+            yield parquet
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{location} is not a whole Parquet file: {' '.join(str(error).split())[:200]}; fetch "
+            "or write it again."
+        ) from error
 
 
 def parquet_rows(
@@ -105,7 +127,7 @@ def parquet_rows(
     """The rows of `unit` as (row number in the file, batch), reading no row group that it does not
     touch.
     """
-    with open_parquet(unit.file) as parquet:
+    with reading_parquet(unit.file) as parquet:
         groups, before = _touched_groups(parquet, unit)
         skip, left, at = unit.first - before, unit.rows, unit.first
         for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns):

@@ -21,7 +21,7 @@ from aligncurate.core.quantiles import (
 from aligncurate.local import map_ordered
 from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInfo, Storage
 from alignshared.levels import Scheme, edges_from_json
-from alignshared.manifest import LEVELS_FILE
+from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
 
 Counts = TypeVar("Counts", CoarseCounts, FineCounts)
 
@@ -58,7 +58,7 @@ def scores_of(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
 
 def _shard_scores(dataset: Dataset, shard: ShardInfo) -> Iterator[npt.NDArray[np.float32]]:
     with open_checked(dataset, shard) as parquet:
-        for batch in parquet.iter_batches(batch_size=_SCORES_PER_BATCH, columns=["score"]):
+        for batch in dataset.shard_batches(shard, parquet, ["score"], _SCORES_PER_BATCH):
             yield scores_of(batch)
 
 
@@ -143,9 +143,12 @@ def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
         InputError: there is no such file, or it holds no edges.
     """
     where = Storage(path).location.rstrip("/")
-    if Storage(where).exists(LEVELS_FILE):
-        where = f"{where}/{LEVELS_FILE}"
+    for file in (MANIFEST_FILE, LEVELS_FILE):  # of the two, the manifest also names the weights
+        if Storage(where).exists(file):
+            where = f"{where}/{file}"
+            break
     folder, _, name = where.rpartition("/")
     data: Any = Storage(folder or "/").read_json(name)
     edges = edges_from_json(data, where)
-    return EdgesFile(where, edges, (data.get("model") or {}).get("weights_sha256"))
+    model = data.get("model")
+    return EdgesFile(where, edges, model.get("weights_sha256") if isinstance(model, dict) else None)

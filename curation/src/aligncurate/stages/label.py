@@ -99,7 +99,7 @@ def _label_shard(job: _Job, shard: ShardInfo) -> _LabelledShard:
             )
         writer, written = stack.enter_context(writing_shard(job.storage, shard.file, job.schema))
         rejects = _RejectShard(job.storage, shard.file, stack)
-        for batch in parquet.iter_batches(batch_size=job.batch_size):
+        for batch in job.dataset.shard_batches(shard, parquet, batch_size=job.batch_size):
             scores = scores_of(batch)
             finite = np.isfinite(scores)
             accepted = int(np.count_nonzero(finite))

@@ -4,9 +4,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
+from aligncurate.checks.manifest import open_dataset
 from aligncurate.places import newest_dataset, sibling_output
 from aligncurate.progress import OnProgress, silent
-from alignshared import Dataset, InputError, Storage
+from alignshared import ContractError, Dataset, InputError, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
 if TYPE_CHECKING:
@@ -57,10 +60,17 @@ def report(
 
     if examples < 1:
         raise InputError(f"--examples {examples} cannot be: give 1 or more.")
-    dataset = newest_dataset("bucket", "score") if input is None else Dataset(input)
+    found = newest_dataset("bucket", "score").location if input is None else input
+    dataset = open_dataset(found)
     storage = Storage(sibling_output(dataset, "report") if output is None else output)
     _refuse_foreign(storage)
-    content = _gather(dataset, examples, on_progress)
+    try:
+        content = _gather(dataset, examples, on_progress)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ContractError(
+            f"{dataset.location} cannot be read to its end: {error}; aligncurate validate tells "
+            "which file is damaged."
+        ) from error
     pictures = _draw(content)
     for name in _FILES:
         if name in pictures:

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from aligncurate.core.clip import Precision, available_gpus, resolve_clip
 from aligncurate.engine import Step, connected, map_on_ray
@@ -18,10 +19,12 @@ from aligncurate.output import (
     finish,
     open_output,
     provenance,
+    read_rejects,
+    release_output,
 )
 from aligncurate.places import default_output
 from aligncurate.progress import OnProgress, silent
-from aligncurate.sources import Unit, open_source
+from aligncurate.sources import Source, Unit, open_source
 from aligncurate.stages.scoring import (
     FrameUnit,
     ScoreFramed,
@@ -64,6 +67,7 @@ class Execution:
     verbose: bool = False
 
     def __post_init__(self) -> None:
+        _require_one_of("--engine", self.engine, get_args(Engine))
         for name in ("workers", "gpus"):
             value = getattr(self, name)
             least = 1 if name == "workers" else 0
@@ -71,6 +75,10 @@ class Execution:
                 raise InputError(f"--{name} {value} cannot be; give {least} or more.")
         if self.ray_address and self.engine == "local":
             raise InputError("--ray-address goes with --engine ray; leave one of them out.")
+        if (self.gpus or 0) > 1 and self.engine == "local":
+            raise InputError(
+                f"--engine local uses one GPU, not {self.gpus}; give --engine ray, or --gpus 1."
+            )
 
 
 def score(  # noqa: PLR0913 the command's options
@@ -91,9 +99,8 @@ def score(  # noqa: PLR0913 the command's options
     """Score the pairs of `input` with a CLIP and write them as a dataset.
 
     Args:
-        input: `demo`, `laion-cc-sbu`, a LLaVA `.json` or `.jsonl` file, or a file, folder or glob
-        of
-            Parquet.
+        input: `demo`, `laion-cc-sbu`, a LLaVA `.json` or `.jsonl` file, a file, folder or glob of
+            Parquet, or a dataset.
         output: folder of the dataset; `data/<name>/score` if None.
         image_root: folder that paths of pictures are relative to and may not leave.
         model: open_clip architecture, `hf-hub:` name, folder, or `demo`; None takes the shipped
@@ -108,12 +115,13 @@ def score(  # noqa: PLR0913 the command's options
         show_progress: called once with what there is to do.
 
     Returns:
-        The dataset; if `output` held it already, nothing was done.
+        The dataset; if `output` held it already, nothing was done. It has no rows, and a warning
+        is logged, if every pair was rejected.
 
     Raises:
         InputError: the input, the model or the output cannot be used; the message says which and
-        why. AlignError: the run failed; what is finished is kept, and the same call goes on from
-        there.
+            why.
+        AlignError: the run failed; what is finished is kept, and the same call goes on from there.
     """
     execution = execution or Execution()
     for option, value in (("--batch-size", batch_size), ("--shard-rows", shard_rows)):
@@ -132,24 +140,36 @@ def score(  # noqa: PLR0913 the command's options
         output=os.fspath(output or default_output(source.name, "score")),
     )
     storage = Storage(scoring.output)
+    _refuse_to_write_over(source, storage)
     config = _config(scoring, shard_rows)
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         log.info("%s is finished already; nothing was done.", storage.location)
         return Dataset(storage.location)
-    return _run(
-        replace(scoring, output=storage.location), shard_rows, config, execution, show_progress
-    )
+    job = _Job(replace(scoring, output=storage.location), shard_rows, config, execution)
+    try:
+        dataset = _run(job, show_progress)
+    except BaseException:
+        if not any(finished_units(storage)):
+            release_output(storage)
+        raise
+    _warn_of_rejects(dataset)
+    return dataset
 
 
-def _run(
-    scoring: Scoring,
-    shard_rows: int | None,
-    config: dict[str, Any],
-    execution: Execution,
-    show_progress: ShowProgress,
-) -> Dataset:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A run that has its output folder."""
+
+    scoring: Scoring
+    shard_rows: int | None
+    config: dict[str, Any]
+    execution: Execution
+
+
+def _run(job: _Job, show_progress: ShowProgress) -> Dataset:
+    scoring, config, execution = job.scoring, job.config, job.execution
     storage = Storage(scoring.output)
-    units = scoring.source.plan(storage.child(RUN_FOLDER), shard_rows)
+    units = scoring.source.plan(storage.child(RUN_FOLDER), job.shard_rows)
     if not units:
         raise InputError(f"there are no pairs in {config['input']['location']}.")
     records = {record.index: record for record in finished_units(storage)}
@@ -166,7 +186,46 @@ def _run(
             records[record.index] = record
     done = [records[unit.index] for unit in units]
     how = _how(scoring, engine, time.monotonic() - began, sum(u.rows for u in to_do), done)
+    _tell_speed(how)
     return finish(storage, _manifest(scoring, config | {"execution": how}, done))
+
+
+def _tell_speed(how: dict[str, Any]) -> None:
+    work = how["decode_seconds"] + how["model_seconds"]
+    if work and how["seconds"]:
+        log.info(
+            "%s pairs in %.1f s, %.0f pairs/s with start-up, on %s; decoding took %.0f %% of the "
+            "work.",
+            f"{how['pairs']:,}", how["seconds"], how["pairs"] / how["seconds"], how["device"],
+            100 * how["decode_seconds"] / work,
+        )  # fmt: skip
+
+
+def _warn_of_rejects(dataset: Dataset) -> None:
+    if dataset.manifest.rows:
+        return
+    first = read_rejects(dataset, 1)[0]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in dataset.manifest.rejects.items())
+    log.warning(
+        "none of the %s pairs could be scored (%s); the first, %s: %s; see rejects/ in %s.",
+        dataset.manifest.reject_count, reasons, first["id"], first["detail"], dataset.location,
+    )  # fmt: skip
+
+
+def _refuse_to_write_over(source: Source, storage: Storage) -> None:
+    """--overwrite would delete what is to be read."""
+    output = Path(storage.location)
+    for place in (source.identity()["location"], source.image_root):
+        if place is not None and output in (Path(place), *Path(place).parents):
+            raise InputError(
+                f"the output {storage.location} is the input or holds it; name another folder with "
+                "--output."
+            )
+
+
+def _require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise InputError(f"{option} {value} is not known; give {', '.join(known)}.")
 
 
 def _in_process(
@@ -222,6 +281,9 @@ def _has_gpu(execution: Execution) -> bool:
 
 
 def _precision(asked: Precision | Literal["auto"], device: str) -> Precision:
+    _require_one_of("--precision", asked, ("auto", *get_args(Precision)))
+    if asked == "fp16" and device == "cpu":
+        raise InputError("--precision fp16 needs a GPU; give bf16 or fp32 on a CPU.")
     if asked != "auto":
         return asked
     return "fp32" if device == "cpu" else "bf16"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from aligncurate.core.clip import (
     ClipModel,
+    PixelView,
     Precision,
     ResolvedClip,
     one_torch_thread,
@@ -28,8 +30,10 @@ from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import RawBatch, Source, Unit
 from aligncurate.sources.files import read_picture
 from aligncurate.units import FinishedBatch, Timing, UnitRecord, write_unit
-from alignshared import Reject, Storage
-from alignshared.schema import scored_schema
+from alignshared import Reason, Reject, Storage
+from alignshared.schema import IMAGE_TYPE, scored_schema
+
+_CHUNK_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Framer:
                 keep.append(row)
             except ImageError as error:
                 rejects.append(Reject(id_, image["path"], error.reason, error.detail))
-        table = _with_contents(raw.table.take(keep), contents)
+        table = _with_contents(raw.table.take(pa.array(keep, pa.int64())), contents)
         pixels = np.stack(rows.pixels) if rows.pixels else np.empty((0, 0, 0, 3), np.uint8)
         return FramedBatch(
             table,
@@ -103,7 +107,7 @@ class Framer:
 class _Rows:
     """The pictures of one batch; one that occurs twice is decoded once."""
 
-    def __init__(self, image_root: str | None, view: object) -> None:
+    def __init__(self, image_root: str | None, view: PixelView) -> None:
         self._image_root = image_root
         self._view = view
         self._known: dict[bytes, int] = {}
@@ -112,8 +116,9 @@ class _Rows:
         self.picture: list[int] = []
         self.sizes: list[tuple[int, int]] = []
 
-    def add(self, image: dict) -> bytes:
-        content = image["bytes"]
+    def add(self, image: dict[str, Any]) -> bytes:
+        """Take the picture of one more pair; returns its bytes."""
+        content: bytes | None = image["bytes"]
         if content is None:
             content = read_picture(self._image_root, image["path"])
         if content not in self._known:
@@ -128,13 +133,34 @@ class _Rows:
 
 
 def _with_contents(table: pa.Table, contents: list[bytes]) -> pa.Table:
-    paths = table["image"].combine_chunks().field("path")
-    if isinstance(paths, pa.ChunkedArray):
-        paths = paths.combine_chunks()
-    image = pa.StructArray.from_arrays(
-        [pa.array(contents, pa.binary()), paths], names=["bytes", "path"]
-    )
-    return table.set_column(table.schema.get_field_index("image"), "image", image)
+    """`table` with `contents` as `image.bytes`; in chunks, since one Arrow array holds 2 GiB."""
+    paths = _paths(table).combine_chunks()
+    chunks = [
+        pa.StructArray.from_arrays(
+            [pa.array(contents[begin:end], pa.binary()), paths.slice(begin, end - begin)],
+            fields=list(IMAGE_TYPE),
+        )
+        for begin, end in _spans([len(content) for content in contents])
+    ]
+    images = pa.chunked_array(chunks, IMAGE_TYPE)
+    return table.set_column(table.schema.get_field_index("image"), "image", images)
+
+
+def _paths(table: pa.Table) -> pa.ChunkedArray:
+    bytes_and_paths: list[pa.ChunkedArray] = table["image"].flatten()
+    return bytes_and_paths[1]
+
+
+def _spans(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that hold at most _CHUNK_BYTES, or one row, each."""
+    begin = total = 0
+    for row, size in enumerate(sizes):
+        if total + size > _CHUNK_BYTES and row > begin:
+            yield begin, row
+            begin, total = row, 0
+        total += size
+    if begin < len(sizes):
+        yield begin, len(sizes)
 
 
 class Scorer:
@@ -169,8 +195,26 @@ class Scorer:
             arrays["text_embedding"] = _embedding_array(texts_ND)
         arrays |= {name: framed.table[name] for name in framed.table.column_names}
         table = pa.table([arrays[name] for name in self.schema.names], names=self.schema.names)
+        table, rejects = _without_nonfinite(table.cast(self.schema))
         timing = Timing(framed.decode_s, time.perf_counter() - began)
-        return FinishedBatch(table.cast(self.schema), framed.rejects, timing)
+        return FinishedBatch(table, framed.rejects + rejects, timing)
+
+
+def _without_nonfinite(table: pa.Table) -> tuple[pa.Table, list[Reject]]:
+    """The rows whose score is a number, and rejects for those that half precision or a weight that
+    is none made NaN.
+    """
+    finite_N = np.isfinite(table["score"].to_numpy())
+    if finite_N.all():
+        return table, []
+    bad = table.filter(pa.array(~finite_N))
+    rejects = [
+        Reject(id_, path, Reason.NON_FINITE_SCORE, f"the model gives the score {score}")
+        for id_, path, score in zip(
+            bad["id"].to_pylist(), _paths(bad).to_pylist(), bad["score"].to_pylist(), strict=True
+        )
+    ]
+    return table.filter(pa.array(finite_N)), rejects
 
 
 def _positions(values: list[str], distinct: list[str]) -> npt.NDArray[np.intp]:

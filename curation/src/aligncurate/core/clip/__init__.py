@@ -5,10 +5,11 @@ The only place that imports open_clip.
 
 from aligncurate.core.clip.model import ClipModel, available_gpus, one_torch_thread, score_pairs
 from aligncurate.core.clip.resolve import Precision, ResolvedClip, resolve_clip
-from aligncurate.core.clip.view import pixel_view
+from aligncurate.core.clip.view import PixelView, pixel_view
 
 __all__ = [
     "ClipModel",
+    "PixelView",
     "Precision",
     "ResolvedClip",
     "available_gpus",

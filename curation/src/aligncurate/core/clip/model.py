@@ -17,6 +17,25 @@ from aligncurate.core.clip.resolve import Precision, ResolvedClip
 from alignshared import AlignError, InputError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_MAX_DETAIL = 300
+# What torch and safetensors raise for what is no weights file, KeyError for an unknown opcode.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    SafetensorError,
+    EOFError,
+    KeyError,
+)
+# What open_clip raises for weights of another shape or kind.
+_MISFITS = (
+    RuntimeError,
+    IndexError,
+    AttributeError,
+    ValueError,
+    TypeError,
+    AssertionError,
+    StopIteration,
+)
 _PROBE = "a photo of a red bicycle leaning against a wall"
 
 
@@ -37,8 +56,9 @@ class ClipModel:
         self.device = torch.device(device)
         self.dtype = _DTYPES[precision]
         self._name = resolved.name
-        self._model = _load(resolved).to(device=self.device, dtype=self.dtype).eval()
-        self._tokenizer = open_clip.get_tokenizer(resolved.open_clip_name)
+        # open_clip's towers carry no types.
+        self._model: Any = _load(resolved).to(device=self.device, dtype=self.dtype).eval()
+        self._tokenizer: Any = _tokenizer(resolved)
         self._causal_text = _causal_text_tower(self._model)
         mean, std = resolved.preprocess["mean"], resolved.preprocess["std"]
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
@@ -68,14 +88,16 @@ class ClipModel:
         return _unit(_encode_trimmed(self._causal_text, tokens)), truncated
 
     def _truncated(self, captions: Sequence[str], tokens_NL: torch.Tensor) -> npt.NDArray[np.bool_]:
-        # A caption fills its row exactly or is longer; one token more tells which.
+        # A caption that fills its row either fits exactly or was cut; a longer row tells which.
+        # Some tokenizers end with the token they pad with, so the last place alone says nothing.
         pad = getattr(getattr(self._tokenizer, "tokenizer", None), "pad_token_id", 0) or 0
-        length = tokens_NL.shape[1]
-        truncated = (tokens_NL[:, -1] != pad).numpy()
-        full = np.flatnonzero(truncated)
-        if full.size:
-            longer = self._tokenizer([captions[i] for i in full], context_length=length + 1)
-            truncated[full] = (longer[:, -1] != pad).numpy()
+        used_N = (tokens_NL != pad).sum(-1)
+        truncated = np.zeros(len(captions), dtype=np.bool_)
+        full: list[int] = torch.nonzero(used_N >= tokens_NL.shape[1] - 1).flatten().tolist()
+        if full:
+            rows = [captions[i] for i in full]
+            longer = self._tokenizer(rows, context_length=tokens_NL.shape[1] + 1)
+            truncated[full] = ((longer != pad).sum(-1) > used_N[full]).numpy()
         return truncated
 
     def _check(self) -> None:
@@ -130,6 +152,7 @@ def score_pairs(
 
 
 def _load(resolved: ResolvedClip) -> torch.nn.Module:
+    _refuse_program(resolved.weights_path)
     brings_weights = resolved.open_clip_name.startswith(("local-dir:", "hf-hub:"))
     try:
         return open_clip.create_model(
@@ -139,16 +162,42 @@ def _load(resolved: ResolvedClip) -> torch.nn.Module:
             require_pretrained=True,
             weights_only=True,
         )
-    except (pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, EOFError) as error:
+    except _UNREADABLE as error:
         raise InputError(
             f"{resolved.weights_path} cannot be loaded without running code in it, or is damaged; "
             "give a .safetensors file or a plain state_dict."
         ) from error
-    except (RuntimeError, KeyError, AttributeError, ValueError) as error:
-        detail = " ".join(str(error).split())[:300]
+    except _MISFITS as error:
         raise InputError(
-            f"{resolved.weights_path} does not fit the architecture {resolved.name}: {detail}."
+            f"{resolved.weights_path} does not fit the architecture {resolved.name}: "
+            f"{_in_one_line(error)}; give the weights that belong to it."
         ) from error
+
+
+def _refuse_program(weights_path: str) -> None:
+    if not zipfile.is_zipfile(weights_path):
+        return
+    with zipfile.ZipFile(weights_path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise InputError(
+                f"{weights_path} is a TorchScript program, as OpenAI published its CLIPs, and is "
+                "not run; give the same weights as .safetensors."
+            )
+
+
+def _tokenizer(resolved: ResolvedClip) -> Any:
+    try:
+        return open_clip.get_tokenizer(resolved.open_clip_name)
+    except (ImportError, AttributeError, OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"the tokenizer of {resolved.name} cannot be had ({_in_one_line(error)}); it may need "
+            "the package transformers, or files that are not on this machine."
+        ) from error
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]} ..."
 
 
 def _unit(embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -179,8 +228,12 @@ def _encode_trimmed(tower: Any, tokens_NL: torch.Tensor) -> torch.Tensor:
     x_NLC = tower.token_embedding(tokens).to(dtype)
     x_NLC = x_NLC + tower.positional_embedding[:length].to(dtype)
     x_NLC = tower.transformer(x_NLC, attn_mask=tower.attn_mask[:length, :length])
-    pooled_NC = text_global_pool(tower.ln_final(x_NLC), tokens, pooling, eos_token_id=end_id)
+    pooled_NC: torch.Tensor = text_global_pool(
+        tower.ln_final(x_NLC), tokens, pooling, eos_token_id=end_id
+    )
     projection = tower.text_projection
     if projection is None:
         return pooled_NC
-    return projection(pooled_NC) if callable(projection) else pooled_NC @ projection
+    if isinstance(projection, torch.nn.Linear):
+        return projection(pooled_NC)
+    return pooled_NC @ projection

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import open_clip
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError
 from open_clip import pretrained
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+from aligncurate.core.hub import HubError, hub_file
 from alignshared import InputError, ModelInfo, demo
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -69,13 +68,13 @@ def resolve_clip(name: str, weights: str | None = None) -> ResolvedClip:
     if name.startswith("hf-hub:"):
         return _from_hub(name, weights)
     folder = Path(name.removeprefix("local-dir:"))
-    if folder.is_dir():
-        return _from_folder(name, folder, weights)
+    if folder.is_dir() and not _is_known(name):
+        return _from_folder(name, folder.absolute(), weights)
     return _from_architecture(name, weights or DEFAULT_TAG)
 
 
 def _from_architecture(name: str, weights: str) -> ResolvedClip:
-    config = open_clip.get_model_config(name)
+    config: dict[str, Any] | None = open_clip.get_model_config(name) if _is_known(name) else None
     if config is None:
         raise InputError(
             f"--model {name} is no open_clip architecture, no folder and no hf-hub: name; "
@@ -90,7 +89,7 @@ def _from_architecture(name: str, weights: str) -> ResolvedClip:
                 f"architecture has; name {name.removesuffix('-quickgelu')} instead."
             )
     elif Path(weights).is_file():
-        path, quick_gelu = Path(weights), bool(config.get("quick_gelu", False))
+        path, quick_gelu = Path(weights).absolute(), bool(config.get("quick_gelu", False))
     else:
         raise InputError(
             f"--weights {weights} is neither a file nor a tag of {name}; its tags are "
@@ -119,12 +118,12 @@ def _from_hub(name: str, weights: str | None) -> ResolvedClip:
     _refuse_weights(name, weights)
     repo = name.removeprefix("hf-hub:")
     try:
-        config_path = Path(hf_hub_download(repo, _CONFIG_FILE))
-        path = Path(pretrained.download_pretrained_from_hf(repo))
-    except (OSError, ValueError, HfHubHTTPError) as error:
+        config_path = hub_file(repo, [_CONFIG_FILE])
+        path = hub_file(repo, _WEIGHTS_FILES)
+    except HubError as error:
         raise InputError(
-            f"{name} is not in the Hugging Face cache and cannot be downloaded "
-            f"({_first_line(error)}); download {repo} elsewhere and give the folder with {_CONFIG_FILE} as --model."
+            f"{name} is not in the Hugging Face cache and cannot be downloaded ({error}); download "
+            f"{repo} elsewhere and give the folder that holds its {_CONFIG_FILE} as --model."
         ) from error
     model, preprocess = _read_config(config_path)
     return _resolved(
@@ -168,35 +167,50 @@ def _tagged_weights(name: str, tag: str, config: dict[str, Any]) -> Path:
     for path in laid:
         if path.is_file():
             return path
+    repo, _, file = str(config.get("hf_hub", "")).rpartition("/")
     try:
-        return Path(pretrained.download_pretrained(config))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        source = config.get("hf_hub", "").rstrip("/") or config.get("url", "")
+        if repo:
+            return hub_file(repo, _with_safe_names(file))
+        return Path(pretrained.download_pretrained_from_url(config["url"]))
+    except (HubError, OSError) as error:
         raise InputError(
             f"the weights {tag} of {name} are not in the Hugging Face cache and cannot be "
-            f"downloaded ({_first_line(error)}); download the weights file of {source} elsewhere "
+            f"downloaded ({error}); download the weights file of {repo or config['url']} elsewhere "
             f"and place it as {laid[0]}."
         ) from error
+
+
+def _with_safe_names(file: str) -> list[str]:
+    """`file`, and before it the names under which its safetensors go."""
+    if not file:
+        return list(_WEIGHTS_FILES)
+    return list(dict.fromkeys([_WEIGHTS_FILES[0], f"{Path(file).stem}.safetensors", file]))
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         config = json.loads(path.read_text())
         model = config["model_cfg"]
+        for part, kind in (("embed_dim", int), ("text_cfg", dict), ("vision_cfg", dict)):
+            if not isinstance(model[part], kind):
+                raise TypeError(f"{part} is {model[part]!r}")
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not an open_clip configuration: {error!r}.") from error
+        raise InputError(
+            f"{path} is not an open_clip configuration ({error}); name a folder that open_clip "
+            "saved."
+        ) from error
     defaults = asdict(PreprocessCfg())
     return model, merge_preprocess_dict(defaults, config.get("preprocess_cfg", {}))
+
+
+def _is_known(name: str) -> bool:
+    return name in open_clip.list_models()
 
 
 def _nearest(name: str, known: list[str]) -> str:
     from difflib import get_close_matches
 
     return ", ".join(get_close_matches(name, known, n=4, cutoff=0.3)) or ", ".join(known[:4])
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0].rstrip(".")
 
 
 def _sha256(path: Path) -> str:

@@ -22,14 +22,13 @@ def pixel_view(preprocess: dict[str, Any]) -> PixelView:
     frames it.
     """
     transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
-    to_floats = next(i for i, t in enumerate(transform.transforms) if isinstance(t, ToTensor))
-    if not isinstance(transform.transforms[-1], Normalize) or to_floats != (
-        len(transform.transforms) - 2
-    ):
+    steps: list[Any] = transform.transforms if isinstance(transform, Compose) else []
+    ends = len(steps) > 1 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize)
+    if not ends:
         raise RuntimeError(
             f"open_clip's transform no longer ends as this code expects: {transform}"
         )
-    frame = Compose(transform.transforms[:to_floats])
+    frame = Compose(steps[:-2])
 
     def view(image: Image.Image) -> npt.NDArray[np.uint8]:
         return np.array(frame(image))

@@ -1,0 +1,1 @@
+"""Whether a dataset keeps the contract: each file checks one promise and goes on after a fault."""

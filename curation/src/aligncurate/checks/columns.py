@@ -1,0 +1,89 @@
+"""The columns of the shards: those of the contract, with its types, and the same in every shard."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from aligncurate.checks.problems import Kind, Problem
+from alignshared import Manifest
+from alignshared.schema import (
+    EMBEDDING_COLUMNS,
+    LEVEL_COLUMN,
+    LEVEL_TYPE,
+    SCORE_COLUMNS,
+    SOURCE_COLUMNS,
+)
+
+_KNOWN = SOURCE_COLUMNS | SCORE_COLUMNS | {LEVEL_COLUMN: LEVEL_TYPE}
+
+_REQUIRED_OF_STAGE = {
+    "ingest": tuple(SOURCE_COLUMNS),
+    "score": (*SOURCE_COLUMNS, *SCORE_COLUMNS),
+    "bucket": ("id", "score", LEVEL_COLUMN),
+}
+
+
+def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
+    """What `schema`, that of the first shard, lacks of the contract or has otherwise."""
+    required = set(_REQUIRED_OF_STAGE.get(manifest.stage, ("id",)))
+    if manifest.edges is not None:
+        required.add(LEVEL_COLUMN)
+    missing = [name for name in (*_KNOWN,) if name in required and name not in schema.names]
+    problems = [
+        Problem(
+            Kind.COLUMNS,
+            f"the shards have no column {name}, which stage {manifest.stage} writes; write the "
+            "dataset again.",
+        )
+        for name in missing
+    ]
+    problems += [
+        Problem(Kind.COLUMNS, f"the shards have two columns {name}; write the dataset again.")
+        for name in sorted({name for name in schema.names if schema.names.count(name) > 1})
+    ]
+    return problems + [
+        Problem(
+            Kind.COLUMNS,
+            f"column {field.name} has type {field.type} and the contract says {wanted}; write the "
+            "dataset again.",
+        )
+        for field, wanted in _mistyped(schema)
+    ]
+
+
+def _mistyped(schema: pa.Schema) -> Iterator[tuple[pa.Field, object]]:
+    """Fields of other types than the contract's, and what the contract says of each."""
+    for field in schema:
+        if field.name in EMBEDDING_COLUMNS and not _is_embedding(field.type):
+            yield field, "fixed_size_list<float16>"
+        elif field.type != _KNOWN.get(field.name, field.type):
+            yield field, _KNOWN[field.name]
+
+
+def _is_embedding(kind: pa.DataType) -> bool:
+    return pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)
+
+
+def check_same_columns(schema: pa.Schema, first: pa.Schema, file: str) -> Problem | None:
+    """How the columns of `file` differ from those of the first shard."""
+    if schema.equals(first):
+        return None
+    if schema.names != first.names:
+        only_here = [name for name in schema.names if name not in first.names]
+        only_there = [name for name in first.names if name not in schema.names]
+        parts = [f"lacks {', '.join(only_there)}"] if only_there else []
+        parts += [f"adds {', '.join(only_here)}"] if only_here else []
+        how = " and ".join(parts) or "has them in another order"
+    else:
+        differing = [a.name for a, b in zip(schema, first, strict=True) if not a.equals(b)]
+        how = f"has another type in {', '.join(differing)}"
+    return Problem(
+        Kind.COLUMNS,
+        f"the columns of {file} are not those of the first shard: it {how}; write the dataset "
+        "again.",
+    )
+
+
+def usable(schema: pa.Schema, name: str) -> bool:
+    """Whether `schema` has the contract's column `name`, once and with its type."""
+    return schema.names.count(name) == 1 and schema.field(name).type == _KNOWN[name]

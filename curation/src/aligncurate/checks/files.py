@@ -1,0 +1,111 @@
+"""The files of a dataset: those that the manifest lists are there and whole, and no others."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from aligncurate.checks.problems import Kind, Problem
+from aligncurate.output import RUN_FOLDER
+from alignshared import Dataset, InputError, ShardInfo, Storage
+from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
+
+UNREADABLE = (pa.ArrowException, OSError, ValueError)
+"""What reading a damaged Parquet file raises, from its footer to its last page."""
+
+_BLOCK_BYTES = 1 << 22
+_COPY_AGAIN = "copy it again or write the dataset again"
+
+
+@contextmanager
+def open_parquet(storage: Storage, file: str) -> Iterator[pq.ParquetFile]:
+    """The Parquet file `file`, open for the length of the block.
+
+    Raises:
+        OSError, ValueError, ArrowException: it cannot be read, now or later in the block.
+    """
+    with storage.open(file) as source, pq.ParquetFile(source) as parquet:
+        yield parquet
+
+
+def check_file(storage: Storage, shard: ShardInfo, kind: Kind = Kind.FILES) -> Problem | None:
+    """What is wrong with the bytes of `shard`; None if they are those that were written."""
+    try:
+        info = storage.filesystem.get_file_info(storage.path(shard.file))
+        if info.type != fs.FileType.File:
+            return Problem(
+                kind, f"{shard.file} is missing, though the manifest lists it; {_COPY_AGAIN}."
+            )
+        if info.size != shard.bytes:
+            return Problem(
+                kind,
+                f"{shard.file} has {info.size:,} bytes and the manifest says {shard.bytes:,}; "
+                f"{_COPY_AGAIN}.",
+            )
+        if _sha256(storage, shard.file) != shard.sha256:
+            return Problem(
+                kind,
+                f"{shard.file} is not the file that was written: its SHA-256 is another one; "
+                f"{_COPY_AGAIN}.",
+            )
+    except (OSError, InputError) as error:
+        return unreadable(shard.file, error, kind)
+    return None
+
+
+def unreadable(file: str, error: Exception, kind: Kind = Kind.FILES) -> Problem:
+    """The problem of a file that is there and cannot be read."""
+    cause = " ".join(str(error).split()).rstrip(".")
+    return Problem(kind, f"{file} cannot be read: {cause[:300]}; {_COPY_AGAIN}.")
+
+
+def _sha256(storage: Storage, file: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open(file) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def distinct_shards(shards: list[ShardInfo]) -> tuple[list[ShardInfo], list[Problem]]:
+    """`shards` without those whose file is listed before, and a problem for each of these."""
+    by_file: dict[str, ShardInfo] = {}
+    problems: list[Problem] = []
+    for shard in shards:
+        if shard.file in by_file:
+            problems.append(
+                Problem(
+                    Kind.FILES,
+                    f"the manifest lists {shard.file} twice; write the dataset again.",
+                )
+            )
+        by_file.setdefault(shard.file, shard)
+    return list(by_file.values()), problems
+
+
+def check_strays(dataset: Dataset) -> list[Problem]:
+    """A problem for each file in the folder that the manifest does not account for."""
+    manifest, storage = dataset.manifest, dataset.storage
+    expected = {shard.file for shard in (*manifest.shards, *manifest.reject_shards)}
+    expected |= {MANIFEST_FILE, LEVELS_FILE} if manifest.edges is not None else {MANIFEST_FILE}
+    root = storage.path()
+    selector = fs.FileSelector(root, recursive=True)
+    try:
+        infos = storage.filesystem.get_file_info(selector)
+    except OSError as error:
+        return [unreadable(storage.location, error)]
+    found = (
+        info.path.removeprefix(root).lstrip("/") for info in infos if info.type == fs.FileType.File
+    )
+    return [_stray(file) for file in sorted(set(found) - expected)]
+
+
+def _stray(file: str) -> Problem:
+    if file.startswith(f"{RUN_FOLDER}/"):
+        return Problem(Kind.FILES, f"{file} was left by the run that wrote the dataset; delete it.")
+    return Problem(
+        Kind.FILES, f"{file} lies in the folder and the manifest does not list it; move it away."
+    )

@@ -1,0 +1,81 @@
+"""What the manifest and `levels.json` say of the levels: that the rows say so too."""
+
+from dataclasses import asdict
+from math import isclose
+
+from aligncurate.checks.problems import Kind, Problem
+from alignshared import Dataset, InputError, LevelEdges, LevelStatistics
+from alignshared.levels import levels_to_json
+from alignshared.manifest import LEVELS_FILE
+
+_RELATIVE = 1e-6
+"""How far a mean may lie from that of a recount, which adds the scores up in another order."""
+
+
+def edges_of(dataset: Dataset) -> tuple[LevelEdges | None, list[Problem]]:
+    """The edges between the levels, None without levels or with edges that cannot be."""
+    manifest = dataset.manifest
+    if manifest.edges is None and manifest.stage != "bucket":
+        return None, []
+    if manifest.edges is None or manifest.scheme is None or manifest.level_statistics is None:
+        return None, [_of_manifest("has not all of edges, scheme and level_statistics")]
+    if manifest.scheme not in ("quantile", "equal-width"):
+        return None, [_of_manifest(f"names an unknown scheme, {manifest.scheme!r}")]
+    try:
+        edges = LevelEdges(tuple(float(edge) for edge in manifest.edges), manifest.scheme)
+    except (InputError, OverflowError) as error:
+        return None, [_of_manifest(f"has edges that cannot be ({str(error).rstrip('.')})")]
+    told = [statistics.level for statistics in manifest.level_statistics]
+    if told != list(range(1, edges.levels + 1)):
+        text = f"describes other levels than the {edges.levels} that its edges make"
+        return edges, [_of_manifest(text)]
+    return edges, []
+
+
+def _of_manifest(what: str) -> Problem:
+    return Problem(Kind.LEVELS, f"the manifest {what}; write the dataset again.")
+
+
+def check_statistics(told: list[LevelStatistics], counted: list[LevelStatistics]) -> list[Problem]:
+    """Where the manifest's statistics are not those `counted` in all rows."""
+    problems: list[Problem] = []
+    for said, found in zip(told, counted, strict=False):
+        for name, value in asdict(said).items():
+            recount = getattr(found, name)
+            if not _agree(name, value, recount):
+                text = f"says that the {name} of level {said.level} is {value}, but the rows say"
+                problems.append(_of_manifest(f"{text} {recount}"))
+    return problems
+
+
+def _agree(name: str, told: float | None, counted: float | None) -> bool:
+    if told is None or counted is None or name not in ("mean", "share"):
+        return told == counted
+    return isclose(told, counted, rel_tol=_RELATIVE, abs_tol=1e-9)
+
+
+def check_levels_file(dataset: Dataset, edges: LevelEdges) -> list[Problem]:
+    """Whether `levels.json` is there and says what the manifest says."""
+    try:
+        if not dataset.storage.exists(LEVELS_FILE):
+            if dataset.manifest.stage != "bucket":
+                return []
+            text = f"{LEVELS_FILE} is missing, which a bucket run writes; write the dataset again."
+            return [Problem(Kind.LEVELS, text)]
+        found = dataset.storage.read_json(LEVELS_FILE)
+    except (InputError, OSError) as error:
+        cause = str(error).rstrip(".")
+        text = f"{LEVELS_FILE} cannot be read: {cause}; write the dataset again."
+        return [Problem(Kind.LEVELS, text)]
+    wanted = levels_to_json(edges, dataset.manifest.level_statistics or [])
+    if not isinstance(found, dict) or found.keys() != wanted.keys():
+        text = f"{LEVELS_FILE} has other fields than {', '.join(wanted)}; write the dataset again."
+        return [Problem(Kind.LEVELS, text)]
+    differing = [name for name, value in wanted.items() if found[name] != value]
+    return [
+        Problem(
+            Kind.LEVELS,
+            f"{LEVELS_FILE} and the manifest differ in {name}; write the dataset again.",
+        )
+        for name in differing
+    ]

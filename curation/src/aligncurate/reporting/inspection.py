@@ -1,0 +1,137 @@
+"""What `inspect` finds in a dataset, and how its parts are written for people."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from aligncurate.reporting.lineage import Ancestor
+from aligncurate.reporting.words import (
+    bytes_text,
+    clip_middle,
+    count_text,
+    flat_config,
+    score_text,
+    share_text,
+)
+from alignshared import LevelEdges, LevelStatistics, ModelInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the shards and its Arrow type, such as `float` or `list<item: string>`."""
+
+    name: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What is in a dataset, or in an unfinished run: then `finished` is False.
+
+    Of an unfinished run, `rows`, `rejects`, `shards` and `bytes` count what is done so far, and
+    `stage`, `package`, `created` and `digest` are None. `bytes` are those of shards and rejects;
+    `digest` is the SHA-256 of the manifest. `columns` is empty where the first shard cannot be
+    opened, and `edges` None where they cannot be edges; `fault` then says why.
+    """
+
+    location: str
+    finished: bool
+    stage: str | None
+    rows: int
+    rejects: dict[str, int]
+    shards: int
+    bytes: int
+    columns: list[Column]
+    fault: str | None
+    model: ModelInfo | None
+    edges: LevelEdges | None
+    levels: list[LevelStatistics]
+    config: dict[str, Any]
+    lineage: list[Ancestor]
+    package: str | None
+    created: str | None
+    digest: str | None
+
+    @property
+    def reject_count(self) -> int:
+        """How many pairs were rejected, for any reason."""
+        return sum(self.rejects.values())
+
+
+def facts(found: Inspection) -> list[tuple[str, str]]:
+    """The dataset as a whole: names and values for two columns."""
+    rows = [("location", found.location)]
+    if found.finished:
+        rows += [("stage", found.stage or "")]
+    else:
+        rows += [("state", "an unfinished run: give its command once more to go on with it")]
+    done = "" if found.finished else " so far"
+    size = f"{count_text(found.shards, 'shard')}, {bytes_text(found.bytes)}"
+    rows += [
+        ("rows", f"{found.rows:,}{done}"),
+        ("rejects", f"{found.reject_count:,}{done}"),
+        ("shards", f"{size}{done}"),
+    ]
+    if found.model:
+        rows += [
+            ("model", f"{found.model.name}, weights {found.model.weights}"),
+            ("precision", f"{found.model.precision}, {found.model.image_size} px"),
+            ("weights SHA-256", found.model.weights_sha256),
+        ]
+    if found.edges:
+        rows += [("levels", f"{found.edges.levels}, {found.edges.scheme}")]
+    told = (
+        ("created", found.created),
+        ("written by", found.package),
+        ("manifest SHA-256", found.digest),
+        ("fault", found.fault),
+    )
+    return rows + [(name, value) for name, value in told if value]
+
+
+def reject_rows(found: Inspection) -> list[tuple[str, str]]:
+    """Reason and count, the most frequent first."""
+    ordered = sorted(found.rejects.items(), key=lambda item: (-item[1], item[0]))
+    return [(reason, f"{count:,}") for reason, count in ordered]
+
+
+LEVEL_HEADINGS = ("level", "from", "pairs", "share", "mean", "least", "greatest")
+
+
+def level_rows(found: Inspection) -> list[tuple[str, ...]]:
+    """The table of levels under `LEVEL_HEADINGS`, the highest first; `from` is the edge below."""
+    below: tuple[float | None, ...] = (None, *(found.edges.edges if found.edges else ()))
+    rows = [
+        (
+            str(s.level),
+            score_text(edge),
+            f"{s.count:,}",
+            share_text(s.share),
+            score_text(s.mean),
+            score_text(s.min),
+            score_text(s.max),
+        )
+        for s, edge in zip(found.levels, below, strict=False)
+    ]
+    return rows[::-1]
+
+
+def lineage_rows(found: Inspection) -> list[tuple[str, str]]:
+    """Each ancestor, indented by generation, and what is known of it."""
+    rows: list[tuple[str, str]] = []
+    for ancestor in found.lineage:
+        manifest = ancestor.manifest
+        known = (
+            f"{manifest.stage}, {count_text(manifest.rows, 'pair')}, "
+            f"{count_text(manifest.reject_count, 'reject')}; "
+            if manifest
+            else ""
+        )
+        indent = "  " * (ancestor.generation - 1)
+        location = clip_middle(ancestor.parent.location, 240)
+        rows.append((f"{indent}{location}", f"{known}{ancestor.state}"))
+    return rows
+
+
+def config_rows(found: Inspection) -> list[tuple[str, str]]:
+    """The configuration of the run as dotted names and values."""
+    return flat_config(found.config)

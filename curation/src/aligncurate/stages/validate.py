@@ -1,0 +1,114 @@
+"""validate: does a dataset keep the contract? Every file and every row is looked at."""
+
+import os
+from contextlib import closing
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from aligncurate.checks.columns import check_columns
+from aligncurate.checks.files import check_strays, distinct_shards
+from aligncurate.checks.ids import check_unique
+from aligncurate.checks.levels import check_levels_file, check_statistics, edges_of
+from aligncurate.checks.manifest import open_dataset
+from aligncurate.checks.problems import Problem, ProblemList
+from aligncurate.checks.rejects import check_rejects, check_sums
+from aligncurate.checks.rows import RowChecker, first_schema
+from aligncurate.core.idhash import RepeatFinder
+from aligncurate.local import available_cores, map_ordered
+from aligncurate.places import newest_dataset
+from aligncurate.progress import OnProgress, silent
+from alignshared import Dataset, LevelEdges, ShardInfo
+from alignshared.levels import LevelAccumulator
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What was found wrong with the dataset at `location`.
+
+    `rows` could be read and were checked, of the `rows_listed` in the manifest. `problems` holds
+    the first few of each kind and how many more there are; `problem_count` counts all.
+    """
+
+    location: str
+    stage: str
+    rows: int
+    rows_listed: int
+    rejects: int
+    shards: int
+    problems: list[Problem]
+    problem_count: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the dataset keeps the contract."""
+        return self.problem_count == 0
+
+
+def validate(
+    input: str | os.PathLike[str] | None = None, *, on_progress: OnProgress = silent
+) -> Validation:
+    """Check a dataset against its manifest and the contract; nothing is written but to `$TMPDIR`.
+
+    Every file is read whole and hashed, and the columns `id`, `score` and `level` of every row are
+    looked at. Memory does not grow with the number of rows; from four million ids on, 8 bytes for
+    each lie in a temporary folder. Checking goes on after a problem and tells all of them.
+
+    Args:
+        input: a dataset; by default the newest one under `data/`.
+        on_progress: called with the number of rows checked, of `manifest.rows`.
+
+    Raises:
+        InputError: there is no dataset in `input` whose manifest can be read.
+    """
+    found = newest_dataset("bucket", "score").location if input is None else input
+    dataset = open_dataset(found)
+    problems = ProblemList()
+    shards, listed_twice = distinct_shards(dataset.manifest.shards)
+    reject_shards, rejects_listed_twice = distinct_shards(dataset.manifest.reject_shards)
+    edges, wrong_edges = edges_of(dataset)
+    problems.add([*listed_twice, *rejects_listed_twice, *check_strays(dataset)])
+    problems.add([*check_sums(dataset), *wrong_edges])
+    if edges:
+        problems.add(check_levels_file(dataset, edges))
+    rows = _check_rows(dataset, shards, edges, problems, on_progress)
+    problems.add(check_rejects(dataset, reject_shards))
+    return Validation(
+        location=dataset.location,
+        stage=dataset.manifest.stage,
+        rows=rows,
+        rows_listed=dataset.manifest.rows,
+        rejects=dataset.manifest.reject_count,
+        shards=len(shards),
+        problems=problems.listed(),
+        problem_count=problems.count,
+    )
+
+
+def _check_rows(
+    dataset: Dataset,
+    shards: list[ShardInfo],
+    edges: LevelEdges | None,
+    problems: ProblemList,
+    on_progress: OnProgress,
+) -> int:
+    """Check `shards` one by one and their ids and levels together; returns the rows read."""
+    schema = first_schema(dataset, shards)
+    if schema is not None:
+        problems.add(check_columns(schema, dataset.manifest))
+    rows, whole = 0, True
+    levels = LevelAccumulator(edges.levels if edges else 1)
+    with closing(RepeatFinder()) as repeats:
+        check = RowChecker(dataset, schema or pa.schema([]), edges, repeats, on_progress)
+        for findings in map_ordered(check, shards, workers=available_cores()):
+            problems.add(findings.problems)
+            rows += findings.rows
+            whole &= findings.whole
+            if findings.levels and edges:
+                levels.merge(findings.levels)
+        problems.add(check_unique(dataset, shards, repeats))
+    # With rows missing, statistics differ for a reason that has been told.
+    if edges and whole:
+        told = dataset.manifest.level_statistics or []
+        problems.add(check_statistics(told, levels.statistics()))
+    return rows

@@ -1,0 +1,54 @@
+"""The README's first command, as a user runs it, and what must come of it."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignshared import Dataset
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
+    """The folder that the quickstart fills."""
+    workdir = tmp_path_factory.mktemp("quickstart")
+    quickstart = [sys.executable, repository / "pipelines/quickstart.py"]
+    run = subprocess.run(quickstart, cwd=workdir, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "1,911 pairs in = 1,911 scored + 0 rejects" in run.stdout
+    return workdir / "data/demo"
+
+
+def column(dataset: Dataset, name: str) -> list[Any]:
+    return [value for batch in dataset.batches([name]) for value in batch[name].to_pylist()]
+
+
+def test_levels_differ_by_no_more_than_ties_explain(data: Path) -> None:
+    dataset = Dataset(data / "bucket")
+    scores = column(dataset, "score")
+    ties = max(Counter(scores).values()) - 1
+    sizes = [s.count for s in dataset.manifest.level_statistics or []]
+    assert len(sizes) == 8
+    assert sum(sizes) == 1911
+    assert max(sizes) - min(sizes) <= 1 + 2 * ties
+
+
+def test_wrong_captions_land_in_the_lowest_levels(data: Path) -> None:
+    """A tenth of the demo pairs carries another picture's caption, which no stage is told."""
+    dataset = Dataset(data / "bucket")
+    marked = zip(column(dataset, "level"), column(dataset, "mismatched"), strict=True)
+    wrong = [level for level, mismatched in marked if mismatched]
+    assert len(wrong) == 191
+    in_lowest = sum(level <= 2 for level in wrong) / len(wrong)
+    assert in_lowest > 0.75  # a quarter of them by chance
+    assert sum(level == 8 for level in wrong) / len(wrong) < 0.02
+
+
+def test_report_is_written(data: Path) -> None:
+    page = (data / "report/report.html").read_text(encoding="utf-8")
+    assert page.count('<img src="data:image/') >= 8 * 8
+    for figure in ("histogram", "levels", "gallery"):
+        assert (data / f"report/{figure}.png").read_bytes().startswith(b"\x89PNG")
