@@ -17,6 +17,7 @@ from aligncurate.output import (
     finish,
     open_output,
     provenance,
+    release_output,
 )
 from aligncurate.places import default_output
 from aligncurate.progress import OnProgress, silent
@@ -76,11 +77,16 @@ def ingest(
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         log.info("%s is finished already; nothing was done.", storage.location)
         return Dataset(storage.location)
-    units = source.plan(storage.child(RUN_FOLDER), shard_rows)
-    if not units:
-        raise InputError(f"there are no records in {source.location}.")
     began = time.monotonic()
-    records = _run(source, units, storage, on_progress)
+    try:
+        units = source.plan(storage.child(RUN_FOLDER), shard_rows)
+        if not units:
+            raise InputError(f"there are no records in {source.location}.")
+        records = _run(source, units, storage, on_progress)
+    except BaseException:
+        if not any(finished_units(storage)):
+            release_output(storage)
+        raise
     how = {"records": sum(unit.rows for unit in units), "seconds": time.monotonic() - began}
     return finish(storage, _manifest(config | {"execution": how}, records))
 
