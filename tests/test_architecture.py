@@ -16,8 +16,8 @@ SOURCES = ("shared/src", "curation/src", "trainer/src")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 50
 HEAVY = {
-    "datasets", "deepspeed", "faiss", "jinja2", "matplotlib", "open_clip", "pandas", "ray", "torch",
-    "transformers",
+    "datasets", "deepspeed", "faiss", "jinja2", "matplotlib", "numpy", "open_clip", "pandas",
+    "pyarrow", "ray", "torch", "transformers",
 }  # fmt: skip
 """What a command line must not wait for before it answers `--help`."""
 

@@ -5,14 +5,16 @@ Nothing heavy is imported at the top, so that `--help` answers at once.
 
 import logging
 from importlib.metadata import version
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from aligncurate import terminal
-from aligncurate.progress import showing
-from alignshared import AlignError, Dataset
+from alignshared.errors import AlignError
+
+if TYPE_CHECKING:
+    from alignshared import Dataset
 
 _INTERRUPTED = 130
 """What shells answer for a command that Ctrl-C stopped."""
@@ -133,6 +135,7 @@ def score(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Ray's own log.")] = False,
 ) -> None:
     """Score pairs: write each with the cosine of its image and caption under CLIP."""
+    from aligncurate.progress import showing
     from aligncurate.stages.score import Execution, score
 
     execution = Execution(engine, workers, gpus, ray_address, verbose)
@@ -204,6 +207,7 @@ def bucket(
     overwrite: _Overwrite = False,
 ) -> None:
     """Sort scored pairs into alignment levels by exact quantiles of their scores."""
+    from aligncurate.progress import showing
     from aligncurate.stages.bucket import bucket
     from aligncurate.stages.inspect import inspect
 
@@ -229,6 +233,7 @@ def report(
     examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
+    from aligncurate.progress import showing
     from aligncurate.stages.report import report
 
     dataset = _dataset(input, "bucket", "score")
@@ -249,6 +254,7 @@ def inspect(input: _Dataset = None) -> None:
 @app.command()
 def validate(input: _Dataset = None) -> None:
     """Check that a dataset keeps the contract: checksums, columns, ids, counts, levels."""
+    from aligncurate.progress import showing
     from aligncurate.stages.validate import validate
 
     dataset = _dataset(input, "bucket", "score")
@@ -259,8 +265,9 @@ def validate(input: _Dataset = None) -> None:
         raise typer.Exit(2)
 
 
-def _dataset(input: str | None, *stages: str) -> Dataset:
+def _dataset(input: str | None, *stages: str) -> "Dataset":
     from aligncurate.places import newest_dataset
+    from alignshared import Dataset
 
     if input is not None:
         return Dataset(input)

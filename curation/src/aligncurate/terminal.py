@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from aligncurate.places import DATA_ROOT
-from alignshared import Dataset
-
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from aligncurate.reporting.inspection import Inspection
     from aligncurate.stages.validate import Validation
+    from alignshared import Dataset
 
 results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -48,7 +47,7 @@ def near(location: str) -> str:
         return location
 
 
-def show_scored(dataset: Dataset) -> None:
+def show_scored(dataset: "Dataset") -> None:
     """Where the scored pairs lie, that none is lost, and what to do next."""
     _show_sum(dataset, "pairs", "scored")
     _show_next("bucket --levels 8", dataset.location)
@@ -117,7 +116,9 @@ def show_validation(found: "Validation") -> None:
         results.print(f"{where} does not keep the contract: {found.problem_count:,} problems")
 
 
-def _level_table(found: "Inspection") -> Table:
+def _level_table(found: "Inspection") -> "Table":
+    from rich.table import Table
+
     from aligncurate.reporting.inspection import LEVEL_HEADINGS, level_rows
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -137,7 +138,7 @@ def _columns(rows: list[tuple[str, str]]) -> Text:
     return Text("\n").join(lines)
 
 
-def _section(title: str, content: Table | Text) -> None:
+def _section(title: str, content: "Table | Text") -> None:
     results.print()
     results.print(Text(title, style="bold"))
     results.print(content)
@@ -145,6 +146,8 @@ def _section(title: str, content: Table | Text) -> None:
 
 def _show_next(command: str, location: str) -> None:
     """The command that comes next; without --input where it would take `location` by itself."""
+    from aligncurate.places import DATA_ROOT
+
     here = near(location)
     found = here.startswith(f"{DATA_ROOT}{os.sep}")
     progress.print(f"next: aligncurate {command}" + ("" if found else f" --input {here}"))

@@ -1,12 +1,15 @@
 """The data contract between aligncurate and aligntrain."""
 
-from alignshared.dataset import Dataset
-from alignshared.errors import AlignError, ContractError, InputError
-from alignshared.levels import LevelEdges, LevelStatistics
-from alignshared.manifest import Manifest, ModelInfo, Parent
-from alignshared.rejects import Reason, Reject
-from alignshared.shards import ShardInfo
-from alignshared.storage import Storage
+import typing
+
+if typing.TYPE_CHECKING:
+    from alignshared.dataset import Dataset
+    from alignshared.errors import AlignError, ContractError, InputError
+    from alignshared.levels import LevelEdges, LevelStatistics
+    from alignshared.manifest import Manifest, ModelInfo, Parent
+    from alignshared.rejects import Reason, Reject
+    from alignshared.shards import ShardInfo
+    from alignshared.storage import Storage
 
 __all__ = [
     "AlignError",
@@ -23,3 +26,30 @@ __all__ = [
     "ShardInfo",
     "Storage",
 ]
+
+_HOME = {
+    "AlignError": "errors",
+    "ContractError": "errors",
+    "Dataset": "dataset",
+    "InputError": "errors",
+    "LevelEdges": "levels",
+    "LevelStatistics": "levels",
+    "Manifest": "manifest",
+    "ModelInfo": "manifest",
+    "Parent": "manifest",
+    "Reason": "rejects",
+    "Reject": "rejects",
+    "ShardInfo": "shards",
+    "Storage": "storage",
+}
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Import what is asked for: pyarrow takes a third of a second, which `--help` should not."""
+    from importlib import import_module
+
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
