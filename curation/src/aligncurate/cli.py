@@ -176,6 +176,7 @@ def ingest(
     overwrite: _Overwrite = False,
 ) -> None:
     """Write conversations and their pictures as shards for fine-tuning, unscored."""
+    from aligncurate.progress import showing
     from aligncurate.stages.ingest import ingest
 
     with showing("ingest", None, "records", terminal.progress) as on_progress:

@@ -53,12 +53,12 @@ def show_scored(dataset: "Dataset") -> None:
     _show_next("bucket --levels 8", dataset.location)
 
 
-def show_ingested(dataset: Dataset) -> None:
+def show_ingested(dataset: "Dataset") -> None:
     """Where the ingested records lie, and that none is lost."""
     _show_sum(dataset, "records", "ingested")
 
 
-def _show_sum(dataset: Dataset, what: str, done: str) -> None:
+def _show_sum(dataset: "Dataset", what: str, done: str) -> None:
     manifest = dataset.manifest
     results.print(
         f"{near(dataset.location)}: {manifest.rows + manifest.reject_count:,} {what} in = "

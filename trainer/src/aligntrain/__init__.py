@@ -4,11 +4,11 @@ Importing this makes transformers' Auto classes know the model: `AutoModelForIma
 `AutoProcessor` and `AutoConfig` load what a run wrote.
 """
 
-from typing import TYPE_CHECKING, Any
+import typing
 
 from wrapt import when_imported as _when_imported
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from aligntrain.adapter import load_adapter, save_adapter
     from aligntrain.model import (
         AlignGPTConfig,
@@ -33,7 +33,7 @@ _HOME = dict.fromkeys(__all__, "aligntrain.model") | dict.fromkeys(
 )
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     """Import a part when it is first asked for: torch and transformers take seconds, `--help`
     should not.
     """
@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
 
 
 @_when_imported("transformers")
-def _register(_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+def _register(_: typing.Any) -> None:  # pyright: ignore[reportUnusedFunction]
     """Have `aligntrain.model` register itself as soon as there is something to register with.
 
     Where that module is what imports transformers, it goes on and registers itself at its end.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from alignshared import AlignError
+from alignshared.errors import AlignError
 from aligntrain import terminal
 
 _INTERRUPTED = 130

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from aligntrain.convert import Converted
     from aligntrain.plan import Plan
     from aligntrain.run import RunResult
@@ -110,14 +111,16 @@ def show_gate(weights: list[float] | None) -> None:
         notes.print(f"  level {level}  {weight:.3f}  {'█' * round(40 * weight)}")
 
 
-def _table(*headings: str) -> Table:
+def _table(*headings: str) -> "Table":
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column, heading in enumerate(headings):
         table.add_column(heading, justify="right" if column else "left", no_wrap=True)
     return table
 
 
-def _section(title: str, table: Table) -> None:
+def _section(title: str, table: "Table") -> None:
     results.print()
     results.print(Text(title, style="bold"))
     results.print(table)
