@@ -121,8 +121,8 @@ def conversations(
     """Two conversations on `picture`, of two exchanges each.
 
     One asks for its group, the other for its name or a caption; one asks whether it is what it is,
-    the other whether it is the `decoy`. Chance says which comes with which and which comes first, so
-    that neither its place nor what was said before gives a yes or a no away.
+    the other whether it is the `decoy`. Chance says which comes with which and which comes first,
+    so that neither its place nor what was said before gives a yes or a no away.
     """
     right = ASKING.format(picture.name), "Yes"
     wrong = ASKING.format(decoy.name), "No"

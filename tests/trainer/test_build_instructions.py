@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_yes_and_no_are_balanced(script: Any, pictures: list[Any], records: Any)
 def test_what_was_said_before_gives_no_answer_away(records: list[dict[str, Any]]) -> None:
     after: Counter[tuple[bool, str]] = Counter()
     said = exchanges(records)
-    for (_, first, _), (place, second, answer) in zip(said, said[1:], strict=False):
+    for (_, first, _), (place, second, answer) in pairwise(said):
         if place == 1 and second.startswith("Is this "):
             after[first in ("Which group is this in?", "What kind of thing is this?"), answer] += 1
     for grouping in (True, False):

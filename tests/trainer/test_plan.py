@@ -63,12 +63,12 @@ def test_nothing_is_loaded(towers: Path, tmp_path: Path) -> None:
         (folder / part).mkdir(parents=True)
         config = (towers / part / "config.json").read_bytes()
         (folder / part / "config.json").write_bytes(config)
-    assert plan(recipe_file(folder), "finetune").parts == plan(recipe_file(towers), "finetune").parts
+    assert (
+        plan(recipe_file(folder), "finetune").parts == plan(recipe_file(towers), "finetune").parts
+    )
 
 
-@pytest.mark.parametrize(
-    ("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)]
-)
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
 def test_states_are_those_of_the_zero_paper(stage: int, gigabytes: float) -> None:
     """Figure 1 of arXiv 1910.02054: 7.5 billion parameters on 64 GPUs."""
     billions = 7_500_000_000
@@ -85,9 +85,7 @@ def test_frozen_parameters_have_weights_only() -> None:
 
 def test_what_is_offloaded_is_on_the_host() -> None:
     def states(stage: int, offload: Any) -> memory.States:
-        return model_states(
-            100, 100, zero_stage=stage, gpus=2, precision="bf16", offload=offload
-        )
+        return model_states(100, 100, zero_stage=stage, gpus=2, precision="bf16", offload=offload)
 
     first = states(1, "optimizer")
     assert (first.weights, first.gradients, first.optimizer, first.host) == (200, 200, 0, 600)
@@ -121,9 +119,7 @@ def test_activations_are_about_those_that_autograd_keeps(width: int, trains: boo
     from transformers import LlamaForCausalLM
 
     tokens = 256
-    config = tiny.text_config(
-        hidden_size=width, intermediate_size=3 * width, num_key_value_heads=4
-    )
+    config = tiny.text_config(hidden_size=width, intermediate_size=3 * width, num_key_value_heads=4)
     kept: list[int] = []
     for layers in (2, 6):
         config.num_hidden_layers = layers
@@ -166,14 +162,15 @@ def test_steps_and_tokens_of_a_dataset(towers: Path, tmp_path: Path) -> None:
     assert planned.steps == planned.data.samples // 8
     # 9 image tokens, the alignment vector, and captions of 16 to 53 characters.
     assert 9 + 1 + 4 <= (planned.data.tokens_per_sample or 0) <= 9 + 1 + 14
-    assert planned.tokens == planned.steps * 8 * (planned.data.tokens_per_sample or 0)
+    assert planned.samples == planned.data.samples // 8 * 8
+    assert planned.tokens == planned.samples * (planned.data.tokens_per_sample or 0)
 
 
 def test_steps_and_tokens_of_so_many_rows(towers: Path) -> None:
     file = recipe_file(towers)
     planned = plan(file, "finetune", rows=1000)
-    assert planned.steps == int(2 * (750 // 8))
-    assert planned.tokens == planned.steps * 8 * 64
+    assert planned.steps == (2 * (750 // 8))
+    assert (planned.samples, planned.tokens) == (186 * 8, 186 * 8 * 64)
     assert plan(file, "finetune").steps is None
     assert plan(file, "finetune", overrides=["max_steps=5"]).samples == 40
 
@@ -206,7 +203,9 @@ def test_a_name_of_the_hub_without_network_is_one_sentence(
 ) -> None:
     # As with HF_HUB_OFFLINE=1; otherwise the hub is tried for half a minute.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"openai/clip-vit-large-patch14-336 .*no network") as caught:
+    with pytest.raises(
+        InputError, match=r"openai/clip-vit-large-patch14-336 .*no network"
+    ) as caught:
         plan("vicuna-7b", "pretrain", gpus=8)
     assert "\n" not in str(caught.value)
 

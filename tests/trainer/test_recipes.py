@@ -134,7 +134,10 @@ def test_overrides_have_the_types_of_yaml() -> None:
         ("data.workers=1.5", "should be a valid integer, not 1.5"),
         ("data.workers=true", "should be a valid integer, not True"),
         ("gradient_checkpointing=1", "should be a valid boolean, not 1"),
-        ("model.mixing=nne", "should be 'adaptive', 'local', 'global', 'mean' or 'none', not 'nne'"),
+        (
+            "model.mixing=nne",
+            "should be 'adaptive', 'local', 'global', 'mean' or 'none', not 'nne'",
+        ),
         ("model.levels=1", "should be greater than or equal to 2"),
         ("model.llm=7", "should be a valid string, not 7"),
         ("zero_stage=4", "should be less than or equal to 3"),
@@ -154,8 +157,14 @@ def test_overrides_that_cannot_be(override: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (MINIMAL.replace("micro_size", "micro_sise"), "unknown key batch.micro_sise; did you mean batch.micro_size"),
-        (MINIMAL.replace("finetune:", "fine_tune:"), "unknown key fine_tune; did you mean finetune"),
+        (
+            MINIMAL.replace("micro_size", "micro_sise"),
+            "unknown key batch.micro_sise; did you mean batch.micro_size",
+        ),
+        (
+            MINIMAL.replace("finetune:", "fine_tune:"),
+            "key fine_tune; did you mean finetune",
+        ),
         (MINIMAL.replace("{lr: 2e-5}", "{}"), "mine.yaml (finetune) lacks the key optimizer.lr"),
         (MINIMAL.replace("1e-3", "high"), "(pretrain) should be a valid number, not 'high'"),
         (MINIMAL + "seed: 3\n", "has the key seed outside of a section; move it under common"),
@@ -194,7 +203,9 @@ def test_a_saved_recipe_is_of_one_phase(tmp_path: Path) -> None:
 
 
 names = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=12)
-words = names | st.sampled_from(["1e-3", "1e3", "yes", "null", "~", "0x1f", ".5e1", "-1e+5", "none"])
+words = names | st.sampled_from(
+    ["1e-3", "1e3", "yes", "null", "~", "0x1f", ".5e1", "-1e+5", "none"]
+)
 
 
 @given(llm=words, rate=st.floats(min_value=1e-300, max_value=1e300), steps=st.integers(1, 10**9))
@@ -202,9 +213,7 @@ def test_any_resolved_recipe_reads_back_equal(llm: str, rate: float, steps: int)
     recipe = load_recipe("demo", "pretrain")
     model = recipe.model.model_copy(update={"llm": llm})
     optimizer = recipe.optimizer.model_copy(update={"lr": rate})
-    changed = recipe.model_copy(
-        update={"model": model, "optimizer": optimizer, "max_steps": steps}
-    )
+    changed = recipe.model_copy(update={"model": model, "optimizer": optimizer, "max_steps": steps})
     assert loads(dump(changed)) == changed
 
 

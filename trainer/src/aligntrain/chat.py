@@ -85,8 +85,8 @@ class Chat:
         """The answer to `prompt`, about `image` or what was said before, piece by piece.
 
         `level` takes that level's vector in the place of the mix; with `temperature` 0 each token
-        is the likeliest. When an answer is not read to its end, writing stops there, and what was read
-        is what was said.
+        is the likeliest. When an answer is not read to its end, writing stops there, and what was
+        read is what was said.
 
         Raises:
             InputError: the picture cannot be read, the level does not exist or nothing is there to

@@ -1,3 +1,5 @@
+# transformers types its classes for its own use.
+# pyright: reportAttributeAccessIssue=false
 """From the files of the AlignGPT and LLaVA-1.5 authors to a model in transformers' form."""
 
 import json

@@ -24,9 +24,9 @@ def export(model: Any, processor: Any, run: Path) -> None:
     if ranks.get_rank() == 0:
         final, unfinished = run / EXPORT, run / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
-        model.save_pretrained(unfinished, state_dict=state)
-        processor.save_pretrained(unfinished)
         adapter = {name: value for name, value in state.items() if name.startswith(PARTS)}
+        model.save_pretrained(unfinished, state_dict=state)  # which takes the state apart
+        processor.save_pretrained(unfinished)
         save_adapter(model, unfinished / ADAPTER, weights=adapter)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(unfinished, final)

@@ -48,8 +48,8 @@ def build_parts(job: Job) -> tuple[Any, Any]:
     if recipe.gradient_checkpointing:
         # Under ZeRO-3 a parameter has its values only while its module runs, which the kind that
         # does not re-enter the graph cannot follow.
-        model.model.language_model.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": recipe.zero_stage == 3}
+        model.model.language_model.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": recipe.zero_stage == 3}
         )
     return model, processor
 

@@ -120,10 +120,9 @@ def _prepared(
     folder = _folder(resolved, output)
     location, digest = _check_data(resolved, data)
     there = read_job(folder) if is_job(folder) else None
-    if there is not None and start is None:
-        begin = there.start  # whatever has been pretrained since
-    else:
-        begin = _start(phase, start, folder)
+    # A run that is there keeps its start, whatever has been pretrained since.
+    known = there is not None and start is None
+    begin = there.start if there is not None and known else _start(phase, start, folder)
     job = Job(folder, resolved, location, digest, begin)
     done = None
     if there is not None:

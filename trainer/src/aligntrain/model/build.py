@@ -1,3 +1,5 @@
+# transformers types its classes for its own use.
+# pyright: reportPrivateUsage=false
 """Putting a model together from a vision tower and a language model that exist."""
 
 from collections.abc import Iterator

@@ -1,3 +1,6 @@
+# transformers types its classes for its own use.
+# pyright: reportArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false
 """What an AlignGPT model is made of: `config.json`, in transformers' conventions."""
 
 from typing import Any, ClassVar, Literal, get_args

@@ -1,3 +1,7 @@
+# transformers types its classes for its own use.
+# pyright: reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false
+# pyright: reportIncompatibleMethodOverride=false
 """What `generate` needs beyond transformers' own: images that repeat with their rows, padding on
 either side, and processors that meet placeholder ids.
 """

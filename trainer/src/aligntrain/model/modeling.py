@@ -1,3 +1,9 @@
+# transformers types its classes for its own use.
+# pyright: reportArgumentType=false
+# pyright: reportAssignmentType=false
+# pyright: reportCallIssue=false
+# pyright: reportIncompatibleMethodOverride=false
+# pyright: reportIncompatibleVariableOverride=false
 """The AlignGPT model: a LLaVA whose sequence opens with an alignment vector.
 
 Parameters, the same in checkpoints and in memory:

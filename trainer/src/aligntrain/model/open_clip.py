@@ -1,3 +1,6 @@
+# transformers types its classes for its own use.
+# pyright: reportPrivateImportUsage=false
+# pyright: reportPrivateUsage=false
 """The vision tower of an open_clip folder as a CLIPVisionModel of transformers.
 
 Reads `open_clip_config.json` and `open_clip_model.safetensors`; open_clip itself is not needed.

@@ -1,3 +1,5 @@
+# transformers types its classes for its own use.
+# pyright: reportArgumentType=false
 """From prompts and images to what the model reads, and back."""
 
 from collections.abc import Sequence
