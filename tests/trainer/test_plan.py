@@ -115,8 +115,13 @@ def saved_bytes(model: Any, **batch: Any) -> int:
 
 @pytest.mark.parametrize("trains", [True, False])
 @pytest.mark.parametrize("width", [64, 128])
-def test_activations_are_about_those_that_autograd_keeps(width: int, trains: bool) -> None:
+def test_activations_are_about_those_that_autograd_keeps(
+    width: int, trains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import LlamaForCausalLM
+
+    # DeepSpeed's, which ZeRO-3 leaves in its place, keeps more of layers that do not train.
+    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)
 
     tokens = 256
     config = tiny.text_config(hidden_size=width, intermediate_size=3 * width, num_key_value_heads=4)
