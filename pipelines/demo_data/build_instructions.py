@@ -138,7 +138,8 @@ def conversations(
 
 def short_caption(picture: Picture, rng: random.Random) -> str:
     """The name and up to two tags: `a sun, bright and sunny`."""
-    tags = usable_tags(picture.concept)
+    said = set(picture.concept.label.lower().split())
+    tags = [tag for tag in usable_tags(picture.concept) if not set(tag.lower().split()) <= said]
     chosen = rng.sample(tags, min(2, len(tags)))
     return f"{picture.name}, {' and '.join(chosen)}" if chosen else picture.name
 

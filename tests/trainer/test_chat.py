@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from alignshared import InputError
-from aligntrain.chat import EXPORT, Chat
+from aligntrain.chat import Chat
+from aligntrain.job import EXPORT
 from tests.trainer import tiny
 
 ASKED = "what is it?"

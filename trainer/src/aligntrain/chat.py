@@ -20,10 +20,8 @@ from transformers import (
 from alignshared import InputError
 from aligntrain.data.pictures import decode_picture
 from aligntrain.data.unusable import Unusable
+from aligntrain.job import EXPORT
 from aligntrain.placeholders import IMAGE_MARK
-
-EXPORT = "export"
-"""The folder in a run's own that holds the finished model."""
 
 
 class Chat:

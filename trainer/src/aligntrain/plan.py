@@ -200,15 +200,16 @@ def _data_of(
 def summary(plan: Plan) -> list[tuple[str, str]]:
     """The plan in words: what is told, and what there is to tell."""
     recipe, batch = plan.recipe, plan.recipe.batch
+    gpus = f"{plan.gpus} GPU{'' if plan.gpus == 1 else 's'}"
     trained = ", ".join(f"{p.part} {_short(p.parameters)}" for p in plan.parts if p.trains)
     lines = [
-        ("recipe", f"{recipe.name}, {recipe.phase}, {recipe.precision}, on {plan.gpus} GPUs"),
+        ("recipe", f"{recipe.name}, {recipe.phase}, {recipe.precision}, on {gpus}"),
         ("parameters", _short(plan.parameters)),
         ("trainable", f"{_short(plan.trainable)} ({trained})"),
         (
             "batch",
-            f"{batch.global_size} samples: {plan.gpus} GPUs x {batch.micro_size} x "
-            f"{plan.accumulation} accumulated",
+            f"{batch.global_size} samples: {gpus} x {batch.micro_size} x {plan.accumulation} "
+            "accumulated",
         ),
     ]
     for stage, states in plan.states.items():
