@@ -46,6 +46,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes as long to draw the help as Python to start
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 
