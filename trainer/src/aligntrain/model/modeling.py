@@ -113,7 +113,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Projected image tokens [I, L, d] of `pixel_values` [I, 3, H, W]."""
         features = image_features(self.vision_tower, pixel_values, self.config)
-        return self.projector(features.to(self.projector[0].weight.dtype))
+        return self.projector(features.to(_first(self.projector).dtype))
 
     def embed(
         self,
@@ -191,17 +191,19 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
     def _untouched(self, levels: torch.Tensor | None) -> torch.Tensor:
         """Zero that depends on every parameter that only images reach.
 
-        Under ZeRO-3 every rank gathers the same modules in the same order, so a batch of text
-        passes through them too, with a black image.
+        Under ZeRO-3 every rank gathers the same modules in the same order, forth and back, so a
+        batch of text passes through them too, with a black image that is compared with no text.
         """
         size = self.config.vision_config.image_size
         height, width = (size, size) if isinstance(size, int) else size
-        weight = self.projector[0].weight
-        black = torch.zeros(1, 3, height, width, dtype=weight.dtype, device=weight.device)
+        like = _first(self.projector)
+        black = torch.zeros(1, 3, height, width, dtype=like.dtype, device=like.device)
         features = self.get_image_features(black)
         zero = nothing(features)
         if self.alignment is not None:
-            seen = features.new_zeros(1, self.config.image_tokens, dtype=torch.float32)
+            no_text = features.new_zeros(1, features.shape[-1], dtype=torch.float32)
+            row = torch.zeros(1, dtype=torch.long, device=features.device)
+            seen = similarities(features, no_text, row)
             one = None if levels is None else torch.ones(1, dtype=torch.long, device=seen.device)
             vectors, _ = self.alignment(seen, one)
             zero = zero + nothing(vectors)
@@ -332,6 +334,15 @@ def _positions(
     if not given or not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
         return None
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -given[0] :]
+
+
+def _first(module: nn.Module) -> nn.Parameter:
+    """A parameter of `module`, to see its type and device.
+
+    Under ZeRO-3, `module.weight` from outside the module would gather it at once, on the ranks that
+    come by here and no others.
+    """
+    return next(module.parameters())
 
 
 def _is_partitioned(module: nn.Module) -> bool:
