@@ -1,4 +1,4 @@
-"""The whole method on the shipped pictures: score, bucket, report; everything lands in data/demo.
+"""The whole method on the shipped pictures, into data/demo: levels, then a model that answers.
 
 uv run python pipelines/quickstart.py
 """
@@ -12,6 +12,12 @@ STEPS = [
     "aligncurate score --input demo --output data/demo/score",
     "aligncurate bucket --input data/demo/score --output data/demo/bucket --levels 8",
     "aligncurate report --input data/demo/bucket --output data/demo/report",
+    "aligntrain run pretrain --data data/demo/bucket --output data/demo/pretrain --resume",
+    "python pipelines/demo_data/build_instructions.py --output data/demo/instructions",
+    "aligncurate ingest --input data/demo/instructions/instructions.json "
+    "--output data/demo/ingest",
+    "aligntrain run finetune --data data/demo/ingest --output data/demo/finetune --resume",
+    "python pipelines/demo_data/answer_questions.py data/demo/finetune --pictures 40 --untrained",
 ]
 
 

@@ -181,6 +181,26 @@ def _parameters_and_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tenso
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
 
 
+def _set_own_part(parameter: nn.Parameter, kind: Kind, value: torch.Tensor) -> None:
+    """Under ZeRO-3, take this rank's part over from the whole `value`.
+
+    All parts are of one size, so the last ones may go beyond the end of `value`, where DeepSpeed's
+    own setter of whole values fails.
+    """
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    partition: Any = parameter
+    size = partition.ds_tensor.numel()
+    begin = torch.distributed.get_rank() * size
+    part = value.new_zeros(size)
+    own = value.flatten()[begin : begin + size]
+    part[: len(own)] = own
+    if kind == "master":
+        safe_set_local_fp32_param(parameter, part)
+    else:
+        safe_set_local_optimizer_state(parameter, part, kind)
+
+
 class MasterState:
     """The float32 values and moments of the trained parameters of `engine`, whole.
 
@@ -228,6 +248,8 @@ class MasterState:
             target = own if kind == "master" else self._base.state[own][kind]
             with torch.no_grad():
                 target.copy_(value)
+        elif self.stage == 3:
+            _set_own_part(parameter, kind, value)
         elif kind == "master":
             safe_set_full_fp32_param(parameter, value)
         else:
