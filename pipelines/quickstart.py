@@ -14,8 +14,7 @@ STEPS = [
     "aligncurate report --input data/demo/bucket --output data/demo/report",
     "aligntrain run pretrain --data data/demo/bucket --output data/demo/pretrain --resume",
     "python pipelines/demo_data/build_instructions.py --output data/demo/instructions",
-    "aligncurate ingest --input data/demo/instructions/instructions.json "
-    "--output data/demo/ingest",
+    "aligncurate ingest --input data/demo/instructions/instructions.json --output data/demo/ingest",
     "aligntrain run finetune --data data/demo/ingest --output data/demo/finetune --resume",
     "python pipelines/demo_data/answer_questions.py data/demo/finetune --pictures 40 --untrained",
 ]

@@ -118,22 +118,21 @@ def decoys(pictures: Sequence[Picture], rng: random.Random) -> list[Picture]:
 def conversations(
     picture: Picture, decoy: Picture, rng: random.Random
 ) -> tuple[list[Exchange], list[Exchange]]:
-    """Two conversations on `picture`, of two exchanges each.
+    """Two conversations on `picture`, of three exchanges each.
 
-    One asks for its group, the other for its name or a caption; one asks whether it is what it is,
-    the other whether it is the `decoy`. Chance says which comes with which and which comes first,
-    so that neither its place nor what was said before gives a yes or a no away.
+    One opens with the question whether it is what it is, the other whether it is the `decoy`; a
+    name or a group that was said before would give the answer away without the picture. Then both
+    ask for the group; the last question of one is for the name, of the other for a caption.
     """
     right = ASKING.format(picture.name), "Yes"
     wrong = ASKING.format(decoy.name), "No"
-    grouping = rng.choice(GROUPING), picture.group
-    telling = (
-        (rng.choice(NAMING), picture.name)
-        if rng.random() < 0.5
-        else (rng.choice(CAPTIONING), short_caption(picture, rng))
-    )
+    naming = rng.choice(NAMING), picture.name
+    captioning = rng.choice(CAPTIONING), short_caption(picture, rng)
     first, second = rng.sample([right, wrong], 2)
-    return rng.sample([grouping, first], 2), rng.sample([telling, second], 2)
+    return (
+        [first, (rng.choice(GROUPING), picture.group), naming],
+        [second, (rng.choice(GROUPING), picture.group), captioning],
+    )
 
 
 def short_caption(picture: Picture, rng: random.Random) -> str:

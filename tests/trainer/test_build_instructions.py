@@ -4,7 +4,6 @@ import json
 import random
 from collections import Counter
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,8 @@ def test_records_are_llavas(records: list[dict[str, Any]], pictures: list[Any]) 
     assert len(records) == 2 * len(pictures)
     for record in records:
         turns = record["conversations"]
-        assert [turn["from"] for turn in turns] == ["human", "gpt"] * 2
-        assert [turn["value"].count("<image>") for turn in turns] == [1, 0, 0, 0]
+        assert [turn["from"] for turn in turns] == ["human", "gpt"] * 3
+        assert [turn["value"].count("<image>") for turn in turns] == [1, 0, 0, 0, 0, 0]
         assert all(turn["value"].strip() for turn in turns)
 
 
@@ -63,22 +62,11 @@ def test_yes_and_no_are_balanced(script: Any, pictures: list[Any], records: Any)
     asked = [e for e in exchanges(records) if e[1].startswith("Is this ")]
     answers = Counter(answer for _, _, answer in asked)
     assert answers["Yes"] == answers["No"] == len(pictures)
-    # No name gives its answer away, and neither does the place in the conversation.
+    # No name gives its answer away.
     by_name = Counter((question, answer) for _, question, answer in asked)
     assert set(by_name.values()) == {1}
-    opening = Counter(answer for place, _, answer in asked if place == 0)
-    assert opening["Yes"] / opening.total() == pytest.approx(0.5, abs=0.05)
-
-
-def test_what_was_said_before_gives_no_answer_away(records: list[dict[str, Any]]) -> None:
-    after: Counter[tuple[bool, str]] = Counter()
-    said = exchanges(records)
-    for (_, first, _), (place, second, answer) in pairwise(said):
-        if place == 1 and second.startswith("Is this "):
-            after[first in ("Which group is this in?", "What kind of thing is this?"), answer] += 1
-    for grouping in (True, False):
-        share = after[grouping, "Yes"] / (after[grouping, "Yes"] + after[grouping, "No"])
-        assert share == pytest.approx(0.5, abs=0.06)
+    # Nor does what was said before: nothing was.
+    assert {place for place, _, _ in asked} == {0}
 
 
 def test_decoys_are_of_another_group(script: Any, pictures: list[Any]) -> None:

@@ -186,7 +186,8 @@ def test_the_deepspeed_launcher_starts_it_as_well(place: Path, tmp_path: Path) -
     subprocess.run(
         [
             deepspeed, "--hostfile", tmp_path / "hosts", "--no_ssh", "--node_rank", "0",
-            "--master_addr", "127.0.0.1", "--master_port", "29614", "--module", "aligntrain.worker", folder,
+            "--master_addr", "127.0.0.1", "--master_port", "29614",
+            "--module", "aligntrain.worker", folder,
         ],
         env={**on_cpu(), "PATH": f"{deepspeed.parent}:{os.environ['PATH']}"},
         check=True, timeout=LIMIT_S,

@@ -30,8 +30,14 @@ def batch(levels: list[int], lengths: list[int], images: int = 0) -> dict[str, A
     }
 
 
-def output(losses: list[float], tokens: list[int], gate: list[list[float]] | None = None) -> Any:
+def output(
+    losses: list[float],
+    tokens: list[int],
+    gate: list[list[float]] | None = None,
+    scored: int = 1,
+) -> Any:
     return SimpleNamespace(
+        logits=torch.empty(len(losses), scored, 1),
         sample_loss=torch.tensor(losses),
         sample_tokens=torch.tensor(tokens),
         gate_weights=None if gate is None else torch.tensor(gate),
@@ -76,15 +82,16 @@ def test_sums_of_steps_add_up() -> None:
 def test_flops_count_what_is_multiplied() -> None:
     model = tiny.model()
     llm = sum(p.numel() for p in model.model.language_model.parameters())
-    multiplied = llm - tiny.VOCABULARY * 32
+    head = tiny.VOCABULARY * 32
+    layers = llm - 2 * head
     sums = Sums(4, CPU)
-    sums.add(batch([1], [10], images=1), output([1.0], [1]))
+    sums.add(batch([1], [10], images=1), output([1.0], [1], scored=3))
     tower = sum(p.numel() for p in model.model.vision_tower.parameters())
     apart = 12 * 2 * 32 * 10 * 10 + 2 * tower * tiny.IMAGE_TOKENS
     apply_phase(model, "pretrain")
-    assert Flops.of(model).count(sums) == 4 * multiplied * 10 + apart
+    assert Flops.of(model).count(sums) == 4 * (layers * 10 + head * 3) + apart
     apply_phase(model, "finetune")
-    assert Flops.of(model).count(sums) == 6 * multiplied * 10 + apart
+    assert Flops.of(model).count(sums) == 6 * (layers * 10 + head * 3) + apart
 
 
 def test_lines_are_in_the_file_and_on_the_board(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import (
 
 from alignshared import InputError
 from aligntrain.model import AlignGPTConfig, AlignGPTForConditionalGeneration
+from aligntrain.model.losses import predicting_places
 from tests.trainer import tiny
 
 BOS, PAD = 256, 258
@@ -399,3 +400,25 @@ def test_logits_to_keep() -> None:
     whole, last = model(**given).logits, model(**given, logits_to_keep=1).logits
     assert last.shape[1] == 1
     torch.testing.assert_close(last[:, 0], whole[:, -1])
+
+
+def test_the_loss_needs_logits_only_where_a_label_follows() -> None:
+    model = tiny.model()
+    given = batch(row(1, 2, 3), row(4, 5, 6, 7)) | {"pixel_values": pixels(2)}
+    labels = given["input_ids"].where(given["input_ids"] < 4, -100)
+    labels[1, -2:] = 6
+    whole = model(**given, labels=labels)
+    places = predicting_places(labels)
+    part = model(**given, labels=labels, logits_to_keep=places)
+    assert part.logits.shape[1] == len(places) < labels.shape[1]
+    torch.testing.assert_close(part.loss, whole.loss)
+    torch.testing.assert_close(part.sample_loss, whole.sample_loss)
+    assert part.sample_tokens.tolist() == whole.sample_tokens.tolist()
+    last = model(**given, labels=labels, logits_to_keep=2)
+    expected = torch.nn.functional.cross_entropy(whole.logits[1, -2:-1], labels[1, -1:])
+    torch.testing.assert_close(last.sample_loss[1], expected.detach())
+    assert last.sample_tokens.tolist() == [0, 1]
+
+
+def test_without_a_label_one_position_is_asked_for() -> None:
+    assert predicting_places(torch.full((2, 5), -100)).tolist() == [0]

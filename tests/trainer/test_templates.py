@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from alignshared import InputError
 from aligntrain.data.conversation import Turn, read_conversation
 from aligntrain.data.encode import IGNORED, Encoder, Tokens
-from aligntrain.data.templates import VICUNA_SYSTEM
 from aligntrain.data.unusable import Unusable
 from aligntrain.placeholders import join, tokenize_pieces
+from aligntrain.vicuna import SYSTEM as VICUNA_SYSTEM
 from tests.trainer.rows import chat_tokenizer, layout_of, llama_tokenizer
 
 TALK = (

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from alignshared import InputError
+from alignshared.pictures import to_rgb
 from aligntrain.data.pictures import decode_picture
 from aligntrain.data.unusable import Unusable
 from aligntrain.job import EXPORT
@@ -230,7 +231,7 @@ def read_picture(image: str | Path | Image.Image) -> Image.Image:
         InputError: there is no such file, or it holds no picture.
     """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return to_rgb(image)
     try:
         return decode_picture(Path(image).read_bytes())
     except OSError as error:

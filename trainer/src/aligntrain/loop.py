@@ -25,6 +25,7 @@ from aligntrain.checkpoint import model_identity, save_checkpoint
 from aligntrain.data.loader import Loader, Share
 from aligntrain.data.order import Order, Rows, in_turn
 from aligntrain.metrics import Flops, Recorder, Sums, peak_flops, read_metrics
+from aligntrain.model.losses import predicting_places
 from aligntrain.progress import Display
 from aligntrain.recipes import Recipe
 from aligntrain.schedule import rate_factor, total_steps
@@ -222,7 +223,9 @@ class Loop:
         }
         if self._recipe.phase != "pretrain" or self._recipe.model.mixing == "none":
             inputs["levels"] = None  # mixed by the gate, or not at all
-        return {**inputs, "use_cache": False}
+        # The head is a large part of a small LLM, and most positions are the image's.
+        places = predicting_places(batch["labels"]).to(self._device)
+        return {**inputs, "logits_to_keep": places, "use_cache": False}
 
     def _validate(self, done: int) -> None:
         data = self._data

@@ -22,7 +22,6 @@ held-out rows after that step; null where it is no finite number.
 """
 
 import json
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,18 @@ PEAK_FLOPS = {
 that fits counts.
 """
 
-_COUNTS = ("loss", "tokens", "places", "read", "rows", "images", "wait_s", "entropy", "gated")
+_COUNTS = (
+    "loss",
+    "tokens",
+    "places",
+    "read",
+    "scored",
+    "rows",
+    "images",
+    "wait_s",
+    "entropy",
+    "gated",
+)
 
 
 class Sums:
@@ -77,6 +87,7 @@ class Sums:
             "tokens": tokens.sum(),
             "places": mask.numel(),
             "read": mask.sum(),
+            "scored": output.logits.shape[0] * output.logits.shape[1],
             "rows": sum(bool(name) for name in batch["ids"]),
             "images": 0 if batch["pixel_values"] is None else len(batch["pixel_values"]),
         }
@@ -152,6 +163,9 @@ class Flops:
     """
 
     llm: int
+    """Parameters of the LLM's layers."""
+    head: int
+    """Those of its head, which the loop asks only for positions behind which a label stands."""
     llm_trains: bool
     attention: int
     """L d of the LLM."""
@@ -169,10 +183,11 @@ class Flops:
                 sizes[part] += int(getattr(parameter, "ds_numel", parameter.numel()))
                 trains |= part == "llm" and parameter.requires_grad
         text = model.config.get_text_config()
-        if not getattr(text, "tie_word_embeddings", False):
-            sizes["llm"] -= text.vocab_size * text.hidden_size  # looked up, not multiplied
+        head = text.vocab_size * text.hidden_size
+        tied = getattr(text, "tie_word_embeddings", False)
         return cls(
-            llm=sizes["llm"],
+            llm=sizes["llm"] - (head if tied else 2 * head),  # embeddings are looked up
+            head=head,
             llm_trains=trains,
             attention=text.num_hidden_layers * text.hidden_size,
             vision=sizes["vision_tower"],
@@ -182,8 +197,13 @@ class Flops:
     def count(self, sums: Sums) -> float:
         """Of all ranks, for what `sums` counts."""
         length = sums["read"] / max(sums["rows"], 1.0)
-        per_token = (6 if self.llm_trains else 4) * self.llm + 12 * self.attention * length
-        return per_token * sums["read"] + 2 * self.vision * self.vision_tokens * sums["images"]
+        passes = 6 if self.llm_trains else 4
+        per_token = passes * self.llm + 12 * self.attention * length
+        return (
+            per_token * sums["read"]
+            + passes * self.head * sums["scored"]
+            + 2 * self.vision * self.vision_tokens * sums["images"]
+        )
 
 
 def peak_flops(device: torch.device) -> float | None:
@@ -192,12 +212,6 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
-
-
-def gradient_norm(engine: Any) -> float:
-    """Norm of all gradients of the last step, before clipping."""
-    norm = engine.get_global_grad_norm()
-    return math.nan if norm is None else float(norm)
 
 
 class Recorder:

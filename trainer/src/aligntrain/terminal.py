@@ -56,9 +56,10 @@ def show_run(result: "RunResult") -> None:
     if ending.get("validation_loss") is not None:
         facts.append(f"validation loss {ending['validation_loss']:.4f}")
     facts.append(_duration(ending["seconds"]))
-    for what in ("rejected", "truncated"):
-        if ending.get(what):
-            facts.append(f"{ending[what]:,} samples {what}")
+    rejected = sum(ending["rejected"].values())
+    for what, count in (("rejected", rejected), ("truncated", ending["truncated"])):
+        if count:
+            facts.append(f"{count:,} samples {what}")
     if result.before:
         notes.print(f"{near(result.folder)} is finished already; nothing was done.")
     results.print(f"{near(result.folder / EXPORT)}: {', '.join(facts)}")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from aligncurate.core.images import ImageError, decode_image
 from aligncurate.local import available_cores, map_ordered
 from aligncurate.output import (
     RUN_FOLDER,
@@ -26,6 +25,7 @@ from aligncurate.sources.files import read_picture
 from aligncurate.sources.instructions import InstructionSource
 from aligncurate.units import FinishedBatch, Timing, UnitRecord, finished_units, write_unit
 from alignshared import Dataset, InputError, Manifest, Parent, Reject, Storage
+from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import IMAGE_TYPE, ingested_schema
 
 _BATCH_ROWS = 64

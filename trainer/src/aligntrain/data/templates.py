@@ -19,16 +19,13 @@ from typing import Any, Literal, get_args
 from jinja2 import TemplateError
 
 from alignshared import InputError
+from aligntrain import vicuna
 from aligntrain.data.conversation import Conversation
 from aligntrain.data.unusable import Unusable, Why
 from aligntrain.placeholders import IMAGE_MARK
 
 TemplateName = Literal["plain", "vicuna_v1", "chat"]
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 _VICUNA_END = "</s>"
 
 Message = dict[str, str]
@@ -70,7 +67,7 @@ def vicuna_v1(conversation: Conversation, end: str | None) -> Script:
     The space before an answer is learned with it: a prompt ends in `ASSISTANT:`, and most
     tokenizers make one token of a space and the word behind it.
     """
-    text = f"{VICUNA_SYSTEM} "
+    text = f"{vicuna.SYSTEM} "
     learned: list[tuple[int, int]] = []
     for exchange in conversation.exchanges:
         text += f"USER: {exchange.question} ASSISTANT:"

@@ -263,7 +263,8 @@ class AlignGPTForConditionalGeneration(
             inputs_embeds: [B, T, d] in the place of `input_ids`, already merged.
             past_key_values, use_cache: transformers' cache; later steps need no images.
             position_ids: [B, T]; counted over `attention_mask` by default.
-            logits_to_keep: how many of the last positions to give logits for, 0 for all.
+            logits_to_keep: how many of the last positions to give logits for, 0 for all; or which
+                positions, [K] int64. The loss is over labels behind these.
             gate_weights: [B, N-1] in the place of what the gate would say.
             kwargs: for the LLM; `num_items_in_batch` divides the summed loss.
 
@@ -289,7 +290,10 @@ class AlignGPTForConditionalGeneration(
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        losses = _NO_LOSSES if labels is None else next_token_losses(output.logits, labels, items)
+        losses = _NO_LOSSES
+        if labels is not None:
+            places = _places(output.logits, labels, logits_to_keep)
+            losses = next_token_losses(output.logits, labels, items, places)
         result = _output(output, weights, losses)
         return result.to_tuple() if as_dict is False else result
 
@@ -321,6 +325,18 @@ def _output(
 def _put(sequence: torch.Tensor, places: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
     """`sequence` [B, T, d] with `vectors` [n, d] at the n `places` [B, T], in reading order."""
     return sequence.masked_scatter(places.unsqueeze(-1), vectors.to(sequence.dtype))
+
+
+def _places(
+    logits: torch.Tensor, labels: torch.Tensor, logits_to_keep: int | torch.Tensor
+) -> torch.Tensor | None:
+    """The positions that `logits` are of, None for all of `labels`."""
+    length = labels.shape[1]
+    if logits.shape[1] == length:
+        return None
+    if isinstance(logits_to_keep, int):
+        return torch.arange(length - logits_to_keep, length, device=labels.device)
+    return logits_to_keep
 
 
 def _positions(

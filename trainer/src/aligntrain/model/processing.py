@@ -3,6 +3,7 @@
 """From prompts and images to what the model reads, and back."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,16 +15,14 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
 
 from alignshared import InputError
+from alignshared.pictures import decode_image, to_rgb
+from aligntrain import vicuna
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
 
 Aspect = Literal["pad", "crop"]
 Template = Literal["plain", "vicuna_v1", "chat"]
 
-_VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
 CHAT_TEMPLATES: dict[str, str] = {
     "plain": (
         "{%- for message in messages -%}"
@@ -38,7 +37,7 @@ CHAT_TEMPLATES: dict[str, str] = {
         "{%- if messages[0].role == 'system' -%}"
         "{{- messages[0].content + ' ' -}}"
         "{%- else -%}"
-        "{{- '" + _VICUNA_SYSTEM.replace("'", "\\'") + " ' -}}"
+        "{{- '" + vicuna.SYSTEM.replace("'", "\\'") + " ' -}}"
         "{%- endif -%}"
         "{%- for message in messages -%}"
         "{%- if message.role == 'user' -%}"
@@ -273,10 +272,11 @@ def _flat(images: Any) -> list[Any]:
 
 
 def _picture(image: Any) -> Image.Image:
-    if isinstance(image, str):
+    if isinstance(image, str) and Path(image).is_file():
+        return decode_image(Path(image).read_bytes())
+    if isinstance(image, str):  # an address, or base64
         image = load_image(image)
-    picture = image if isinstance(image, Image.Image) else to_pil_image(image)
-    return picture.convert("RGB")
+    return to_rgb(image if isinstance(image, Image.Image) else to_pil_image(image))
 
 
 def _on_square(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
