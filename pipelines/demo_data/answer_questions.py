@@ -61,10 +61,9 @@ def load_trained(run: Path) -> tuple[Any, Any]:
 def load_untrained(seed: int = 0) -> tuple[Any, Any]:
     """The model of the recipe `demo` as it is before its first step."""
     recipe = load_recipe("demo", "finetune")
-    choices = recipe.model.model_dump()
-    tower, llm = choices.pop("vision_tower"), choices.pop("llm")
+    tower, llm = recipe.model.vision_tower, recipe.model.llm
     torch.manual_seed(seed)
-    model = build_model(tower, llm, **choices)
+    model = build_model(tower, llm, **recipe.model.choices)
     processor = build_processor(
         tower, llm, model.config, aspect=recipe.data.aspect, template=recipe.data.template
     )

@@ -1,6 +1,7 @@
 """Training: what is learned, what is measured, and when a run stops."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from alignshared import AlignError, InputError
+from alignshared import AlignError, ContractError, InputError
 from aligntrain.checkpoint import newest_checkpoint
 from aligntrain.job import ending_of
 from aligntrain.run import prepare
@@ -89,6 +90,13 @@ def test_the_held_out_loss_is_measured_and_not_learned(place: Path, tmp_path: Pa
     assert runs.held_out(often)[6] == runs.held_out(seldom)[6]
 
 
+def test_a_validation_may_take_a_part_of_the_held_out(place: Path, tmp_path: Path) -> None:
+    whole = pretrain(place, tmp_path / "whole", "max_steps=1")
+    part = pretrain(place, tmp_path / "part", "max_steps=1", "log.validate_samples=3")
+    counts = [lines[-1]["validation_samples"] for lines in (whole, part)]
+    assert counts[0] > counts[1] == 3
+
+
 @pytest.mark.parametrize("phase", ["pretrain", "finetune"])
 def test_the_micro_batch_does_not_change_what_is_learned(
     place: Path, tmp_path: Path, phase: str
@@ -152,6 +160,26 @@ def test_finetuning_goes_on_from_a_finetuned_model(place: Path, tmp_path: Path) 
         load_file(run / "export" / "adapter.safetensors") for run in (first, tmp_path / "second")
     ]
     assert torch.equal(weights[0][gate], weights[1][gate])
+
+
+def test_a_random_table_for_the_ablation(place: Path, tmp_path: Path) -> None:
+    name = "model.alignment.table"
+    learned = load_file(place / "pretrained" / "export" / "adapter.safetensors")
+    finetune(place, tmp_path / "run", "model.table=random", "max_steps=1")
+    used = load_file(tmp_path / "run" / "export" / "adapter.safetensors")
+    assert not torch.equal(used[name], learned[name])
+
+
+def test_a_damaged_shard_is_refused_before_anything_starts(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "pairs", tmp_path / "pairs")
+    file = next((tmp_path / "pairs").glob("*.parquet"))
+    content = bytearray(file.read_bytes())
+    content[200] ^= 1
+    file.write_bytes(content)
+    given = {"recipe": place / "tiny.yaml", "output": tmp_path / "run"}
+    with pytest.raises(ContractError, match="not what its manifest lists"):
+        prepare("pretrain", tmp_path / "pairs", **given)
+    prepare("pretrain", tmp_path / "pairs", overrides=["data.verify=false"], **given)
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

@@ -47,8 +47,7 @@ def recipe_file(towers: Path, mixing: str = "adaptive") -> Path:
 @pytest.mark.parametrize("phase", PHASES)
 def test_parameters_are_those_of_the_built_model(mixing: str, phase: Phase, towers: Path) -> None:
     recipe = load_recipe(recipe_file(towers, mixing), phase)
-    choices = recipe.model.model_dump()
-    model = build_model(choices.pop("vision_tower"), choices.pop("llm"), **choices)
+    model = build_model(recipe.model.vision_tower, recipe.model.llm, **recipe.model.choices)
     sizes = apply_phase(model, phase)
     planned = plan(recipe)
     assert planned.parts == sizes

@@ -40,10 +40,12 @@ FREE_KEYS = frozenset(
         "batch.micro_size",
         "checkpoint.every",
         "checkpoint.keep",
+        "data.verify",
         "data.workers",
         "gradient_checkpointing",
         "log.every",
         "log.validate_every",
+        "log.validate_samples",
         "offload",
         "zero_stage",
     }

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import numpy as np
 import torch
 
 from alignshared import InputError
@@ -10,7 +11,7 @@ from aligntrain import checkpoint
 from aligntrain.adapter import load_adapter
 from aligntrain.data.index import read_index
 from aligntrain.data.loader import Loader, Preparation, Share
-from aligntrain.data.order import Order
+from aligntrain.data.order import Order, Rows
 from aligntrain.data.shards import Shards
 from aligntrain.job import Job, levels_wanted
 from aligntrain.loop import TrainingData
@@ -55,18 +56,20 @@ def build_parts(job: Job) -> tuple[Any, Any]:
 
 
 def _model(job: Job) -> Any:
-    settings = job.recipe.model.model_dump()
-    tower, llm = settings.pop("vision_tower"), settings.pop("llm")
+    names = job.recipe.model
     dtype = DTYPES[job.recipe.precision]
     start = job.start
     if start is not None and start.model is not None:
-        wanted = checkpoint.model_identity(build_config(tower, llm, **settings))
-        model = AlignGPTForConditionalGeneration.from_pretrained(start.model, dtype=dtype)
-        _check_start(start.model, checkpoint.model_identity(model.config), wanted)
-        return model
-    model = build_model(tower, llm, dtype=dtype, **settings)
-    if start is not None:
-        load_adapter(model, start.adapter)
+        config = build_config(names.vision_tower, names.llm, **names.choices)
+        model: Any = AlignGPTForConditionalGeneration.from_pretrained(start.model, dtype=dtype)
+        there = checkpoint.model_identity(model.config)
+        _check_start(start.model, there, checkpoint.model_identity(config))
+    else:
+        model = build_model(names.vision_tower, names.llm, dtype=dtype, **names.choices)
+        if start is not None:
+            load_adapter(model, start.adapter)
+    if names.table == "random" and model.model.alignment is not None:
+        torch.nn.init.xavier_uniform_(model.model.alignment.table)
     return model
 
 
@@ -117,5 +120,12 @@ def open_data(job: Job, processor: Any) -> TrainingData:
         )
         for _ in range(2)
     )
-    rows = index.validation_rows(data.validation_share)
+    rows = _spread(index.validation_rows(data.validation_share), recipe.log.validate_samples)
     return TrainingData(order, share, train, validation, rows)
+
+
+def _spread(rows: Rows, count: int | None) -> Rows:
+    """`count` of `rows`, at equal distances; all of them for None."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows[np.arange(count) * len(rows) // count]

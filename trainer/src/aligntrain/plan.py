@@ -172,8 +172,8 @@ def _empty_model(recipe: Recipe) -> tuple[Any, Any]:
     from aligntrain.model.build import build_config
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 
-    choices = recipe.model.model_dump()
-    config = build_config(choices.pop("vision_tower"), choices.pop("llm"), **choices)
+    names = recipe.model
+    config = build_config(names.vision_tower, names.llm, **names.choices)
     with torch.device("meta"):
         return config, AlignGPTForConditionalGeneration(config)
 

@@ -153,6 +153,8 @@ def _check_data(recipe: Recipe, data: str | os.PathLike[str]) -> tuple[str, str]
     shards = Shards(
         data, levels=levels_wanted(recipe), conversations=recipe.data.template != "plain"
     )
+    if recipe.data.verify:
+        shards.verify()
     return shards.location, shards.digest
 
 

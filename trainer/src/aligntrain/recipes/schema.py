@@ -47,6 +47,13 @@ class ModelSettings(Section):
     """Which hidden states of the vision tower are the image's features."""
     vision_feature_select: Literal["patch", "full"] = "patch"
     """The patch tokens, or all of them."""
+    table: Literal["learned", "random"] = "learned"
+    """Level vectors to fine-tune with: those of the start, or new random ones (an ablation)."""
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What decides the model's form, beside the two towers: `build_config` takes it."""
+        return self.model_dump(exclude={"vision_tower", "llm", "table"})
 
 
 class DataSettings(Section):
@@ -64,6 +71,8 @@ class DataSettings(Section):
     """Whether a batch holds samples of one modality and of like length."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Processes that decode and tokenize, for each GPU."""
+    verify: bool = True
+    """Whether every shard is compared with its checksum before a run starts; reads all of it."""
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
     """The run stops when more than this share of the samples cannot be used."""
 
@@ -122,6 +131,8 @@ class LogSettings(Section):
     """Steps between two lines of metrics."""
     validate_every: PositiveInt = 500
     """Steps between two validations; there is always one at the end."""
+    validate_samples: PositiveInt | None = None
+    """Held-out samples that a validation takes, spread over all of them; null for every one."""
 
 
 class Settings(Section):
