@@ -1,29 +1,47 @@
-"""The whole method on the shipped pictures: score, bucket, report; everything lands in data/demo.
+"""The whole method on the shipped pictures, into data/demo: levels, then a model that answers.
 
 uv run python pipelines/quickstart.py
 """
 
+import argparse
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-STEPS = [
+LEVELS = [
     "aligncurate score --input demo --output data/demo/score",
     "aligncurate bucket --input data/demo/score --output data/demo/bucket --levels 8",
     "aligncurate report --input data/demo/bucket --output data/demo/report",
+]
+TRAINING = [
+    "aligntrain run pretrain --data data/demo/bucket --output data/demo/pretrain --resume",
+    "python pipelines/demo_data/build_instructions.py --output data/demo/instructions",
+    "aligncurate ingest --input data/demo/instructions/instructions.json --output data/demo/ingest",
+    "aligntrain run finetune --data data/demo/ingest --output data/demo/finetune --resume",
+    "python pipelines/demo_data/answer_questions.py data/demo/finetune --pictures 40 --untrained",
 ]
 
 
 def main() -> None:
     """Run the commands one after the other, shown as one would type them."""
-    commands = Path(sys.executable).parent
-    for step in STEPS:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--levels-only", action="store_true", help="stop before training")
+    steps = LEVELS if parser.parse_args().levels_only else LEVELS + TRAINING
+    for step in steps:
         sys.stderr.write(f"\n$ {step}\n")
-        command, *arguments = shlex.split(step)
-        done = subprocess.run([commands / command, *arguments], check=False)
+        done = subprocess.run(_command(step), check=False)
         if done.returncode:
             sys.exit(done.returncode)
+
+
+def _command(step: str) -> list[Path | str]:
+    """`step` with this environment's commands and this repository's scripts, from any folder."""
+    command, *arguments = shlex.split(step)
+    if command == "python":
+        script, *arguments = arguments
+        return [sys.executable, Path(__file__).parents[1] / script, *arguments]
+    return [Path(sys.executable).parent / command, *arguments]
 
 
 if __name__ == "__main__":

@@ -26,6 +26,11 @@ aligncurate bucket --output
 aligncurate bucket --overwrite
 aligncurate bucket --scheme
 aligncurate bucket --workers
+aligncurate ingest --image-root
+aligncurate ingest --input
+aligncurate ingest --output
+aligncurate ingest --overwrite
+aligncurate ingest --shard-rows
 aligncurate inspect --input
 aligncurate report --examples
 aligncurate report --input
@@ -46,7 +51,39 @@ aligncurate score --verbose
 aligncurate score --weights
 aligncurate score --workers
 aligncurate validate --input
-aligntrain
+aligntrain --debug
+aligntrain --version
+aligntrain chat --image
+aligntrain chat --level
+aligntrain chat --max-new-tokens
+aligntrain chat --prompt
+aligntrain chat --show-gate
+aligntrain chat --temperature
+aligntrain chat model
+aligntrain convert --llm
+aligntrain convert --vision-tower
+aligntrain convert output
+aligntrain convert source
+aligntrain plan --data
+aligntrain plan --gpus
+aligntrain plan --recipe
+aligntrain plan --rows
+aligntrain plan --set
+aligntrain plan phase
+aligntrain prepare --data
+aligntrain prepare --from
+aligntrain prepare --output
+aligntrain prepare --recipe
+aligntrain prepare --set
+aligntrain prepare phase
+aligntrain run --data
+aligntrain run --from
+aligntrain run --nproc
+aligntrain run --output
+aligntrain run --recipe
+aligntrain run --resume
+aligntrain run --set
+aligntrain run phase
 """.strip().splitlines()
 
 

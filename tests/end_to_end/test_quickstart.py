@@ -1,5 +1,7 @@
-"""The README's first command, as a user runs it, and what must come of it."""
+"""The README's first command up to the levels, as a user runs it, and what must come of it."""
 
+import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -15,11 +17,22 @@ from alignshared import Dataset
 def data(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """The folder that the quickstart fills."""
     workdir = tmp_path_factory.mktemp("quickstart")
-    quickstart = [sys.executable, repository / "pipelines/quickstart.py"]
+    quickstart = [sys.executable, repository / "pipelines/quickstart.py", "--levels-only"]
     run = subprocess.run(quickstart, cwd=workdir, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "1,911 pairs in = 1,911 scored + 0 rejects" in run.stdout
     return workdir / "data/demo"
+
+
+def command(data: Path, line: str) -> str:
+    """What the command `line` prints, run where the quickstart ran."""
+    name, *arguments = shlex.split(line)
+    program = Path(sys.executable).with_name(name)
+    run = subprocess.run(
+        [program, *arguments], cwd=data.parents[1], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
 
 
 def column(dataset: Dataset, name: str) -> list[Any]:
@@ -52,3 +65,36 @@ def test_report_is_written(data: Path) -> None:
     assert page.count('<img src="data:image/') >= 8 * 8
     for figure in ("histogram", "levels", "gallery"):
         assert (data / f"report/{figure}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_few_steps_of_training_lower_the_losses_and_the_model_answers(
+    data: Path, repository: Path
+) -> None:
+    """What the quickstart goes on to do, cut short: its full length takes minutes."""
+    subprocess.run(
+        [sys.executable, repository / "pipelines/demo_data/build_instructions.py"],
+        cwd=data.parents[1], check=True,
+    )  # fmt: skip
+    command(
+        data,
+        "aligncurate ingest --input data/demo/instructions/instructions.json "
+        "--output data/demo/ingest",
+    )
+    short = "--set max_steps=8 --set optimizer.warmup_ratio=0 --set log.validate_samples=8"
+    command(data, f"aligntrain run pretrain --data data/demo/bucket {short}")
+    command(data, f"aligntrain run finetune --data data/demo/ingest {short}")
+    for phase in ("pretrain", "finetune"):
+        lines = (data.parents[1] / f"runs/demo-{phase}/metrics.jsonl").read_text().splitlines()
+        losses = [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
+        assert len(losses) == 8
+        assert sum(losses[4:]) < sum(losses[:4])
+    question = json.loads((data / "instructions/questions.json").read_text("utf-8"))[0]
+    image = f"data/demo/instructions/{question['image']}"
+    answer = command(
+        data,
+        f"aligntrain chat runs/demo-finetune --image {image} --show-gate --max-new-tokens 12 "
+        f"--prompt {shlex.quote(question['question'])}",
+    )
+    assert answer.strip()

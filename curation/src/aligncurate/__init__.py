@@ -1,4 +1,5 @@
-"""Score image-text pairs with CLIP, sort them into alignment levels, report on them.
+"""Score image-text pairs with CLIP, sort them into alignment levels, report on them; ingest
+instruction data.
 
 Everything that a command does can be called: `from aligncurate import score, bucket, report`.
 """
@@ -7,12 +8,13 @@ import typing
 
 if typing.TYPE_CHECKING:
     from aligncurate.stages.bucket import bucket
+    from aligncurate.stages.ingest import ingest
     from aligncurate.stages.inspect import inspect
     from aligncurate.stages.report import report
     from aligncurate.stages.score import Execution, score
     from aligncurate.stages.validate import validate
 
-__all__ = ["Execution", "bucket", "inspect", "report", "score", "validate"]
+__all__ = ["Execution", "bucket", "ingest", "inspect", "report", "score", "validate"]
 
 _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
     "Execution": "aligncurate.stages.score"

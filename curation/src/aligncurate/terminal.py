@@ -49,15 +49,23 @@ def near(location: str) -> str:
 
 def show_scored(dataset: "Dataset") -> None:
     """Where the scored pairs lie, that none is lost, and what to do next."""
+    _show_sum(dataset, "pairs", "scored")
+    _show_next("bucket --levels 8", dataset.location)
+
+
+def show_ingested(dataset: "Dataset") -> None:
+    """Where the ingested records lie, and that none is lost."""
+    _show_sum(dataset, "records", "ingested")
+
+
+def _show_sum(dataset: "Dataset", what: str, done: str) -> None:
     manifest = dataset.manifest
-    pairs = manifest.rows + manifest.reject_count
     results.print(
-        f"{near(dataset.location)}: {pairs:,} pairs in = {manifest.rows:,} scored + "
-        f"{manifest.reject_count:,} rejects"
+        f"{near(dataset.location)}: {manifest.rows + manifest.reject_count:,} {what} in = "
+        f"{manifest.rows:,} {done} + {manifest.reject_count:,} rejects"
     )
     for reason, count in manifest.rejects.items():
         results.print(f"  {count:,} {reason}")
-    _show_next("bucket --levels 8", dataset.location)
 
 
 def show_levels(found: "Inspection") -> None:

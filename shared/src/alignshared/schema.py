@@ -62,6 +62,15 @@ def scored_schema(extra: pa.Schema | None = None, embedding_dim: int | None = No
     return with_features(pa.schema(fields))
 
 
+def ingested_schema() -> pa.Schema:
+    """Schema of an ingested dataset: source columns and the pictures' sizes, no scores.
+
+    `image`, `width` and `height` are null where a record is text alone.
+    """
+    sizes = {name: SCORE_COLUMNS[name] for name in ("width", "height")}
+    return with_features(pa.schema((SOURCE_COLUMNS | sizes).items()))
+
+
 def with_level(schema: pa.Schema) -> pa.Schema:
     """The same columns with `level` last; a level that is there already is replaced."""
     fields = [field for field in schema if field.name != LEVEL_COLUMN]

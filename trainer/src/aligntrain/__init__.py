@@ -1,3 +1,55 @@
-"""Train the adaptive-alignment multimodal LLM on levelled shards."""
+"""Train the adaptive-alignment multimodal LLM on levelled shards.
 
-__all__: list[str] = []
+Importing this makes transformers' Auto classes know the model: `AutoModelForImageTextToText`,
+`AutoProcessor` and `AutoConfig` load what a run wrote.
+"""
+
+import typing
+
+from wrapt import when_imported as _when_imported
+
+if typing.TYPE_CHECKING:
+    from aligntrain.adapter import load_adapter, save_adapter
+    from aligntrain.model import (
+        AlignGPTConfig,
+        AlignGPTForConditionalGeneration,
+        AlignGPTProcessor,
+        build_model,
+        build_processor,
+    )
+
+__all__ = [
+    "AlignGPTConfig",
+    "AlignGPTForConditionalGeneration",
+    "AlignGPTProcessor",
+    "build_model",
+    "build_processor",
+    "load_adapter",
+    "save_adapter",
+]
+
+_HOME = dict.fromkeys(__all__, "aligntrain.model") | dict.fromkeys(
+    ("load_adapter", "save_adapter"), "aligntrain.adapter"
+)
+
+
+def __getattr__(name: str) -> typing.Any:
+    """Import a part when it is first asked for: torch and transformers take seconds, `--help`
+    should not.
+    """
+    from importlib import import_module
+
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+@_when_imported("transformers")
+def _register(_: typing.Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Have `aligntrain.model` register itself as soon as there is something to register with.
+
+    Where that module is what imports transformers, it goes on and registers itself at its end.
+    """
+    from importlib import import_module
+
+    import_module("aligntrain.model")

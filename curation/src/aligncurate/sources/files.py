@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from aligncurate.core.images import ImageError
 from alignshared import InputError, Reason
+from alignshared.pictures import ImageError
 
 MAX_FILE_BYTES = 1 << 28
 """256 MiB: more than a picture of the most pixels takes, so nothing larger need be read."""

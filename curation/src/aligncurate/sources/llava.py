@@ -92,13 +92,22 @@ class LlavaSource:
             ]
             yield RawBatch(usable.select(list(SOURCE_COLUMNS)), rejects)
 
-    def _write_index(self, work: Storage) -> None:
+    def _index_rows(self, records: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+        """A row of the index for each of `records`, which come with the id of those without one."""
         seen: set[str] = set()
+        for derived_id, record in records:
+            yield _index_row(record, derived_id, seen)
+
+    def _write_index(self, work: Storage) -> None:
         stem = Path(self.location).stem
+        records = (
+            (f"{stem}-{number:09d}", record)
+            for number, record in enumerate(_records(self.location))
+        )
         with writing_shard(work, _INDEX_FILE, _INDEX_SCHEMA) as (writer, _):
             rows: list[dict[str, Any]] = []
-            for number, record in enumerate(_records(self.location)):
-                rows.append(_index_row(record, f"{stem}-{number:09d}", seen))
+            for row in self._index_rows(records):
+                rows.append(row)
                 if len(rows) == _ROWS_AT_ONCE:
                     writer.write(pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA))
                     rows = []
@@ -107,7 +116,7 @@ class LlavaSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Malformed:
+class Malformed:
     """A line that is not JSON, and what its parser said."""
 
     detail: str
@@ -129,7 +138,7 @@ def _json_lines(stream: BinaryIO) -> Iterator[Any]:
         try:
             yield json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield _Malformed(f"line {number} is not JSON: {error}")
+            yield Malformed(f"line {number} is not JSON: {error}")
 
 
 def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
@@ -176,22 +185,22 @@ class _ValidUtf8(io.RawIOBase):
 
 
 def _index_row(record: Any, derived_id: str, seen: set[str]) -> dict[str, Any]:
-    if isinstance(record, _Malformed):
-        return _rejected(derived_id, None, Reason.MALFORMED_RECORD, record.detail)
+    if isinstance(record, Malformed):
+        return rejected_row(derived_id, None, Reason.MALFORMED_RECORD, record.detail)
     if not isinstance(record, dict):
         kind = type(record).__name__
-        return _rejected(derived_id, None, Reason.MALFORMED_RECORD, f"a {kind}, not an object")
-    id_, image, caption = _id_of(record, derived_id), record.get("image"), _caption_of(record)
+        return rejected_row(derived_id, None, Reason.MALFORMED_RECORD, f"a {kind}, not an object")
+    id_, image, caption = id_of(record, derived_id), record.get("image"), _caption_of(record)
     problem = _problem(id_, image, caption, seen)
     if problem:
         path = image if isinstance(image, str) and is_valid_text(image) else None
-        return _rejected(id_ if is_valid_text(id_) else derived_id, path, *problem)
+        return rejected_row(id_ if is_valid_text(id_) else derived_id, path, *problem)
     seen.add(id_)
     return {
         "id": id_,
         "image": {"bytes": None, "path": image},
         "caption": caption,
-        "conversations": _turns_of(record),
+        "conversations": turns_of(record),
         "reason": None,
         "detail": None,
     }
@@ -209,7 +218,8 @@ def _problem(id_: str, image: Any, caption: Any, seen: set[str]) -> tuple[Reason
     return caption_problem(caption)
 
 
-def _rejected(id_: str, path: str | None, reason: Reason, detail: str) -> dict[str, Any]:
+def rejected_row(id_: str, path: str | None, reason: Reason, detail: str) -> dict[str, Any]:
+    """A row of the index for a record that cannot be used."""
     return {
         "id": id_,
         "image": {"bytes": None, "path": path},
@@ -220,7 +230,8 @@ def _rejected(id_: str, path: str | None, reason: Reason, detail: str) -> dict[s
     }
 
 
-def _id_of(record: dict[str, Any], derived: str) -> str:
+def id_of(record: dict[str, Any], derived: str) -> str:
+    """The record's own id, or `derived`."""
     given = record.get("id")
     return str(given) if isinstance(given, str | int) and str(given) else derived
 
@@ -235,7 +246,8 @@ def _caption_of(record: dict[str, Any]) -> Any:
     return None
 
 
-def _turns_of(record: dict[str, Any]) -> list[dict[str, str | None]] | None:
+def turns_of(record: dict[str, Any]) -> list[dict[str, str | None]] | None:
+    """The record's conversation as it is stored, None if it has none."""
     turns = record.get("conversations")
     if not isinstance(turns, list):
         return None

@@ -24,13 +24,13 @@ from aligncurate.core.clip import (
     pixel_view,
     score_pairs,
 )
-from aligncurate.core.images import ImageError, decode_image
 from aligncurate.local import map_ordered
 from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import RawBatch, Source, Unit
 from aligncurate.sources.files import read_picture
 from aligncurate.units import FinishedBatch, Timing, UnitRecord, write_unit
 from alignshared import Reason, Reject, Storage
+from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import IMAGE_TYPE, scored_schema
 
 _CHUNK_BYTES = 1 << 30

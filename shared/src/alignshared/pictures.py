@@ -1,5 +1,7 @@
 """From the bytes of a picture to an RGB image as a viewer shows it, or the reason why not.
 
+Curation, training and chat see a picture alike.
+
 Differences from what open_clip's transform sees, all of them where Pillow's plain conversion would
 lose the picture: the EXIF rotation is applied, transparent pixels lie over white, 16-bit grey is
 scaled to 8 bits, and palette and CMYK pictures become RGB before they are resized rather than
@@ -16,7 +18,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from alignshared import Reason
+from alignshared.rejects import Reason
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit, past which it warns of a decompression bomb; checked before decoding."""
@@ -79,7 +81,7 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         image.load()
         _check_size(*image.size)  # an icon's size is known only now
-        return _to_rgb(_upright(image))
+        return to_rgb(image)
     except _BOMBS as error:
         raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
     except _DECODE_ERRORS as error:
@@ -120,11 +122,13 @@ def _open(data: bytes) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     with suppress(*_DECODE_ERRORS):  # A damaged EXIF block does not make the picture unusable.
-        ImageOps.exif_transpose(image, in_place=True)
+        return ImageOps.exif_transpose(image)
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` upright and in RGB, as this module's docstring says."""
+    image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):

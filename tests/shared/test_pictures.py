@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from aligncurate.core.images import MAX_ASPECT_RATIO, MAX_PIXELS, ImageError, decode_image
 from alignshared import Reason
+from alignshared.pictures import MAX_ASPECT_RATIO, MAX_PIXELS, ImageError, decode_image
 from tests.curation import pictures
 
 

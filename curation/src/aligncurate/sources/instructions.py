@@ -1,0 +1,101 @@
+"""Instruction data in LLaVA's JSON or JSON Lines: conversations, most of them on a picture."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+from aligncurate.sources.captions import is_valid_text
+from aligncurate.sources.llava import LlavaSource, Malformed, id_of, rejected_row, turns_of
+from alignshared import Reason
+
+_ASKS = ("human", "user")
+_ANSWERS = ("gpt", "assistant")
+
+
+class InstructionSource(LlavaSource):
+    """Records of the `.json` or `.jsonl` file at `location` that hold a conversation.
+
+    Unlike pairs for scoring, records may be without image, and several may be on one picture and
+    bear its id, as in LLaVA's own files: the second becomes `id#2`. A record that repeats an
+    earlier one in everything is a reject.
+    """
+
+    def identity(self) -> dict[str, Any]:
+        """The file's name and digest, and the folder of the pictures."""
+        return super().identity() | {"kind": "instructions"}
+
+    def _index_rows(self, records: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+        ids = _Ids()
+        for derived_id, record in records:
+            yield _index_row(record, derived_id, ids)
+
+
+class _Ids:
+    """Ids that were given, and digests of the records they were given to."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, int] = {}
+        self._given: set[str] = set()
+        self._contents: set[bytes] = set()
+
+    def give(self, id_: str, content: Any) -> str | None:
+        """`id_`, made unique; None if a record of this id and content was here before."""
+        text = json.dumps([id_, content], sort_keys=True, default=str)
+        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        if digest in self._contents:
+            return None
+        self._contents.add(digest)
+        unique = id_
+        while unique in self._given:
+            self._times[id_] = self._times.get(id_, 1) + 1
+            unique = f"{id_}#{self._times[id_]}"
+        self._given.add(unique)
+        return unique
+
+
+def _index_row(record: Any, derived_id: str, ids: _Ids) -> dict[str, Any]:
+    if isinstance(record, Malformed):
+        return rejected_row(derived_id, None, Reason.MALFORMED_RECORD, record.detail)
+    if not isinstance(record, dict):
+        kind = type(record).__name__
+        return rejected_row(derived_id, None, Reason.MALFORMED_RECORD, f"a {kind}, not an object")
+    id_, image = id_of(record, derived_id), record.get("image") or None
+    problem = _problem(id_, image, record.get("conversations"))
+    unique = None if problem else ids.give(id_, [image, record["conversations"]])
+    if unique is None:
+        path = image if isinstance(image, str) and is_valid_text(image) else None
+        repeats = Reason.DUPLICATE_ID, f"an earlier record {id_!r} says the same"
+        return rejected_row(id_ if is_valid_text(id_) else derived_id, path, *(problem or repeats))
+    turns = turns_of(record) or []
+    return {
+        "id": unique,
+        "image": None if image is None else {"bytes": None, "path": image},
+        "caption": next(turn["value"] for turn in turns if turn["from"] in _ANSWERS),
+        "conversations": turns,
+        "reason": None,
+        "detail": None,
+    }
+
+
+def _problem(id_: str, image: Any, turns: Any) -> tuple[Reason, str] | None:
+    if image is not None and not isinstance(image, str):
+        return Reason.MALFORMED_RECORD, f"image is {type(image).__name__}, not one path"
+    if not isinstance(turns, list):
+        return Reason.MALFORMED_RECORD, "there is no list of conversations"
+    for number, turn in enumerate(turns, start=1):
+        speaker, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else ("", 0)
+        if not isinstance(speaker, str) or not isinstance(said, str):
+            return Reason.MALFORMED_RECORD, f"turn {number} has no text for from and value"
+    if not is_valid_text(id_ + (image or "") + "".join(t["from"] + t["value"] for t in turns)):
+        return Reason.INVALID_UTF8, "the id, the image path or a turn is not valid UTF-8"
+    if not any(_is_answered(*pair) for pair in pairwise(turns)):
+        return Reason.MALFORMED_RECORD, "there is no question of human with an answer of gpt"
+    return None
+
+
+def _is_answered(question: dict[str, str], answer: dict[str, str]) -> bool:
+    return (
+        question["from"] in _ASKS and answer["from"] in _ANSWERS and bool(answer["value"].strip())
+    )

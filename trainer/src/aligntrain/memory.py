@@ -1,0 +1,141 @@
+"""How much memory a GPU needs for a step, by formula.
+
+Model states are those of the ZeRO paper (Rajbhandari et al. 2020, arXiv 1910.02054, sections 3.1
+and 5.1 to 5.3), where P parameters in mixed precision take 2 P bytes of weights, 2 P of gradients
+and 12 P of optimizer states (a float32 copy, Adam's momentum and variance), of N GPUs each:
+
+    zero_stage 0   2 P + 2 P + 12 P
+               1   2 P + 2 P + 12 P / N
+               2   2 P + (2 P + 12 P) / N
+               3   (2 P + 2 P + 12 P) / N
+
+Parameters that do not train have weights only. In float32 weights and gradients take 4 P, and Adam
+8 P, there being no copy.
+
+Activations are counted from what autograd keeps of one transformer layer, as Korthikanti et al.
+2022 (arXiv 2205.05198, section 4) do for GPT, here for layers of today: float32 norms, rotary
+embeddings, a gated MLP, attention that keeps no [T, T] matrix. With gradient checkpointing the
+input of every layer stays, and one layer's activations at a time.
+
+Not counted: the CUDA context (about half a GB), buffers of communication, what the allocator loses.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from aligntrain.recipes.schema import Offload, Precision
+
+_BYTES: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+_OPTIMIZER_BYTES: dict[Precision, int] = {"bf16": 12, "fp16": 12, "fp32": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Bytes of the model's states on one GPU, and of those on the host for one GPU."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """On the GPU."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def model_states(
+    parameters: int,
+    trainable: int,
+    *,
+    zero_stage: int,
+    gpus: int,
+    precision: Precision,
+    offload: Offload = "none",
+) -> States:
+    """What `parameters`, of which `trainable` train, take with ZeRO on `gpus` GPUs.
+
+    Offloading moves optimizer states, and gradients where they are spread, to the host (Ren et al.
+    2021, ZeRO-Offload, arXiv 2101.06840, section 4); `all` weights too.
+    """
+    size = _BYTES[precision]
+    weights = _spread(size * parameters, gpus if zero_stage >= 3 else 1)
+    gradients = _spread(size * trainable, gpus if zero_stage >= 2 else 1)
+    optimizer = _spread(_OPTIMIZER_BYTES[precision] * trainable, gpus if zero_stage >= 1 else 1)
+    host = 0
+    if offload != "none":
+        host, optimizer = host + optimizer, 0
+        if zero_stage >= 2:
+            host, gradients = host + gradients, 0
+    if offload == "all":
+        host, weights = host + weights, 0
+    return States(weights, gradients, optimizer, host)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of an LLM: `width` of the stream, `attention` of all heads together, `mlp` within."""
+
+    layers: int
+    width: int
+    attention: int
+    mlp: int
+    gated: bool
+    vocabulary: int
+
+    @classmethod
+    def of(cls, config: Any, *, gated: bool) -> "Shape":
+        """Of a causal LM's configuration; its MLP is four times its width if it does not say."""
+        width, heads = int(config.hidden_size), int(config.num_attention_heads)
+        head = getattr(config, "head_dim", None) or width // heads
+        return cls(
+            layers=int(config.num_hidden_layers),
+            width=width,
+            attention=heads * int(head),
+            mlp=int(getattr(config, "intermediate_size", None) or 4 * width),
+            gated=gated,
+            vocabulary=int(config.vocab_size),
+        )
+
+
+def layer_activations(shape: Shape, *, precision: Precision, trains: bool) -> int:
+    """Bytes that autograd keeps per token of one layer of an LLM.
+
+    Kept whether it trains or not: both norms' inputs in float32; queries, keys (repeated to all
+    heads), values and the result of attention; what the MLP's activation reads and gives, and for a
+    gate what it is multiplied with. A layer that trains keeps the inputs of its matrices and of the
+    norms' weights too.
+    """
+    size = _BYTES[precision]
+    values = 4 * shape.attention + (3 if shape.gated else 1) * shape.mlp
+    if trains:
+        values += 4 * shape.width + shape.attention + shape.mlp
+    return size * values + 2 * 4 * shape.width
+
+
+def activations(
+    shape: Shape,
+    tokens: int,
+    *,
+    precision: Precision,
+    trains: bool,
+    checkpointing: bool,
+) -> int:
+    """Bytes of the LLM's activations for a micro-batch of `tokens` tokens, without logits."""
+    layer = layer_activations(shape, precision=precision, trains=trains)
+    if not checkpointing:
+        return tokens * shape.layers * layer
+    return tokens * (shape.layers * _BYTES[precision] * shape.width + layer)
+
+
+def logits(shape: Shape, tokens: int, learned: int, *, precision: Precision) -> int:
+    """Bytes of the scores over the vocabulary and of the loss, at its peak.
+
+    Scores and their gradients of all `tokens`; of the `learned` ones also the float32 copy, its
+    log-softmax and its gradient.
+    """
+    return shape.vocabulary * (2 * _BYTES[precision] * tokens + 3 * 4 * learned)
+
+
+def _spread(size: int, gpus: int) -> int:
+    return -(-size // gpus)

@@ -1,0 +1,155 @@
+# transformers types its classes for its own use.
+# pyright: reportArgumentType=false
+# pyright: reportIncompatibleMethodOverride=false
+"""What an AlignGPT model is made of: `config.json`, in transformers' conventions."""
+
+from typing import Any, ClassVar, Literal, get_args
+
+from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
+
+from alignshared import InputError
+
+Mixing = Literal["adaptive", "local", "global", "mean", "none"]
+GateText = Literal["prompt", "full"]
+FeatureSelect = Literal["patch", "full"]
+
+_HAS_CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
+"""The vision towers that can be used, and whether a class token stands before their patches."""
+
+_VIT_L_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+class AlignGPTConfig(PreTrainedConfig):
+    """Sizes and choices of an AlignGPT model; every size in it follows from this.
+
+    `vision_config` is a CLIP or SigLIP vision tower's, `text_config` any causal LM's, each a
+    configuration or a dict with its `model_type`. `levels` is N, the rows of the alignment table;
+    level k is its row k - 1, the top level its last. `mixing` says how the rows are combined when
+    no level is given:
+
+        adaptive  row N + sum of gate weights times the other rows (PAPER.md, equation 3)
+        local     the gated sum alone
+        global    row N alone
+        mean      row N + the mean of the other rows
+        none      no alignment vector: LLaVA
+
+    `gate_text` says what text the gate sees in training: `prompt` as at inference, `full` with the
+    answers, as the authors' code has it. `vision_feature_layer` indexes the tower's hidden states,
+    `vision_feature_select` takes the `patch` tokens or the `full` sequence of them.
+
+    `image_token_id` and `align_token_id` are by default the first two ids beyond the LLM's
+    vocabulary: placeholders, never looked up in its embedding table.
+
+    Raises:
+        InputError: an unknown choice, fewer than two levels, or a vision tower of another kind.
+    """
+
+    model_type: ClassVar[str] = "aligngpt"
+    sub_configs: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
+        "vision_config": AutoConfig,
+        "text_config": AutoConfig,
+    }
+
+    def __init__(  # noqa: PLR0913 - a configuration lists what can be configured
+        self,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        *,
+        levels: int = 8,
+        mixing: Mixing = "adaptive",
+        gate_text: GateText = "prompt",
+        gate_hidden: int = 256,
+        vision_feature_layer: int = -2,
+        vision_feature_select: FeatureSelect = "patch",
+        projector_act: str = "gelu",
+        image_token_id: int | None = None,
+        align_token_id: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vision_config = _sub_config(vision_config, CLIPVisionConfig(**_VIT_L_336))
+        self.text_config = _sub_config(text_config, LlamaConfig())
+        self.levels = levels
+        self.mixing = mixing
+        self.gate_text = gate_text
+        self.gate_hidden = gate_hidden
+        self.vision_feature_layer = vision_feature_layer
+        self.vision_feature_select = vision_feature_select
+        self.projector_act = projector_act
+        vocabulary = int(self.text_config.vocab_size)
+        self.image_token_id = vocabulary if image_token_id is None else image_token_id
+        self.align_token_id = vocabulary + 1 if align_token_id is None else align_token_id
+        # The LLM ties or does not tie its own embeddings; nothing above it is tied.
+        kwargs["tie_word_embeddings"] = bool(
+            getattr(self.text_config, "tie_word_embeddings", False)
+        )
+        self._check()
+        super().__init__(**kwargs)
+
+    @property
+    def image_tokens(self) -> int:
+        """How many places one image takes in the sequence."""
+        vision = self.vision_config
+        height, width = _pair(vision.image_size)
+        patch_height, patch_width = _pair(vision.patch_size)
+        patches = (height // patch_height) * (width // patch_width)
+        return patches + int(self.has_class_token and self.vision_feature_select == "full")
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the vision tower puts a class token before its patches."""
+        return _HAS_CLASS_TOKEN[self.vision_config.model_type]
+
+    @property
+    def has_table(self) -> bool:
+        """Whether there are alignment vectors at all."""
+        return self.mixing != "none"
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether a gate weighs the local rows."""
+        return self.mixing in ("adaptive", "local")
+
+    def _check(self) -> None:
+        _one_of("mixing", self.mixing, get_args(Mixing))
+        _one_of("gate_text", self.gate_text, get_args(GateText))
+        _one_of("vision_feature_select", self.vision_feature_select, get_args(FeatureSelect))
+        if self.levels < 2:
+            raise InputError(
+                f"levels is {self.levels}, but beside the global level there is at least one local "
+                "one; give 2 or more."
+            )
+        if self.vision_config.model_type not in _HAS_CLASS_TOKEN:
+            raise InputError(
+                f"vision_config is a {self.vision_config.model_type}; give one of "
+                f"{', '.join(_HAS_CLASS_TOKEN)}."
+            )
+        layers = self.vision_config.num_hidden_layers
+        if not -layers - 1 <= self.vision_feature_layer <= layers:
+            raise InputError(
+                f"vision_feature_layer is {self.vision_feature_layer}, but the vision tower has "
+                f"{layers} layers; give one from {-layers - 1} to {layers}."
+            )
+
+
+def _sub_config(given: PreTrainedConfig | dict[str, Any] | None, default: PreTrainedConfig) -> Any:
+    if given is None:
+        return default
+    if isinstance(given, PreTrainedConfig):
+        return given
+    return AutoConfig.for_model(**{"model_type": default.model_type, **given})
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; give one of {', '.join(choices)}.")

@@ -1,0 +1,146 @@
+# transformers types its classes for its own use.
+# pyright: reportPrivateImportUsage=false
+# pyright: reportPrivateUsage=false
+"""The vision tower of an open_clip folder as a CLIPVisionModel of transformers.
+
+Reads `open_clip_config.json` and `open_clip_model.safetensors`; open_clip itself is not needed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+
+from alignshared import InputError
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+
+_PREFIX = "visual."
+_RESAMPLE = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
+_FOREIGN = {
+    "act_kwargs", "input_patchnorm", "ls_init_value", "no_ln_pre", "norm_kwargs", "timm_model_name",
+}  # fmt: skip
+"""Options of open_clip's towers that CLIPVisionModel does not have."""
+
+
+def is_open_clip(folder: str | Path) -> bool:
+    """Whether `folder` is one that open_clip saved."""
+    return (Path(folder) / CONFIG_FILE).is_file()
+
+
+def vision_config(folder: str | Path) -> CLIPVisionConfig:
+    """The configuration of the vision tower in `folder`.
+
+    Raises:
+        InputError: the tower is no plain vision transformer, so CLIPVisionModel cannot be it.
+    """
+    model = _read_config(folder)["model_cfg"]
+    vision: dict[str, Any] = model["vision_cfg"]
+    foreign = {key for key, value in vision.items() if value and key in _FOREIGN}
+    if foreign or not isinstance(vision["layers"], int):
+        named = ", ".join(sorted(foreign)) or "convolutional layers"
+        raise InputError(
+            f"the vision tower of {folder} is no plain vision transformer ({named}); give a "
+            "transformers folder of it instead."
+        )
+    width = vision["width"]
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=int(width * vision.get("mlp_ratio", 4.0)),
+        num_hidden_layers=vision["layers"],
+        num_attention_heads=width // vision.get("head_width", 64),
+        image_size=vision["image_size"],
+        patch_size=vision["patch_size"],
+        projection_dim=model["embed_dim"],
+        hidden_act="quick_gelu" if model.get("quick_gelu", False) else "gelu",
+        layer_norm_eps=1e-5,
+    )
+
+
+def load_vision_tower(
+    folder: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any
+) -> CLIPVisionModel:
+    """The vision tower in `folder`, its weights in `dtype`; `kwargs` go to the model.
+
+    Raises:
+        InputError: the weights file is missing or does not fit the configuration.
+    """
+    config = vision_config(folder)
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {WEIGHTS_FILE}; put open_clip's weights there.")
+    tower = CLIPVisionModel._from_config(config, dtype=dtype, **kwargs)
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(_PREFIX)]  # noqa: SIM118
+        weights = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in names}
+    # transformers puts the tower's own name before its parameters, or does not, by version.
+    nested = any(name.startswith("vision_model.") for name in tower.state_dict())
+    prefix = "vision_model." if nested else ""
+    try:
+        ours = {prefix + name: value for name, value in _renamed(weights, config).items()}
+        tower.load_state_dict(ours, strict=True)
+    except (KeyError, RuntimeError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} does not fit {CONFIG_FILE} beside it: {detail}.") from error
+    return tower.eval()
+
+
+def image_processor(folder: str | Path) -> CLIPImageProcessorPil:
+    """The image processor that does what open_clip's evaluation transform of `folder` does.
+
+    Raises:
+        InputError: a way of resizing that transformers' CLIP processor has not.
+    """
+    config = _read_config(folder)
+    preprocess: dict[str, Any] = config.get("preprocess_cfg", {})
+    size: int = config["model_cfg"]["vision_cfg"]["image_size"]
+    mode, interpolation = (
+        preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic")
+    )  # fmt: skip
+    if mode not in ("shortest", "squash") or interpolation not in _RESAMPLE:
+        raise InputError(
+            f"{folder} resizes images by {mode} and {interpolation}; transformers' CLIP processor "
+            "knows shortest and squash, bicubic and bilinear."
+        )
+    square = {"height": size, "width": size}
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": size} if mode == "shortest" else square,
+        crop_size=square,
+        do_center_crop=mode == "shortest",
+        resample=_RESAMPLE[interpolation],
+        image_mean=list(preprocess.get("mean") or OPENAI_CLIP_MEAN),
+        image_std=list(preprocess.get("std") or OPENAI_CLIP_STD),
+    )
+
+
+def _read_config(folder: str | Path) -> dict[str, Any]:
+    return json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
+
+
+def _renamed(theirs: dict[str, torch.Tensor], config: CLIPVisionConfig) -> dict[str, torch.Tensor]:
+    """Names and shapes of CLIPVisionModel for open_clip's `visual.*` weights."""
+    ours = {
+        "embeddings.class_embedding": theirs["class_embedding"],
+        "embeddings.patch_embedding.weight": theirs["conv1.weight"],
+        "embeddings.position_embedding.weight": theirs["positional_embedding"],
+    }
+    for kind in ("weight", "bias"):
+        ours[f"pre_layrnorm.{kind}"] = theirs[f"ln_pre.{kind}"]
+        ours[f"post_layernorm.{kind}"] = theirs[f"ln_post.{kind}"]
+        for layer in range(config.num_hidden_layers):
+            block, out = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
+            for name, part in zip(
+                "qkv", theirs[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True
+            ):
+                ours[f"{out}.self_attn.{name}_proj.{kind}"] = part
+            ours[f"{out}.self_attn.out_proj.{kind}"] = theirs[f"{block}.attn.out_proj.{kind}"]
+            ours[f"{out}.layer_norm1.{kind}"] = theirs[f"{block}.ln_1.{kind}"]
+            ours[f"{out}.layer_norm2.{kind}"] = theirs[f"{block}.ln_2.{kind}"]
+            ours[f"{out}.mlp.fc1.{kind}"] = theirs[f"{block}.mlp.c_fc.{kind}"]
+            ours[f"{out}.mlp.fc2.{kind}"] = theirs[f"{block}.mlp.c_proj.{kind}"]
+    return ours

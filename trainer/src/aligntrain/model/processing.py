@@ -1,0 +1,309 @@
+# transformers types its classes for its own use.
+# pyright: reportArgumentType=false
+"""From prompts and images to what the model reads, and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import load_image
+
+from alignshared import InputError
+from alignshared.pictures import decode_image, to_rgb
+from aligntrain import vicuna
+from aligntrain.model.configuration import AlignGPTConfig
+from aligntrain.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
+
+Aspect = Literal["pad", "crop"]
+Template = Literal["plain", "vicuna_v1", "chat"]
+
+CHAT_TEMPLATES: dict[str, str] = {
+    "plain": (
+        "{%- for message in messages -%}"
+        "{%- if message.role == 'user' -%}"
+        "{{- '<image>' * message.content.count('<image>') -}}"
+        "{%- elif message.role == 'assistant' -%}"
+        "{{- message.content + '\\n' -}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+    ),
+    "vicuna_v1": (
+        "{%- if messages[0].role == 'system' -%}"
+        "{{- messages[0].content + ' ' -}}"
+        "{%- else -%}"
+        "{{- '" + vicuna.SYSTEM.replace("'", "\\'") + " ' -}}"
+        "{%- endif -%}"
+        "{%- for message in messages -%}"
+        "{%- if message.role == 'user' -%}"
+        "{{- 'USER: ' + message.content + ' ' -}}"
+        "{%- elif message.role == 'assistant' -%}"
+        "{{- 'ASSISTANT: ' + message.content + (eos_token or '</s>') -}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
+    ),
+}
+"""Templates that a model may be trained with though its tokenizer has another or none."""
+
+
+class AlignGPTProcessor(ProcessorMixin):
+    """Image processor and tokenizer as one, writing the placeholders that the model fills.
+
+    `aspect` says how an image becomes square: `pad` with the image processor's mean colour, as the
+    authors fine-tune, or `crop`, what the tower's own image processor does (CLIP's cuts out the
+    centre). `template` names the chat template: `plain`, `vicuna_v1`, or `chat`, the tokenizer's
+    own. `image_tokens`, `image_token_id`, `align_token_id` and `align` are the model's; take them
+    from its configuration with `for_model`.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+
+    def __init__(  # noqa: PLR0913 - what is saved, ProcessorMixin finds in this list
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        image_tokens: int,
+        image_token_id: int,
+        align_token_id: int,
+        align: bool = True,
+        aspect: Aspect = "pad",
+        template: Template = "vicuna_v1",
+        chat_template: str | None = None,
+    ) -> None:
+        for name, value, choices in (
+            ("aspect", aspect, get_args(Aspect)), ("template", template, get_args(Template))
+        ):  # fmt: skip
+            if value not in choices:
+                raise InputError(f"{name} is {value!r}; give one of {', '.join(choices)}.")
+        self.image_tokens = image_tokens
+        self.image_token_id = image_token_id
+        self.align_token_id = align_token_id
+        self.align = align
+        self.aspect = aspect
+        self.template = template
+        if chat_template is None:
+            chat_template = CHAT_TEMPLATES.get(template, tokenizer.chat_template)
+        super().__init__(_with_pillow(image_processor), tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def for_model(
+        cls,
+        config: AlignGPTConfig,
+        image_processor: Any,
+        tokenizer: Any,
+        *,
+        aspect: Aspect = "pad",
+        template: Template = "vicuna_v1",
+    ) -> "AlignGPTProcessor":
+        """The processor of a model of `config`.
+
+        Raises:
+            InputError: the tokenizer has a token at the id of a placeholder.
+        """
+        first = min(config.image_token_id, config.align_token_id)
+        if len(tokenizer) > first:
+            raise InputError(
+                f"the tokenizer has {len(tokenizer)} tokens, but the model's placeholders begin at "
+                f"id {first}; give the tokenizer that belongs to the language model."
+            )
+        return cls(
+            image_processor,
+            tokenizer,
+            image_tokens=config.image_tokens,
+            image_token_id=config.image_token_id,
+            align_token_id=config.align_token_id,
+            align=config.has_table,
+            aspect=aspect,
+            template=template,
+        )
+
+    @property
+    def layout(self) -> Layout:
+        """What `aligntrain.placeholders` needs to write rows for this model."""
+        return Layout(
+            image_token_id=self.image_token_id,
+            align_token_id=self.align_token_id,
+            image_tokens=self.image_tokens,
+            bos_token_id=own_bos(self.tokenizer),
+            align=self.align,
+        )
+
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        padding: bool = True,
+        padding_side: Literal["left", "right"] | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """Prompts with `<image>` marks, and their images, as the model reads them.
+
+        Args:
+            images: one, a list, or a list of lists (PIL, arrays, paths or addresses), one for each
+                mark, in reading order.
+            text: a prompt or a list of them.
+            padding: whether shorter rows are filled up.
+            padding_side: where; the tokenizer's `padding_side` by default. `generate` takes both.
+            return_tensors: `pt`, or None for lists of ids.
+
+        Returns:
+            `input_ids` and `attention_mask` [B, T] int64 where there is text, `pixel_values`
+            [I, 3, H, W] float32 where there are images.
+
+        Raises:
+            InputError: there are not as many images as marks.
+        """
+        flat = _flat(images)
+        data: dict[str, Any] = {}
+        if text is not None:
+            prompts = [text] if isinstance(text, str) else list(text)
+            marks = sum(prompt.count(IMAGE_MARK) for prompt in prompts)
+            if marks != len(flat):
+                raise InputError(
+                    f"the prompts have {marks} {IMAGE_MARK} marks, but {len(flat)} images are "
+                    "given; give one for each mark."
+                )
+            rows = [
+                join(tokenize_pieces(self.tokenizer, prompt), self.layout) for prompt in prompts
+            ]
+            data |= self.pad_rows(rows, padding_side) if padding else {
+                "input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]
+            }  # fmt: skip
+        if flat:
+            data["pixel_values"] = self.pixel_values(flat)
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def pixel_values(self, images: Sequence[Any]) -> torch.Tensor:
+        """`pixel_values` [I, 3, H, W] float32 of `images`, made square as `aspect` says."""
+        pictures = [_picture(image) for image in images]
+        if self.aspect == "pad":
+            colour = tuple(int(value * 255) for value in self.image_processor.image_mean)
+            pictures = [_on_square(picture, colour) for picture in pictures]
+        return self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+
+    def pad_rows(
+        self, rows: Sequence[Sequence[int]], side: Literal["left", "right"] | None = None
+    ) -> dict[str, list[list[int]]]:
+        """`input_ids` and `attention_mask` of `rows`, all as long as the longest."""
+        left = (side or self.tokenizer.padding_side) == "left"
+        # The mask says what is padding, so any token will do where the tokenizer names none.
+        pad, longest = self.tokenizer.pad_token_id or 0, max(map(len, rows))
+        ids: list[list[int]] = []
+        masks: list[list[int]] = []
+        for row in rows:
+            missing, seen = longest - len(row), [1] * len(row)
+            ids.append([pad] * missing + [*row] if left else [*row] + [pad] * missing)
+            masks.append([0] * missing + seen if left else seen + [0] * missing)
+        return {"input_ids": ids, "attention_mask": masks}
+
+    def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        conversation: Sequence[Any],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = "pt",
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """One conversation or several in the model's template, as text or ready for the model.
+
+        Contents may be strings with `<image>` marks, or lists of `{"type": "text", "text": …}` and
+        `{"type": "image", "image": …}` (also `url` or `path`). Images of a turn stand before its
+        text, each on a line of its own, as LLaVA has it. `kwargs` go to the template.
+
+        Returns:
+            The prompt, or with `tokenize` its ids, or with `return_dict` too what `__call__` gives.
+        """
+        several = bool(conversation) and not isinstance(conversation[0], dict)
+        conversations = list(conversation) if several else [conversation]
+        images: list[Any] = []
+        plain = [[_plain_turn(turn, images) for turn in turns] for turns in conversations]
+        prompts = self.tokenizer.apply_chat_template(
+            plain,
+            chat_template=chat_template or self.chat_template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **kwargs,
+        )
+        if not tokenize:
+            return prompts if several else prompts[0]
+        options = {"return_tensors": return_tensors, **(processor_kwargs or {})}
+        batch = self(images=images or None, text=prompts, **options)
+        return batch if return_dict else batch["input_ids"]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What `__call__` gives."""
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def _with_pillow(image_processor: Any) -> Any:
+    """`image_processor` on its Pillow backend, where it has one.
+
+    transformers takes torchvision where that is installed, which resizes a little differently; the
+    pixels should not depend on it, and the authors' are Pillow's.
+    """
+    name = type(image_processor).__name__
+    pillow = getattr(transformers, f"{name.removesuffix('Fast')}Pil", None)
+    if name.endswith("Pil") or pillow is None:
+        return image_processor
+    return pillow.from_dict(image_processor.to_dict())
+
+
+def _flat(images: Any) -> list[Any]:
+    if images is None:
+        return []
+    if isinstance(images, list | tuple):
+        return [one for image in images for one in _flat(image)]
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def _picture(image: Any) -> Image.Image:
+    if isinstance(image, str) and Path(image).is_file():
+        return decode_image(Path(image).read_bytes())
+    if isinstance(image, str):  # an address, or base64
+        image = load_image(image)
+    return to_rgb(image if isinstance(image, Image.Image) else to_pil_image(image))
+
+
+def _on_square(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """`picture` in the middle of a square of `colour`, as large as its longer side."""
+    side = max(picture.size)
+    if picture.size == (side, side):
+        return picture
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
+
+
+def _plain_turn(turn: dict[str, Any], images: list[Any]) -> dict[str, Any]:
+    """`turn` with its content as one string; its images are added to `images`."""
+    content = turn["content"]
+    if isinstance(content, str):
+        return turn
+    marks, texts = "", ""
+    for part in content:
+        if part["type"] == "text":
+            texts += part["text"]
+        elif part["type"] == "image":
+            marks += f"{IMAGE_MARK}\n"
+            given = [part[key] for key in ("image", "url", "path") if key in part]
+            images += given[:1]
+        else:
+            raise InputError(
+                f"a turn has a part of type {part['type']!r}; give text and image parts."
+            )
+    return {**turn, "content": marks + texts}

@@ -1,0 +1,116 @@
+"""What trains when: the stage rules of the paper, in one table."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from alignshared import AlignError
+from aligntrain.recipes.schema import OptimizerSettings, Phase
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Part = Literal["vision_tower", "projector", "table", "gate", "llm"]
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+# PAPER.md, Stages (arXiv 2405.14129, section 3.2): the LLM learns to read images and levels before
+# it changes itself; then the table stays what it was, and the gate learns to mix it.
+_TABLE: dict[Phase, tuple[bool, ...]] = {
+    # PARTS:     vision_tower  projector  table  gate   llm
+    "pretrain": (False,        True,      True,  False, False),
+    "finetune": (False,        True,      False, True,  True),
+}  # fmt: skip
+
+_PREFIXES: dict[Part, str] = {
+    "vision_tower": "model.vision_tower.",
+    "projector": "model.projector.",
+    "table": "model.alignment.table",
+    "gate": "model.alignment.gate.",
+    "llm": "model.language_model.",
+}
+"""Where the parameters of each part are found, by the beginnings of their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartSize:
+    """How many parameters a part has, and whether they train."""
+
+    part: Part
+    parameters: int
+    trains: bool
+
+
+def trained_parts(phase: Phase) -> tuple[Part, ...]:
+    """The parts that train in `phase`, in the order of PARTS."""
+    return tuple(part for part, trains in zip(PARTS, _TABLE[phase], strict=True) if trains)
+
+
+def part_of(name: str) -> Part:
+    """The part that the parameter `name` of a model belongs to.
+
+    Raises:
+        AlignError: it belongs to none.
+    """
+    for part, prefix in _PREFIXES.items():
+        if name.startswith(prefix):
+            return part
+    raise AlignError(
+        f"the parameter {name} belongs to no part of the model; give an "
+        "AlignGPTForConditionalGeneration, not wrapped."
+    )
+
+
+def apply_phase(model: "nn.Module", phase: Phase) -> list[PartSize]:
+    """Have exactly those parameters of `model` require gradients that train in `phase`.
+
+    Returns:
+        The sizes of the parts that the model has; with mixing `none` it has no table, say.
+    """
+    trained = trained_parts(phase)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part_of(name) in trained)
+    return part_sizes(model, phase)
+
+
+def part_sizes(model: "nn.Module", phase: Phase) -> list[PartSize]:
+    """Sizes of the parts of `model`, on any device or partitioned by ZeRO-3; nothing is changed."""
+    sizes = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        sizes[part_of(name)] += int(getattr(parameter, "ds_numel", parameter.numel()))
+    trained = trained_parts(phase)
+    return [PartSize(part, size, part in trained) for part, size in sizes.items() if size]
+
+
+def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """The parameters of `model` that require gradients, by part, as torch's optimizers take them.
+
+    Each group has `name`, `params`, `lr` (the part's own or the common one) and `weight_decay`;
+    what decays and what does not (biases, norms, the table) are groups apart where something
+    decays.
+    """
+    own = {
+        "projector": settings.projector_lr,
+        "gate": settings.gate_lr,
+        "llm": settings.llm_lr,
+    }
+    groups: dict[tuple[Part, bool], dict[str, Any]] = {}
+    for name, parameter in _training(model):
+        part = part_of(name)
+        matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
+        decays = settings.weight_decay > 0 and matrix and part != "table"
+        group = groups.setdefault(
+            (part, decays),
+            {
+                "name": f"{part}_decayed" if decays else part,
+                "params": [],
+                "lr": own.get(part) or settings.lr,
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    return [group for _, group in sorted(groups.items(), key=lambda item: PARTS.index(item[0][0]))]
+
+
+def _training(model: "nn.Module") -> Iterable[tuple[str, Any]]:
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

@@ -1,0 +1,193 @@
+"""From the name of a recipe or a file to the settings of one phase.
+
+A file has the sections `common`, `pretrain` and `finetune`; a phase's own section is laid over
+`common`, key by key. With `base: NAME` it goes on from another recipe: what the file says, in
+`common` too, is laid over all that its base says for the phase. A file that a run has saved is of
+one phase, has `name` and `phase` and no sections of this kind.
+"""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from alignshared import InputError
+from aligntrain.recipes.problems import keys_of, not_yaml, problem_of, unknown_key
+from aligntrain.recipes.schema import PHASES, Phase, Recipe, Section, Settings
+from aligntrain.recipes.text import read_yaml, write_yaml
+
+_SUFFIX = ".yaml"
+
+Values = dict[str, Any]
+T = TypeVar("T", bound=BaseModel)
+
+
+class _File(Section):
+    """What stands in a recipe's file; the sections are held against Settings once laid together."""
+
+    base: str | None = None
+    description: str = ""
+    common: Values = Field(default_factory=dict)
+    pretrain: Values = Field(default_factory=dict)
+    finetune: Values = Field(default_factory=dict)
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship, in alphabetical order."""
+    here = files("aligntrain.recipes").iterdir()
+    return sorted(f.name.removesuffix(_SUFFIX) for f in here if f.name.endswith(_SUFFIX))
+
+
+def load_recipe(
+    name_or_file: str | Path, phase: Phase | None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """The recipe called `name_or_file`, or in that file, for `phase`.
+
+    `overrides` are `a.b=value` with a YAML value, as `--set` takes them. `phase` may be None for a
+    file that a run has saved, which is of one phase.
+
+    Raises:
+        InputError: there is no such recipe, or something in it or in `overrides` is unknown, of
+            the wrong type or missing, or the file is of another phase.
+    """
+    where, text = _read(name_or_file)
+    content = _mapping(text, where)
+    if "phase" in content:
+        recipe = _saved(content, where)
+        if phase not in (None, recipe.phase):
+            raise InputError(
+                f"{where} is the recipe of a {recipe.phase} run and cannot be used for {phase}; "
+                f"give the recipe that it was made from, {recipe.name}."
+            )
+        values, name, phase = recipe.settings, recipe.name, recipe.phase
+        del values["name"], values["phase"]
+    else:
+        if phase is None:
+            raise InputError(f"{where} is for several phases; say which: {' or '.join(PHASES)}.")
+        values = _resolve(content, where, ())[phase]
+        name = where if where in recipe_names() else Path(where).stem
+    for override in overrides:
+        values = _overlay(values, _parsed(override))
+    source = f"--set {' --set '.join(overrides)}" if overrides else where
+    settings = _validated(Settings, values, source)
+    return Recipe(name=name, phase=phase, **dict(settings))
+
+
+def dump(recipe: Recipe) -> str:
+    """`recipe` as YAML, every key written out; `loads` and `load_recipe` give it back equal."""
+    values = recipe.settings
+    first = {key: values.pop(key) for key in ("name", "phase")}
+    return write_yaml(first | values)
+
+
+def loads(text: str, where: str = "the recipe") -> Recipe:
+    """The recipe that `dump` wrote as `text`; `where` names it in errors.
+
+    Raises:
+        InputError: it is no such text.
+    """
+    return _saved(_mapping(text, where), where)
+
+
+def _read(name_or_file: str | Path) -> tuple[str, str]:
+    """What to call the recipe in errors, and its text."""
+    name = str(name_or_file)
+    if name in recipe_names():
+        return name, files("aligntrain.recipes").joinpath(name + _SUFFIX).read_text("utf-8")
+    path = Path(name)
+    try:
+        return name, path.read_text("utf-8")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        near = get_close_matches(path.stem, recipe_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipe_names())}."
+        raise InputError(f"there is no recipe and no file {name}; {hint}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{name} cannot be read as a recipe: {error}.") from error
+
+
+def _mapping(text: str, where: str) -> Values:
+    try:
+        content = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise not_yaml(error, where) from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise InputError(f"{where} is no recipe: it should be a YAML mapping of keys to values.")
+    return cast(Values, content)
+
+
+def _saved(content: Values, where: str) -> Recipe:
+    return _validated(Recipe, content, where)
+
+
+def _resolve(content: Values, where: str, above: tuple[str, ...]) -> dict[Phase, Values]:
+    """Settings of all phases, each held against the schema: a slip in `finetune` shows before
+    `pretrain` runs.
+    """
+    for key in content:
+        if key in Settings.model_fields:
+            raise InputError(
+                f"{where} has the key {key} outside of a section; move it under common, "
+                f"{' or '.join(PHASES)}."
+            )
+    file = _validated(_File, content, where)
+    values: dict[Phase, Values] = {phase: {} for phase in PHASES}
+    if file.base is not None:
+        base, text = _read(_beside(where, file.base))
+        if base in (*above, where):
+            raise InputError(
+                f"{where} has the base {file.base}, which goes on from {where} itself; leave one "
+                "of the two out."
+            )
+        values = _resolve(_mapping(text, base), base, (*above, where))
+    for phase in PHASES:
+        own: Values = getattr(file, phase)
+        for section in (file.common, own):
+            values[phase] = _overlay(values[phase], section)
+        _validated(Settings, values[phase], f"{where} ({phase})")
+    return values
+
+
+def _beside(where: str, base: str) -> str:
+    """The base as it is to be read: a file's place counts from the file that names it."""
+    if base in recipe_names():
+        return base
+    return str(Path(where).parent / base)
+
+
+def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
+    """`under` with the values of `over`; where both have a mapping, it goes on inside."""
+    result = dict(under)
+    for key, value in over.items():
+        below = result.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _overlay(cast(Values, below), cast(Values, value))
+        result[key] = value
+    return result
+
+
+def _parsed(override: str) -> Values:
+    key, sign, text = override.partition("=")
+    where = f"--set {override}"
+    if not sign or not key:
+        raise InputError(f"{where} sets nothing; write --set section.key=value.")
+    known = keys_of(Settings)
+    if key not in known:
+        raise unknown_key(tuple(key.split(".")), known, where)
+    try:
+        value: Any = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise not_yaml(error, where) from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def _validated(schema: type[T], values: Values, where: str) -> T:
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise problem_of(error, schema, where) from error

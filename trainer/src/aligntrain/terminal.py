@@ -1,0 +1,137 @@
+"""What the commands print: results on stdout, the log, progress and errors on stderr."""
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from aligntrain.convert import Converted
+    from aligntrain.plan import Plan
+    from aligntrain.run import RunResult
+
+results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+class _Log(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        warning = record.levelno >= logging.WARNING
+        text = Text("warning: ", style="yellow") if warning else Text()
+        notes.print(text.append(self.format(record), style="default"))
+
+
+def show_log(level: int) -> None:
+    """Have the package's log, from `level` up, go to stderr as plain sentences."""
+    log = logging.getLogger("aligntrain")
+    log.handlers = [_Log()]
+    log.setLevel(level)
+    log.propagate = False
+
+
+def show_error(sentence: str) -> None:
+    """Print what is wrong, where, and what to do."""
+    notes.print(Text("error: ", style="bold red").append(sentence, style="default"))
+
+
+def near(path: str | os.PathLike[str]) -> str:
+    """`path` as one would type it here: relative if it lies below the current folder."""
+    try:
+        return os.fspath(Path(path).absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return os.fspath(path)
+
+
+def show_run(result: "RunResult") -> None:
+    """Where the run lies and how it ended."""
+    from aligntrain.job import EXPORT
+
+    ending = result.ending
+    facts = [f"{ending['steps']:,} steps", f"loss {ending['loss']:.4f}"]
+    if ending.get("validation_loss") is not None:
+        facts.append(f"validation loss {ending['validation_loss']:.4f}")
+    facts.append(_duration(ending["seconds"]))
+    rejected = sum(ending["rejected"].values())
+    for what, count in (("rejected", rejected), ("truncated", ending["truncated"])):
+        if count:
+            facts.append(f"{count:,} samples {what}")
+    if result.before:
+        notes.print(f"{near(result.folder)} is finished already; nothing was done.")
+    results.print(f"{near(result.folder / EXPORT)}: {', '.join(facts)}")
+
+
+def show_plan(plan: "Plan") -> None:
+    """Parameters by part, memory of one GPU by zero stage, steps and tokens."""
+    from aligntrain.plan import ZERO_STAGES
+
+    recipe = plan.recipe
+    gpus = f"{plan.gpus} GPU" + ("s" if plan.gpus > 1 else "")
+    results.print(f"{recipe.name}, {recipe.phase}, on {gpus}")
+    parts = _table("part", "parameters", "trains")
+    for part in plan.parts:
+        parts.add_row(part.part, f"{part.parameters:,}", "yes" if part.trains else "no")
+    parts.add_row("all", f"{plan.parameters:,}", f"{plan.trainable:,}")
+    _section("parameters", parts)
+    memory = _table("zero_stage", "weights", "gradients", "optimizer", "with activations", "")
+    for stage in ZERO_STAGES:
+        states = plan.states[stage]
+        cells = (states.weights, states.gradients, states.optimizer, plan.memory(stage))
+        chosen = "the recipe's" if stage == recipe.zero_stage else ""
+        memory.add_row(str(stage), *(_gigabytes(size) for size in cells), chosen)
+    _section("memory of one GPU", memory)
+    if plan.host_memory:
+        results.print(f"and {_gigabytes(plan.host_memory)} on the host, for all GPUs together")
+    if plan.steps is not None and plan.tokens is not None:
+        results.print()
+        results.print(
+            f"{plan.steps:,} steps of {recipe.batch.global_size} samples "
+            f"({recipe.batch.micro_size} at a time on each GPU, {plan.accumulation} times), "
+            f"{plan.image_tokens} tokens an image, about {plan.tokens:,} tokens in all"
+        )
+
+
+def show_converted(done: "Converted") -> None:
+    """What was read, and what of the model is new."""
+    levels = "no levels" if done.levels is None else f"{done.levels} levels"
+    results.print(f"{near(done.output)}: {done.kind}, {levels}, mixing {done.mixing}")
+    if done.new:
+        results.print(f"  not in the source, so new: {', '.join(done.new)}")
+
+
+def show_gate(weights: list[float] | None) -> None:
+    """What the gate gave each local level, as bars."""
+    if weights is None:
+        notes.print("no gate spoke: there is no picture, the level is forced, or there is no gate.")
+        return
+    for level, weight in enumerate(weights, start=1):
+        notes.print(f"  level {level}  {weight:.3f}  {'█' * round(40 * weight)}")
+
+
+def _table(*headings: str) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+    return table
+
+
+def _section(title: str, table: "Table") -> None:
+    results.print()
+    results.print(Text(title, style="bold"))
+    results.print(table)
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes}:{rest:02} min"
