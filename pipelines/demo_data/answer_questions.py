@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from aligntrain.job import EXPORT
 from aligntrain.model.build import build_model, build_processor
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON with every answer and the scores")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    disable_progress_bar()  # of weights being loaded
     questions = read_questions(args.questions, args.pictures)
     folder = args.questions.parent
     written: dict[str, Any] = {}
