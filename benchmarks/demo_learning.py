@@ -47,13 +47,18 @@ def train(data: Path, work: Path, mixing: str, seed: int) -> dict[str, Any]:
     return lines
 
 
-def ask(data: Path, run: Path, *, untrained: bool) -> dict[str, Any]:
-    """The scores of the model in `run` on every held-out question, and of the untrained one."""
+def ask(data: Path, run: Path, pictures: int, *, untrained: bool) -> dict[str, Any]:
+    """The scores of the model in `run` on held-out pictures, and of the untrained one."""
     answers = run / "answers.json"
     if not answers.is_file():
         questions = data / "instructions/questions.json"
         extra = ["--untrained"] if untrained else []
-        _call([sys.executable, ASK, run, "--questions", questions, "--output", answers, *extra])
+        _call(
+            [
+                sys.executable, ASK, run, "--questions", questions, "--output", answers,
+                "--pictures", pictures, *extra,
+            ]
+        )  # fmt: skip
     written = json.loads(answers.read_text(encoding="utf-8"))
     return {who: found["scores"] for who, found in written.items()}
 
@@ -136,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="of the quickstart")
     parser.add_argument("--work", type=Path, default=Path("runs/demo_learning"))
+    parser.add_argument("--pictures", type=int, default=167, help="to ask about (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--mixings", nargs="+", default=["adaptive", "none"])
     args = parser.parse_args()
@@ -146,7 +152,7 @@ def main() -> None:
         for mixing in args.mixings:
             lines = train(args.data, args.work, mixing, seed)
             run = args.work / f"{mixing}-{seed}-finetune"
-            found = ask(args.data, run, untrained=not results)
+            found = ask(args.data, run, args.pictures, untrained=not results)
             untrained = untrained or found["untrained"]
             results.append(
                 {

@@ -19,7 +19,7 @@ TRAINING = [
     "python pipelines/demo_data/build_instructions.py --output data/demo/instructions",
     "aligncurate ingest --input data/demo/instructions/instructions.json --output data/demo/ingest",
     "aligntrain run finetune --data data/demo/ingest --output data/demo/finetune --resume",
-    "python pipelines/demo_data/answer_questions.py data/demo/finetune --pictures 40 --untrained",
+    "python pipelines/demo_data/answer_questions.py data/demo/finetune --kinds group --untrained",
 ]
 
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from rich.progress import track
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from aligntrain.job import EXPORT
 from aligntrain.model.build import build_model, build_processor
@@ -28,6 +29,7 @@ from aligntrain.recipes import load_recipe
 logger = logging.getLogger("answer_questions")
 
 QUESTIONS = Path("data/demo/instructions/questions.json")
+KINDS = ("is_this", "group", "name")
 BATCH = 32
 LONGEST = 16
 """Tokens of an answer, at most; the longest expected one has fewer."""
@@ -70,13 +72,17 @@ def load_untrained(seed: int = 0) -> tuple[Any, Any]:
     return model, processor
 
 
-def read_questions(path: Path, pictures: int | None = None) -> list[Question]:
-    """The questions on `pictures` of the held-out pictures, spread over all; None for every one."""
+def read_questions(
+    path: Path, pictures: int | None = None, kinds: Sequence[str] | None = None
+) -> list[Question]:
+    """The questions of `kinds` on so many of the held-out pictures, spread over all of them; None
+    for every one.
+    """
     questions: list[Question] = json.loads(path.read_text(encoding="utf-8"))
     ids = list(dict.fromkeys(question["id"] for question in questions))
     wanted = min(pictures or len(ids), len(ids))
     kept = {ids[number * len(ids) // wanted] for number in range(wanted)}
-    return [question for question in questions if question["id"] in kept]
+    return [q for q in questions if q["id"] in kept and (kinds is None or q["kind"] in kinds)]
 
 
 @torch.inference_mode()
@@ -141,11 +147,13 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="run folder of a finished fine-tuning")
     parser.add_argument("--questions", type=Path, default=QUESTIONS)
     parser.add_argument("--pictures", type=int, help="ask about so many; default: all")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="of these kinds; default: all")
     parser.add_argument("--untrained", action="store_true", help="ask the untrained model as well")
     parser.add_argument("--output", type=Path, help="JSON with every answer and the scores")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    questions = read_questions(args.questions, args.pictures)
+    disable_progress_bar()  # of weights being loaded
+    questions = read_questions(args.questions, args.pictures, args.kinds)
     folder = args.questions.parent
     written: dict[str, Any] = {}
     models = {"trained": lambda: load_trained(args.run)}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,16 +115,16 @@ def test_a_worker_that_dies_is_told_of(
 @pytest.mark.timeout(LIMIT_S)
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path, stage: int) -> None:
-    one, two = (
-        run(
-            "pretrain", place / "pairs", recipe=place / "tiny.yaml",
-            output=tmp_path / f"by-{count}", nproc=count, overrides=[f"zero_stage={stage}"],
-        )
-        for count in (1, 2)
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "recipe": place / "tiny.yaml",
+        "overrides": [f"zero_stage={stage}"],
+    }
+    prepare("pretrain", place / "pairs", output=tmp_path / "one", **given)
+    by_one = runs.train(tmp_path / "one")
+    two = run("pretrain", place / "pairs", output=tmp_path / "two", nproc=2, **given)
     for measured in (runs.losses, runs.held_out):
-        alone, together = (measured(read_metrics(result.folder)) for result in (one, two))
-        assert together == pytest.approx(alone, abs=2e-5)
+        together = measured(read_metrics(two.folder))
+        assert together == pytest.approx(measured(by_one), abs=2e-5)
     assert two.ending["rejected"] == {}
 
 

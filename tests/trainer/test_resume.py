@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from alignshared import InputError
 from aligntrain import checkpoint
 from aligntrain.checkpoint import checkpoints, newest_checkpoint
-from aligntrain.job import ending_of
+from aligntrain.job import ending_of, read_job
 from aligntrain.metrics import read_metrics
 from aligntrain.run import prepare, run
 from tests.trainer import runs
@@ -98,6 +98,14 @@ def test_a_run_of_another_recipe_or_data_is_refused(place: Path, tmp_path: Path)
     runs.pairs(tmp_path / "pairs", 40)
     with pytest.raises(InputError, match="other data"):
         prepare("pretrain", tmp_path / "pairs", recipe=recipe, output=output, resume=True)
+
+
+def test_a_run_that_made_no_step_may_be_made_anew(place: Path, tmp_path: Path) -> None:
+    recipe = place / "tiny.yaml"
+    prepare("pretrain", place / "pairs", recipe=recipe, output=tmp_path / "run")
+    prepare("pretrain", place / "pairs", recipe=recipe, output=tmp_path / "run",
+            overrides=["seed=1"])  # fmt: skip
+    assert read_job(tmp_path / "run").recipe.seed == 1
 
 
 def test_data_that_changed_is_refused(place: Path, tmp_path: Path) -> None:

@@ -176,6 +176,7 @@ def chat(
     """Ask a trained model about a picture; the answer comes as it is written."""
     from aligntrain.chat import Chat
 
+    terminal.hide_loading()
     conversation = Chat.load(model)
     prompts = iter([prompt]) if prompt is not None else _prompts()
     picture = image
@@ -206,6 +207,7 @@ def convert(
     """Read AlignGPT's or LLaVA-1.5's own files and write a model in transformers' form."""
     from aligntrain.convert import convert
 
+    terminal.hide_loading()
     terminal.show_converted(convert(source, output, vision_tower=vision_tower, llm=llm))
 
 

@@ -21,6 +21,7 @@ from aligntrain.recipes import Recipe, dump, loads
 
 RUN = "run.json"
 RECIPE = "recipe.yaml"
+METRICS = "metrics.jsonl"
 FINISHED = "finished.json"
 EXPORT = "export"
 """The folder of the trained model, in transformers' form."""

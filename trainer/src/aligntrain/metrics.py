@@ -29,9 +29,9 @@ from typing import Any
 
 import torch
 
+from aligntrain.job import METRICS
 from aligntrain.phases import part_of
 
-FILE = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 PEAK_FLOPS = {
@@ -224,7 +224,7 @@ class Recorder:
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._path = folder / FILE
+        self._path = folder / METRICS
         _cut(self._path, step)
         self._lines = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(os.fspath(folder / TENSORBOARD), purge_step=step + 1)
@@ -245,7 +245,7 @@ class Recorder:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of the run in `folder`, oldest first; a last line that is cut off is left out."""
-    path = folder / FILE
+    path = folder / METRICS
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from aligntrain.job import (
     ADAPTER,
     EXPORT,
     FINISHED,
+    METRICS,
     Job,
     Start,
     ending_of,
@@ -119,7 +120,7 @@ def _prepared(
     resolved = load_recipe(recipe, phase, overrides)
     folder = _folder(resolved, output)
     location, digest = _check_data(resolved, data)
-    there = read_job(folder) if is_job(folder) else None
+    there = read_job(folder) if _has_begun(folder) else None
     # A run that is there keeps its start, whatever has been pretrained since.
     known = there is not None and start is None
     begin = there.start if there is not None and known else _start(phase, start, folder)
@@ -130,7 +131,7 @@ def _prepared(
         done = ending_of(folder)
         if done is None and not resume:
             _refuse_unfinished(folder)
-    elif folder.exists() and not _is_empty(folder):
+    elif folder.exists() and not _is_empty(folder) and not is_job(folder):
         raise InputError(f"{folder} holds something else than a run; give another --output.")
     return job, done
 
@@ -141,6 +142,12 @@ def _folder(recipe: Recipe, output: str | Path | None) -> Path:
     if "://" in os.fspath(output):
         raise InputError(f"--output {output} is not on this machine; give a folder that is.")
     return Path(output)
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a step of the run in `folder` was made; until then it may be made anew."""
+    metrics = folder / METRICS
+    return is_job(folder) and metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _is_empty(folder: Path) -> bool:

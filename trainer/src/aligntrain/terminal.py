@@ -34,6 +34,13 @@ def show_log(level: int) -> None:
     log.propagate = False
 
 
+def hide_loading() -> None:
+    """Have transformers draw no bar while it loads weights."""
+    from transformers.utils import logging as theirs
+
+    theirs.disable_progress_bar()
+
+
 def show_error(sentence: str) -> None:
     """Print what is wrong, where, and what to do."""
     notes.print(Text("error: ", style="bold red").append(sentence, style="default"))
