@@ -8,6 +8,7 @@ the best constant answer to each kind of question.
 import argparse
 import json
 import logging
+import shlex
 import statistics
 import subprocess
 import sys
@@ -19,13 +20,13 @@ from matplotlib.figure import Figure
 from recording import record, table
 
 from aligntrain.metrics import read_metrics
+from aligntrain.recipes import PHASES
 
 logger = logging.getLogger("demo_learning")
 
 ROOT = Path(__file__).parents[1]
 ASK = ROOT / "pipelines/demo_data/answer_questions.py"
 PICTURE = ROOT / "docs/images/demo-learning.png"
-PHASES = ("pretrain", "finetune")
 KINDS = {"is_this": "is this a …?", "group": "which group?", "name": "what is this?"}
 COLOURS = ("#1b6e8c", "#c1602c", "#6fa58b", "#7a5c99")
 
@@ -64,8 +65,9 @@ def ask(data: Path, run: Path, pictures: int, *, untrained: bool) -> dict[str, A
 
 
 def _call(command: Sequence[Any]) -> None:
-    logger.info("$ %s", " ".join(map(str, command)))
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    words = [str(word) for word in command]
+    logger.info("$ %s", shlex.join(words))
+    subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
 
 
 def losses(lines: list[dict[str, Any]], name: str = "loss") -> list[float]:
@@ -111,11 +113,7 @@ def report(results: list[dict[str, Any]], untrained: dict[str, Any]) -> str:
         own = [result for result in results if result["mixing"] == mixing]
         asked = [_spread([accuracy(r["scores"][kind]) for r in own], 1) for kind in KINDS]
         rows.append([f"mixing `{mixing}`", *asked])
-        ends = [
-            _spread([r[name][phase][-1] for r in own], 3)
-            for phase in PHASES
-            for name in ("validation_loss",)
-        ]
+        ends = [_spread([r["validation_loss"][phase][-1] for r in own], 3) for phase in PHASES]
         starts = [_spread([r["loss"][phase][0] for r in own], 3) for phase in PHASES]
         lines.append([f"`{mixing}`", starts[0], ends[0], starts[1], ends[1]])
     count = {kind: untrained[kind]["asked"] for kind in KINDS}

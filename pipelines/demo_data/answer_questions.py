@@ -19,12 +19,11 @@ from typing import Any
 import torch
 from PIL import Image
 from rich.progress import track
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils.logging import disable_progress_bar
 
-from aligntrain.job import EXPORT
+from aligntrain.chat import Chat
 from aligntrain.model.build import build_model, build_processor
 from aligntrain.recipes import load_recipe
+from aligntrain.terminal import hide_loading
 
 logger = logging.getLogger("answer_questions")
 
@@ -55,9 +54,8 @@ class Score:
 
 def load_trained(run: Path) -> tuple[Any, Any]:
     """Model and processor of a finished run."""
-    folder = run / EXPORT
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    chat = Chat.load(run, device="cpu")
+    return chat.model, chat.processor
 
 
 def load_untrained(seed: int = 0) -> tuple[Any, Any]:
@@ -152,7 +150,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON with every answer and the scores")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    disable_progress_bar()  # of weights being loaded
+    hide_loading()
     questions = read_questions(args.questions, args.pictures, args.kinds)
     folder = args.questions.parent
     written: dict[str, Any] = {}

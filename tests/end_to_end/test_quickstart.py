@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from alignshared import Dataset
+from aligntrain.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +87,8 @@ def test_a_few_steps_of_training_lower_the_losses_and_the_model_answers(
     command(data, f"aligntrain run pretrain --data data/demo/bucket {short}")
     command(data, f"aligntrain run finetune --data data/demo/ingest {short}")
     for phase in ("pretrain", "finetune"):
-        lines = (data.parents[1] / f"runs/demo-{phase}/metrics.jsonl").read_text().splitlines()
-        losses = [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
+        lines = read_metrics(data.parents[1] / f"runs/demo-{phase}")
+        losses = [line["loss"] for line in lines if "loss" in line]
         assert len(losses) == 8
         assert sum(losses[4:]) < sum(losses[:4])
     question = json.loads((data / "instructions/questions.json").read_text("utf-8"))[0]

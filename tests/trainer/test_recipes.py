@@ -163,7 +163,7 @@ def test_overrides_that_cannot_be(override: str, said: str) -> None:
         ),
         (
             MINIMAL.replace("finetune:", "fine_tune:"),
-            "key fine_tune; did you mean finetune",
+            "unknown key fine_tune; did you mean finetune",
         ),
         (MINIMAL.replace("{lr: 2e-5}", "{}"), "mine.yaml (finetune) lacks the key optimizer.lr"),
         (MINIMAL.replace("1e-3", "high"), "(pretrain) should be a valid number, not 'high'"),

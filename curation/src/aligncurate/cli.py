@@ -75,6 +75,10 @@ _Dataset = Annotated[
 _Output = Annotated[
     str | None, typer.Option(help="Folder to write; by default a sibling of the input.")
 ]
+_ImageRoot = Annotated[
+    str | None,
+    typer.Option(help="Folder that pictures' paths start from; by default the input's own."),
+]
 _Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the dataset or unfinished run in the output.")
 ]
@@ -91,10 +95,7 @@ def score(
     output: Annotated[
         str | None, typer.Option(help="Folder to write; by default data/<name>/score.")
     ] = None,
-    image_root: Annotated[
-        str | None,
-        typer.Option(help="Folder that pictures' paths start from; by default the input's own."),
-    ] = None,
+    image_root: _ImageRoot = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -167,10 +168,7 @@ def ingest(
     output: Annotated[
         str | None, typer.Option(help="Folder to write; by default data/<name>/ingest.")
     ] = None,
-    image_root: Annotated[
-        str | None,
-        typer.Option(help="Folder that pictures' paths start from; by default the input's own."),
-    ] = None,
+    image_root: _ImageRoot = None,
     shard_rows: Annotated[
         int | None, typer.Option(help="Records per shard; by default what suits their number.")
     ] = None,

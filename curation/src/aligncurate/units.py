@@ -6,13 +6,20 @@ were never given their names.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.output import RUN_FOLDER, WrittenRejects, shard_name, write_rejects
+from aligncurate.output import (
+    RUN_FOLDER,
+    WrittenRejects,
+    release_output,
+    shard_name,
+    write_rejects,
+)
 from alignshared import AlignError, Reject, ShardInfo, Storage
 from alignshared.shards import writing_shard
 
@@ -92,6 +99,17 @@ def write_unit(
             "the same command to go on."
         ) from error
     return record
+
+
+@contextmanager
+def released_if_empty(output: Storage) -> Generator[None, None, None]:
+    """Where what is done inside fails before a unit is finished, `output` is as good as new."""
+    try:
+        yield
+    except BaseException:
+        if not any(finished_units(output)):
+            release_output(output)
+        raise
 
 
 def finished_units(output: Storage) -> Iterator[UnitRecord]:

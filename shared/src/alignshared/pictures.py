@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from alignshared.rejects import Reason
 
@@ -122,7 +122,8 @@ def _open(data: bytes) -> Image.Image:
 
 def _upright(image: Image.Image) -> Image.Image:
     with suppress(*_DECODE_ERRORS):  # A damaged EXIF block does not make the picture unusable.
-        return ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # or it would be copied
+            return ImageOps.exif_transpose(image)
     return image
 
 

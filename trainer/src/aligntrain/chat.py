@@ -19,9 +19,8 @@ from transformers import (
 
 from alignshared import InputError
 from alignshared.pictures import to_rgb
-from aligntrain.data.pictures import decode_picture
-from aligntrain.data.unusable import Unusable
 from aligntrain.job import EXPORT
+from aligntrain.model.processing import read_picture
 from aligntrain.placeholders import IMAGE_MARK
 
 
@@ -99,7 +98,8 @@ class Chat:
                 "leave it out and give the picture as image."
             )
         if image is not None:
-            content.insert(0, {"type": "image", "image": read_picture(image)})
+            picture = to_rgb(image) if isinstance(image, Image.Image) else read_picture(image)
+            content.insert(0, {"type": "image", "image": picture})
         turn = {"role": "user", "content": content}
         before = [] if self._captions_only else self._messages
         inputs = self._inputs([*before, turn])
@@ -222,24 +222,6 @@ class _Stop:
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self._enough.is_set(), device=input_ids.device)
-
-
-def read_picture(image: str | Path | Image.Image) -> Image.Image:
-    """`image` as training sees it, in RGB.
-
-    Raises:
-        InputError: there is no such file, or it holds no picture.
-    """
-    if isinstance(image, Image.Image):
-        return to_rgb(image)
-    try:
-        return decode_picture(Path(image).read_bytes())
-    except OSError as error:
-        raise InputError(f"the picture {image} cannot be read ({error.strerror}).") from error
-    except Unusable as problem:
-        raise InputError(
-            f"the file {image} holds no picture that can be read ({problem.detail})."
-        ) from problem
 
 
 def _model_folder(folder: Path) -> Path:

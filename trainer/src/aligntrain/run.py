@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
 from aligntrain import checkpoint
@@ -24,6 +24,9 @@ from aligntrain.job import (
 from aligntrain.launch import launch, process_count
 from aligntrain.recipes import PHASES, Phase, load_recipe
 from aligntrain.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    from aligntrain.data.shards import Shards
 
 RUNS = Path("runs")
 """Where run folders lie that nobody has named: `runs/<recipe>-<phase>`."""
@@ -119,12 +122,11 @@ def _prepared(
         raise InputError(f"the phase {phase} is unknown; give {' or '.join(PHASES)}.")
     resolved = load_recipe(recipe, phase, overrides)
     folder = _folder(resolved, output)
-    location, digest = _check_data(resolved, data)
+    shards = _open_data(resolved, data)
     there = read_job(folder) if _has_begun(folder) else None
     # A run that is there keeps its start, whatever has been pretrained since.
-    known = there is not None and start is None
-    begin = there.start if there is not None and known else _start(phase, start, folder)
-    job = Job(folder, resolved, location, digest, begin)
+    begin = there.start if there is not None and start is None else _start(phase, start, folder)
+    job = Job(folder, resolved, shards.location, shards.digest, begin)
     done = None
     if there is not None:
         _check_same(there, job)
@@ -133,6 +135,8 @@ def _prepared(
             _refuse_unfinished(folder)
     elif folder.exists() and not _is_empty(folder) and not is_job(folder):
         raise InputError(f"{folder} holds something else than a run; give another --output.")
+    if done is None and resolved.data.verify:
+        shards.verify()
     return job, done
 
 
@@ -154,15 +158,10 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not {p.name for p in folder.iterdir()} - _WHATEVER_THERE
 
 
-def _check_data(recipe: Recipe, data: str | os.PathLike[str]) -> tuple[str, str]:
+def _open_data(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
     from aligntrain.data.shards import Shards
 
-    shards = Shards(
-        data, levels=levels_wanted(recipe), conversations=recipe.data.template != "plain"
-    )
-    if recipe.data.verify:
-        shards.verify()
-    return shards.location, shards.digest
+    return Shards(data, levels=levels_wanted(recipe), conversations=recipe.data.template != "plain")
 
 
 def _check_batch(recipe: Recipe, processes: int) -> None:

@@ -16,14 +16,20 @@ from aligncurate.output import (
     finish,
     open_output,
     provenance,
-    release_output,
 )
 from aligncurate.places import default_output
 from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.sources.files import read_picture
 from aligncurate.sources.instructions import InstructionSource
-from aligncurate.units import FinishedBatch, Timing, UnitRecord, finished_units, write_unit
+from aligncurate.units import (
+    FinishedBatch,
+    Timing,
+    UnitRecord,
+    finished_units,
+    released_if_empty,
+    write_unit,
+)
 from alignshared import Dataset, InputError, Manifest, Parent, Reject, Storage
 from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import IMAGE_TYPE, ingested_schema
@@ -78,15 +84,11 @@ def ingest(
         log.info("%s is finished already; nothing was done.", storage.location)
         return Dataset(storage.location)
     began = time.monotonic()
-    try:
+    with released_if_empty(storage):
         units = source.plan(storage.child(RUN_FOLDER), shard_rows)
         if not units:
             raise InputError(f"there are no records in {source.location}.")
         records = _run(source, units, storage, on_progress)
-    except BaseException:
-        if not any(finished_units(storage)):
-            release_output(storage)
-        raise
     how = {"records": sum(unit.rows for unit in units), "seconds": time.monotonic() - began}
     return finish(storage, _manifest(config | {"execution": how}, records))
 

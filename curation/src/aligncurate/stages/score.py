@@ -20,7 +20,6 @@ from aligncurate.output import (
     open_output,
     provenance,
     read_rejects,
-    release_output,
 )
 from aligncurate.places import default_output
 from aligncurate.progress import OnProgress, silent
@@ -33,7 +32,7 @@ from aligncurate.stages.scoring import (
     WriteScored,
     score_in_process,
 )
-from aligncurate.units import Timing, UnitRecord, finished_units
+from aligncurate.units import Timing, UnitRecord, finished_units, released_if_empty
 from alignshared import Dataset, InputError, Manifest, Parent, Storage
 
 log = logging.getLogger("aligncurate")
@@ -146,12 +145,8 @@ def score(  # noqa: PLR0913 the command's options
         log.info("%s is finished already; nothing was done.", storage.location)
         return Dataset(storage.location)
     job = _Job(replace(scoring, output=storage.location), shard_rows, config, execution)
-    try:
+    with released_if_empty(storage):
         dataset = _run(job, show_progress)
-    except BaseException:
-        if not any(finished_units(storage)):
-            release_output(storage)
-        raise
     _warn_of_rejects(dataset)
     return dataset
 

@@ -2,6 +2,7 @@
 # pyright: reportArgumentType=false
 """From prompts and images to what the model reads, and back."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +16,7 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
 
 from alignshared import InputError
-from alignshared.pictures import decode_image, to_rgb
+from alignshared.pictures import ImageError, decode_image, to_rgb
 from aligntrain import vicuna
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
@@ -272,11 +273,27 @@ def _flat(images: Any) -> list[Any]:
 
 
 def _picture(image: Any) -> Image.Image:
-    if isinstance(image, str) and Path(image).is_file():
-        return decode_image(Path(image).read_bytes())
-    if isinstance(image, str):  # an address, or base64
-        image = load_image(image)
+    if isinstance(image, str):
+        # Not Path.is_file, which raises at a text as long as a picture in base64.
+        image = read_picture(image) if os.path.isfile(image) else load_image(image)
     return to_rgb(image if isinstance(image, Image.Image) else to_pil_image(image))
+
+
+def read_picture(path: str | Path) -> Image.Image:
+    """The picture in the file `path`, as training sees it, in RGB.
+
+    Raises:
+        InputError: there is no such file, or it holds no picture.
+    """
+    try:
+        return decode_image(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"the picture {path} cannot be read ({error.strerror}).") from error
+    except ImageError as problem:
+        raise InputError(
+            f"the file {path} holds no picture that can be read "
+            f"({problem.reason.value}: {problem.detail})."
+        ) from problem
 
 
 def _on_square(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
