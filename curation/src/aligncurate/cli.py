@@ -1,20 +1,18 @@
-"""The `aligncurate` command: parse, call one library function, print what came of it.
+"""The `aligncurate` command: its global options, its errors, and the list of its commands.
 
 Nothing heavy is imported at the top, so that `--help` answers at once.
 """
 
 import logging
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from aligncurate import terminal
+from aligncurate.commands import bucket, ingest, inspect, report, score, validate
 from alignshared.errors import AlignError
-
-if TYPE_CHECKING:
-    from alignshared import Dataset
 
 _INTERRUPTED = 130
 """What shells answer for a command that Ctrl-C stopped."""
@@ -69,211 +67,15 @@ def aligncurate(
     terminal.show_log(logging.DEBUG if debug else logging.INFO)
 
 
-_Dataset = Annotated[
-    str | None, typer.Option(help="Dataset to read; by default the newest that fits in data/.")
-]
-_Output = Annotated[
-    str | None, typer.Option(help="Folder to write; by default a sibling of the input.")
-]
-_ImageRoot = Annotated[
-    str | None,
-    typer.Option(help="Folder that pictures' paths start from; by default the input's own."),
-]
-_Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the dataset or unfinished run in the output.")
-]
-
-
-@app.command()
-def score(
-    input: Annotated[
-        str,
-        typer.Option(
-            help="demo, laion-cc-sbu, a LLaVA .json or .jsonl, or a file, folder or glob of Parquet"
-        ),
-    ],
-    output: Annotated[
-        str | None, typer.Option(help="Folder to write; by default data/<name>/score.")
-    ] = None,
-    image_root: _ImageRoot = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="open_clip architecture, hf-hub: name, folder, or demo. By default demo for the "
-            "demo pairs, else ViT-L-14-336."
-        ),
-    ] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(help="Pretrained tag or weights file of an architecture; by default openai."),
-    ] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
-        typer.Option(help="auto: fp32 on CPU, bf16 on GPU."),
-    ] = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option(help="Pairs per forward pass; by default 64 on CPU, 256 on GPU.")
-    ] = None,
-    shard_rows: Annotated[
-        int | None, typer.Option(help="Pairs per shard; by default what suits their number.")
-    ] = None,
-    engine: Annotated[
-        Literal["auto", "local", "ray"],
-        typer.Option(help="auto: this process for small inputs on one device, else Ray."),
-    ] = "auto",
-    workers: Annotated[
-        int | None, typer.Option(help="Processes or threads on CPU; by default one per core.")
-    ] = None,
-    gpus: Annotated[
-        int | None, typer.Option(help="GPUs to use; by default all, 0 for none.")
-    ] = None,
-    ray_address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster, or auto; by default a local one.")
-    ] = None,
-    embeddings: Annotated[
-        bool, typer.Option("--embeddings", help="Also write both embeddings, float16.")
-    ] = False,
-    overwrite: _Overwrite = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show Ray's own log.")] = False,
-) -> None:
-    """Score pairs: write each with the cosine of its image and caption under CLIP."""
-    from aligncurate.progress import showing
-    from aligncurate.stages.score import Execution, score
-
-    execution = Execution(engine, workers, gpus, ray_address, verbose)
-    dataset = score(
-        input,
-        output,
-        image_root=image_root,
-        model=model,
-        weights=weights,
-        precision=precision,
-        batch_size=batch_size,
-        shard_rows=shard_rows,
-        embeddings=embeddings,
-        overwrite=overwrite,
-        execution=execution,
-        show_progress=lambda task, total, begun: showing(
-            task, total, "pairs", terminal.progress, begun
-        ),
-    )
-    terminal.show_scored(dataset)
-
-
-@app.command()
-def ingest(
-    input: Annotated[
-        str, typer.Option(help="LLaVA instruction data: a .json or .jsonl with conversations.")
-    ],
-    output: Annotated[
-        str | None, typer.Option(help="Folder to write; by default data/<name>/ingest.")
-    ] = None,
-    image_root: _ImageRoot = None,
-    shard_rows: Annotated[
-        int | None, typer.Option(help="Records per shard; by default what suits their number.")
-    ] = None,
-    overwrite: _Overwrite = False,
-) -> None:
-    """Write conversations and their pictures as shards for fine-tuning, unscored."""
-    from aligncurate.progress import showing
-    from aligncurate.stages.ingest import ingest
-
-    with showing("ingest", None, "records", terminal.progress) as on_progress:
-        dataset = ingest(
-            input,
-            output,
-            image_root=image_root,
-            shard_rows=shard_rows,
-            overwrite=overwrite,
-            on_progress=on_progress,
-        )
-    terminal.show_ingested(dataset)
-
-
-@app.command()
-def bucket(
-    input: _Dataset = None,
-    output: _Output = None,
-    levels: Annotated[int | None, typer.Option(help="Number of levels; 8 by default.")] = None,
-    edges: Annotated[
-        str | None,
-        typer.Option(help="levels.json of an earlier run: put these pairs on its edges."),
-    ] = None,
-    scheme: Annotated[
-        Literal["quantile", "equal-width"],
-        typer.Option(help="Levels of equal size, or of equal width in score."),
-    ] = "quantile",
-    workers: Annotated[int | None, typer.Option(help="Threads; by default one per core.")] = None,
-    overwrite: _Overwrite = False,
-) -> None:
-    """Sort scored pairs into alignment levels by exact quantiles of their scores."""
-    from aligncurate.progress import showing
-    from aligncurate.stages.bucket import bucket
-    from aligncurate.stages.inspect import inspect
-
-    scored = _dataset(input, "score")
-    with showing("bucket", scored.manifest.rows, "pairs", terminal.progress) as on_progress:
-        dataset = bucket(
-            scored.location,
-            output,
-            levels=levels,
-            edges=edges,
-            scheme=scheme,
-            workers=workers,
-            overwrite=overwrite,
-            on_progress=on_progress,
-        )
-    terminal.show_levels(inspect(dataset.location))
-
-
-@app.command()
-def report(
-    input: _Dataset = None,
-    output: _Output = None,
-    examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
-) -> None:
-    """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
-    from aligncurate.progress import showing
-    from aligncurate.stages.report import report
-
-    dataset = _dataset(input, "bucket", "score")
-    with showing("report", 2 * dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
-        files = report(dataset.location, output, examples=examples, on_progress=on_progress)
-    terminal.show_files([files.page, files.histogram, files.levels, files.gallery])
-
-
-@app.command()
-def inspect(input: _Dataset = None) -> None:
-    """Tell what is in a dataset, from its manifest."""
-    from aligncurate.stages.inspect import inspect
-
-    # Not opened as a dataset if it is named: an unfinished run can be inspected too.
-    terminal.show_inspection(inspect(input or _dataset(None, "bucket", "score").location))
-
-
-@app.command()
-def validate(input: _Dataset = None) -> None:
-    """Check that a dataset keeps the contract: checksums, columns, ids, counts, levels."""
-    from aligncurate.progress import showing
-    from aligncurate.stages.validate import validate
-
-    dataset = _dataset(input, "bucket", "score")
-    with showing("validate", dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
-        found = validate(dataset.location, on_progress=on_progress)
-    terminal.show_validation(found)
-    if not found.ok:
-        raise typer.Exit(2)
-
-
-def _dataset(input: str | None, *stages: str) -> "Dataset":
-    from aligncurate.places import newest_dataset
-    from alignshared import Dataset
-
-    if input is not None:
-        return Dataset(input)
-    dataset = newest_dataset(*stages)
-    logging.getLogger("aligncurate").info("reading %s.", terminal.near(dataset.location))
-    return dataset
+for command in (
+    score.score,
+    ingest.ingest,
+    bucket.bucket,
+    report.report,
+    inspect.inspect,
+    validate.validate,
+):
+    app.command()(command)
 
 
 def main() -> None:

@@ -1,0 +1,37 @@
+"""`aligncurate ingest`."""
+
+from typing import Annotated
+
+import typer
+
+from aligncurate import terminal
+from aligncurate.commands.options import ImageRootOption, OverwriteOption
+
+
+def ingest(
+    input: Annotated[
+        str, typer.Option(help="LLaVA instruction data: a .json or .jsonl with conversations.")
+    ],
+    output: Annotated[
+        str | None, typer.Option(help="Folder to write; by default data/<name>/ingest.")
+    ] = None,
+    image_root: ImageRootOption = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(help="Records per shard; by default what suits their number.")
+    ] = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write conversations and their pictures as shards for fine-tuning, unscored."""
+    from aligncurate.progress import showing
+    from aligncurate.stages.ingest import ingest
+
+    with showing("ingest", None, "records", terminal.progress) as on_progress:
+        dataset = ingest(
+            input,
+            output,
+            image_root=image_root,
+            shard_rows=shard_rows,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    terminal.show_ingested(dataset)

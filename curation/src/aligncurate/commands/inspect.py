@@ -1,0 +1,12 @@
+"""`aligncurate inspect`."""
+
+from aligncurate import terminal
+from aligncurate.commands.options import DatasetOption, dataset_at
+
+
+def inspect(input: DatasetOption = None) -> None:
+    """Tell what is in a dataset, from its manifest."""
+    from aligncurate.stages.inspect import inspect
+
+    # Not opened as a dataset if it is named: an unfinished run can be inspected too.
+    terminal.show_inspection(inspect(input or dataset_at(None, "bucket", "score").location))

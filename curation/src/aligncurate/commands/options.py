@@ -1,0 +1,37 @@
+"""Options that several commands share."""
+
+import logging
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aligncurate import terminal
+
+if TYPE_CHECKING:
+    from alignshared import Dataset
+
+DatasetOption = Annotated[
+    str | None, typer.Option(help="Dataset to read; by default the newest that fits in data/.")
+]
+OutputOption = Annotated[
+    str | None, typer.Option(help="Folder to write; by default a sibling of the input.")
+]
+ImageRootOption = Annotated[
+    str | None,
+    typer.Option(help="Folder that pictures' paths start from; by default the input's own."),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the dataset or unfinished run in the output.")
+]
+
+
+def dataset_at(input: str | None, *stages: str) -> "Dataset":
+    """The dataset at `input`, or the newest one under `data/` that one of `stages` wrote."""
+    from aligncurate.places import newest_dataset
+    from alignshared import Dataset
+
+    if input is not None:
+        return Dataset(input)
+    dataset = newest_dataset(*stages)
+    logging.getLogger("aligncurate").info("reading %s.", terminal.near(dataset.location))
+    return dataset

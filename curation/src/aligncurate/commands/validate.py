@@ -1,0 +1,19 @@
+"""`aligncurate validate`."""
+
+import typer
+
+from aligncurate import terminal
+from aligncurate.commands.options import DatasetOption, dataset_at
+
+
+def validate(input: DatasetOption = None) -> None:
+    """Check that a dataset keeps the contract: checksums, columns, ids, counts, levels."""
+    from aligncurate.progress import showing
+    from aligncurate.stages.validate import validate
+
+    dataset = dataset_at(input, "bucket", "score")
+    with showing("validate", dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
+        found = validate(dataset.location, on_progress=on_progress)
+    terminal.show_validation(found)
+    if not found.ok:
+        raise typer.Exit(2)
