@@ -13,6 +13,7 @@ from aligncurate.reporting.words import (
     share_text,
 )
 from alignshared import LevelEdges, LevelStatistics, ModelInfo
+from alignshared.schema import score_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Inspection:
     columns: list[Column]
     fault: str | None
     model: ModelInfo | None
+    models: dict[str, ModelInfo]
     edges: LevelEdges | None
     levels: list[LevelStatistics]
     config: dict[str, Any]
@@ -77,6 +79,11 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
             ("precision", f"{found.model.precision}, {found.model.image_size} px"),
             ("weights SHA-256", found.model.weights_sha256),
         ]
+        rows += unusual(found.model)
+    rows += [
+        (score_column(name), f"{model.name}, weights {model.weights}")
+        for name, model in found.models.items()
+    ]
     if found.edges:
         rows += [("levels", f"{found.edges.levels}, {found.edges.scheme}")]
     told = (
@@ -86,6 +93,16 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
         ("fault", found.fault),
     )
     return rows + [(name, value) for name, value in told if value]
+
+
+def unusual(model: ModelInfo) -> list[tuple[str, str]]:
+    """How pictures and captions were shown to `model`, where that was not the usual way."""
+    told = (
+        ("view", model.view),
+        ("long captions", model.long_captions),
+        ("decode", model.decode),
+    )
+    return [(name, value) for name, value in told if value]
 
 
 def reject_rows(found: Inspection) -> list[tuple[str, str]]:
