@@ -16,6 +16,8 @@ from alignshared.storage import Storage
 MANIFEST_FILE = "manifest.json"
 LEVELS_FILE = "levels.json"
 REJECTS_FOLDER = "rejects"
+STATISTICS_FILE = "statistics.json"
+"""A summary that readers of a finished dataset leave beside its manifest; it may be deleted."""
 
 _OPTIONAL_OF_MODEL = ("view", "long_captions", "decode")
 

@@ -41,6 +41,11 @@ def dataset_name(dataset: Dataset) -> str:
 
 def render_page(content: ReportContent) -> str:
     """The HTML of the report."""
+    return render("page.html.j2", _context(content))
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """The HTML of a template in this folder, with every text in `context` escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,12 +56,13 @@ def render_page(content: ReportContent) -> str:
     environment.filters |= {
         "score": words.score_text,
         "share": words.share_text,
+        "change": words.change_text,
         "clip": words.clip_text,
         "clip_middle": words.clip_middle,
         "size": words.bytes_text,
         "thousands": lambda count: f"{count:,}",
     }
-    return environment.get_template("page.html.j2").render(_context(content))
+    return environment.get_template(template).render(context)
 
 
 def _context(content: ReportContent) -> dict[str, Any]:
