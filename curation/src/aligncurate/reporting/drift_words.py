@@ -40,9 +40,9 @@ def _scores(drift: Drift) -> str:
     base, other = name_text(drift.base.name), name_text(drift.other.name)
     if abs(step) < _SAME_MEAN:
         return f"The mean score of {other} is nearly that of {base}: {means}."
-    by = f"by {abs(step):.2f} of its standard deviations" if a.deviation else "all of one score"
+    by = f", by {abs(step):.2f} of the latter’s standard deviations" if a.deviation else ""
     way = "higher" if step > 0 else "lower"
-    return f"The mean score of {other} is {way} than that of {base}, {by}: {means}."
+    return f"The mean score of {other} is {way} than that of {base}{by}: {means}."
 
 
 def _shares(drift: Drift) -> str:

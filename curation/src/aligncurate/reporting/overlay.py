@@ -11,6 +11,7 @@ from aligncurate.reporting.chart import score_label, ticks
 from alignshared import LevelEdges
 
 _HEADROOM = 1.06
+_PERCENT = "\N{NARROW NO-BREAK SPACE}%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ def lay_out_overlay(base: Histogram, other: Histogram, edges: LevelEdges | None)
         bands=bands if edges else [],
         x_ticks=[(x(t), score_label(t, span)) for t in ticks(left, right, 7)],
         y_ticks=[
-            (round(t / shares.top * 100, 3), f"{100 * t:g} %") for t in ticks(0, shares.top, 4)
+            (round(t / shares.top * 100, 3), f"{100 * t:g}{_PERCENT}")
+            for t in ticks(0, shares.top, 4)
         ],
         bin_width=f"{shares.width:g}",
     )

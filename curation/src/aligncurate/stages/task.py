@@ -15,7 +15,7 @@ Decode = Literal["exact", "fast"]
 gives at a half, a quarter or an eighth of the scale.
 """
 
-_MARGIN = 2
+REDUCED_MARGIN = 2
 """Decoded at reduced scale, a picture's shorter side keeps this many times the models' input."""
 
 
@@ -63,7 +63,7 @@ class Scoring:
         """How many pixels a picture's shorter side keeps at least; None decodes all of them."""
         if self.decode == "exact":
             return None
-        return _MARGIN * max(_longest(framing["size"]) for framing in self.framings)
+        return REDUCED_MARGIN * max(_longest(framing["size"]) for framing in self.framings)
 
     def info(self, clip: ResolvedClip) -> ModelInfo:
         """What the manifest says of one of the models."""
