@@ -30,7 +30,7 @@ from alignshared import demo
 from alignshared.pictures import decode_sized
 
 PACKAGES = ["aligncurate", "open_clip_torch", "torch", "pillow"]
-MARGINS = (1, 2, 4)
+MARGINS = (1, 2, 4, 8)
 BATCH = 64
 QUALITY = 90
 SPEED_SIZES = ((1024, 768), (2048, 1536), (4032, 3024))

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligncurate import report, validate
+from aligncurate import inspect, report, validate
 from aligncurate.core.moments import Moments
 from aligncurate.core.sizes import SizeCounts
 from aligncurate.reporting import shortlist
+from aligncurate.reporting.inspection import facts
 from aligncurate.reporting.summary import ScoreSummary, known_summary, summarise, summary_of
 from alignshared import Dataset
 from tests.curation.datasets import (
@@ -152,6 +153,14 @@ def test_a_second_report_reads_no_shard_but_for_its_examples(
     report(tmp_path / "score", tmp_path / "two", examples=1)
     assert len(set(opened) - {"shard-00000.parquet"}) <= 3
     assert files_in(tmp_path / "one") == files_in(tmp_path / "two")
+
+
+def test_inspect_tells_the_scores_without_reading_them(tmp_path: Path) -> None:
+    write_levelled_dataset(tmp_path / "bucket", SCORES)
+    assert "scores" not in dict(facts(inspect(tmp_path / "bucket")))
+    report(tmp_path / "bucket", examples=1)
+    told = dict(facts(inspect(tmp_path / "bucket")))["scores"]
+    assert f"mean {np.mean(SCORES):.4f}, standard deviation {np.std(SCORES):.4f}, from" in told
 
 
 def test_more_examples_than_are_written_down_take_another_pass(tmp_path: Path) -> None:

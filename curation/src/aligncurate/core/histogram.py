@@ -8,7 +8,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from aligncurate.core.moments import Moments
+from aligncurate.core.moments import Moment, Moments
 from aligncurate.core.sizes import fill, sparse
 
 _FINE_BINS = 20_000
@@ -76,6 +76,11 @@ class Histogram:
     def counts(self) -> npt.NDArray[np.int64]:
         """Counts [20,000] int64 of the bins, each 0.0001 wide, from -1 upwards."""
         return self._fine
+
+    @property
+    def moment(self) -> Moment:
+        """Count, mean, spread, least and greatest of the scores."""
+        return self._moments[0]
 
     @property
     def mean(self) -> float:

@@ -105,6 +105,6 @@ class Moments:
         return moments
 
 
-def _divided(numbers: Floats, by: npt.NDArray[np.int64]) -> Floats:
+def _divided(numbers: npt.NDArray[Any], by: npt.NDArray[np.int64]) -> Floats:
     """`numbers` / `by`, 0 where that is 0."""
     return np.divide(numbers, by, out=np.zeros(len(numbers)), where=by > 0)

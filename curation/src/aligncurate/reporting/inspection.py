@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from aligncurate.core.moments import Moment
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.words import (
     bytes_text,
@@ -30,8 +31,9 @@ class Inspection:
 
     Of an unfinished run, `rows`, `rejects`, `shards` and `bytes` count what is done so far, and
     `stage`, `package`, `created` and `digest` are None. `bytes` are those of shards and rejects;
-    `digest` is the SHA-256 of the manifest. `columns` is empty where the first shard cannot be
-    opened, and `edges` None where they cannot be edges; `fault` then says why.
+    `digest` is the SHA-256 of the manifest, `scores` what an earlier reader of all rows left
+    behind. `columns` is empty where the first shard cannot be opened, and `edges` None where they
+    cannot be edges; `fault` then says why.
     """
 
     location: str
@@ -45,6 +47,7 @@ class Inspection:
     fault: str | None
     model: ModelInfo | None
     models: dict[str, ModelInfo]
+    scores: Moment | None
     edges: LevelEdges | None
     levels: list[LevelStatistics]
     config: dict[str, Any]
@@ -84,6 +87,15 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
         (score_column(name), f"{model.name}, weights {model.weights}")
         for name, model in found.models.items()
     ]
+    if found.scores and found.scores.count:
+        s = found.scores
+        rows += [
+            (
+                "scores",
+                f"mean {score_text(s.mean)}, standard deviation {score_text(s.std)}, from "
+                f"{score_text(s.min)} to {score_text(s.max)}",
+            )
+        ]
     if found.edges:
         rows += [("levels", f"{found.edges.levels}, {found.edges.scheme}")]
     told = (

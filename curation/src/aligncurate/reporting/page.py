@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from aligncurate.reporting import words
 from aligncurate.reporting.chart import lay_out
 from aligncurate.reporting.gallery import Example, Group
+from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.rejected import RejectedFor
@@ -81,6 +82,7 @@ def _context(content: ReportContent) -> dict[str, Any]:
         "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
         "reject_total": sum(r.count for r in content.rejects),
         "config": words.flat_config(manifest.config),
+        "unusual": unusual(manifest.model) if manifest.model else [],
         "digest": content.dataset.digest,
         "bytes": sum(shard.bytes for shard in manifest.shards),
     }

@@ -62,11 +62,11 @@ class ScoreSummary:
         for name, counts in self.sizes.items():
             if name in batch.schema.names:
                 column = batch.column(name).drop_null()
-                counts.add(
-                    column_values(pc.utf8_length(column) if name == "caption" else column, 0)
-                )
+                if name == "caption":
+                    column = pc.call_function("utf8_length", [column])
+                counts.add(column_values(column, 0))
         if "caption_truncated" in batch.schema.names:
-            self.truncated += pc.sum(batch.column("caption_truncated")).as_py() or 0
+            self.truncated += batch.column("caption_truncated").true_count
         self.shortlist.add(batch.column("id"), scores, levels, shard, row, bounds)
 
     def merge(self, other: Self) -> None:
