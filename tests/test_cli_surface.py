@@ -32,15 +32,19 @@ aligncurate ingest --output
 aligncurate ingest --overwrite
 aligncurate ingest --shard-rows
 aligncurate inspect --input
+aligncurate report --against
 aligncurate report --examples
 aligncurate report --input
 aligncurate report --output
 aligncurate score --batch-size
+aligncurate score --decode
 aligncurate score --embeddings
 aligncurate score --engine
 aligncurate score --gpus
 aligncurate score --image-root
 aligncurate score --input
+aligncurate score --long-captions
+aligncurate score --main
 aligncurate score --model
 aligncurate score --output
 aligncurate score --overwrite
@@ -48,6 +52,7 @@ aligncurate score --precision
 aligncurate score --ray-address
 aligncurate score --shard-rows
 aligncurate score --verbose
+aligncurate score --view
 aligncurate score --weights
 aligncurate score --workers
 aligncurate validate --input

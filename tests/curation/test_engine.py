@@ -18,7 +18,7 @@ from aligncurate.core.clip import resolve_clip
 from aligncurate.engine import Cluster, Step, connected, map_on_ray
 from aligncurate.sources import open_source
 from aligncurate.stages.score import gpu_steps
-from aligncurate.stages.scoring import Scoring
+from aligncurate.stages.task import Scoring
 from alignshared import AlignError, InputError, Storage
 from tests.curation.clips import write_tiny_clip
 from tests.curation.inputs import good_pairs, score_good_pairs

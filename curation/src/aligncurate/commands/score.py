@@ -20,16 +20,38 @@ def score(
     ] = None,
     image_root: ImageRootOption = None,
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="open_clip architecture, hf-hub: name, folder, or demo. By default demo for the "
-            "demo pairs, else ViT-L-14-336."
+            "demo pairs, else ViT-L-14-336. Given several times, as MODEL or NAME=MODEL, each "
+            "writes score_NAME."
         ),
     ] = None,
     weights: Annotated[
-        str | None,
-        typer.Option(help="Pretrained tag or weights file of an architecture; by default openai."),
+        list[str] | None,
+        typer.Option(
+            help="Pretrained tag or weights file of an architecture; by default openai. With "
+            "several models NAME=WEIGHTS."
+        ),
     ] = None,
+    main: Annotated[
+        str | None,
+        typer.Option(help="Which of several models is behind score; by default the first."),
+    ] = None,
+    view: Annotated[
+        Literal["crop", "pad"] | None,
+        typer.Option(
+            help="Crop a picture's centre, or pad it to a square; by default the model's own way."
+        ),
+    ] = None,
+    long_captions: Annotated[
+        Literal["truncate", "mean"],
+        typer.Option(help="Cut captions that are too long, or take the mean of their windows."),
+    ] = "truncate",
+    decode: Annotated[
+        Literal["exact", "fast"],
+        typer.Option(help="fast: decode JPEGs much larger than the model's input at less scale."),
+    ] = "exact",
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"],
         typer.Option(help="auto: fp32 on CPU, bf16 on GPU."),
@@ -70,6 +92,10 @@ def score(
         image_root=image_root,
         model=model,
         weights=weights,
+        main=main,
+        view=view,
+        long_captions=long_captions,
+        decode=decode,
         precision=precision,
         batch_size=batch_size,
         shard_rows=shard_rows,

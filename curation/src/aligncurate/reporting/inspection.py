@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from aligncurate.core.moments import Moment
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.words import (
     bytes_text,
@@ -13,6 +14,7 @@ from aligncurate.reporting.words import (
     share_text,
 )
 from alignshared import LevelEdges, LevelStatistics, ModelInfo
+from alignshared.schema import score_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,9 @@ class Inspection:
 
     Of an unfinished run, `rows`, `rejects`, `shards` and `bytes` count what is done so far, and
     `stage`, `package`, `created` and `digest` are None. `bytes` are those of shards and rejects;
-    `digest` is the SHA-256 of the manifest. `columns` is empty where the first shard cannot be
-    opened, and `edges` None where they cannot be edges; `fault` then says why.
+    `digest` is the SHA-256 of the manifest, `scores` what an earlier reader of all rows left
+    behind. `columns` is empty where the first shard cannot be opened, and `edges` None where they
+    cannot be edges; `fault` then says why.
     """
 
     location: str
@@ -43,6 +46,8 @@ class Inspection:
     columns: list[Column]
     fault: str | None
     model: ModelInfo | None
+    models: dict[str, ModelInfo]
+    scores: Moment | None
     edges: LevelEdges | None
     levels: list[LevelStatistics]
     config: dict[str, Any]
@@ -77,6 +82,20 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
             ("precision", f"{found.model.precision}, {found.model.image_size} px"),
             ("weights SHA-256", found.model.weights_sha256),
         ]
+        rows += unusual(found.model)
+    rows += [
+        (score_column(name), f"{model.name}, weights {model.weights}")
+        for name, model in found.models.items()
+    ]
+    if found.scores and found.scores.count:
+        s = found.scores
+        rows += [
+            (
+                "scores",
+                f"mean {score_text(s.mean)}, standard deviation {score_text(s.std)}, from "
+                f"{score_text(s.min)} to {score_text(s.max)}",
+            )
+        ]
     if found.edges:
         rows += [("levels", f"{found.edges.levels}, {found.edges.scheme}")]
     told = (
@@ -86,6 +105,16 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
         ("fault", found.fault),
     )
     return rows + [(name, value) for name, value in told if value]
+
+
+def unusual(model: ModelInfo) -> list[tuple[str, str]]:
+    """How pictures and captions were shown to `model`, where that was not the usual way."""
+    told = (
+        ("view", model.view),
+        ("long captions", model.long_captions),
+        ("decode", model.decode),
+    )
+    return [(name, value) for name, value in told if value]
 
 
 def reject_rows(found: Inspection) -> list[tuple[str, str]]:

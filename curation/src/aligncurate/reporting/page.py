@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from aligncurate.reporting import words
 from aligncurate.reporting.chart import lay_out
 from aligncurate.reporting.gallery import Example, Group
+from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.rejected import RejectedFor
@@ -41,6 +42,11 @@ def dataset_name(dataset: Dataset) -> str:
 
 def render_page(content: ReportContent) -> str:
     """The HTML of the report."""
+    return render("page.html.j2", _context(content))
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """The HTML of a template in this folder, with every text in `context` escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -51,12 +57,13 @@ def render_page(content: ReportContent) -> str:
     environment.filters |= {
         "score": words.score_text,
         "share": words.share_text,
+        "change": words.change_text,
         "clip": words.clip_text,
         "clip_middle": words.clip_middle,
         "size": words.bytes_text,
         "thousands": lambda count: f"{count:,}",
     }
-    return environment.get_template("page.html.j2").render(_context(content))
+    return environment.get_template(template).render(context)
 
 
 def _context(content: ReportContent) -> dict[str, Any]:
@@ -75,6 +82,7 @@ def _context(content: ReportContent) -> dict[str, Any]:
         "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
         "reject_total": sum(r.count for r in content.rejects),
         "config": words.flat_config(manifest.config),
+        "unusual": unusual(manifest.model) if manifest.model else [],
         "digest": content.dataset.digest,
         "bytes": sum(shard.bytes for shard in manifest.shards),
     }

@@ -165,6 +165,7 @@ def _manifest(
         config=config,
         parents=[Parent(config["input"], config["input_sha256"])],
         model=dataset.manifest.model,
+        models=dataset.manifest.models,
         scheme=edges.scheme,
         edges=list(edges.edges),
         level_statistics=labelled.statistics,

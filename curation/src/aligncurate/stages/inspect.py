@@ -9,6 +9,7 @@ from aligncurate.output import RUN_FOLDER, add_reasons
 from aligncurate.places import newest_dataset
 from aligncurate.reporting.inspection import Column, Inspection
 from aligncurate.reporting.lineage import ancestors
+from aligncurate.reporting.summary import known_summary
 from aligncurate.units import finished_units
 from alignshared import AlignError, Dataset, InputError, Storage
 
@@ -35,6 +36,7 @@ def _finished(dataset: Dataset) -> Inspection:
     manifest = dataset.manifest
     columns, fault = _columns(dataset)
     edges, wrong_edges = edges_of(dataset)
+    known = None if wrong_edges else known_summary(dataset)
     return Inspection(
         location=dataset.location,
         finished=True,
@@ -46,6 +48,8 @@ def _finished(dataset: Dataset) -> Inspection:
         columns=columns,
         fault=fault or next((problem.text for problem in wrong_edges), None),
         model=manifest.model,
+        models=manifest.models or {},
+        scores=known.histogram.moment if known else None,
         edges=edges,
         levels=manifest.level_statistics or [],
         config=manifest.config,
@@ -87,6 +91,8 @@ def _unfinished(storage: Storage) -> Inspection:
         columns=[],
         fault=None,
         model=None,
+        models={},
+        scores=None,
         edges=None,
         levels=[],
         config=config if isinstance(config, dict) else {},

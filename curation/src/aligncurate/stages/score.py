@@ -3,13 +3,19 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from aligncurate.core.clip import Precision, available_gpus, resolve_clip
+from aligncurate.core.clip import (
+    LongCaptions,
+    Precision,
+    ResolvedClip,
+    View,
+    available_gpus,
+)
 from aligncurate.engine import Step, connected, map_on_ray
 from aligncurate.local import available_cores
 from aligncurate.output import (
@@ -24,14 +30,15 @@ from aligncurate.output import (
 from aligncurate.places import default_output
 from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import Source, Unit, open_source
+from aligncurate.stages.models import refuse_taken_columns, resolve_models
 from aligncurate.stages.scoring import (
     FrameUnit,
     ScoreFramed,
     ScoreUnit,
-    Scoring,
     WriteScored,
     score_in_process,
 )
+from aligncurate.stages.task import Decode, Scoring
 from aligncurate.units import Timing, UnitRecord, finished_units, released_if_empty
 from alignshared import Dataset, InputError, Manifest, Parent, Storage
 
@@ -85,8 +92,12 @@ def score(  # noqa: PLR0913 the command's options
     output: str | os.PathLike[str] | None = None,
     *,
     image_root: str | None = None,
-    model: str | None = None,
-    weights: str | None = None,
+    model: str | Sequence[str] | None = None,
+    weights: str | Sequence[str] | None = None,
+    main: str | None = None,
+    view: View | None = None,
+    long_captions: LongCaptions = "truncate",
+    decode: Decode = "exact",
     precision: Precision | Literal["auto"] = "auto",
     batch_size: int | None = None,
     shard_rows: int | None = None,
@@ -103,8 +114,16 @@ def score(  # noqa: PLR0913 the command's options
         output: folder of the dataset; `data/<name>/score` if None.
         image_root: folder that paths of pictures are relative to and may not leave.
         model: open_clip architecture, `hf-hub:` name, folder, or `demo`; None takes the shipped
-            model for the demo pairs and ViT-L-14-336 for all others.
-        weights: pretrained tag or weights file of an architecture; None is `openai`.
+            model for the demo pairs and ViT-L-14-336 for all others. Several, each a model or
+            `NAME=MODEL`, score in one pass; each has a column `score_<name>` then.
+        weights: pretrained tag or weights file of an architecture; None is `openai`. Of several
+            models each says `NAME=WEIGHTS`.
+        main: which of several models gives `score` and the embeddings; the first if None.
+        view: how a picture that is not square is framed: `crop` or `pad`; None is the model's own
+            way.
+        long_captions: `truncate`, or `mean` of the windows of a caption that is longer than the
+            text tower reads.
+        decode: `fast` decodes large JPEGs at reduced scale.
         precision: `auto` is fp32 on CPU and bf16 on a GPU.
         batch_size: pairs per forward pass; None is 64 on CPU and 256 on a GPU.
         shard_rows: pairs per shard; None suits the total, from 256 to 1,024.
@@ -127,16 +146,24 @@ def score(  # noqa: PLR0913 the command's options
         if value is not None and value < 1:
             raise InputError(f"{option} {value} cannot be; give 1 or more.")
     source = open_source(os.fspath(input), image_root)
-    clip = resolve_clip(model or ("demo" if input == "demo" else DEFAULT_MODEL), weights)
+    _require_one_of("--view", view or "crop", get_args(View))
+    _require_one_of("--long-captions", long_captions, get_args(LongCaptions))
+    _require_one_of("--decode", decode, get_args(Decode))
+    named = _listed(model) or ["demo" if input == "demo" else DEFAULT_MODEL]
+    models = resolve_models(named, _listed(weights), main, view)
+    refuse_taken_columns(models, source.own_columns().names)
     device = "cuda" if execution.gpus != 0 and _has_gpu(execution) else "cpu"
     scoring = Scoring(
         source=source,
-        clip=clip,
+        clip=models.main,
         precision=_precision(precision, device),
         device=device,
         batch_size=batch_size or (_CPU_BATCH if device == "cpu" else _GPU_BATCH),
         embeddings=embeddings,
         output=os.fspath(output or default_output(source.name, "score")),
+        models=models.several,
+        long_captions=long_captions,
+        decode=decode,
     )
     storage = Storage(scoring.output)
     _refuse_to_write_over(source, storage)
@@ -284,10 +311,33 @@ def _precision(asked: Precision | Literal["auto"], device: str) -> Precision:
     return "fp32" if device == "cpu" else "bf16"
 
 
+def _listed(given: str | Sequence[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else list(given or ())
+
+
 def _config(scoring: Scoring, shard_rows: int | None) -> dict[str, Any]:
-    clip = scoring.clip
-    return {
+    config: dict[str, Any] = {
         "input": scoring.source.identity(),
+        **_model_config(scoring.clip),
+        "precision": scoring.precision,
+        "batch_size": scoring.batch_size,
+        "shard_rows": shard_rows,
+        "embeddings": scoring.embeddings,
+    }
+    # What is as it always was is not named, so a dataset from before these options is still known.
+    if scoring.models:
+        config["models"] = {name: _model_config(clip) for name, clip in scoring.models.items()}
+    if scoring.clip.view:
+        config["view"] = scoring.clip.view
+    if scoring.long_captions != "truncate":
+        config["long_captions"] = scoring.long_captions
+    if scoring.decode != "exact":
+        config["decode"] = scoring.decode
+    return config
+
+
+def _model_config(clip: ResolvedClip) -> dict[str, Any]:
+    return {
         "model": clip.name,
         "weights": clip.weights,
         "weights_sha256": clip.weights_sha256,
@@ -295,10 +345,6 @@ def _config(scoring: Scoring, shard_rows: int | None) -> dict[str, Any]:
         "preprocess": {
             k: list(v) if isinstance(v, tuple) else v for k, v in clip.preprocess.items()
         },
-        "precision": scoring.precision,
-        "batch_size": scoring.batch_size,
-        "shard_rows": shard_rows,
-        "embeddings": scoring.embeddings,
     }
 
 
@@ -326,6 +372,7 @@ def _manifest(scoring: Scoring, config: dict[str, Any], records: list[UnitRecord
         reject_shards=[r.rejects.info for r in records if r.rejects.info is not None],
         config=config,
         parents=[Parent(source["location"], source["digest"])],
-        model=scoring.clip.info(scoring.precision),
+        model=scoring.info(scoring.clip),
+        models={name: scoring.info(clip) for name, clip in scoring.models.items()} or None,
         **provenance(),
     )
