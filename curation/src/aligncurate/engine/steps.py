@@ -84,7 +84,10 @@ def map_on_ray(
     for number, step in enumerate(steps):
         bench = Bench(run, number, ledger, limits.timeout_s)
         dataset = dataset.map_batches(**_map_options(step, bench))
-    yield from _awaited(dataset, ledger, limits.timeout_s)
+    try:
+        yield from _awaited(dataset, ledger, limits.timeout_s)
+    finally:
+        ray.kill(ledger)
 
 
 def _map_options(step: Step, bench: Bench) -> dict[str, Any]:

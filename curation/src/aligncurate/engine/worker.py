@@ -23,7 +23,7 @@ from alignshared import AlignError
 
 POSITION, ITEM = "position", "item"
 
-_PAUSE_S = 0.5
+_PAUSE_S = 0.25
 _TELL_EVERY_S = 5.0
 
 Function = Callable[[Any], Any]
@@ -145,5 +145,5 @@ def _tried(function: Function, position: int, item: Any) -> Any:
         except Exception as error:  # noqa: BLE001 it is told, with the item's name
             if attempt == UNIT_ATTEMPTS:
                 return ItemFailure(position, why(error))
-        time.sleep(_PAUSE_S * 2**attempt)
+        time.sleep(_PAUSE_S * 2 ** (attempt - 1))
         attempt += 1

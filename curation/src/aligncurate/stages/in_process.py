@@ -31,7 +31,7 @@ from alignshared import Storage
 UNIT_TIMEOUT_S = 600.0
 """Seconds without progress after which a unit counts as failed."""
 
-_PAUSE_S = 0.5
+_PAUSE_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def work_in_process(work: Work, units: Iterable[Unit], on_progress: OnProgress) 
 
 
 def _next(attempt: int) -> int:
-    time.sleep(_PAUSE_S * 2**attempt)
+    time.sleep(_PAUSE_S * 2 ** (attempt - 1))
     return attempt + 1
 
 
