@@ -29,6 +29,8 @@ class Job:
     folder: Path
     model: str
     engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+    workers: int = 2
 
     def __call__(self, name: str, **options: Any) -> Dataset:
         """Run it to the end, into the folder `name`."""
@@ -40,7 +42,7 @@ class Job:
         }
         if self.stage == "ingest":
             return ingest(**common, **options)
-        execution = Execution(engine=self.engine, workers=2)
+        execution = Execution(self.engine, self.workers, ray_address=self.ray_address)
         return score(**common, model=self.model, batch_size=4, execution=execution, **options)
 
 

@@ -12,26 +12,20 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the ledger knows: seconds since anything moved, the positions of the items in hand with
-    where they are, and the most items that were ever between their first and their last step.
-    """
+    """How long nothing has moved, in seconds, and where each of the items in hand is."""
 
     idle_s: float
     in_hand: dict[int, str]
-    most_open: int
 
 
 class Ledger:
     """Counts of one run. An item is named by its position in the run's list."""
 
-    def __init__(self, attempts: int, last_step: int) -> None:
+    def __init__(self, attempts: int) -> None:
         self._attempts = attempts
-        self._last_step = last_step
         self._begun: Counter[tuple[int, int]] = Counter()
         self._in_hand: dict[tuple[int, int], str] = {}
         self._failed: dict[int, str] = {}
-        self._open: set[int] = set()
-        self._most_open = 0
         self._moved = time.monotonic()
 
     def begin(self, item: int, step: int, place: str) -> str | None:
@@ -50,8 +44,6 @@ class Ledger:
             )
             return self._failed[item]
         self._in_hand[key] = place
-        self._open.add(item)
-        self._most_open = max(self._most_open, len(self._open))
         return None
 
     def end(self, item: int, step: int) -> None:
@@ -59,14 +51,11 @@ class Ledger:
         self._moved = time.monotonic()
         self._in_hand.pop((item, step), None)
         self._begun.pop((item, step), None)
-        if step == self._last_step:
-            self._open.discard(item)
 
     def fail(self, item: int, reason: str) -> None:
         """`item` is not to be tried again."""
         self._moved = time.monotonic()
         self._failed.setdefault(item, reason)
-        self._open.discard(item)
         for key in [key for key in self._in_hand if key[0] == item]:
             del self._in_hand[key]
 
@@ -77,16 +66,15 @@ class Ledger:
     def standing(self) -> Standing:
         """How the run stands."""
         in_hand = {item: place for (item, _), place in self._in_hand.items()}
-        return Standing(time.monotonic() - self._moved, in_hand, self._most_open)
+        return Standing(time.monotonic() - self._moved, in_hand)
 
 
-def start_ledger(attempts: int, last_step: int) -> Any:
+def start_ledger(attempts: int) -> Any:
     """The handle of a new ledger on this node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)
-    return actor.options(
-        scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True)
-    ).remote(attempts, last_step)
+    beside_us = NodeAffinitySchedulingStrategy(here, soft=True)
+    return actor.options(scheduling_strategy=beside_us).remote(attempts)

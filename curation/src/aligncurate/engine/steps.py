@@ -53,12 +53,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`timeout_s`: how long an item may go without progress. `open_items`: how many may be between
-    their first and their last step, which bounds what lies in the object store.
-    """
+    """`timeout_s`: how long an item may go without progress, in seconds."""
 
     timeout_s: float = 600.0
-    open_items: int | None = None
 
 
 def map_on_ray(
@@ -75,7 +72,7 @@ def map_on_ray(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    ledger = start_ledger(UNIT_ATTEMPTS, len(steps) - 1)
+    ledger = start_ledger(UNIT_ATTEMPTS)
     dataset = ray.data.from_items(
         [{POSITION: i, ITEM: pickle.dumps(item)} for i, item in enumerate(items)],
         override_num_blocks=len(items),
