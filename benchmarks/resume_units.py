@@ -253,7 +253,7 @@ def _written(work: Path) -> int:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file by its name, or, where names are made up anew by every run, by itself."""
+    """SHA-256 of each file by its name; where every run makes up new names, by itself."""
     digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in _shards(folder)}
     named = all(name.startswith("shard-") for name in digests)
     return digests if named else {digest: digest for digest in digests.values()}

@@ -30,22 +30,32 @@ OBJECT_STORE = 120 << 20
 MEGABYTES_EACH = 4
 
 
+def patiently(begin: Callable[[], Any]) -> Any:
+    """Ray gives a node 30 seconds to start, which a busy machine may take more than once."""
+    for _ in range(3):
+        try:
+            return begin()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return begin()
+
+
 class Machines:
     """A head without CPUs, where the driver runs, and nodes that come and go."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "object_store_memory": OBJECT_STORE},
-        )
+        head = {"num_cpus": 0, "object_store_memory": OBJECT_STORE}
+        self._cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         self.address: str = self._cluster.address
         self.nodes = [self.add(num_gpus=GPUS), self.add()]
 
     def add(self, **options: Any) -> Any:
         """One more node with two CPUs."""
-        return self._cluster.add_node(num_cpus=2, object_store_memory=OBJECT_STORE, **options)
+        options |= {"num_cpus": 2, "object_store_memory": OBJECT_STORE}
+        return patiently(lambda: self._cluster.add_node(**options))
 
     def kill_node(self) -> None:
         """SIGKILL everything on the last node; another one comes in its place."""
@@ -79,7 +89,6 @@ def machines() -> Iterator[Machines]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_raylet_start_wait_time_s", "300")
         found = Machines()
         try:
             with connected(found.address, 0, verbose=False):

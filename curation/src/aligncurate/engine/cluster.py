@@ -85,7 +85,7 @@ def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
             _require_answer(address)
         with nullcontext() if verbose else _muted_stderr():
             ray.init(**options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # among them plain ones, when a slow machine takes too long
         detail = " ".join(str(error).split())[:200]
         if not address:
             raise AlignError(
