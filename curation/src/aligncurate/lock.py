@@ -16,6 +16,7 @@ import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -184,7 +185,8 @@ class _Lease:
         self._over.set()
         self._renewal.join(_SETTLE_S)
         if self._taken_by is None:
-            self._storage.delete(self._name)
+            with suppress(AlignError, OSError):  # then it runs out
+                self._storage.delete(self._name)
 
 
 def _refusal(storage: Storage, owner: Owner | None) -> AlignError:
@@ -226,7 +228,11 @@ def _is_alive(owner: Owner) -> bool:
 
 
 def _runs(owner: Owner) -> bool:
-    """Whether the process of `owner`, of this host, is there and not another with its number."""
+    """Whether the process of `owner`, of this host, is there and not another with its number; what
+    this process has not given up properly, it does not hold any more.
+    """
+    if owner.pid == os.getpid():
+        return False
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:

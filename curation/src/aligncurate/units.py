@@ -12,7 +12,7 @@ import errno
 import json
 import posixpath
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -180,8 +180,9 @@ def released_if_empty(output: Storage) -> Generator[None, None, None]:
     try:
         yield
     except BaseException:
-        if not any(finished_units(output)) and not failed_units(output):
-            release_output(output)
+        with suppress(OSError):  # a server that is gone must not hide why the run failed
+            if not any(finished_units(output)) and not failed_units(output):
+                release_output(output)
         raise
     finally:
         close_output(output)

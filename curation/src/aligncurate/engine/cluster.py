@@ -79,7 +79,9 @@ def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
     if address:
         options |= {"address": address}
     else:
-        options |= {"num_cpus": local_workers + _SPARE_CPUS, "include_dashboard": False}
+        # "local", since Ray would otherwise take any cluster that it finds on this machine.
+        options |= {"address": "local", "include_dashboard": False}
+        options |= {"num_cpus": local_workers + _SPARE_CPUS}
     try:
         if address:
             _require_answer(address)
