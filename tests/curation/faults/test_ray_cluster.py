@@ -58,9 +58,19 @@ class Machines:
         return patiently(lambda: self._cluster.add_node(**options))
 
     def kill_node(self) -> None:
-        """SIGKILL everything on the last node; another one comes in its place."""
-        self._cluster.remove_node(self.nodes.pop(), allow_graceful=False)
-        self.nodes.append(self.add())
+        """SIGKILL everything on a node other than the driver's, for good."""
+        import ray
+
+        here = ray.get_runtime_context().get_node_id()
+        node = next(node for node in reversed(self.nodes) if node.node_id != here)
+        self.nodes.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def gpus(self) -> int:
+        """How many there are."""
+        import ray
+
+        return int(ray.cluster_resources().get("GPU", 0))
 
     def worker_pids(self) -> list[int]:
         """The processes of actors of Ray Data on these nodes, and of nobody else's."""
@@ -164,6 +174,7 @@ def test_a_killed_node_takes_nothing_with_it(
         done = job(name)
     assert len(finished) == 1
     assert_whole(done, calm)
+    machines.nodes.append(machines.add(num_gpus=GPUS - machines.gpus()))
 
 
 @pytest.mark.parametrize("seed", [5])
