@@ -73,8 +73,12 @@ def measure(way: str, work: Path) -> dict[str, Any]:
     }
 
 
-def start(way: str, work: Path, kill_at: int | None = None) -> None:
-    """Run `way` in a process of its own, to its end or until `kill_at` rows are done."""
+def start(way: str, work: Path, kill_at: int | None = None, attempts: int = 3) -> None:
+    """Run `way` in a process of its own, to its end or until `kill_at` rows are done.
+
+    On a busy machine Ray itself may not start at the first attempt.
+    """
+    done = _counted(work)
     command = [sys.executable, __file__, "--child", way, "--work", str(work)]
     process = subprocess.Popen(command, start_new_session=True)
     while process.poll() is None:
@@ -84,7 +88,9 @@ def start(way: str, work: Path, kill_at: int | None = None) -> None:
             process.wait()
             _await_workers(work)
             return
-    if process.returncode:
+    if process.returncode and attempts > 1 and _counted(work) == done:
+        start(way, work, kill_at, attempts - 1)
+    elif process.returncode:
         raise SystemExit(f"{way} ended with {process.returncode}")
 
 
