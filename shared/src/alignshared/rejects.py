@@ -22,6 +22,7 @@ class Reason(StrEnum):
     INVALID_UTF8 = "invalid_utf8"
     DUPLICATE_ID = "duplicate_id"
     NON_FINITE_SCORE = "non_finite_score"
+    UNIT_FAILED = "unit_failed"
 
 
 REJECT_SCHEMA = pa.schema(

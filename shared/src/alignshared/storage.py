@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -162,7 +163,8 @@ class Storage:
             AlignError: the disk is full.
         """
         final = self.path(name)
-        temporary = f"{final}{_TEMPORARY}"
+        # Of its own name: a writer that was given up may still be at the same file.
+        temporary = f"{final}.{secrets.token_hex(4)}{_TEMPORARY}"
         try:
             self.filesystem.create_dir(os.path.dirname(final), recursive=True)
             raw = self.filesystem.open_output_stream(temporary)

@@ -23,6 +23,15 @@ ImageRootOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the dataset or unfinished run in the output.")
 ]
+UnitTimeoutOption = Annotated[
+    float, typer.Option(help="Seconds without progress after which a unit counts as failed.")
+]
+RetryFailedOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Try units again that failed in earlier runs.")
+]
+SkipFailedOption = Annotated[
+    bool, typer.Option("--skip-failed", help="Leave failed units out: their rows become rejects.")
+]
 
 
 def dataset_at(input: str | None, *stages: str) -> "Dataset":

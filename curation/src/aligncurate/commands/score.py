@@ -5,7 +5,13 @@ from typing import Annotated, Literal
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import ImageRootOption, OverwriteOption
+from aligncurate.commands.options import (
+    ImageRootOption,
+    OverwriteOption,
+    RetryFailedOption,
+    SkipFailedOption,
+    UnitTimeoutOption,
+)
 
 
 def score(
@@ -67,14 +73,24 @@ def score(
         typer.Option(help="auto: this process for small inputs on one device, else Ray."),
     ] = "auto",
     workers: Annotated[
-        int | None, typer.Option(help="Processes or threads on CPU; by default one per core.")
+        str | None,
+        typer.Option(help="Processes or threads on CPU, or a range, 2..8; else one per core."),
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(help="GPUs to use; by default all, 0 for none.")
+        str | None, typer.Option(help="GPUs to use, or a range; by default all, 0 for none.")
+    ] = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="Share of a GPU for each model: 0.5 puts two on one.")
+    ] = 1.0,
+    memory_per_worker: Annotated[
+        float | None, typer.Option(help="GiB that Ray sets aside for each model.")
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster, or auto; by default a local one.")
     ] = None,
+    unit_timeout: UnitTimeoutOption = 600.0,
+    retry_failed: RetryFailedOption = False,
+    skip_failed: SkipFailedOption = False,
     embeddings: Annotated[
         bool, typer.Option("--embeddings", help="Also write both embeddings, float16.")
     ] = False,
@@ -83,9 +99,19 @@ def score(
 ) -> None:
     """Score pairs: write each with the cosine of its image and caption under CLIP."""
     from aligncurate.progress import showing
-    from aligncurate.stages.score import Execution, score
+    from aligncurate.stages.execution import Execution
+    from aligncurate.stages.score import score
 
-    execution = Execution(engine, workers, gpus, ray_address, verbose)
+    execution = Execution(
+        engine,
+        workers,
+        gpus,
+        ray_address,
+        verbose,
+        gpus_per_worker,
+        memory_per_worker,
+        unit_timeout,
+    )
     dataset = score(
         input,
         output,
@@ -101,6 +127,8 @@ def score(
         shard_rows=shard_rows,
         embeddings=embeddings,
         overwrite=overwrite,
+        retry_failed=retry_failed,
+        skip_failed=skip_failed,
         execution=execution,
         show_progress=lambda task, total, begun: showing(
             task, total, "pairs", terminal.progress, begun

@@ -3,21 +3,13 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from aligncurate.core.clip import (
-    LongCaptions,
-    Precision,
-    ResolvedClip,
-    View,
-    available_gpus,
-)
-from aligncurate.engine import Step, connected, map_on_ray
-from aligncurate.local import available_cores
+from aligncurate.core.clip import LongCaptions, Precision, ResolvedClip, View
 from aligncurate.output import (
     RUN_FOLDER,
     OutputState,
@@ -29,62 +21,32 @@ from aligncurate.output import (
 )
 from aligncurate.places import default_output
 from aligncurate.progress import OnProgress, silent
-from aligncurate.sources import Source, Unit, open_source
-from aligncurate.stages.models import refuse_taken_columns, resolve_models
-from aligncurate.stages.scoring import (
-    FrameUnit,
-    ScoreFramed,
-    ScoreUnit,
-    WriteScored,
-    score_in_process,
+from aligncurate.sources import Source, open_source
+from aligncurate.stages.execution import (
+    Execution,
+    device_of,
+    engine_of,
+    require_one_of,
+    score_locally,
+    score_on_ray,
 )
+from aligncurate.stages.models import refuse_taken_columns, resolve_models
+from aligncurate.stages.run_units import Failed, UnitRun
 from aligncurate.stages.task import Decode, Scoring
-from aligncurate.units import Timing, UnitRecord, finished_units, released_if_empty
+from aligncurate.units import Timing, UnitRecord, released_if_empty
 from alignshared import Dataset, InputError, Manifest, Parent, Storage
 
 log = logging.getLogger("aligncurate")
 
 DEFAULT_MODEL = "ViT-L-14-336"
-LOCAL_MAX_ROWS = 10_000
-"""Up to this many pairs `--engine auto` stays in this process: Ray takes half a minute to start."""
-
 _CPU_BATCH, _GPU_BATCH = 64, 256
 
-Engine = Literal["auto", "local", "ray"]
 ShowProgress = Callable[[str, int, int], AbstractContextManager[OnProgress]]
 """(task, total pairs, pairs done by an earlier run) to what is called as pairs are done."""
 
 
 def _show_nothing(_task: str, _total: int, _begun: int) -> AbstractContextManager[OnProgress]:
     return nullcontext(silent)
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How a run is executed; nothing here changes a row.
-
-    `workers` are threads or actors on CPU, decoders beside a GPU; None takes what the machine has.
-    """
-
-    engine: Engine = "auto"
-    workers: int | None = None
-    gpus: int | None = None
-    ray_address: str | None = None
-    verbose: bool = False
-
-    def __post_init__(self) -> None:
-        _require_one_of("--engine", self.engine, get_args(Engine))
-        for name in ("workers", "gpus"):
-            value = getattr(self, name)
-            least = 1 if name == "workers" else 0
-            if value is not None and value < least:
-                raise InputError(f"--{name} {value} cannot be; give {least} or more.")
-        if self.ray_address and self.engine == "local":
-            raise InputError("--ray-address goes with --engine ray; leave one of them out.")
-        if (self.gpus or 0) > 1 and self.engine == "local":
-            raise InputError(
-                f"--engine local uses one GPU, not {self.gpus}; give --engine ray, or --gpus 1."
-            )
 
 
 def score(  # noqa: PLR0913 the command's options
@@ -103,6 +65,8 @@ def score(  # noqa: PLR0913 the command's options
     shard_rows: int | None = None,
     embeddings: bool = False,
     overwrite: bool = False,
+    retry_failed: bool = False,
+    skip_failed: bool = False,
     execution: Execution | None = None,
     show_progress: ShowProgress = _show_nothing,
 ) -> Dataset:
@@ -129,6 +93,9 @@ def score(  # noqa: PLR0913 the command's options
         shard_rows: pairs per shard; None suits the total, from 256 to 1,024.
         embeddings: also write unit embeddings, float16.
         overwrite: replace a dataset or unfinished run in `output`.
+        retry_failed: try units again that failed in earlier runs; otherwise they are left alone.
+        skip_failed: at the end, make the pairs of failed units rejects; otherwise there is no
+            dataset until all units are done.
         execution: engine and workers.
         show_progress: called once with what there is to do.
 
@@ -139,20 +106,21 @@ def score(  # noqa: PLR0913 the command's options
     Raises:
         InputError: the input, the model or the output cannot be used; the message says which and
             why.
-        AlignError: the run failed; what is finished is kept, and the same call goes on from there.
+        AlignError: the run or some of its units failed; what is finished is kept, and the same
+            call goes on from there.
     """
     execution = execution or Execution()
     for option, value in (("--batch-size", batch_size), ("--shard-rows", shard_rows)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value} cannot be; give 1 or more.")
     source = open_source(os.fspath(input), image_root)
-    _require_one_of("--view", view or "crop", get_args(View))
-    _require_one_of("--long-captions", long_captions, get_args(LongCaptions))
-    _require_one_of("--decode", decode, get_args(Decode))
+    require_one_of("--view", view or "crop", get_args(View))
+    require_one_of("--long-captions", long_captions, get_args(LongCaptions))
+    require_one_of("--decode", decode, get_args(Decode))
     named = _listed(model) or ["demo" if input == "demo" else DEFAULT_MODEL]
     models = resolve_models(named, _listed(weights), main, view)
     refuse_taken_columns(models, source.own_columns().names)
-    device = "cuda" if execution.gpus != 0 and _has_gpu(execution) else "cpu"
+    device = device_of(execution)
     scoring = Scoring(
         source=source,
         clip=models.main,
@@ -171,7 +139,8 @@ def score(  # noqa: PLR0913 the command's options
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         log.info("%s is finished already; nothing was done.", storage.location)
         return Dataset(storage.location)
-    job = _Job(replace(scoring, output=storage.location), shard_rows, config, execution)
+    scoring = replace(scoring, output=storage.location)
+    job = _Job(scoring, shard_rows, config, execution, Failed(retry_failed, skip_failed))
     with released_if_empty(storage):
         dataset = _run(job, show_progress)
     _warn_of_rejects(dataset)
@@ -186,6 +155,7 @@ class _Job:
     shard_rows: int | None
     config: dict[str, Any]
     execution: Execution
+    failed: Failed
 
 
 def _run(job: _Job, show_progress: ShowProgress) -> Dataset:
@@ -194,20 +164,18 @@ def _run(job: _Job, show_progress: ShowProgress) -> Dataset:
     units = scoring.source.plan(storage.child(RUN_FOLDER), job.shard_rows)
     if not units:
         raise InputError(f"there are no pairs in {config['input']['location']}.")
-    records = {record.index: record for record in finished_units(storage)}
-    begun = sum(record.rows_in for record in records.values())
-    total = sum(unit.rows for unit in units)
-    if begun:
-        log.info("going on with %s: %s of %s pairs are done.", storage.location, begun, total)
-    engine = _engine(execution, total)
-    to_do = [unit for unit in units if unit.index not in records]
+    run = UnitRun(storage, units, scoring.schema, job.failed)
+    if run.begun:
+        log.info(
+            "going on with %s: %s of %s pairs are done.", storage.location, run.begun, run.total
+        )
+    engine = engine_of(execution, run.total)
+    rows = sum(unit.rows for unit in run.to_do)
     began = time.monotonic()
-    with show_progress("score", total, begun) as on_progress:
-        work = _in_process if engine == "local" else _on_ray
-        for record in work(scoring, to_do, execution, on_progress) if to_do else ():
-            records[record.index] = record
-    done = [records[unit.index] for unit in units]
-    how = _how(scoring, engine, time.monotonic() - began, sum(u.rows for u in to_do), done)
+    with show_progress("score", run.total, run.begun) as on_progress:
+        work = score_locally if engine == "local" else score_on_ray
+        done = run.run(lambda to_do: work(scoring, to_do, execution, on_progress))
+    how = _how(scoring, engine, time.monotonic() - began, rows, done)
     _tell_speed(how)
     return finish(storage, _manifest(scoring, config | {"execution": how}, done))
 
@@ -245,65 +213,8 @@ def _refuse_to_write_over(source: Source, storage: Storage) -> None:
             )
 
 
-def _require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise InputError(f"{option} {value} is not known; give {', '.join(known)}.")
-
-
-def _in_process(
-    scoring: Scoring, units: list[Unit], execution: Execution, on_progress: OnProgress
-) -> Iterator[UnitRecord]:
-    threads = execution.workers or available_cores()
-    return score_in_process(scoring, units, threads, on_progress)
-
-
-def _on_ray(
-    scoring: Scoring, units: list[Unit], execution: Execution, on_progress: OnProgress
-) -> Iterator[UnitRecord]:
-    local = execution.workers or available_cores()
-    with connected(execution.ray_address, local, verbose=execution.verbose) as cluster:
-        if scoring.device == "cpu":
-            # One CPU is left for Ray's own reading, or nothing would ever start.
-            actors = min(execution.workers or cluster.cpus, cluster.cpus - 1, len(units))
-            if not execution.ray_address:
-                actors = min(actors, local)
-            steps = [Step(ScoreUnit(scoring), actors=actors)]
-        else:
-            steps = gpu_steps(scoring, min(execution.gpus or cluster.gpus, len(units)))
-        for record in map_on_ray(steps, units):
-            on_progress(record.rows_in, record.reject_count)
-            yield record
-
-
-def gpu_steps(scoring: Scoring, gpus: int) -> list[Step]:
-    """Decode in tasks, score in `gpus` actors that hold one GPU each, write in tasks."""
-    gpu_share = 1.0 if scoring.device == "cuda" else 0.0
-    return [
-        Step(FrameUnit(scoring)),
-        Step(ScoreFramed(scoring), actors=gpus, gpus=gpu_share),
-        Step(WriteScored(scoring)),
-    ]
-
-
-def _engine(execution: Execution, rows: int) -> Literal["local", "ray"]:
-    if execution.engine != "auto":
-        return execution.engine
-    many_gpus = (execution.gpus or 0) > 1
-    return "ray" if execution.ray_address or many_gpus or rows > LOCAL_MAX_ROWS else "local"
-
-
-def _has_gpu(execution: Execution) -> bool:
-    found = available_gpus()
-    wanted = execution.gpus or 0
-    if execution.ray_address:  # the cluster's GPUs need not be on this machine
-        return wanted > 0
-    if wanted > found:
-        raise InputError(f"--gpus {wanted}: torch finds {found} here; give --gpus {found}.")
-    return found > 0
-
-
 def _precision(asked: Precision | Literal["auto"], device: str) -> Precision:
-    _require_one_of("--precision", asked, ("auto", *get_args(Precision)))
+    require_one_of("--precision", asked, ("auto", *get_args(Precision)))
     if asked == "fp16" and device == "cpu":
         raise InputError("--precision fp16 needs a GPU; give bf16 or fp32 on a CPU.")
     if asked != "auto":

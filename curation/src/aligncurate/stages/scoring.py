@@ -4,45 +4,48 @@ two, in Ray tasks that decode and actors that hold a GPU.
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from functools import partial
 
 from aligncurate.core.clip import one_torch_thread
-from aligncurate.local import map_ordered
+from aligncurate.local import beat
 from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import Unit
 from aligncurate.stages.framing import FramedBatch, Framer
+from aligncurate.stages.in_process import UNIT_TIMEOUT_S, LineStep, Work, work_in_process
+from aligncurate.stages.run_units import Outcomes
 from aligncurate.stages.scorer import Scorer
 from aligncurate.stages.task import Scoring
-from aligncurate.units import FinishedBatch, UnitRecord, write_unit
+from aligncurate.units import FinishedBatch, UnitRecord, unit_errors, write_unit
 from alignshared import Storage
 
 
 def score_in_process(
-    scoring: Scoring, units: Iterable[Unit], threads: int, on_progress: OnProgress = silent
-) -> Iterator[UnitRecord]:
-    """Score and write `units` on `threads` threads of this process; yields each unit's record.
+    scoring: Scoring,
+    units: Iterable[Unit],
+    threads: int,
+    on_progress: OnProgress = silent,
+    timeout_s: float = UNIT_TIMEOUT_S,
+) -> Outcomes:
+    """Score and write `units` on `threads` threads of this process; yields each unit's record, or
+    why it failed.
 
     On CPU each thread decodes and runs the model on one core; with a GPU the threads decode and one
     more feeds the model.
     """
     framer, scorer = Framer(scoring), Scorer(scoring)
-    raw = ((u, b) for u in units for b in scoring.source.read(u, scoring.batch_size))
+    if scoring.device == "cpu":
+        steps = [LineStep(lambda batch: scorer(framer(batch)), threads)]
+    else:
+        steps = [LineStep(framer, threads), LineStep(scorer, 1)]
+    work = Work(
+        read=partial(scoring.source.read, batch_rows=scoring.batch_size),
+        steps=steps,
+        schema=scorer.schema,
+        output=Storage(scoring.output),
+        timeout_s=timeout_s,
+    )
     with one_torch_thread():
-        if scoring.device == "cpu":
-            done = map_ordered(lambda item: (item[0], scorer(framer(item[1]))), raw, threads)
-        else:
-            framed = map_ordered(lambda item: (item[0], framer(item[1])), raw, threads)
-            done = map_ordered(lambda item: (item[0], scorer(item[1])), framed, 1)
-        output = Storage(scoring.output)
-        for unit, group in groupby(done, key=lambda item: item[0]):
-            batches = _watched((batch for _, batch in group), on_progress)
-            yield write_unit(output, unit.index, scorer.schema, batches)
-
-
-def _watched(batches: Iterable[FinishedBatch], on_progress: OnProgress) -> Iterator[FinishedBatch]:
-    for batch in batches:
-        yield batch
-        on_progress(batch.rows_in, len(batch.rejects))
+        yield from work_in_process(work, units, on_progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,16 @@ class FrameUnit:
     def __call__(self) -> Callable[[Unit], tuple[Unit, list[FramedBatch]]]:
         """Build the transform; the result frames one unit after another."""
         framer, scoring = Framer(self.scoring), self.scoring
-        return lambda unit: (
-            unit,
-            [framer(batch) for batch in scoring.source.read(unit, scoring.batch_size)],
-        )
+
+        def frame_unit(unit: Unit) -> tuple[Unit, list[FramedBatch]]:
+            framed: list[FramedBatch] = []
+            with unit_errors():
+                for batch in scoring.source.read(unit, scoring.batch_size):
+                    framed.append(framer(batch))
+                    beat()
+            return unit, framed
+
+        return frame_unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,18 @@ class ScoreFramed:
     ) -> Callable[[tuple[Unit, list[FramedBatch]]], tuple[Unit, list[FinishedBatch]]]:
         """Load the model; the result scores one framed unit after another."""
         scorer = Scorer(self.scoring)
-        return lambda item: (item[0], [scorer(batch) for batch in item[1]])
+
+        def score_framed(
+            item: tuple[Unit, list[FramedBatch]],
+        ) -> tuple[Unit, list[FinishedBatch]]:
+            scored: list[FinishedBatch] = []
+            with unit_errors():
+                for batch in item[1]:
+                    scored.append(scorer(batch))
+                    beat()
+            return item[0], scored
+
+        return score_framed
 
 
 @dataclass(frozen=True, slots=True)
