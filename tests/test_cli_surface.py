@@ -25,16 +25,20 @@ aligncurate bucket --levels
 aligncurate bucket --output
 aligncurate bucket --overwrite
 aligncurate bucket --scheme
+aligncurate bucket --storage-options
 aligncurate bucket --workers
 aligncurate ingest --image-root
 aligncurate ingest --input
 aligncurate ingest --output
 aligncurate ingest --overwrite
 aligncurate ingest --shard-rows
+aligncurate ingest --storage-options
 aligncurate inspect --input
+aligncurate inspect --storage-options
 aligncurate report --examples
 aligncurate report --input
 aligncurate report --output
+aligncurate report --storage-options
 aligncurate score --batch-size
 aligncurate score --embeddings
 aligncurate score --engine
@@ -47,10 +51,12 @@ aligncurate score --overwrite
 aligncurate score --precision
 aligncurate score --ray-address
 aligncurate score --shard-rows
+aligncurate score --storage-options
 aligncurate score --verbose
 aligncurate score --weights
 aligncurate score --workers
 aligncurate validate --input
+aligncurate validate --storage-options
 aligntrain --debug
 aligntrain --version
 aligntrain chat --image

@@ -27,6 +27,7 @@ from typing import Any
 import pyarrow as pa
 
 from alignshared import AlignError, InputError
+from alignshared.storage_options import carrying_storage_options
 
 _SPARE_CPUS = 2
 _CONNECT_TIMEOUT_S = 10
@@ -179,10 +180,11 @@ def _map_options(step: Step) -> dict[str, Any]:
     import ray
 
     common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": 1}
+    make = carrying_storage_options(step.make)
     if step.actors is None:
-        return {"fn": partial(_call_in_task, step.make), **common}
+        return {"fn": partial(_call_in_task, make), **common}
     return {
-        "fn": _actor(step.make),
+        "fn": _actor(make),
         "compute": ray.data.ActorPoolStrategy(size=step.actors),
         "num_gpus": step.gpus or None,
         **common,

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import ImageRootOption, OverwriteOption
+from aligncurate.commands.options import ImageRootOption, OverwriteOption, StorageOption
 
 
 def ingest(
@@ -20,6 +20,7 @@ def ingest(
         int | None, typer.Option(help="Records per shard; by default what suits their number.")
     ] = None,
     overwrite: OverwriteOption = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Write conversations and their pictures as shards for fine-tuning, unscored."""
     from aligncurate.progress import showing

@@ -5,13 +5,14 @@ from typing import Annotated
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, OutputOption, dataset_at
+from aligncurate.commands.options import DatasetOption, OutputOption, StorageOption, dataset_at
 
 
 def report(
     input: DatasetOption = None,
     output: OutputOption = None,
     examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
+    storage_options: StorageOption = None,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
     from aligncurate.progress import showing

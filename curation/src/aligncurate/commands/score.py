@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import ImageRootOption, OverwriteOption
+from aligncurate.commands.options import ImageRootOption, OverwriteOption, StorageOption
 
 
 def score(
@@ -58,6 +58,7 @@ def score(
     ] = False,
     overwrite: OverwriteOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Ray's own log.")] = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Score pairs: write each with the cosine of its image and caption under CLIP."""
     from aligncurate.progress import showing

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from aligncurate.core.clip import Precision, available_gpus, resolve_clip
@@ -21,9 +20,9 @@ from aligncurate.output import (
     provenance,
     read_rejects,
 )
-from aligncurate.places import default_output
+from aligncurate.places import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
-from aligncurate.sources import Source, Unit, open_source
+from aligncurate.sources import Unit, open_source
 from aligncurate.stages.scoring import (
     FrameUnit,
     ScoreFramed,
@@ -139,7 +138,7 @@ def score(  # noqa: PLR0913 the command's options
         output=os.fspath(output or default_output(source.name, "score")),
     )
     storage = Storage(scoring.output)
-    _refuse_to_write_over(source, storage)
+    refuse_to_write_over(storage.location, source.identity()["location"], source.image_root)
     config = _config(scoring, shard_rows)
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         log.info("%s is finished already; nothing was done.", storage.location)
@@ -205,17 +204,6 @@ def _warn_of_rejects(dataset: Dataset) -> None:
         "none of the %s pairs could be scored (%s); the first, %s: %s; see rejects/ in %s.",
         dataset.manifest.reject_count, reasons, first["id"], first["detail"], dataset.location,
     )  # fmt: skip
-
-
-def _refuse_to_write_over(source: Source, storage: Storage) -> None:
-    """--overwrite would delete what is to be read."""
-    output = Path(storage.location)
-    for place in (source.identity()["location"], source.image_root):
-        if place is not None and output in (Path(place), *Path(place).parents):
-            raise InputError(
-                f"the output {storage.location} is the input or holds it; name another folder with "
-                "--output."
-            )
 
 
 def _require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
