@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def sample(key: str, seed: int = 0, **metadata: Any) -> list[Member]:
     return [*members, (f"{key}.txt", f"a picture of {key}".encode())]
 
 
-def write_tar(path: Path, members: list[Member], **options: Any) -> Path:
+def write_tar(path: Path, members: Sequence[Member], **options: Any) -> Path:
     """A tar of `members`: names with their content, or a header that is no file's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, options.pop("mode", "w"), **options) as archive:

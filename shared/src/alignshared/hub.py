@@ -77,12 +77,13 @@ class _HubHandler(fs.FSSpecHandler):
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    import httpx
     from huggingface_hub.errors import HfHubHTTPError
 
+    # Which HTTP client it uses, and so whose errors these are, changes with its version.
+    client_errors = [kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception)]
     try:
         yield
-    except (httpx.HTTPError, HfHubHTTPError) as error:
+    except tuple(kind for kind in client_errors if kind is not Exception) as error:
         raise OSError(_first_line(error)) from error
 
 

@@ -5,7 +5,7 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from aligncurate.sources.captions import is_valid_text
+from aligncurate.sources.captions import MAX_CHARACTERS, is_valid_text
 from aligncurate.sources.json_records import Malformed
 from aligncurate.sources.llava import LlavaSource, RowMaker, id_of, rejected_row, turns_of
 from alignshared import Reason
@@ -87,6 +87,8 @@ def _problem(id_: str, image: Any, turns: Any) -> tuple[Reason, str] | None:
         speaker, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else ("", 0)
         if not isinstance(speaker, str) or not isinstance(said, str):
             return Reason.MALFORMED_RECORD, f"turn {number} has no text for from and value"
+        if len(speaker) + len(said) > MAX_CHARACTERS:
+            return Reason.MALFORMED_RECORD, f"turn {number} has {len(said):,} characters"
     if not is_valid_text(id_ + (image or "") + "".join(t["from"] + t["value"] for t in turns)):
         return Reason.INVALID_UTF8, "the id, the image path or a turn is not valid UTF-8"
     if not any(_is_answered(*pair) for pair in pairwise(turns)):

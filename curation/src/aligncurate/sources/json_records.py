@@ -3,7 +3,7 @@
 import codecs
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -17,6 +17,9 @@ from alignshared.filesystems import one_line
 _CHUNK = 1 << 20
 _MAX_LINE = 1 << 26
 """Bytes of a line of JSON Lines; a longer one is no record."""
+
+_MAX_DEPTH = 100
+"""Of lists and objects in a record; LLaVA's have three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +67,67 @@ def _parsed(line: bytes, number: int) -> Any:
 
 def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
     try:
-        yield from ijson.items(stream, "item", use_float=True)
+        events = ijson.basic_parse(stream, use_float=True)
+        next(events)  # the beginning of the list
+        yield from _Values().of(events)
     except (ijson.JSONError, ValueError, RecursionError) as error:  # also of endless numbers
         raise InputError(
             f"{location} is damaged JSON ({one_line(error)[:120]}); "
             "it may have been cut short, fetch it again."
         ) from error
+
+
+class _Values:
+    """Builds the values in a list from the parser's events, and none that is nested too deeply.
+
+    ijson's own builder keeps the path to where it is, so that a text of brackets alone would take
+    time that grows with its square.
+    """
+
+    def __init__(self) -> None:
+        self._holders: list[Any] = []
+        self._keys: list[str] = []
+        self._beyond = 0
+        self._spoilt = False
+
+    def of(self, events: Iterable[tuple[str, Any]]) -> Iterator[Any]:
+        """The values; Malformed for what is nested more than _MAX_DEPTH deep."""
+        for event, value in events:
+            if event in ("start_map", "start_array"):
+                self._begin({} if event == "start_map" else [])
+            elif event in ("end_map", "end_array"):
+                yield from self._end()
+            elif self._beyond:
+                continue
+            elif event == "map_key":
+                self._keys[-1] = value
+            else:
+                yield from self._take(value)
+
+    def _begin(self, holder: Any) -> None:
+        if self._beyond or len(self._holders) == _MAX_DEPTH:
+            self._beyond += 1
+            self._spoilt = True
+        else:
+            self._holders.append(holder)
+            self._keys.append("")
+
+    def _end(self) -> Iterator[Any]:
+        if self._beyond:
+            self._beyond -= 1
+        elif self._holders:  # else it is the end of the whole list
+            self._keys.pop()
+            yield from self._take(self._holders.pop())
+
+    def _take(self, value: Any) -> Iterator[Any]:
+        """Put `value` where it belongs; it is given if it is a whole element of the list."""
+        if not self._holders:
+            yield Malformed(f"nested more than {_MAX_DEPTH} deep") if self._spoilt else value
+            self._spoilt = False
+        elif isinstance(self._holders[-1], dict):
+            self._holders[-1][self._keys[-1]] = value
+        else:
+            self._holders[-1].append(value)
 
 
 def _require_list(raw: BinaryIO, location: str) -> None:

@@ -78,7 +78,7 @@ def tar_members(data: TarBytes, location: str) -> Iterator[tarfile.TarInfo]:
                 if archive.offset <= position or member.size < 0:
                     raise TarDamage(f"the header at byte {member.offset:,} leads backwards")
                 position = archive.offset
-                archive.members.clear()
+                cast(Any, archive).members.clear()  # or it would remember them all
                 yield member
             position = archive.offset
     except _DAMAGE as error:
