@@ -63,7 +63,7 @@ def test_members_that_lead_elsewhere_are_rejects(score_input: Score, tmp_path: P
         *sample("../../up", 2),
         *sample("/tmp/absolute", 3),
         *sample("in/../../out", 4),
-        *sample("..\\windows", 5),
+        *sample("a\\windows", 5),
         ("linked.jpg", link(tarfile.SYMTYPE)),
         ("linked.txt", b"a symbolic link"),
         ("hard.jpg", link(tarfile.LNKTYPE, "good.jpg")),
@@ -82,7 +82,7 @@ def test_members_that_lead_elsewhere_are_rejects(score_input: Score, tmp_path: P
         "x/../../up": "path_outside_root",
         "x//tmp/absolute": "path_outside_root",
         "x/in/../../out": "path_outside_root",
-        "x/..\\windows": "path_outside_root",
+        "x/a\\windows": "path_outside_root",
         "x/linked": "malformed_record",
         "x/hard": "malformed_record",
         "x/device": "malformed_record",
@@ -352,7 +352,7 @@ def test_ten_thousand_equal_ids_are_one_pair(tmp_path: Path, kind: str) -> None:
         columns: dict[str, Any] = {"id": ["same"] * count, "path": ["a.jpg"] * count}
         path = write_parquet(tmp_path / "in.parquet", columns | {"caption": ["c"] * count})
     elif kind == "tar":
-        members = [*sample("same", 1)] * count
+        members: list[Member] = [("same.jpg", b"picture"), ("same.txt", b"caption")] * count
         path = write_tar(tmp_path / "in.tar", members, format=tarfile.USTAR_FORMAT)
     else:
         records = [record("same")] * count

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from aligncurate import Execution, bucket, report, score, validate
 from aligncurate.cli import app
-from alignshared import Dataset, InputError, Storage
+from alignshared import AlignError, Dataset, InputError, Storage
 from alignshared.storage_options import (
     StorageOptions,
     current_storage_options,
@@ -17,7 +17,15 @@ from alignshared.storage_options import (
     use_storage_options,
 )
 from tests.curation.datasets import files_in
-from tests.curation.inputs import good_pairs, rows_of, score_good_pairs
+from tests.curation.inputs import (
+    good_pairs,
+    ids_of,
+    rejects_of,
+    rows_of,
+    score_good_pairs,
+    write_parquet,
+)
+from tests.curation.pictures import photo
 from tests.curation.stores import SECRET_KEY, Store
 
 LOCAL = Execution(engine="local", workers=1)
@@ -158,6 +166,75 @@ def test_a_whole_bucket_has_nothing_beside_it(s3: Store, tmp_path: Path, tiny_cl
     with pytest.raises(InputError, match="is the input or holds it"):
         bucket(s3.uri(""), s3.uri("").rstrip("/"), levels=2)
     assert bucket(dataset.location, s3.uri("levels"), levels=2).manifest.rows == 3
+
+
+def test_pictures_by_path_and_url_stay_under_their_root(
+    s3: Store, tmp_path: Path, tiny_clip: str
+) -> None:
+    for name in ("pictures/a.jpg", "pictures/deep/b c%20d.jpg", "secret.jpg"):
+        s3.put(name, photo(1))
+    paths = {
+        "relative": "a.jpg",
+        "odd": "deep/b c%20d.jpg",
+        "whole": s3.uri("pictures/a.jpg"),
+        "outside": s3.uri("secret.jpg"),
+        "up": "../secret.jpg",
+        "absolute": "/secret.jpg",
+        "web": "https://example.org/a.jpg",
+        "gone": "gone.jpg",
+        "folder": "deep",
+        "empty part": "deep//a.jpg",
+    }
+    columns = {"id": list(paths), "path": list(paths.values()), "caption": ["c"] * len(paths)}
+    pairs = write_parquet(tmp_path / "pairs.parquet", columns).read_bytes()
+    dataset = score(
+        s3.put("in/pairs.parquet", pairs),
+        tmp_path / "out",
+        image_root=s3.uri("pictures"),
+        model=tiny_clip,
+        execution=LOCAL,
+    )
+    outside = dict.fromkeys(["outside", "up", "absolute", "web"], "path_outside_root")
+    missing = dict.fromkeys(["gone", "folder", "empty part"], "missing_file")
+    assert set(ids_of(dataset)) == {"relative", "odd", "whole"}
+    assert rejects_of(dataset) == outside | missing
+
+
+def test_urls_of_local_files_are_paths(tmp_path: Path, tiny_clip: str) -> None:
+    (tmp_path / "my pictures").mkdir()
+    (tmp_path / "my pictures" / "a.jpg").write_bytes(photo(1))
+    (tmp_path / "outside.jpg").write_bytes(photo(1))
+    folder = f"file://{tmp_path}/my%20pictures".replace(" ", "%20")
+    urls = {
+        "inside": f"{folder}/a.jpg",
+        "outside": f"file://{tmp_path}/outside.jpg",
+        "up": f"{folder}/../outside.jpg",
+        "encoded": f"{folder}/%2e%2e/outside.jpg",
+        "elsewhere": "file://elsewhere/a.jpg",
+        "web": "http://127.0.0.1:9/a.jpg",
+    }
+    columns = {"id": list(urls), "path": list(urls.values()), "caption": ["c"] * len(urls)}
+    path = write_parquet(tmp_path / "in" / "pairs.parquet", columns)
+    dataset = score(
+        f"file://{path}", tmp_path / "out", image_root=folder, model=tiny_clip, execution=LOCAL
+    )
+    assert ids_of(dataset) == ["inside"]
+    assert set(rejects_of(dataset).values()) == {"path_outside_root"}
+
+
+def test_a_store_that_goes_away_stops_the_run_and_rejects_nothing(
+    s3: Store, tmp_path: Path
+) -> None:
+    from aligncurate.sources.files import read_picture
+
+    s3.put("a.jpg", photo(1))
+    assert read_picture(f"s3://{s3.bucket}", "a.jpg") == photo(1)
+    options = ["endpoint_override=http://127.0.0.1:9", "retries=1"]
+    use_storage_options(parse_storage_options([*options, "access_key=a", "secret_key=b"]))
+    with pytest.raises(
+        AlignError, match=r"a\.jpg cannot be read: .*; run the same command to go on"
+    ):
+        read_picture(f"s3://{s3.bucket}", "a.jpg")
 
 
 @pytest.mark.slow

@@ -199,6 +199,10 @@ class Storage:
             InputError: the folder cannot be written to.
             AlignError: the disk is full.
         """
+        if self.location.startswith("hf://"):
+            raise InputError(
+                f"{self.location} can only be read; write to a folder or to an object store."
+            )
         final = self.path(name)
         with self._sending(final) if self.is_remote else self._renaming(final) as sink:
             yield sink
@@ -223,10 +227,6 @@ class Storage:
 
     @contextmanager
     def _sending(self, final: str) -> Iterator[HashingSink]:
-        if self.location.startswith("hf://"):
-            raise InputError(
-                f"{self.location} can only be read; write to a folder or to an object store."
-            )
         with tempfile.TemporaryFile() as gathered:
             sink = HashingSink(gathered, tempfile.gettempdir())
             yield sink

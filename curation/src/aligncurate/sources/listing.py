@@ -46,7 +46,7 @@ def find_files(location: str) -> list[FoundFile]:
         return found
     patterns = expand_braces(whole)
     plain = [pattern for pattern in patterns if not _WILD.search(pattern)]
-    files = _named(plain) if len(patterns) > 1 else []
+    files = _named(plain) if patterns != [whole] else []
     for pattern in patterns:
         if _WILD.search(pattern):
             files += _matching(pattern)
