@@ -12,7 +12,8 @@ def score(
     input: Annotated[
         str,
         typer.Option(
-            help="demo, laion-cc-sbu, a LLaVA .json or .jsonl, or a file, folder or glob of Parquet"
+            help="demo, laion-cc-sbu, a LLaVA .json or .jsonl, Parquet or WebDataset tars (file, "
+            "folder, glob), or a folder of pictures; on disk, s3://, gs://, hf://datasets/."
         ),
     ],
     output: Annotated[

@@ -78,7 +78,9 @@ class Source(Protocol):
         ...
 
     def own_columns(self) -> pa.Schema:
-        """The source's own columns beyond the contract's; they pass through."""
+        """The source's own columns beyond the contract's; they pass through. Asked for after
+        `plan`.
+        """
         ...
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:

@@ -98,7 +98,7 @@ def score(  # noqa: PLR0913 the command's options
 
     Args:
         input: `demo`, `laion-cc-sbu`, a LLaVA `.json` or `.jsonl` file, a file, folder or glob of
-            Parquet, or a dataset.
+            Parquet or WebDataset tars, a folder of pictures, or a dataset; a path or a URI.
         output: folder of the dataset; `data/<name>/score` if None.
         image_root: folder that paths of pictures are relative to and may not leave.
         model: open_clip architecture, `hf-hub:` name, folder, or `demo`; None takes the shipped
