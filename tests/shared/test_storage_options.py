@@ -23,6 +23,12 @@ def no_options_afterwards() -> Iterator[None]:
     use_storage_options(StorageOptions())
 
 
+def endpoint_of(storage: Storage) -> tuple[str, str]:
+    """Endpoint and scheme that the file system of `storage` was made with."""
+    _, (options,) = storage.filesystem.__reduce__()
+    return options["endpoint_override"], options["scheme"]
+
+
 def test_pairs_become_options() -> None:
     options = parse_storage_options(
         ["endpoint_override=http://127.0.0.1:9000", "access_key=a=b", f"secret_key={SECRET}",
@@ -66,7 +72,7 @@ def test_options_travel_with_a_storage_and_with_work() -> None:
     sent = pickle.dumps([storage, work])
     use_storage_options(StorageOptions())
     storage, work = pickle.loads(sent)
-    assert storage.filesystem.endpoint_override == "127.0.0.1:1"
+    assert endpoint_of(storage) == ("127.0.0.1:1", "https")
     assert current_storage_options() == StorageOptions()
     assert work() == current_storage_options() == options
     assert SECRET not in f"{storage!r} {storage} {work!r}"
@@ -75,11 +81,11 @@ def test_options_travel_with_a_storage_and_with_work() -> None:
 def test_the_environment_is_asked_for_what_is_not_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:2")
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
-    filesystem = Storage("s3://bucket/folder").filesystem
-    assert (filesystem.endpoint_override, filesystem.scheme) == ("127.0.0.1:2", "http")
-    assert filesystem.region == "eu-north-1"
+    storage = Storage("s3://bucket/folder")
+    assert endpoint_of(storage) == ("127.0.0.1:2", "http")
+    assert storage.filesystem.region == "eu-north-1"
     use_storage_options(parse_storage_options(["endpoint_override=127.0.0.1:3", "region=x"]))
-    assert Storage("s3://bucket/folder").filesystem.endpoint_override == "127.0.0.1:3"
+    assert endpoint_of(Storage("s3://bucket/folder")) == ("127.0.0.1:3", "https")
 
 
 @pytest.mark.parametrize(

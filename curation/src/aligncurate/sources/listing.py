@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow import fs
 
 from alignshared import InputError, Storage
-from alignshared.filesystems import is_remote, normal_location
+from alignshared.filesystems import normal_location
 
 _WILD = re.compile(r"[*?\[]")
 _BEFORE_WILD = re.compile(r"[*?\[{]")
@@ -126,21 +126,15 @@ def _require_few(count: int, pattern: str) -> None:
 
 
 def _kind(whole: str) -> fs.FileType:
-    if is_remote(whole) and "/" not in whole.partition("://")[2]:  # a bucket
-        return fs.FileType.Directory
-    storage, name = split_location(whole)
-    return storage.info(name).type
+    return Storage(whole).info().type
 
 
 def _at(whole: str) -> list[FoundFile] | None:
     """The file, or the files of the folder, of exactly this name; None if there is none."""
-    kind = _kind(whole)
-    if kind == fs.FileType.Directory:
+    info = Storage(whole).info()
+    if info.type == fs.FileType.Directory:
         return _listed(Storage(whole), recursive=True)
-    if kind != fs.FileType.File:
-        return None
-    storage, name = split_location(whole)
-    return [_found(storage, storage.info(name), name)]
+    return [_found(whole, info)] if info.type == fs.FileType.File else None
 
 
 def _named(patterns: list[str]) -> list[FoundFile]:
@@ -204,15 +198,15 @@ def _listed(storage: Storage, *, recursive: bool) -> list[FoundFile]:
         return sorted(walked, key=lambda file: file.location)
     root = storage.path()
     found = [
-        _found(storage, info, info.path.removeprefix(root).lstrip("/"))
+        _found(storage.location + info.path.removeprefix(root), info)
         for info in storage.infos(recursive=recursive)
         if info.type == fs.FileType.File
     ]
     return sorted(found, key=lambda file: file.location)
 
 
-def _found(storage: Storage, info: fs.FileInfo, name: str) -> FoundFile:
-    return FoundFile(f"{storage.location}/{name}", info.size or 0, info.mtime_ns or 0)
+def _found(location: str, info: fs.FileInfo) -> FoundFile:
+    return FoundFile(location, info.size or 0, info.mtime_ns or 0)
 
 
 def _walked(folder: str) -> Iterator[FoundFile]:
