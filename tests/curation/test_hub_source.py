@@ -21,21 +21,26 @@ warnings.simplefilter("error")
 from pathlib import Path
 from aligncurate.sources import open_source
 from alignshared import AlignError, Storage
-try:
-    source = open_source(sys.argv[1])
-    units = source.plan(Storage(Path(sys.argv[2]) / "work"), None)
-    rows = [r for u in units for b in source.read(u, 64) for r in b.table.to_pylist()]
-    print(json.dumps({"rows": [[r["id"], r["caption"], len(r["image"]["bytes"])] for r in rows]}))
-except AlignError as error:
-    print(json.dumps({"error": str(error)}))
+for number, location in enumerate(sys.argv[2:]):
+    try:
+        source = open_source(location)
+        units = source.plan(Storage(Path(sys.argv[1]) / f"work{number}"), None)
+        rows = [r for u in units for b in source.read(u, 64) for r in b.table.to_pylist()]
+        print(json.dumps([[r["id"], r["caption"], len(r["image"]["bytes"])] for r in rows]))
+    except AlignError as error:
+        print(json.dumps(str(error)))
 """
 
 
-def read_in_own_process(endpoint: str, location: str, folder: Path, **environment: str) -> Any:
-    """What a process finds at `location` whose environment tells it of the Hub's `endpoint`."""
+def read_in_own_process(
+    endpoint: str, folder: Path, *locations: str, **environment: str
+) -> list[Any]:
+    """What a process whose environment tells it of the Hub's `endpoint` finds at `locations`: rows,
+    or the error.
+    """
     told = {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "home"), **environment}
     answer = subprocess.run(
-        [sys.executable, "-c", READ, location, str(folder)],
+        [sys.executable, "-c", READ, str(folder), *locations],
         env=os.environ | told,
         capture_output=True,
         text=True,
@@ -43,7 +48,7 @@ def read_in_own_process(endpoint: str, location: str, folder: Path, **environmen
         timeout=120,
     )
     assert answer.returncode == 0, answer.stderr
-    return json.loads(answer.stdout)
+    return [json.loads(line) for line in answer.stdout.splitlines()]
 
 
 def test_parquet_and_tars_are_read_from_the_hub(tmp_path: Path) -> None:
@@ -52,28 +57,29 @@ def test_parquet_and_tars_are_read_from_the_hub(tmp_path: Path) -> None:
     tar = good_tar(tmp_path / "x.tar", 2).read_bytes()
     files = {"data/train-0.parquet": parquet, "tars/00000.tar": tar, "README.md": b"# pairs"}
     with running_hub("owner/pairs", files) as endpoint:
-        found = read_in_own_process(endpoint, "hf://datasets/owner/pairs/data", tmp_path / "a")
-        assert found["rows"] == [
-            ["train-0-000000000", "one", len(photo(1))],
-            ["train-0-000000001", "two", len(photo(2))],
-        ]
-        found = read_in_own_process(
-            endpoint, "hf://datasets/owner/pairs@v1/tars/{00000..00000}.tar", tmp_path / "b"
+        folder, tars, nothing = read_in_own_process(
+            endpoint,
+            tmp_path,
+            "hf://datasets/owner/pairs/data",
+            "hf://datasets/owner/pairs@v1/tars/{00000..00000}.tar",
+            "hf://datasets/owner/nothing",
         )
-        assert [row[0] for row in found["rows"]] == ["00000/000000000", "00000/000000001"]
-        found = read_in_own_process(endpoint, "hf://datasets/owner/nothing", tmp_path / "c")
-        assert "hf://datasets/owner/nothing" in found["error"]
+    assert folder == [
+        ["train-0-000000000", "one", len(photo(1))],
+        ["train-0-000000001", "two", len(photo(2))],
+    ]
+    assert [row[0] for row in tars] == ["00000/000000000", "00000/000000001"]
+    assert "hf://datasets/owner/nothing" in nothing
 
 
 @pytest.mark.parametrize("offline", [{}, {"HF_HUB_OFFLINE": "1"}], ids=["no network", "offline"])
 def test_without_the_hub_one_sentence_says_so(tmp_path: Path, offline: dict[str, str]) -> None:
-    found = read_in_own_process(
-        "http://127.0.0.1:9", "hf://datasets/owner/pairs", tmp_path, **offline
+    (said,) = read_in_own_process(
+        "http://127.0.0.1:9", tmp_path, "hf://datasets/owner/pairs", **offline
     )
-    why = "HF_HUB_OFFLINE is set" if offline else "does not answer"
-    assert why in found["error"]
-    assert found["error"].startswith("hf://datasets/owner/pairs cannot be opened: ")
-    assert "\n" not in found["error"]
+    assert said.startswith("hf://datasets/owner/pairs cannot be opened: ")
+    assert ("HF_HUB_OFFLINE is set" if offline else "does not answer") in said
+    assert "\n" not in said
 
 
 def test_the_hub_is_not_written_to() -> None:

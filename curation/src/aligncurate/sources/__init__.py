@@ -50,7 +50,7 @@ def _why_not(source: str, names: list[str]) -> str:
             f"{packed} is compressed, and parts of it cannot be read on their own; unpack it to a "
             "plain .tar."
         )
-    if not names and ("/" in source or "*" in source):
+    if not names and any(sign in source for sign in "/.*"):
         return f"there is nothing at {source}; name a file, a folder or a glob that is there."
     return (
         f"--input {source} is not known: give demo, laion-cc-sbu, a LLaVA .json or .jsonl file, a "
