@@ -226,6 +226,7 @@ def test_a_store_that_goes_away_stops_the_run_and_rejects_nothing(
     s3: Store, tmp_path: Path
 ) -> None:
     from aligncurate.sources.files import read_picture
+    from aligncurate.sources.tar_index import index_tar
 
     s3.put("a.jpg", photo(1))
     assert read_picture(f"s3://{s3.bucket}", "a.jpg") == photo(1)
@@ -233,6 +234,8 @@ def test_a_store_that_goes_away_stops_the_run_and_rejects_nothing(
     use_storage_options(parse_storage_options([*options, "access_key=a", "secret_key=b"]))
     with pytest.raises(AlignError, match=r"a\.jpg cannot be read: .*; run the same command"):
         read_picture(f"s3://{s3.bucket}", "a.jpg")
+    with pytest.raises(AlignError, match=r"x\.tar.* cannot be .*NETWORK_CONNECTION"):
+        index_tar(f"s3://{s3.bucket}/x.tar", "x")
 
 
 @pytest.mark.slow

@@ -195,3 +195,15 @@ def test_more_fields_than_a_table_should_have_columns_are_cut_to_the_commonest(
     assert len(names) == 256
     assert {"common", "rare0", "rare2", "f251"} <= set(names)
     assert "f252" not in names
+
+
+def test_a_tar_that_changes_under_a_run_is_one_sentence(tmp_path: Path) -> None:
+    path = good_tar(tmp_path / "x.tar", 4)
+    source = open_source(str(path))
+    units = source.plan(Storage(tmp_path / "work"), None)
+    path.write_bytes(path.read_bytes()[:4096])
+    with pytest.raises(InputError, match=r"x\.tar has changed since the run began"):
+        list(source.read(units[0], 64))
+    path.unlink()
+    with pytest.raises(InputError, match=r"no x\.tar in"):
+        list(source.read(units[0], 64))

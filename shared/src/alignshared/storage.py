@@ -131,7 +131,9 @@ class Storage:
     def child(self, name: str) -> "Storage":
         """The folder `name` inside this one."""
         self.path(name)
-        return Storage(f"{self.location.rstrip('/')}/{name}")
+        child = Storage(f"{self.location.rstrip('/')}/{name}")
+        child._options = self._options
+        return child
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty when there is no folder.

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import ijson
 
 from aligncurate.sources.captions import MARK_INVALID
-from aligncurate.sources.listing import split_location
+from aligncurate.sources.listing import opened
 from alignshared import InputError
 from alignshared.filesystems import one_line
 
@@ -37,8 +37,7 @@ def records_of(location: str) -> Iterator[Any]:
     Raises:
         InputError: the file is not there, or a `.json` is no list or is damaged.
     """
-    storage, name = split_location(location)
-    with storage.open(name) as raw:
+    with opened(location) as raw:
         lines = location.endswith(".jsonl")
         if not lines:
             _require_list(raw, location)

@@ -8,14 +8,16 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+import pyarrow as pa
 from pyarrow import fs
 
-from alignshared import InputError, Storage
-from alignshared.filesystems import normal_location
+from alignshared import AlignError, InputError, Storage
+from alignshared.filesystems import normal_location, one_line
 
 _WILD = re.compile(r"[*?\[]")
 _BEFORE_WILD = re.compile(r"[*?\[{]")
@@ -77,6 +79,24 @@ def split_location(location: str) -> tuple[Storage, str]:
     """The folder that `location` lies in, and its name there."""
     folder, _, name = location.rpartition("/")
     return Storage(folder or "/"), name
+
+
+@contextmanager
+def opened(location: str) -> Iterator[pa.NativeFile]:
+    """The file at `location`, open for reading at any position.
+
+    Raises:
+        InputError: it is not there.
+        AlignError: it can no longer be read, because of a fault of the disk or the store.
+    """
+    storage, name = split_location(location)
+    try:
+        with storage.open(name) as stream:
+            yield stream
+    except OSError as error:
+        raise AlignError(
+            f"{location} cannot be read: {one_line(error)}; run the same command to go on."
+        ) from error
 
 
 def static_folder(location: str) -> str:

@@ -15,7 +15,7 @@ from aligncurate.sources.captions import caption_problem, is_valid_text, writabl
 from aligncurate.sources.files import picture_root
 from aligncurate.sources.index import index_rows, write_index
 from aligncurate.sources.json_records import Malformed, records_of
-from aligncurate.sources.listing import split_location
+from aligncurate.sources.listing import opened, split_location
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
 from alignshared import InputError, Reason, Reject, Storage
 from alignshared.filesystems import normal_location, one_line
@@ -51,9 +51,8 @@ class LlavaSource:
 
     def identity(self) -> dict[str, Any]:
         """The file's name and digest, and the folder of the pictures."""
-        storage, name = split_location(self.location)
         sha256 = hashlib.sha256()
-        with storage.open(name) as stream:
+        with opened(self.location) as stream:
             while chunk := stream.read(_CHUNK):
                 sha256.update(chunk)
         return {

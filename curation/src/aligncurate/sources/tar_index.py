@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from aligncurate.sources.captions import is_valid_text
 from aligncurate.sources.files import MAX_FILE_BYTES, PICTURE_SUFFIXES
-from aligncurate.sources.listing import split_location
+from aligncurate.sources.listing import opened
 from aligncurate.sources.metadata import MAX_TEXT_BYTES, Kinds, kind_of, parsed_metadata
 from aligncurate.sources.tar_members import TarBytes, TarDamage, tar_members
 from alignshared import Reason
@@ -65,9 +65,9 @@ def index_tar(location: str, prefix: str) -> TarIndex:
 
     Raises:
         InputError: the tar is not there, or is compressed.
+        AlignError: it can no longer be read.
     """
-    storage, name = split_location(location)
-    with storage.open(name) as stream:
+    with opened(location) as stream:
         data = TarBytes(stream, _REMOTE_WINDOW if is_remote(location) else _LOCAL_WINDOW)
         indexing = _Indexing(data)
         damage = None

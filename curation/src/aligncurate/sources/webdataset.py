@@ -23,7 +23,7 @@ from aligncurate.sources.listing import (
     find_files,
     listing_digest,
     names_below,
-    split_location,
+    opened,
 )
 from aligncurate.sources.metadata import (
     Kinds,
@@ -178,12 +178,13 @@ def _read_samples(rows: list[dict[str, Any]]) -> list[_Sample]:
         for role in ("image", "caption", "metadata")
         if row[f"{role}_at"] is not None
     )
-    storage, name = split_location(rows[0]["tar"])
     parts: dict[int, bytes] = {}
-    with storage.open(name) as stream:
+    with opened(rows[0]["tar"]) as stream:
         for run in _runs(spans):
             begin, end = run[0][0], run[-1][0] + run[-1][1]
             data = stream.read_at(end - begin, begin)
+            if len(data) < end - begin:
+                raise InputError(f"{rows[0]['tar']} has changed since the run began; begin anew.")
             parts |= {at: data[at - begin : at - begin + size] for at, size in run}
     return [_Sample(row, parts) for row in rows]
 
