@@ -25,6 +25,7 @@ aligncurate bucket --levels
 aligncurate bucket --output
 aligncurate bucket --overwrite
 aligncurate bucket --scheme
+aligncurate bucket --storage-options
 aligncurate bucket --workers
 aligncurate ingest --image-root
 aligncurate ingest --input
@@ -33,12 +34,15 @@ aligncurate ingest --overwrite
 aligncurate ingest --retry-failed
 aligncurate ingest --shard-rows
 aligncurate ingest --skip-failed
+aligncurate ingest --storage-options
 aligncurate ingest --unit-timeout
 aligncurate inspect --input
+aligncurate inspect --storage-options
 aligncurate report --against
 aligncurate report --examples
 aligncurate report --input
 aligncurate report --output
+aligncurate report --storage-options
 aligncurate score --batch-size
 aligncurate score --decode
 aligncurate score --embeddings
@@ -58,12 +62,14 @@ aligncurate score --ray-address
 aligncurate score --retry-failed
 aligncurate score --shard-rows
 aligncurate score --skip-failed
+aligncurate score --storage-options
 aligncurate score --unit-timeout
 aligncurate score --verbose
 aligncurate score --view
 aligncurate score --weights
 aligncurate score --workers
 aligncurate validate --input
+aligncurate validate --storage-options
 aligntrain --debug
 aligntrain --version
 aligntrain chat --image

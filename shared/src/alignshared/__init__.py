@@ -10,6 +10,7 @@ if typing.TYPE_CHECKING:
     from alignshared.rejects import Reason, Reject
     from alignshared.shards import ShardInfo
     from alignshared.storage import Storage
+    from alignshared.storage_options import StorageOptions, use_storage_options
 
 __all__ = [
     "AlignError",
@@ -25,6 +26,8 @@ __all__ = [
     "Reject",
     "ShardInfo",
     "Storage",
+    "StorageOptions",
+    "use_storage_options",
 ]
 
 _HOME = {
@@ -41,6 +44,8 @@ _HOME = {
     "Reject": "rejects",
     "ShardInfo": "shards",
     "Storage": "storage",
+    "StorageOptions": "storage_options",
+    "use_storage_options": "storage_options",
 }
 
 

@@ -10,6 +10,7 @@ from aligncurate.commands.options import (
     OverwriteOption,
     RetryFailedOption,
     SkipFailedOption,
+    StorageOption,
     UnitTimeoutOption,
 )
 
@@ -29,6 +30,7 @@ def ingest(
     retry_failed: RetryFailedOption = False,
     skip_failed: SkipFailedOption = False,
     overwrite: OverwriteOption = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Write conversations and their pictures as shards for fine-tuning, unscored."""
     from aligncurate.progress import showing

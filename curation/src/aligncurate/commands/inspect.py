@@ -1,10 +1,10 @@
 """`aligncurate inspect`."""
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, dataset_at
+from aligncurate.commands.options import DatasetOption, StorageOption, dataset_at
 
 
-def inspect(input: DatasetOption = None) -> None:
+def inspect(input: DatasetOption = None, storage_options: StorageOption = None) -> None:
     """Tell what is in a dataset, from its manifest."""
     from aligncurate.stages.inspect import inspect
 

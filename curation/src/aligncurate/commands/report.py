@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, OutputOption, dataset_at
+from aligncurate.commands.options import DatasetOption, OutputOption, StorageOption, dataset_at
 
 
 def report(
@@ -16,6 +16,7 @@ def report(
         typer.Option(help="Another scored dataset: also tell how it differs from the input."),
     ] = None,
     examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
+    storage_options: StorageOption = None,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
     from aligncurate.progress import showing

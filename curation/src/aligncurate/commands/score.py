@@ -10,6 +10,7 @@ from aligncurate.commands.options import (
     OverwriteOption,
     RetryFailedOption,
     SkipFailedOption,
+    StorageOption,
     UnitTimeoutOption,
 )
 
@@ -18,7 +19,8 @@ def score(
     input: Annotated[
         str,
         typer.Option(
-            help="demo, laion-cc-sbu, a LLaVA .json or .jsonl, or a file, folder or glob of Parquet"
+            help="demo, laion-cc-sbu, a LLaVA .json or .jsonl, Parquet or WebDataset tars (file, "
+            "folder, glob), or a folder of pictures; on disk, s3://, gs://, hf://datasets/."
         ),
     ],
     output: Annotated[
@@ -96,6 +98,7 @@ def score(
     ] = False,
     overwrite: OverwriteOption = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Ray's own log.")] = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Score pairs: write each with the cosine of its image and caption under CLIP."""
     from aligncurate.progress import showing

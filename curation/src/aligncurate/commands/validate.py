@@ -3,10 +3,10 @@
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, dataset_at
+from aligncurate.commands.options import DatasetOption, StorageOption, dataset_at
 
 
-def validate(input: DatasetOption = None) -> None:
+def validate(input: DatasetOption = None, storage_options: StorageOption = None) -> None:
     """Check that a dataset keeps the contract: checksums, columns, ids, counts, levels."""
     from aligncurate.progress import showing
     from aligncurate.stages.validate import validate

@@ -27,6 +27,7 @@ from aligncurate.engine.ledger import Standing, start_ledger
 from aligncurate.engine.worker import ITEM, POSITION, Bench, Function, call, made
 from aligncurate.units import UNIT_ATTEMPTS
 from alignshared import AlignError
+from alignshared.storage_options import carrying_storage_options
 
 _LOOK_EVERY_S = 5.0
 _GRACE_S = 60.0
@@ -91,8 +92,9 @@ def _map_options(step: Step, bench: Bench) -> dict[str, Any]:
     import ray
 
     common = {"batch_size": 1, "batch_format": "pyarrow", "num_cpus": 1}
+    make = carrying_storage_options(step.make)
     if step.actors is None:
-        return {"fn": partial(_call_in_task, step.make, bench), **common}
+        return {"fn": partial(_call_in_task, make, bench), **common}
     pool = ray.data.ActorPoolStrategy(
         min_size=step.actors,
         max_size=max(step.actors, step.most or 0),
@@ -101,7 +103,7 @@ def _map_options(step: Step, bench: Bench) -> dict[str, Any]:
     if step.memory_gib is not None:
         common["memory"] = int(step.memory_gib * _GIB)
     return {
-        "fn": _actor(step.make, bench),
+        "fn": _actor(make, bench),
         "compute": pool,
         "num_gpus": step.gpus or None,
         **common,

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from aligncurate.local import available_cores
 from aligncurate.output import OutputState, add_reasons, finish, open_output, provenance
-from aligncurate.places import newest_dataset, sibling_output
+from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
 from aligncurate.stages.find_edges import EdgesFile, count_scores, find_edges, read_edges
 from aligncurate.stages.label import Labelled, label
@@ -99,22 +99,13 @@ def _check_arguments(
 
 
 def _check_dataset(dataset: Dataset, storage: Storage) -> None:
-    source, target = _canonical(dataset.location), _canonical(storage.location)
-    if f"{source}/".startswith(f"{target}/"):
-        raise InputError(
-            f"the output {storage.location} is the input or holds it; name another folder with "
-            "--output."
-        )
+    refuse_to_write_over(storage.location, dataset.location)
     if dataset.manifest.rows == 0:
         raise InputError(
             f"{dataset.location} is empty, so there is nothing to sort into levels; "
             "its rejects tell why."
         )
     require_columns(dataset.schema, ("id", "score"), dataset.location)
-
-
-def _canonical(location: str) -> str:
-    return location.rstrip("/") if "://" in location else os.path.realpath(location)
 
 
 def _config(

@@ -18,7 +18,7 @@ from aligncurate.output import (
     open_output,
     provenance,
 )
-from aligncurate.places import default_output
+from aligncurate.places import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.sources.files import read_picture
@@ -84,6 +84,7 @@ def ingest(  # noqa: PLR0913 the command's options
         )
     source = InstructionSource(location, image_root)
     storage = Storage(output or default_output(source.name, "ingest"))
+    refuse_to_write_over(storage.location, source.location, source.image_root)
     config = {"input": source.identity(), "shard_rows": shard_rows}
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         log.info("%s is finished already; nothing was done.", storage.location)

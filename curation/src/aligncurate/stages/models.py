@@ -1,7 +1,7 @@
 """Which models score: from the options --model, --weights and --main to models by name."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from aligncurate.core.clip import ResolvedClip, View, resolve_clip
@@ -45,13 +45,14 @@ def resolve_models(
     return Models(clips[main or first], clips if len(clips) > 1 else {})
 
 
-def refuse_taken_columns(models: Models, own_columns: Sequence[str]) -> None:
-    """Raise InputError where the input has a column of its own that a model's scores are to have.
+def refuse_taken_columns(models: Iterable[str], own_columns: Sequence[str]) -> None:
+    """Raise InputError where the input has a column of its own that the scores of one of `models`
+    are to have.
 
     Names are compared without case, as databases do.
     """
     taken = {column.lower() for column in own_columns}
-    for name in models.several:
+    for name in models:
         if score_column(name).lower() in taken:
             raise InputError(
                 f"the input has a column {score_column(name)} already; give the model another name "

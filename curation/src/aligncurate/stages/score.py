@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from aligncurate.core.clip import LongCaptions, Precision, ResolvedClip, View
@@ -19,9 +18,9 @@ from aligncurate.output import (
     provenance,
     read_rejects,
 )
-from aligncurate.places import default_output
+from aligncurate.places import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
-from aligncurate.sources import Source, open_source
+from aligncurate.sources import open_source
 from aligncurate.stages.execution import (
     Execution,
     device_of,
@@ -74,7 +73,7 @@ def score(  # noqa: PLR0913 the command's options
 
     Args:
         input: `demo`, `laion-cc-sbu`, a LLaVA `.json` or `.jsonl` file, a file, folder or glob of
-            Parquet, or a dataset.
+            Parquet or WebDataset tars, a folder of pictures, or a dataset; a path or a URI.
         output: folder of the dataset; `data/<name>/score` if None.
         image_root: folder that paths of pictures are relative to and may not leave.
         model: open_clip architecture, `hf-hub:` name, folder, or `demo`; None takes the shipped
@@ -119,7 +118,6 @@ def score(  # noqa: PLR0913 the command's options
     require_one_of("--decode", decode, get_args(Decode))
     named = _listed(model) or ["demo" if input == "demo" else DEFAULT_MODEL]
     models = resolve_models(named, _listed(weights), main, view)
-    refuse_taken_columns(models, source.own_columns().names)
     device = device_of(execution)
     scoring = Scoring(
         source=source,
@@ -134,7 +132,7 @@ def score(  # noqa: PLR0913 the command's options
         decode=decode,
     )
     storage = Storage(scoring.output)
-    _refuse_to_write_over(source, storage)
+    refuse_to_write_over(storage.location, source.identity()["location"], source.image_root)
     config = _config(scoring, shard_rows)
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         log.info("%s is finished already; nothing was done.", storage.location)
@@ -164,6 +162,7 @@ def _run(job: _Job, show_progress: ShowProgress) -> Dataset:
     units = scoring.source.plan(storage.child(RUN_FOLDER), job.shard_rows)
     if not units:
         raise InputError(f"there are no pairs in {config['input']['location']}.")
+    refuse_taken_columns(scoring.models, scoring.source.own_columns().names)
     run = UnitRun(storage, units, scoring.schema, job.failed)
     if run.begun:
         log.info(
@@ -200,17 +199,6 @@ def _warn_of_rejects(dataset: Dataset) -> None:
         "none of the %s pairs could be scored (%s); the first, %s: %s; see rejects/ in %s.",
         dataset.manifest.reject_count, reasons, first["id"], first["detail"], dataset.location,
     )  # fmt: skip
-
-
-def _refuse_to_write_over(source: Source, storage: Storage) -> None:
-    """--overwrite would delete what is to be read."""
-    output = Path(storage.location)
-    for place in (source.identity()["location"], source.image_root):
-        if place is not None and output in (Path(place), *Path(place).parents):
-            raise InputError(
-                f"the output {storage.location} is the input or holds it; name another folder with "
-                "--output."
-            )
 
 
 def _precision(asked: Precision | Literal["auto"], device: str) -> Precision:

@@ -2,7 +2,7 @@
 two, in Ray tasks that decode and actors that hold a GPU.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
