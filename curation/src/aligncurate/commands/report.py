@@ -14,10 +14,11 @@ def report(
     examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
+    from aligncurate.places import READABLE_STAGES
     from aligncurate.progress import showing
     from aligncurate.stages.report import report
 
-    dataset = dataset_at(input, "bucket", "score")
+    dataset = dataset_at(input, *READABLE_STAGES)
     with showing("report", 2 * dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
         files = report(dataset.location, output, examples=examples, on_progress=on_progress)
     terminal.show_files([files.page, files.histogram, files.levels, files.gallery])

@@ -6,6 +6,7 @@ become one: a filter that keeps a pair in a hundred leaves no million of tiny fi
 on the rows alone, so a run that was interrupted goes on shard by shard.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ from alignshared.schema import LEVEL_COLUMN, require_columns, with_features
 from alignshared.shards import IMAGE_ROW_GROUP
 
 PLAIN_ROWS_PER_BATCH = 1 << 16
+
+_log = logging.getLogger("aligncurate")
 
 Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 """From a batch of n rows to n bools; called from several threads."""
@@ -98,7 +101,7 @@ def _canonical(location: str) -> str:
 
 
 def finished_already(storage: Storage, config: dict[str, Any]) -> Dataset | None:
-    """The dataset in `storage` if a run of `config` has finished it.
+    """The dataset in `storage` if a run of `config` has finished it, which is then logged.
 
     Raises:
         InputError: it holds the result of another configuration.
@@ -106,6 +109,7 @@ def finished_already(storage: Storage, config: dict[str, Any]) -> Dataset | None
     if not storage.exists(MANIFEST_FILE):
         return None
     open_output(storage, config, overwrite=False)
+    _log.info("%s is finished already; nothing to do.", storage.location)
     return Dataset(storage.location)
 
 
