@@ -13,6 +13,7 @@ if typing.TYPE_CHECKING:
     from aligncurate.stages.ingest import ingest
     from aligncurate.stages.inspect import inspect
     from aligncurate.stages.report import report
+    from aligncurate.stages.sample import sample
     from aligncurate.stages.score import Execution, score
     from aligncurate.stages.validate import validate
 
@@ -24,6 +25,7 @@ __all__ = [
     "ingest",
     "inspect",
     "report",
+    "sample",
     "score",
     "validate",
 ]

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from aligncurate import terminal
-from aligncurate.commands import bucket, filter, ingest, inspect, report, score, validate
+from aligncurate.commands import bucket, filter, ingest, inspect, report, sample, score, validate
 from alignshared.errors import AlignError
 
 _INTERRUPTED = 130
@@ -72,6 +72,7 @@ for command in (
     ingest.ingest,
     bucket.bucket,
     filter.filter,
+    sample.sample,
     report.report,
     inspect.inspect,
     validate.validate,
