@@ -9,6 +9,7 @@ import typing
 if typing.TYPE_CHECKING:
     from aligncurate.stages.bucket import bucket
     from aligncurate.stages.conditions import Conditions
+    from aligncurate.stages.export import export
     from aligncurate.stages.filter import filter
     from aligncurate.stages.ingest import ingest
     from aligncurate.stages.inspect import inspect
@@ -21,6 +22,7 @@ __all__ = [
     "Conditions",
     "Execution",
     "bucket",
+    "export",
     "filter",
     "ingest",
     "inspect",

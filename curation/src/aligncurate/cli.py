@@ -11,7 +11,17 @@ import typer
 from typer.core import TyperGroup
 
 from aligncurate import terminal
-from aligncurate.commands import bucket, filter, ingest, inspect, report, sample, score, validate
+from aligncurate.commands import (
+    bucket,
+    export,
+    filter,
+    ingest,
+    inspect,
+    report,
+    sample,
+    score,
+    validate,
+)
 from alignshared.errors import AlignError
 
 _INTERRUPTED = 130
@@ -74,6 +84,7 @@ for command in (
     filter.filter,
     sample.sample,
     report.report,
+    export.export,
     inspect.inspect,
     validate.validate,
 ):

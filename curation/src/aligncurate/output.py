@@ -38,14 +38,19 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
-def open_output(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
+def open_output(
+    storage: Storage, config: dict[str, Any], *, overwrite: bool, marker: str = MANIFEST_FILE
+) -> OutputState:
     """Claim the folder for a run of `config`, or say that it holds the finished result already.
+
+    `marker` is the file that is written last: the manifest, or for what is no dataset another JSON
+    file with the run's `config`.
 
     Raises:
         InputError: the folder holds something else, or cannot be written to.
     """
     try:
-        return _claim(storage, config, overwrite=overwrite)
+        return _claim(storage, config, marker, overwrite=overwrite)
     except OSError as error:  # a file in its place, a read-only disk
         raise InputError(
             f"{storage.location} cannot be written to: {error}; name another folder with --output."
@@ -60,15 +65,18 @@ def release_output(storage: Storage) -> None:
         storage.delete(RUN_FOLDER)
 
 
-def _claim(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
+def _claim(
+    storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool
+) -> OutputState:
     names = storage.names()
     if overwrite and names:
-        _refuse_foreign(storage, names)
+        _refuse_foreign(storage, names, marker)
         for name in names:
             storage.delete(name)
         names = []
-    if MANIFEST_FILE in names:
-        _refuse_difference(storage, read_manifest(storage).config, config, "holds a dataset")
+    if marker in names:
+        there, what = _finished_config(storage, marker)
+        _refuse_difference(storage, there, config, what)
         return OutputState.FINISHED
     if RUN_FOLDER in names and storage.exists(_CONFIG_FILE):
         _refuse_difference(
@@ -76,15 +84,25 @@ def _claim(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> Outp
         )
         return OutputState.BEGUN
     if names:
-        _refuse_foreign(storage, names)
+        _refuse_foreign(storage, names, marker)
     storage.write_json(_CONFIG_FILE, config)
     return OutputState.FRESH
 
 
-def _refuse_foreign(storage: Storage, names: list[str]) -> None:
-    if MANIFEST_FILE not in names and RUN_FOLDER not in names:
+def _finished_config(storage: Storage, marker: str) -> tuple[dict[str, Any], str]:
+    """The configuration of what is finished in `storage`, and what to call it."""
+    if marker == MANIFEST_FILE:
+        return read_manifest(storage).config, "holds a dataset"
+    found = storage.read_json(marker)
+    there = found.get("config") if isinstance(found, dict) else None
+    return there if isinstance(there, dict) else {}, f"holds {marker}"
+
+
+def _refuse_foreign(storage: Storage, names: list[str], marker: str) -> None:
+    if marker not in names and RUN_FOLDER not in names:
+        what = "dataset" if marker == MANIFEST_FILE else marker
         raise InputError(
-            f"{storage.location} is not empty and holds no dataset ({names[0]} lies there); "
+            f"{storage.location} is not empty and holds no {what} ({names[0]} lies there); "
             "name an empty or new folder with --output."
         )
 
