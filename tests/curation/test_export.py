@@ -191,11 +191,11 @@ def webdataset_leaves_files_open() -> Iterator[None]:
 
 
 def samples_of(folder: Path, shuffle: int = 0) -> list[dict[str, Any]]:
-    import webdataset
+    from webdataset.compat import WebDataset
 
     tars = sorted(str(path) for path in folder.glob("*.tar"))
     with webdataset_leaves_files_open():
-        dataset = webdataset.WebDataset(tars, shardshuffle=bool(shuffle) and len(tars))
+        dataset = WebDataset(tars, shardshuffle=bool(shuffle) and len(tars))
         return list(dataset.shuffle(shuffle) if shuffle else dataset)
 
 
@@ -224,13 +224,13 @@ def test_webdataset_reads_its_tars(tmp_path: Path, source: Dataset, shuffle: int
 
 
 def test_webdataset_decodes_pictures(tmp_path: Path) -> None:
-    import webdataset
+    from webdataset.compat import WebDataset
 
     dataset = write_scored_dataset(tmp_path / "score", cosines(5))
     export(dataset.location, tmp_path / "out", format="webdataset")
     tar = str(tmp_path / "out" / "00000.tar")
     with webdataset_leaves_files_open():
-        pairs = webdataset.WebDataset(tar, shardshuffle=False).decode("pil").to_tuple("png", "txt")
+        pairs = WebDataset(tar, shardshuffle=False).decode("pil").to_tuple("png", "txt")
         found = [(picture.size, caption) for picture, caption in pairs]
     assert found == [((48, 32), f"caption number {i}") for i in range(5)]
 
@@ -363,6 +363,7 @@ def test_an_interrupted_export_goes_on_and_never_looks_finished(
 
     out = tmp_path / "out"
     options: dict[str, Any] = {"format": format, "pairs_per_file": 5, "workers": 1}
+    others: dict[str, Any] = options | {"pairs_per_file": 6}
     with pytest.raises(KeyboardInterrupt):
         export(source.location, out, on_progress=stop, **options)
     assert not (out / "export.json").exists()
@@ -371,7 +372,7 @@ def test_an_interrupted_export_goes_on_and_never_looks_finished(
     with pytest.raises(InputError, match=r"no export\.json"):
         read_export(out)
     with pytest.raises(InputError, match="holds an unfinished run with another configuration"):
-        export(source.location, out, **(options | {"pairs_per_file": 6}))
+        export(source.location, out, **others)
     written = {
         p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file() and ".run" not in p.parts
     }

@@ -185,7 +185,9 @@ def test_equal_scores_stay_together_at_the_cut(tmp_path: Path) -> None:
     scores = [0.1] * 10 + [0.2] * 6 + [0.3] * 4
     source = write_scored_dataset(tmp_path / "score", scores, images=False)
     dataset = filter(Conditions(top=0.25), source.location)
-    assert [row["score"] for row in rows_of(dataset)] == np.float32([0.2] * 6 + [0.3] * 4).tolist()
+    assert [row["score"] for row in rows_of(dataset)] == np.array(
+        [0.2] * 6 + [0.3] * 4, np.float32
+    ).tolist()
     assert condition_counts(dataset)[0].condition == (
         "top 0.25: score >= 0.2 (5 wanted, 10 with equal scores)"
     )

@@ -7,7 +7,7 @@ key to draw lies; a second pass collects the keys of just those bins, one in 65,
 key itself: exact, in memory that does not grow with what is drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -87,39 +87,43 @@ class Draw:
             for row, last, quota in zip(upto, self._last_bin.tolist(), quotas, strict=True)
         ]
         self._last_key = np.zeros(len(quotas), dtype=np.uint64)
-        self._ties = [[0] for _ in quotas]
+        self._ties: dict[tuple[int, int], int] = {}
 
-    def of_last_bin(self, keys: Keys, groups: Groups) -> list[Keys]:
-        """Of each group, those of `keys` [n] that lie in the bin of its last key."""
+    def of_last_bin(self, keys: Keys, groups: Groups) -> list[tuple[int, Keys]]:
+        """The groups of which some of `keys` [n] lie in the bin of its last key, and those keys."""
         within = (keys >> _BIN_SHIFT).astype(np.intp) == self._last_bin[groups]
         some, of = keys[within], groups[within]
-        return [some[of == group] for group in range(len(self._last_bin))]
+        return [(int(group), some[of == group]) for group in np.unique(of)]
 
-    def resolve(self, parts: Sequence[Sequence[Keys]]) -> None:
+    def resolve(self, parts: Iterable[list[tuple[int, Keys]]]) -> None:
         """Second pass: find the last keys, given `of_last_bin` of each part of the rows in order.
 
         Rows with equal keys, should ids be equal, are drawn in the order of the parts.
         """
-        for group, missing in enumerate(self._missing):
+        found: list[list[tuple[int, Keys]]] = [[] for _ in self._missing]
+        for part, of_part in enumerate(parts):
+            for group, keys in of_part:
+                found[group].append((part, keys))
+        for group, (missing, of_group) in enumerate(zip(self._missing, found, strict=True)):
             if missing <= 0:
                 continue
-            of_group = [part[group] for part in parts]
-            ordered = np.sort(np.concatenate(of_group))
+            ordered = np.sort(np.concatenate([keys for _, keys in of_group]))
             last = ordered[missing - 1]
             self._last_key[group] = last
             left = missing - int(np.searchsorted(ordered, last))
-            self._ties[group] = []
-            for keys in of_group:
+            for part, keys in of_group:
                 taken = min(left, int(np.count_nonzero(keys == last)))
-                self._ties[group].append(taken)
-                left -= taken
+                if taken:
+                    self._ties[part, group] = taken
+                    left -= taken
 
     def drawn(self, part: int, keys: Keys, groups: Groups) -> npt.NDArray[np.bool_]:
         """Which rows [n] of part `part` of the rows, all of them in order, are drawn."""
         last, bins = self._last_bin[groups], (keys >> _BIN_SHIFT).astype(np.intp)
         inside = bins == last
-        found = (bins < last) | (inside & (keys < self._last_key[groups]))
-        for group, ties in enumerate(self._ties):
-            equal = inside & (groups == group) & (keys == self._last_key[group])
-            found[np.flatnonzero(equal)[: ties[part] if part < len(ties) else 0]] = True
-        return found
+        drawn = (bins < last) | (inside & (keys < self._last_key[groups]))
+        for group, last_key in enumerate(self._last_key):
+            if taken := self._ties.get((part, group), 0):
+                equal = inside & (groups == group) & (keys == last_key)
+                drawn[np.flatnonzero(equal)[:taken]] = True
+        return drawn

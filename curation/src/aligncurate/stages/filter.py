@@ -41,7 +41,7 @@ def filter(
 
     The columns are those of the input, levels keep their edges, and what the conditions drop is
     counted in the manifest, as `left_out` and one by one in its configuration, but not copied.
-    Memory grows by one bit for each pair. An unfinished run is gone on with, and a finished
+    Memory grows by a few bits for each pair. An unfinished run is gone on with, and a finished
     `output` of the same configuration is left as it is.
 
     Args:

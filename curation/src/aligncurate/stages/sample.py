@@ -55,7 +55,7 @@ def sample(
 
     Which pairs are drawn depends on their ids, their levels and the seed: neither on the shards nor
     on the workers. A level that has too few gives all it has; with `rows` the others make up for
-    it. Pairs without levels are drawn from as a whole. Memory grows by one bit for each pair.
+    it. Pairs without levels are drawn from as a whole. Memory grows by a few bits for each pair.
 
     Args:
         input: a dataset; by default the newest filtered or levelled one under `data/`.
@@ -175,7 +175,7 @@ def _drawn(
 ) -> list[pa.BooleanArray]:
     """For each shard, which of its rows are drawn: after a pass for the last keys, one to tell."""
     shards = keys.dataset.manifest.shards
-    draw.resolve(list(map_ordered(lambda shard: draw.of_last_bin(*keys(shard)), shards, threads)))
+    draw.resolve(map_ordered(lambda shard: draw.of_last_bin(*keys(shard)), shards, threads))
 
     def choose(numbered: tuple[int, ShardInfo]) -> pa.BooleanArray:
         part, shard = numbered
