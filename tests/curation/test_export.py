@@ -195,7 +195,7 @@ def samples_of(folder: Path, shuffle: int = 0) -> list[dict[str, Any]]:
 
     tars = sorted(str(path) for path in folder.glob("*.tar"))
     with webdataset_leaves_files_open():
-        dataset = WebDataset(tars, shardshuffle=bool(shuffle) and len(tars))
+        dataset: Any = WebDataset(tars, shardshuffle=bool(shuffle) and len(tars))
         return list(dataset.shuffle(shuffle) if shuffle else dataset)
 
 
@@ -230,7 +230,7 @@ def test_webdataset_decodes_pictures(tmp_path: Path) -> None:
     export(dataset.location, tmp_path / "out", format="webdataset")
     tar = str(tmp_path / "out" / "00000.tar")
     with webdataset_leaves_files_open():
-        pairs = WebDataset(tar, shardshuffle=False).decode("pil").to_tuple("png", "txt")
+        pairs: Any = WebDataset(tar, shardshuffle=False).decode("pil").to_tuple("png", "txt")
         found = [(picture.size, caption) for picture, caption in pairs]
     assert found == [((48, 32), f"caption number {i}") for i in range(5)]
 
