@@ -168,7 +168,7 @@ def parse_levels(text: str, most: int) -> Collection[int]:
         if not 1 <= first <= last <= most:
             raise InputError(
                 f"--levels {text} cannot be: {part.strip()!r} is no level or range of levels of 1 "
-                f"to {most}; write 3-{most} or 1,{most}."
+                f"to {most}; write 2-{most} or 1,{most}."
             )
         found |= set(range(first, last + 1))
     return found
