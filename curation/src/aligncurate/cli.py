@@ -11,7 +11,17 @@ import typer
 from typer.core import TyperGroup
 
 from aligncurate import terminal
-from aligncurate.commands import bucket, ingest, inspect, report, score, validate
+from aligncurate.commands import (
+    bucket,
+    export,
+    filter,
+    ingest,
+    inspect,
+    report,
+    sample,
+    score,
+    validate,
+)
 from alignshared.errors import AlignError
 
 _INTERRUPTED = 130
@@ -71,7 +81,10 @@ for command in (
     score.score,
     ingest.ingest,
     bucket.bucket,
+    filter.filter,
+    sample.sample,
     report.report,
+    export.export,
     inspect.inspect,
     validate.validate,
 ):

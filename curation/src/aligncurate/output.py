@@ -6,6 +6,7 @@ engine) does not, so that stands apart under `execution` and is not compared. Wh
 holds `.run/lock`, so a folder has one writer.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -42,22 +43,27 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
-def open_output(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
+def open_output(
+    storage: Storage, config: dict[str, Any], *, overwrite: bool, marker: str = MANIFEST_FILE
+) -> OutputState:
     """Claim the folder for a run of `config`, or say that it holds the finished result already.
 
     A claimed folder is locked until `finish`, `release_output`, `close_output` or the end of the
     process.
+
+    `marker` is the file that is written last: the manifest, or for what is no dataset another JSON
+    file with the run's `config`.
 
     Raises:
         InputError: the folder holds something else, or cannot be written to.
         AlignError: another run is writing there.
     """
     try:
-        if _look(storage, config, overwrite=overwrite) is OutputState.FINISHED:
+        if _look(storage, config, marker, overwrite=overwrite) is OutputState.FINISHED:
             return OutputState.FINISHED
         hold(storage, _LOCK_FILE)
         try:
-            return _claim(storage, config, overwrite=overwrite)
+            return _claim(storage, config, marker, overwrite=overwrite)
         except BaseException:
             let_go(storage)
             raise
@@ -81,15 +87,16 @@ def release_output(storage: Storage) -> None:
     let_go(storage)
 
 
-def _look(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
+def _look(storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool) -> OutputState:
     """What is in the folder, which is only read."""
     names = storage.names()
     if names:
-        _refuse_foreign(storage, names)
+        _refuse_foreign(storage, names, marker)
     if overwrite:
         return OutputState.FRESH
-    if MANIFEST_FILE in names:
-        _refuse_difference(storage, read_manifest(storage).config, config, "holds a dataset")
+    if marker in names:
+        there, what = _finished_config(storage, marker)
+        _refuse_difference(storage, there, config, what)
         return OutputState.FINISHED
     if RUN_FOLDER in names and storage.exists(_CONFIG_FILE):
         there = storage.read_json(_CONFIG_FILE)
@@ -98,11 +105,13 @@ def _look(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> Outpu
     return OutputState.FRESH
 
 
-def _claim(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
+def _claim(
+    storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool
+) -> OutputState:
     """Look again, now that nobody else writes, and leave our mark."""
     if overwrite:
         _empty(storage)
-    state = _look(storage, config, overwrite=False)
+    state = _look(storage, config, marker, overwrite=False)
     if state is OutputState.FRESH:
         storage.write_json(_CONFIG_FILE, config)
     elif state is OutputState.BEGUN:
@@ -125,16 +134,28 @@ def _empty(storage: Storage) -> None:
 
 def _sweep(storage: Storage) -> None:
     """Delete what killed writers had under temporary names."""
-    for folder in (storage, storage.child(REJECTS_FOLDER)):
-        for name in folder.names():
-            if name.endswith(_TEMPORARY):
-                folder.delete(name)
+    if storage.is_remote:  # where what is half written has no name
+        return
+    root = storage.path()
+    for info in storage.infos(recursive=True):
+        if info.path.endswith(_TEMPORARY):
+            storage.delete(os.path.relpath(info.path, root))
 
 
-def _refuse_foreign(storage: Storage, names: list[str]) -> None:
-    if MANIFEST_FILE not in names and RUN_FOLDER not in names:
+def _finished_config(storage: Storage, marker: str) -> tuple[dict[str, Any], str]:
+    """The configuration of what is finished in `storage`, and what to call it."""
+    if marker == MANIFEST_FILE:
+        return read_manifest(storage).config, "holds a dataset"
+    found = storage.read_json(marker)
+    there = found.get("config") if isinstance(found, dict) else None
+    return there if isinstance(there, dict) else {}, f"holds {marker}"
+
+
+def _refuse_foreign(storage: Storage, names: list[str], marker: str) -> None:
+    if marker not in names and RUN_FOLDER not in names:
+        what = "dataset" if marker == MANIFEST_FILE else marker
         raise InputError(
-            f"{storage.location} is not empty and holds no dataset ({names[0]} lies there); "
+            f"{storage.location} is not empty and holds no {what} ({names[0]} lies there); "
             "name an empty or new folder with --output."
         )
 

@@ -12,6 +12,12 @@ DATA_ROOT = Path("data")
 """Relative to where the command runs: `data/<name>/<stage>`."""
 
 
+READABLE_STAGES = ("sample", "filter", "bucket", "score")
+"""Stages of which the newest dataset is meant where something is to be shown or checked. What is to
+be sorted into levels is the newest scored one: a subset is named.
+"""
+
+
 def default_output(name: str, stage: str) -> str:
     """`data/<name>/<stage>`."""
     return str(DATA_ROOT / name / stage)

@@ -54,6 +54,9 @@ class Manifest:
 
     `models` holds, where several models scored the pairs, all of them by name, the one behind
     `score` (which is `model`) included; the scores of `name` stand in the column `score_<name>`.
+
+    `left_out` counts usable pairs of the input that the stage was asked not to take (what a filter
+    drops, what a sample does not draw): rows in = rows + rejects + left out.
     """
 
     stage: str
@@ -70,6 +73,7 @@ class Manifest:
     edges: list[float] | None = None
     level_statistics: list[LevelStatistics] | None = None
     models: dict[str, ModelInfo] | None = None
+    left_out: int = 0
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property

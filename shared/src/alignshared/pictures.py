@@ -111,6 +111,15 @@ def decode_sized(
         raise ImageError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from error
 
 
+def picture_format(data: bytes) -> str | None:
+    """Pillow's name of the format that the bytes are in, from their first ones; None if unknown."""
+    try:
+        with _open(data) as image:
+            return image.format
+    except ImageError:
+        return None
+
+
 def _check_size(width: int, height: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(Reason.CORRUPT_IMAGE, f"{width} x {height} pixels")

@@ -109,7 +109,12 @@ def _feature_of_type(kind: pa.DataType) -> Any:
         }
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return [_feature_of_type(kind.value_type)]
-    return {"dtype": _DTYPE_NAMES.get(str(kind), str(kind)), "_type": "Value"}
+    return {"dtype": type_name(kind), "_type": "Value"}
+
+
+def type_name(kind: pa.DataType) -> str:
+    """What Hugging Face `datasets` calls a plain Arrow type."""
+    return _DTYPE_NAMES.get(str(kind), str(kind))
 
 
 # `datasets` names these types in its own way.

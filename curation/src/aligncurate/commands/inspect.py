@@ -6,7 +6,8 @@ from aligncurate.commands.options import DatasetOption, StorageOption, dataset_a
 
 def inspect(input: DatasetOption = None, storage_options: StorageOption = None) -> None:
     """Tell what is in a dataset, from its manifest."""
+    from aligncurate.places import READABLE_STAGES
     from aligncurate.stages.inspect import inspect
 
     # Not opened as a dataset if it is named: an unfinished run can be inspected too.
-    terminal.show_inspection(inspect(input or dataset_at(None, "bucket", "score").location))
+    terminal.show_inspection(inspect(input or dataset_at(None, *READABLE_STAGES).location))

@@ -19,10 +19,11 @@ def report(
     storage_options: StorageOption = None,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
+    from aligncurate.places import READABLE_STAGES
     from aligncurate.progress import showing
     from aligncurate.stages.report import report
 
-    dataset = dataset_at(input, "bucket", "score")
+    dataset = dataset_at(input, *READABLE_STAGES)
     other = None if against is None else dataset_at(against)
     rows = dataset.manifest.rows + (other.manifest.rows if other else 0)
     with showing("report", rows, "pairs", terminal.progress) as on_progress:

@@ -32,8 +32,9 @@ class Inspection:
     Of an unfinished run, `rows`, `rejects`, `shards` and `bytes` count what is done so far, and
     `stage`, `package`, `created` and `digest` are None. `bytes` are those of shards and rejects;
     `digest` is the SHA-256 of the manifest, `scores` what an earlier reader of all rows left
-    behind. `columns` is empty where the first shard cannot be opened, and `edges` None where they
-    cannot be edges; `fault` then says why.
+    behind, `left_out` counts pairs of the input that the stage was asked not to take. `columns` is
+    empty where the first shard cannot be opened, and `edges` None where they cannot be edges;
+    `fault` then says why.
     """
 
     location: str
@@ -55,6 +56,7 @@ class Inspection:
     package: str | None
     created: str | None
     digest: str | None
+    left_out: int = 0
 
     @property
     def reject_count(self) -> int:
@@ -74,6 +76,7 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
     rows += [
         ("rows", f"{found.rows:,}{done}"),
         ("rejects", f"{found.reject_count:,}{done}"),
+        *([("left out", f"{found.left_out:,}")] if found.left_out else []),
         ("shards", f"{size}{done}"),
     ]
     if found.model:

@@ -8,11 +8,12 @@ from aligncurate.local import available_cores
 from aligncurate.output import OutputState, add_reasons, finish, open_output, provenance
 from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
+from aligncurate.stages.copying import finished_already
 from aligncurate.stages.find_edges import EdgesFile, count_scores, find_edges, read_edges
 from aligncurate.stages.label import Labelled, label
 from alignshared import Dataset, InputError, LevelEdges, Manifest, Parent, Storage
 from alignshared.levels import Scheme, check_level_count, levels_to_json
-from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, REJECTS_FOLDER
+from alignshared.manifest import LEVELS_FILE, REJECTS_FOLDER
 from alignshared.schema import require_columns
 
 DEFAULT_LEVELS = 8
@@ -63,8 +64,8 @@ def bucket(
     _check_dataset(dataset, storage)
     threads = workers or available_cores()
     config = _config(dataset, levels or DEFAULT_LEVELS, edges_file, scheme, threads)
-    if storage.exists(MANIFEST_FILE) and not overwrite:
-        return _finished(storage, config)
+    if not overwrite and (finished := finished_already(storage, config)):
+        return finished
 
     # Scores that cannot be parted are refused before the output folder is claimed or replaced.
     coarse = count_scores(dataset, threads)
@@ -74,7 +75,7 @@ def bucket(
         found = edges_file.edges
         _warn_of_other_weights(edges_file, dataset)
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
-        return _finished(storage, config)
+        return Dataset(storage.location)
     labelled = label(dataset, storage, found, threads, on_progress)
     storage.write_json(LEVELS_FILE, levels_to_json(found, labelled.statistics))
     _warn_of_gaps(labelled, dataset, storage)
@@ -124,12 +125,6 @@ def _config(
         "edges": None if given is None else list(given.edges),
         "execution": execution,
     }
-
-
-def _finished(storage: Storage, config: dict[str, Any]) -> Dataset:
-    open_output(storage, config, overwrite=False)
-    _log.info("%s is finished already; nothing to do.", storage.location)
-    return Dataset(storage.location)
 
 
 def _warn_of_other_weights(edges_file: EdgesFile, dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from aligncurate.core.quantiles import (
     equal_width_edges,
     level_sizes,
     quantile_edges,
+    top_count,
 )
 from aligncurate.local import map_ordered
 from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInfo, Storage
@@ -87,7 +89,7 @@ def count_scores(dataset: Dataset, workers: int) -> CoarseCounts:
     if coarse.finite == 0:
         raise InputError(
             f"none of the {coarse.non_finite:,} scores in {dataset.location} is finite, so there "
-            "is nothing to sort into levels; score the pairs again."
+            "is nothing to sort or to cut; score the pairs again."
         )
     return coarse
 
@@ -115,6 +117,32 @@ def find_edges(
         edges = quantile_edges(ordered, levels)
         _refuse_empty_levels(level_sizes(ordered, list(edges)), dataset.location)
     return LevelEdges(tuple(edges.tolist()), scheme)
+
+
+@dataclass(frozen=True, slots=True)
+class TopCut:
+    """The least score among the `wanted` greatest; `kept` scores are not below it: more than were
+    wanted where others equal it.
+    """
+
+    score: np.float32
+    wanted: int
+    kept: int
+
+
+def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> TopCut:
+    """Where the top `fraction` of all finite scores of `dataset` begins, after two passes.
+
+    Raises:
+        InputError: there is not one finite score.
+    """
+    coarse = count_scores(dataset, workers)
+    wanted = top_count(fraction, coarse.finite)
+    rank = coarse.finite - wanted
+    bins = coarse.bins_of_ranks([rank])
+    ordered = OrderedScores(coarse, _count(dataset, lambda: FineCounts(bins), workers))
+    score = ordered.at_rank(rank)
+    return TopCut(score, wanted, ordered.count - ordered.below(score))
 
 
 def _refuse_empty_levels(sizes: list[int], where: str) -> None:

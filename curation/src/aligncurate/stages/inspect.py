@@ -6,7 +6,7 @@ from aligncurate.checks.files import UNREADABLE
 from aligncurate.checks.levels import edges_of
 from aligncurate.checks.manifest import is_unfinished, open_dataset
 from aligncurate.output import RUN_FOLDER, add_reasons
-from aligncurate.places import newest_dataset
+from aligncurate.places import READABLE_STAGES, newest_dataset
 from aligncurate.reporting.inspection import Column, Inspection
 from aligncurate.reporting.lineage import ancestors
 from aligncurate.reporting.summary import known_summary
@@ -23,7 +23,7 @@ def inspect(input: str | os.PathLike[str] | None = None) -> Inspection:
     Raises:
         InputError: `input` is neither a dataset nor an unfinished run, or cannot be read.
     """
-    location = newest_dataset("bucket", "score").location if input is None else input
+    location = newest_dataset(*READABLE_STAGES).location if input is None else input
     storage = Storage(location)
     try:
         unfinished = is_unfinished(storage)
@@ -57,6 +57,7 @@ def _finished(dataset: Dataset) -> Inspection:
         package=manifest.package,
         created=manifest.created,
         digest=dataset.digest,
+        left_out=manifest.left_out,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from aligncurate.checks.manifest import open_dataset
-from aligncurate.places import newest_dataset, sibling_output
+from aligncurate.places import READABLE_STAGES, newest_dataset, sibling_output
 from aligncurate.progress import OnProgress, silent
 from alignshared import ContractError, Dataset, InputError, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
@@ -86,7 +86,7 @@ def report(
 
     if examples < 1:
         raise InputError(f"--examples {examples} cannot be: give 1 or more.")
-    found = newest_dataset("bucket", "score").location if input is None else input
+    found = newest_dataset(*READABLE_STAGES).location if input is None else input
     dataset = open_dataset(found)
     other = None if against is None else open_dataset(against)
     storage = Storage(sibling_output(dataset, "report") if output is None else output)

@@ -16,7 +16,7 @@ from aligncurate.checks.rejects import check_rejects, check_sums
 from aligncurate.checks.rows import RowChecker, first_schema
 from aligncurate.core.idhash import RepeatFinder
 from aligncurate.local import available_cores, map_ordered
-from aligncurate.places import newest_dataset
+from aligncurate.places import READABLE_STAGES, newest_dataset
 from aligncurate.progress import OnProgress, silent
 from alignshared import Dataset, LevelEdges, ShardInfo
 from alignshared.levels import LevelAccumulator
@@ -61,7 +61,7 @@ def validate(
     Raises:
         InputError: there is no dataset in `input` whose manifest can be read.
     """
-    found = newest_dataset("bucket", "score").location if input is None else input
+    found = newest_dataset(*READABLE_STAGES).location if input is None else input
     dataset = open_dataset(found)
     problems = ProblemList()
     shards, listed_twice = distinct_shards(dataset.manifest.shards)
