@@ -11,6 +11,7 @@ from aligncurate.progress import OnProgress, silent
 from aligncurate.stages.copying import finished_already
 from aligncurate.stages.find_edges import EdgesFile, count_scores, find_edges, read_edges
 from aligncurate.stages.label import Labelled, label
+from aligncurate.units import released_if_empty
 from alignshared import Dataset, InputError, LevelEdges, Manifest, Parent, Storage
 from alignshared.levels import Scheme, check_level_count, levels_to_json
 from alignshared.manifest import LEVELS_FILE, REJECTS_FOLDER
@@ -76,10 +77,11 @@ def bucket(
         _warn_of_other_weights(edges_file, dataset)
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         return Dataset(storage.location)
-    labelled = label(dataset, storage, found, threads, on_progress)
-    storage.write_json(LEVELS_FILE, levels_to_json(found, labelled.statistics))
-    _warn_of_gaps(labelled, dataset, storage)
-    return finish(storage, _manifest(labelled, dataset, found, config))
+    with released_if_empty(storage):
+        labelled = label(dataset, storage, found, threads, on_progress)
+        storage.write_json(LEVELS_FILE, levels_to_json(found, labelled.statistics))
+        _warn_of_gaps(labelled, dataset, storage)
+        return finish(storage, _manifest(labelled, dataset, found, config))
 
 
 def _check_arguments(

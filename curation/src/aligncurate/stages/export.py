@@ -21,10 +21,10 @@ from aligncurate.output import (
     OutputState,
     open_output,
     provenance,
-    release_output,
 )
 from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
+from aligncurate.units import released_if_empty
 from alignshared import Dataset, InputError, Storage
 from alignshared.schema import require_columns
 
@@ -150,18 +150,15 @@ def _run(
         storage.write_json(f"{_SPANS_FOLDER}/{span.index:07d}.json", asdict(written))
         return written
 
-    try:
+    with released_if_empty(storage):
         to_do = [span for span in spans if span.index not in done]
         for written in map_ordered(write, to_do, config["execution"]["workers"]):
             done[written.index] = written
             on_progress(written.rows)
-    except BaseException:
-        release_output(storage)  # if nothing at all was written
-        raise
-    in_order = [done[span.index] for span in spans]
-    files = exporter.finish(storage, in_order)
-    storage.write_json(MARKER, _marker(dataset, config, in_order, files))
-    storage.delete(RUN_FOLDER)
+        in_order = [done[span.index] for span in spans]
+        files = exporter.finish(storage, in_order)
+        storage.write_json(MARKER, _marker(dataset, config, in_order, files))
+        storage.delete(RUN_FOLDER)
 
 
 def _exporter(format: Format, dataset: Dataset, spans: int) -> Exporter:
