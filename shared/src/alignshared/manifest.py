@@ -39,7 +39,11 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A dataset's description; `rejects` counts by reason, `config` is the full configuration."""
+    """A dataset's description; `rejects` counts by reason, `config` is the full configuration.
+
+    `left_out` counts usable pairs of the input that the stage was asked not to take (what a filter
+    drops, what a sample does not draw): rows in = rows + rejects + left out.
+    """
 
     stage: str
     rows: int
@@ -54,6 +58,7 @@ class Manifest:
     scheme: Scheme | None = None
     edges: list[float] | None = None
     level_statistics: list[LevelStatistics] | None = None
+    left_out: int = 0
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property

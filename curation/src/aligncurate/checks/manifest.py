@@ -147,4 +147,5 @@ _FIELDS: dict[str, _Test] = {
     "scheme": _optional(_text),
     "edges": _optional(_ListOf(_number)),
     "level_statistics": _optional(_ListOf(_STATISTICS)),
+    "left_out": _count,
 }

@@ -8,6 +8,7 @@ from aligncurate.local import available_cores
 from aligncurate.output import OutputState, add_reasons, finish, open_output, provenance
 from aligncurate.places import newest_dataset, sibling_output
 from aligncurate.progress import OnProgress, silent
+from aligncurate.stages.copying import refuse_output_on_input
 from aligncurate.stages.find_edges import EdgesFile, count_scores, find_edges, read_edges
 from aligncurate.stages.label import Labelled, label
 from alignshared import Dataset, InputError, LevelEdges, Manifest, Parent, Storage
@@ -99,22 +100,13 @@ def _check_arguments(
 
 
 def _check_dataset(dataset: Dataset, storage: Storage) -> None:
-    source, target = _canonical(dataset.location), _canonical(storage.location)
-    if f"{source}/".startswith(f"{target}/"):
-        raise InputError(
-            f"the output {storage.location} is the input or holds it; name another folder with "
-            "--output."
-        )
+    refuse_output_on_input(dataset, storage)
     if dataset.manifest.rows == 0:
         raise InputError(
             f"{dataset.location} is empty, so there is nothing to sort into levels; "
             "its rejects tell why."
         )
     require_columns(dataset.schema, ("id", "score"), dataset.location)
-
-
-def _canonical(location: str) -> str:
-    return location.rstrip("/") if "://" in location else os.path.realpath(location)
 
 
 def _config(
