@@ -26,6 +26,15 @@ aligncurate bucket --output
 aligncurate bucket --overwrite
 aligncurate bucket --scheme
 aligncurate bucket --workers
+aligncurate dedup --chains
+aligncurate dedup --exact-only
+aligncurate dedup --input
+aligncurate dedup --keep
+aligncurate dedup --output
+aligncurate dedup --overwrite
+aligncurate dedup --recall
+aligncurate dedup --threshold
+aligncurate dedup --workers
 aligncurate ingest --image-root
 aligncurate ingest --input
 aligncurate ingest --output

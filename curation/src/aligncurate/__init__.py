@@ -8,13 +8,14 @@ import typing
 
 if typing.TYPE_CHECKING:
     from aligncurate.stages.bucket import bucket
+    from aligncurate.stages.dedup import dedup
     from aligncurate.stages.ingest import ingest
     from aligncurate.stages.inspect import inspect
     from aligncurate.stages.report import report
     from aligncurate.stages.score import Execution, score
     from aligncurate.stages.validate import validate
 
-__all__ = ["Execution", "bucket", "ingest", "inspect", "report", "score", "validate"]
+__all__ = ["Execution", "bucket", "dedup", "ingest", "inspect", "report", "score", "validate"]
 
 _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
     "Execution": "aligncurate.stages.score"

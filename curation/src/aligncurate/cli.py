@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from aligncurate import terminal
-from aligncurate.commands import bucket, ingest, inspect, report, score, validate
+from aligncurate.commands import bucket, dedup, ingest, inspect, report, score, validate
 from alignshared.errors import AlignError
 
 _INTERRUPTED = 130
@@ -71,6 +71,7 @@ for command in (
     score.score,
     ingest.ingest,
     bucket.bucket,
+    dedup.dedup,
     report.report,
     inspect.inspect,
     validate.validate,

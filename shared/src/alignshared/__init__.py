@@ -4,6 +4,7 @@ import typing
 
 if typing.TYPE_CHECKING:
     from alignshared.dataset import Dataset
+    from alignshared.duplicates import DuplicateInfo
     from alignshared.errors import AlignError, ContractError, InputError
     from alignshared.levels import LevelEdges, LevelStatistics
     from alignshared.manifest import Manifest, ModelInfo, Parent
@@ -15,6 +16,7 @@ __all__ = [
     "AlignError",
     "ContractError",
     "Dataset",
+    "DuplicateInfo",
     "InputError",
     "LevelEdges",
     "LevelStatistics",
@@ -31,6 +33,7 @@ _HOME = {
     "AlignError": "errors",
     "ContractError": "errors",
     "Dataset": "dataset",
+    "DuplicateInfo": "duplicates",
     "InputError": "errors",
     "LevelEdges": "levels",
     "LevelStatistics": "levels",

@@ -89,7 +89,9 @@ def distinct_shards(shards: list[ShardInfo]) -> tuple[list[ShardInfo], list[Prob
 def check_strays(dataset: Dataset) -> list[Problem]:
     """A problem for each file in the folder that the manifest does not account for."""
     manifest, storage = dataset.manifest, dataset.storage
-    expected = {shard.file for shard in (*manifest.shards, *manifest.reject_shards)}
+    duplicates = manifest.duplicates.shards if manifest.duplicates else []
+    listed = (*manifest.shards, *manifest.reject_shards, *duplicates)
+    expected = {shard.file for shard in listed}
     expected |= {MANIFEST_FILE, LEVELS_FILE} if manifest.edges is not None else {MANIFEST_FILE}
     root = storage.path()
     selector = fs.FileSelector(root, recursive=True)

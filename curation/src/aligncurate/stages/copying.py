@@ -156,10 +156,8 @@ def write_chosen(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the rows of `dataset` that `kept` tells, all columns, in their order, to `storage`.
-
-    A levelled dataset stays levelled: its edges are kept and the statistics of the levels are those
-    of the rows that are left. An unfinished run of the same configuration is gone on with.
+    """Write the rows of `dataset` that `kept` tells to `storage`, as `copy_chosen` does, and finish
+    it as a dataset.
 
     Args:
         dataset: what to copy from.
@@ -176,6 +174,31 @@ def write_chosen(
     """
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         return Dataset(storage.location)
+    made = copy_chosen(
+        dataset, storage, stage, config, kept, workers=workers, on_progress=on_progress
+    )
+    return finish(storage, made)
+
+
+def copy_chosen(
+    dataset: Dataset,
+    storage: Storage,
+    stage: str,
+    config: dict[str, Any],
+    kept: Sequence[pa.BooleanArray],
+    *,
+    workers: int,
+    on_progress: OnProgress = silent,
+) -> Manifest:
+    """Write the rows of `dataset` that `kept` tells, all columns, in their order, to `storage`,
+    which was claimed for `config`; the manifest that describes them is returned, not written.
+
+    A levelled dataset stays levelled: its edges are kept and the statistics of the levels are those
+    of the rows that are left. An unfinished run of the same configuration is gone on with.
+
+    Raises:
+        ContractError: a shard is not what the manifest says.
+    """
     with released_if_empty(storage):
         schema = dataset.schema
         records = _copy(dataset, storage, schema, _parts(dataset, kept), workers, on_progress)
@@ -184,7 +207,7 @@ def write_chosen(
     if edges and statistics:
         storage.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
     shards = [record.shard for record in records]
-    return finish(storage, _manifest(dataset, stage, config, shards, statistics))
+    return _manifest(dataset, stage, config, shards, statistics)
 
 
 def _parts(dataset: Dataset, kept: Sequence[pa.BooleanArray]) -> list[_Part]:
