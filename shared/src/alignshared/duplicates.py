@@ -62,4 +62,5 @@ def duplicates_from_json(fields: Mapping[str, Any]) -> DuplicateInfo:
     Raises:
         KeyError, TypeError: a field is missing or unknown.
     """
-    return DuplicateInfo(**{**fields, "shards": [ShardInfo(**s) for s in fields["shards"]]})
+    nested: dict[str, Any] = {"shards": [ShardInfo(**s) for s in fields["shards"]]}
+    return DuplicateInfo(**{**fields, **nested})

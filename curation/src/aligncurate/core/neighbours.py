@@ -22,8 +22,8 @@ EXACT_MAX_ROWS = 20_000
 
 GPU_EXACT_MAX_ROWS = 2_000_000
 
-_TRAINING_ROUNDS = 8
-_TRAINING_ROWS_PER_CELL = 48
+_TRAINING_ROUNDS = 6
+_TRAINING_ROWS_PER_CELL = 40
 _BLOCK_ROWS = 2048
 _FIRST_BLOCK_ROWS = 256
 _MOST_PAIRS = 1 << 22
@@ -140,7 +140,7 @@ class NeighbourSearch:
     def _cells(self, rng: np.random.Generator) -> Any:
         """A trained IVF index of all rows, whose codes are float16 as the embeddings were."""
         faiss, count, dim = self._faiss, len(self._vectors), self._vectors.dim
-        cells = max(int(2 * count**0.5), 1)
+        cells = max(int(3 * count**0.5), 1)
         index = faiss.IndexIVFScalarQuantizer(
             faiss.IndexFlatIP(dim), dim, cells, faiss.ScalarQuantizer.QT_fp16,
             faiss.METRIC_INNER_PRODUCT, False,
