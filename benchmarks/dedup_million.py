@@ -77,6 +77,7 @@ def write_dataset(folder: Path, rows: npt.NDArray[np.float16], scores: Units) ->
     storage, dim = Storage(folder), rows.shape[1]
     fields = [
         ("id", pa.string()),
+        ("image", IMAGE_TYPE),
         ("score", pa.float32()),
         ("image_embedding", embedding_type(dim)),
     ]
@@ -239,9 +240,9 @@ def report(results: dict[str, Any]) -> str:
         f"{results['threshold']}. Each is the unit sum of a part that all share (0.6), a part that "
         f"{ROWS_PER_CROWD} on average share (0.6) and noise (0.53). Then {PLANTED:.0%} of the rows "
         f"were made copies of others, turned away to a cosine between {THRESHOLD} and 0.999, and "
-        f"{HARD:.0%} copies at 0.90 to {THRESHOLD}, which must stay. In place of a picture stand 8 bytes. The machine did "
-        f"other work besides: its load before the run was {results['load_before']:.1f}, so the "
-        "CPU seconds tell more than the seconds."
+        f"{HARD:.0%} copies at 0.90 to {THRESHOLD}, which must stay. In place of a picture stand 8 "
+        "bytes. The machine did other work besides (its load before the run was "
+        f"{results['load_before']:.1f}), so the CPU seconds tell more than the seconds."
     )
     return f"{table(['', 'measured'], rows)}\n\n{setting}"
 

@@ -16,7 +16,7 @@ def dedup(
     output: OutputOption = None,
     threshold: Annotated[
         float, typer.Option(help="Least cosine of the image embeddings of near duplicates.")
-    ] = 0.95,
+    ] = 0.99,
     keep: Annotated[
         Literal["best", "first"],
         typer.Option(help="Which pair stays: the best scored, or the first in the dataset."),

@@ -38,8 +38,8 @@ def sample_pairs(vectors: Vectors, threshold: float, rng: np.random.Generator) -
     """Pairs of random rows of `vectors` with all others, by comparing with every row.
 
     More rows are drawn until there are enough pairs for a standard error of 0.006 at a recall of
-    0.99, or 4,096 rows. Where hardly any pair is found, pairs are made: from each row one that is turned
-    away from it, in a random direction, to a cosine of exactly `threshold`.
+    0.99, or 4,096 rows. Where hardly any pair is found, pairs are made: from each row one that is
+    turned away from it, in a random direction, to a cosine of exactly `threshold`.
     """
     count = len(vectors)
     order = rng.permutation(count)[:_MOST_QUERIES]
