@@ -264,9 +264,8 @@ def _default(results: dict[str, Any]) -> str:
     return (
         f"The least of these thresholds that loses at most {MOST_LOST:.0%} of the pictures is "
         f"{follows:g}; the default of the command is {told:g}: "
-        f"{'the same' if follows == told else 'not the same'}. Other models and other pictures have "
-        "other cosines: photographs under a large CLIP are further apart than drawings under this "
-        "small one, so that a lower threshold may suit them. This script measures any model."
+        f"{'the same' if follows == told else 'not the same'}. Other models and pictures "
+        "have other cosines, which this script measures with --model."
     )
 
 

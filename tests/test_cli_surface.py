@@ -59,6 +59,14 @@ aligncurate score --shard-rows
 aligncurate score --verbose
 aligncurate score --weights
 aligncurate score --workers
+aligncurate search --html
+aligncurate search --image
+aligncurate search --input
+aligncurate search --json
+aligncurate search --over
+aligncurate search --text
+aligncurate search --top
+aligncurate search --weights
 aligncurate validate --input
 aligntrain --debug
 aligntrain --version

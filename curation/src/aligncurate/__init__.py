@@ -13,9 +13,20 @@ if typing.TYPE_CHECKING:
     from aligncurate.stages.inspect import inspect
     from aligncurate.stages.report import report
     from aligncurate.stages.score import Execution, score
+    from aligncurate.stages.search import search
     from aligncurate.stages.validate import validate
 
-__all__ = ["Execution", "bucket", "dedup", "ingest", "inspect", "report", "score", "validate"]
+__all__ = [
+    "Execution",
+    "bucket",
+    "dedup",
+    "ingest",
+    "inspect",
+    "report",
+    "score",
+    "search",
+    "validate",
+]
 
 _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
     "Execution": "aligncurate.stages.score"

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from aligncurate import terminal
-from aligncurate.commands import bucket, dedup, ingest, inspect, report, score, validate
+from aligncurate.commands import bucket, dedup, ingest, inspect, report, score, search, validate
 from alignshared.errors import AlignError
 
 _INTERRUPTED = 130
@@ -72,6 +72,7 @@ for command in (
     ingest.ingest,
     bucket.bucket,
     dedup.dedup,
+    search.search,
     report.report,
     inspect.inspect,
     validate.validate,

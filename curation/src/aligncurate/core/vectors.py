@@ -4,6 +4,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from alignshared import ContractError
 
 Rows = npt.NDArray[np.int64]
 Units = npt.NDArray[np.float32]
@@ -17,6 +20,20 @@ def unit_rows(embeddings_ND: npt.NDArray[Any]) -> Units:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     usable = np.isfinite(norms) & (norms > 0)
     return np.where(usable, rows / np.where(usable, norms, 1), np.float32(0))
+
+
+def embedding_rows(column: pa.FixedSizeListArray, where: str) -> npt.NDArray[np.float16]:
+    """The embeddings [n, d] float16 of a column.
+
+    Raises:
+        ContractError: a row has none; `where` names the place.
+    """
+    if column.null_count:
+        raise ContractError(
+            f"{where} has rows without an embedding; score the pairs again with --embeddings."
+        )
+    values: Any = column.flatten()
+    return np.from_dlpack(values).reshape(len(column), column.type.list_size)
 
 
 class Vectors:

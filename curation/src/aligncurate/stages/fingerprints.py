@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aligncurate.core.columns import column_of, column_values
+from aligncurate.core.vectors import embedding_rows
 from aligncurate.local import map_ordered
 from aligncurate.progress import OnProgress
 from aligncurate.stages.copying import open_matching, rows_per_batch
-from alignshared import ContractError, Dataset, ShardInfo
+from alignshared import Dataset, ShardInfo
 from alignshared.schema import EMBEDDING_COLUMNS
 
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -147,17 +147,3 @@ class _Reader:
             return None
         shape = (len(self.scores), self._dim)
         return np.memmap(self._scratch, np.float16, "r", shape=shape)
-
-
-def embedding_rows(column: pa.FixedSizeListArray, where: str) -> npt.NDArray[np.float16]:
-    """The embeddings [n, d] float16 of a column.
-
-    Raises:
-        ContractError: a row has none; `where` names the place.
-    """
-    if column.null_count:
-        raise ContractError(
-            f"{where} has rows without an embedding; score the pairs again with --embeddings."
-        )
-    values: Any = column.flatten()
-    return np.from_dlpack(values).reshape(len(column), column.type.list_size)
