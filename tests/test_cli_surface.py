@@ -41,6 +41,7 @@ aligncurate ingest --output
 aligncurate ingest --overwrite
 aligncurate ingest --shard-rows
 aligncurate inspect --input
+aligncurate report --cut
 aligncurate report --examples
 aligncurate report --input
 aligncurate report --output

@@ -5,6 +5,8 @@ from typing import Any
 
 from aligncurate.reporting import words
 from aligncurate.reporting.chart import lay_out
+from aligncurate.reporting.clusters import Clusters, cluster_cards
+from aligncurate.reporting.cut import Cut
 from aligncurate.reporting.gallery import Example, Group
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.palette import level_colours
@@ -23,6 +25,8 @@ class ReportContent:
     groups: list[Group]
     rejects: list[RejectedFor]
     lineage: list[Ancestor]
+    clusters: Clusters | None = None
+    cut: Cut | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +59,7 @@ def _context(content: ReportContent) -> dict[str, Any]:
         "colours": level_colours(max(levels, 1)),
         "rows": _level_rows(summary),
         "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
+        "clusters": cluster_cards(content.clusters),
         "reject_total": sum(r.count for r in content.rejects),
         "config": words.flat_config(manifest.config),
         "digest": content.dataset.digest,

@@ -1,5 +1,6 @@
 """report: what a dataset's scores and levels look like, as one HTML file and as figures."""
 
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ def report(
     output: Location | None = None,
     *,
     examples: int = 8,
+    cut: float | None = None,
     on_progress: OnProgress = silent,
 ) -> ReportFiles:
     """Write `report.html`, one file that opens offline, and its figures as PNG.
@@ -51,7 +53,9 @@ def report(
         input: a scored or levelled dataset; by default the newest one under `data/`.
         output: a folder of an earlier report or a new one; by default `report` beside `input`.
         examples: pairs to show of each level; the same ones every time.
-        on_progress: called with the number of pairs read; every pair is read twice.
+        cut: a score, to tell how many pairs lie at or above it, in all and in each level.
+        on_progress: called with the number of pairs read; every pair is read twice, and once more
+            for `cut`.
 
     Raises:
         InputError: the dataset has no scores, or the folder holds something else.
@@ -60,12 +64,14 @@ def report(
 
     if examples < 1:
         raise InputError(f"--examples {examples} cannot be: give 1 or more.")
+    if cut is not None and not math.isfinite(cut):
+        raise InputError(f"--cut {cut} cannot be: give a score.")
     found = newest_dataset("bucket", "score").location if input is None else input
     dataset = open_dataset(found)
     storage = Storage(sibling_output(dataset, "report") if output is None else output)
     _refuse_foreign(storage)
     try:
-        content = _gather(dataset, examples, on_progress)
+        content = _gather(dataset, examples, cut, on_progress)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ContractError(
             f"{dataset.location} cannot be read to its end: {error}; aligncurate validate tells "
@@ -100,7 +106,11 @@ def _refuse_foreign(storage: Storage) -> None:
         )
 
 
-def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "ReportContent":
+def _gather(
+    dataset: Dataset, examples: int, cut: float | None, on_progress: OnProgress
+) -> "ReportContent":
+    from aligncurate.reporting.clusters import find_clusters
+    from aligncurate.reporting.cut import count_cut
     from aligncurate.reporting.gallery import choose_examples
     from aligncurate.reporting.lineage import ancestors
     from aligncurate.reporting.page import ReportContent
@@ -122,6 +132,8 @@ def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "Report
         else [],
         rejects=[entry for one in kept for entry in rejected(one, _REJECT_EXAMPLES)],
         lineage=lineage,
+        clusters=find_clusters(dataset, lineage),
+        cut=None if cut is None else count_cut(dataset, cut, on_progress),
     )
 
 
