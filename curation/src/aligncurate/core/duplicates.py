@@ -99,7 +99,7 @@ def near_duplicates(
         leader, alike = lead(nodes, vectors, -2.0 if whole_chains else threshold)
         gone = leader != np.arange(len(members))
         kept[members] = members[leader]
-        cosine[members] = np.where(gone, alike, 1)
+        cosine[members] = alike
         verdict[members[gone]] = Verdict.NEAR
     # A row whose equal is gone for a near one is near to that one too.
     behind = np.flatnonzero(verdict == Verdict.EXACT)
@@ -135,6 +135,7 @@ def lead(
         _lead_within(units, begin, best, leader, threshold)
         new = np.flatnonzero(leader[begin : begin + len(units)] == begin + np.arange(len(units)))
         alike[begin : begin + len(units)] = np.clip(best, -1, 1)
+        alike[begin + new] = 1
         places += (begin + new).tolist()
         led.append(units[new])
     return leader, alike

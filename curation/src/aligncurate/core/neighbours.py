@@ -29,6 +29,9 @@ _FIRST_BLOCK_ROWS = 256
 _MOST_PAIRS = 1 << 22
 """Pairs of a block that are aimed at: 50 MB of what faiss returns."""
 
+_ROUNDING = 1e-3
+"""More than a cosine can change when the vectors of an index are rounded to float16."""
+
 _FIRST_K, _MOST_K = 32, 2048
 """Neighbours asked of a GPU at first, and the most that faiss has it give."""
 
@@ -118,17 +121,28 @@ class NeighbourSearch:
             rows = self._units(begin, begin + size)
             if growing:  # only rows before it have to be compared with a row: half of the work
                 self._index.add(rows)
-            starts, _, found = self._index.range_search(rows, self._at_least())
+            starts, cosines, found = self._index.range_search(rows, self._radius())
             per_row = np.diff(starts.astype(np.int64))
             first = np.repeat(np.arange(begin, begin + len(rows)), per_row)
-            yield _block(len(rows), first, found)
+            first, found = self._confirmed(first, found, cosines)
+            yield PairBlock(len(rows), first, found)
             begin += len(rows)
             # Crowds of like pictures lie together in many collections.
             size = int(np.clip(_MOST_PAIRS // max(int(per_row.max()), 1), 16, _BLOCK_ROWS))
 
-    def _at_least(self) -> float:
+    def _radius(self) -> float:
         # faiss takes what is greater than the radius, we what is not less than the threshold.
-        return float(np.nextafter(np.float32(self._threshold), np.float32(-2)))
+        return self._threshold - _ROUNDING
+
+    def _confirmed(self, first: Rows, second: Rows, cosines: Units) -> tuple[Rows, Rows]:
+        """The pairs of two rows that do reach the threshold, not by the index's rounding alone."""
+        sure = cosines >= self._threshold + _ROUNDING
+        doubtful = np.flatnonzero(~sure)
+        for part in np.array_split(doubtful, max(len(doubtful) // _BLOCK_ROWS, 1)):
+            units, others = (self._vectors.units(rows[part]) for rows in (first, second))
+            sure[part] = np.einsum("md,md->m", units, others) >= self._threshold
+        sure &= first != second
+        return first[sure], second[sure]
 
     def _units(self, begin: int, end: int) -> Units:
         return self._vectors.units(slice(begin, end))
@@ -173,7 +187,7 @@ class NeighbourSearch:
 
     def _found(self, queries: Units) -> tuple[Rows, Rows]:
         """Which query finds which row, at the present number of probes."""
-        starts, _, found = self._index.range_search(queries, self._at_least())
+        starts, _, found = self._index.range_search(queries, self._radius())
         return np.repeat(np.arange(len(queries)), np.diff(starts.astype(np.int64))), found
 
     def _pairs_on_gpu(self) -> Iterator[PairBlock]:
@@ -188,7 +202,8 @@ class NeighbourSearch:
             faiss.GpuParameterSpace().set_index_parameter(index, "nprobe", self.facts.probes)
         for begin, rows in self._blocks():
             first, second = nearest_pairs(index, rows, self._threshold, self._vectors)
-            yield _block(len(rows), first + begin, second)
+            others = first + begin != second
+            yield PairBlock(len(rows), (first + begin)[others], second[others])
 
 
 def nearest_pairs(
@@ -215,8 +230,3 @@ def nearest_pairs(
         firsts.append(waiting[rows])
         seconds.append(columns + begin)
     return np.concatenate(firsts), np.concatenate(seconds)
-
-
-def _block(rows: int, first: Rows, second: Rows) -> PairBlock:
-    others = first != second
-    return PairBlock(rows, first[others], second[others])

@@ -39,7 +39,7 @@ def sample_pairs(vectors: Vectors, threshold: float, rng: np.random.Generator) -
 
     More rows are drawn until there are enough pairs for a standard error of 0.006 at a recall of
     0.99, or 4,096 rows. Where hardly any pair is found, pairs are made: from each row one that is
-    turned away from it, in a random direction, to a cosine of exactly `threshold`.
+    turned away from it, in a random direction, to a cosine just above `threshold`.
     """
     count = len(vectors)
     order = rng.permutation(count)[:_MOST_QUERIES]
@@ -55,7 +55,7 @@ def sample_pairs(vectors: Vectors, threshold: float, rng: np.random.Generator) -
     order, first, second = order[:drawn], np.concatenate(firsts), np.concatenate(seconds)
     queries = vectors.units(order)
     if len(first) < _TOO_FEW_PAIRS:
-        turned = _turned(queries, threshold, rng)
+        turned = _turned(queries, threshold + 0.01 * (1 - threshold), rng)
         own = np.arange(drawn)
         return PairSample(turned, np.full(drawn, -1), own, order, queries, drawn, True)
     return PairSample(queries, order, first, second, vectors.units(second), drawn, False)
