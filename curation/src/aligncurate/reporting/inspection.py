@@ -12,7 +12,7 @@ from aligncurate.reporting.words import (
     score_text,
     share_text,
 )
-from alignshared import LevelEdges, LevelStatistics, ModelInfo
+from alignshared import DuplicateInfo, LevelEdges, LevelStatistics, ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Inspection:
     columns: list[Column]
     fault: str | None
     model: ModelInfo | None
+    duplicates: DuplicateInfo | None
     edges: LevelEdges | None
     levels: list[LevelStatistics]
     config: dict[str, Any]
@@ -71,6 +72,12 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
         ("rejects", f"{found.reject_count:,}{done}"),
         ("shards", f"{size}{done}"),
     ]
+    if found.duplicates:
+        counts = f"{found.duplicates.exact:,} exact, {found.duplicates.near:,} near, left out"
+        rows += [("duplicates", counts)]
+        search = found.duplicates.search
+        if search:
+            rows += [("near pairs found", f"{share_text(search['recall'])} ({search['method']})")]
     if found.model:
         rows += [
             ("model", f"{found.model.name}, weights {found.model.weights}"),

@@ -35,6 +35,8 @@ def _finished(dataset: Dataset) -> Inspection:
     manifest = dataset.manifest
     columns, fault = _columns(dataset)
     edges, wrong_edges = edges_of(dataset)
+    duplicates = manifest.duplicates.shards if manifest.duplicates else []
+    files = (*manifest.shards, *manifest.reject_shards, *duplicates)
     return Inspection(
         location=dataset.location,
         finished=True,
@@ -42,10 +44,11 @@ def _finished(dataset: Dataset) -> Inspection:
         rows=manifest.rows,
         rejects=manifest.rejects,
         shards=len(manifest.shards),
-        bytes=sum(shard.bytes for shard in (*manifest.shards, *manifest.reject_shards)),
+        bytes=sum(shard.bytes for shard in files),
         columns=columns,
         fault=fault or next((problem.text for problem in wrong_edges), None),
         model=manifest.model,
+        duplicates=manifest.duplicates,
         edges=edges,
         levels=manifest.level_statistics or [],
         config=manifest.config,
@@ -87,6 +90,7 @@ def _unfinished(storage: Storage) -> Inspection:
         columns=[],
         fault=None,
         model=None,
+        duplicates=None,
         edges=None,
         levels=[],
         config=config if isinstance(config, dict) else {},
