@@ -255,7 +255,8 @@ def main() -> None:
     given = parser.parse_args()
     results = measure(given.rows, given.dim)
     page = report(results)
-    record("dedup_million", "Near duplicates among a million embeddings", PACKAGES, results, page)
+    title = f"Near duplicates among {given.rows:,} embeddings"
+    record("dedup_million", title, PACKAGES, results, page)
     sys.stdout.write(json.dumps(results, indent=1) + "\n" + page + "\n")
 
 

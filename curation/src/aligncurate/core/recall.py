@@ -14,6 +14,7 @@ _TOO_FEW_PAIRS = 50
 _PAIRS_PER_QUERY = 8
 """So that one crowd of like pictures is not all that is measured."""
 
+_PROBES_AT_FIRST = 64
 _BLOCK_ROWS = 8192
 
 
@@ -61,24 +62,39 @@ def sample_pairs(vectors: Vectors, threshold: float, rng: np.random.Generator) -
     return PairSample(queries, order, first, second, vectors.units(second), drawn, False)
 
 
-def measure_recall(sample: PairSample, search: Callable[[Units], tuple[Rows, Rows]]) -> float:
-    """The share of the pairs of `sample` that `search` finds from either side.
+def probes_for(
+    sample: PairSample, target: float, cells: int, nearest: Callable[[Units, int], Rows]
+) -> tuple[int, float]:
+    """How many cells to look into, at least, for a recall of `target`, and the recall then.
 
-    `search` takes queries [q, d] and gives which of them found which row.
+    A pair is found if either row looks into the other's own cell; of planted ones, if the query
+    looks into the row's.
+
+    Args:
+        sample: pairs to find.
+        target: in (0, 1].
+        cells: how many there are.
+        nearest: from units [m, d] and a number to so many nearest cells, the own one first.
     """
-    first, found = search(sample.queries)
-    known = _codes(first, found)
-    hit = np.isin(_codes(sample.first, sample.second), known)
-    if not sample.planted:
-        other, back = search(sample.others)
-        wanted = _codes(np.arange(len(sample.first)), sample.query_rows[sample.first])
-        hit |= np.isin(wanted, _codes(other, back))
-    return float(hit.mean()) if len(hit) else 1.0
+    most = min(_PROBES_AT_FIRST, cells)
+    while True:
+        of_queries, of_others = (nearest(units, most) for units in (sample.queries, sample.others))
+        needed = _place_of(of_others[:, 0], of_queries[sample.first])
+        if not sample.planted:
+            back = _place_of(of_queries[sample.first, 0], of_others)
+            needed = np.minimum(needed, back)
+        needed.sort()
+        at = max(int(np.ceil(target * len(needed))), 1) - 1
+        if needed[at] <= most:
+            probes = int(needed[at])
+            return probes, float((needed <= probes).mean())
+        most = min(most * 8, cells)
 
 
-def _codes(query: Rows, row: Rows) -> Rows:
-    """One number for each pair of a query and a row; queries are far fewer than 2^22."""
-    return query.astype(np.int64) << 40 | row
+def _place_of(cell: Rows, nearest: Rows) -> Rows:
+    """Where `cell` [m] stands among `nearest` [m, k], counted from 1; beyond all if nowhere."""
+    same = nearest == cell[:, None]
+    return np.where(same.any(axis=1), same.argmax(axis=1) + 1, np.iinfo(np.int64).max)
 
 
 def _all_pairs(vectors: Vectors, rows: Rows, threshold: float) -> tuple[Rows, Rows]:

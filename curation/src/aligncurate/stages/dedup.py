@@ -78,13 +78,14 @@ def dedup(  # noqa: PLR0913 the command's options
     "split", of those that are not the preferred again stays, and so on. So whatever goes is near to
     a pair that stays, and pairs that stay are not near to each other.
 
-    What goes is listed in `duplicates/` beside the shards. Up to 20,000 pictures (2,000,000 on
+    What goes is listed in `duplicates/` beside the shards. Up to 20,000 pictures (10,000,000 on
     GPUs) are compared each with each; more are compared with those in the same region of the space
     alone, which finds a share of `recall` at least of the pairs, as measured on a sample. A
     levelled dataset stays levelled.
 
-    Memory for each row: 75 bytes, its id, and for near duplicates of many pictures 2 d + 16, where
-    d is the length of an embedding; 2 d in a temporary file under `$TMPDIR`.
+    Memory for each row: 75 bytes, its id, and for near duplicates of many pictures 24 bytes for
+    each of the regions looked into, a few as a rule; 2 bytes for each value of its embedding in a
+    temporary file under `$TMPDIR`, which is mapped.
 
     Args:
         input: a dataset, for near duplicates one with embeddings; by default the newest under
