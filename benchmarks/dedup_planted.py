@@ -38,8 +38,8 @@ Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 def _resized(share: float) -> Change:
     def change(picture: Image.Image, _: np.random.Generator) -> Image.Image:
-        size = tuple(max(round(side * share), 1) for side in picture.size)
-        return picture.resize(size, Image.Resampling.LANCZOS)
+        width, height = (max(round(side * share), 1) for side in picture.size)
+        return picture.resize((width, height), Image.Resampling.LANCZOS)
 
     return change
 

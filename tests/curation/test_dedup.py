@@ -34,6 +34,15 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aligncurate.stages.report._draw", lambda _: {})
 
 
+class Meter:
+    """Adds up what progress tells."""
+
+    total = 0
+
+    def __call__(self, done: int, rejects: int = 0) -> None:
+        self.total += done
+
+
 def duplicates_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
     """The rows of `duplicates/` by id."""
     found = dataset.manifest.duplicates
@@ -193,26 +202,20 @@ def test_an_interrupted_run_goes_on_with_what_it_found(
             dedup(planted.location, tmp_path / "again")
     assert not (tmp_path / "again" / "manifest.json").exists()
     monkeypatch.setattr(stage, "read_fingerprints", fail)  # what was found is not looked for again
-    done: list[int] = []
-    again = dedup(
-        planted.location, tmp_path / "again", on_progress=lambda n, rejects=0: done.append(n)
-    )
+    meter = Meter()
+    again = dedup(planted.location, tmp_path / "again", on_progress=meter)
     assert duplicates_of(again) == duplicates_of(quiet)
-    assert sum(done) == 3 * planted.manifest.rows
+    assert meter.total == 3 * planted.manifest.rows
     names = set(files_in(tmp_path / "quiet"))
     assert set(files_in(tmp_path / "again")) == names
 
 
 def test_progress_counts_rows_read_compared_and_written(planted: Dataset, tmp_path: Path) -> None:
     for exact_only, passes in ((False, 3), (True, 2)):
-        done: list[int] = []
-        dedup(
-            planted.location,
-            tmp_path / str(passes),
-            exact_only=exact_only,
-            on_progress=lambda n, rejects=0, done=done: done.append(n),
-        )
-        assert sum(done) == passes * planted.manifest.rows
+        meter = Meter()
+        out = tmp_path / str(passes)
+        dedup(planted.location, out, exact_only=exact_only, on_progress=meter)
+        assert meter.total == passes * planted.manifest.rows
 
 
 def test_a_finished_output_is_left_and_another_configuration_refused(

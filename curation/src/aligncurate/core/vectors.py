@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from aligncurate.core.columns import column_values
 from alignshared import ContractError
 
 Rows = npt.NDArray[np.int64]
@@ -32,8 +33,8 @@ def embedding_rows(column: pa.FixedSizeListArray, where: str) -> npt.NDArray[np.
         raise ContractError(
             f"{where} has rows without an embedding; score the pairs again with --embeddings."
         )
-    values: Any = column.flatten()
-    return np.from_dlpack(values).reshape(len(column), column.type.list_size)
+    values: npt.NDArray[Any] = column_values(column.flatten(), 0)
+    return values.reshape(len(column), column.type.list_size)
 
 
 class Vectors:

@@ -18,6 +18,8 @@ _CLUSTERS = 6
 _SHOWN_OF_EACH = 7
 _BATCH_ROWS = 1 << 16
 
+_compute: Any = pc  # pyarrow makes these functions when it is imported: no checker sees them
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -84,7 +86,7 @@ def _largest(found: Dataset, source: Dataset) -> list[Cluster]:
     members: dict[str, list[Member]] = {id_: [Member(id_, None, None, None)] for id_, _ in top}
     chosen = pa.array(list(members), pa.string())
     for batch in _duplicates(found, None):
-        some = batch.filter(pc.is_in(batch.column("kept_id"), chosen))
+        some = batch.filter(_compute.is_in(batch.column("kept_id"), chosen))
         for row in some.to_pylist():
             mates = members[row["kept_id"]]
             mates.append(Member(row["id"], row["cosine"], row["kind"], None))
@@ -111,7 +113,9 @@ def _rows_of(source: Dataset, ids: set[str]) -> dict[str, dict[str, Any]]:
         first = 0
         with source.open_shard(shard) as parquet:
             for batch in source.shard_batches(shard, parquet, ["id"], _BATCH_ROWS):
-                inside = pc.indices_nonzero(pc.is_in(batch.column(0), wanted)).to_pylist()
+                inside = _compute.indices_nonzero(
+                    _compute.is_in(batch.column(0), wanted)
+                ).to_pylist()
                 for row in inside:
                     places[index, first + row] = batch.column(0)[row].as_py()
                 first += batch.num_rows

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from aligncurate.progress import OnProgress
 from aligncurate.stages.copying import open_matching, rows_per_batch
 from alignshared import Dataset, ShardInfo
 from alignshared.schema import EMBEDDING_COLUMNS
+
+_compute: Any = pc  # pyarrow makes these functions when it is imported: no checker sees them
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -50,7 +53,7 @@ class Fingerprints:
             # Arrow puts NaN behind every number, in either direction.
             table = pa.table({"score": column_of(self.scores), "id": self.ids})
             keys = [("score", "descending"), ("id", "ascending")]
-            order = np.from_dlpack(pc.sort_indices(table, sort_keys=keys).cast(pa.int64()))
+            order = column_values(_compute.sort_indices(table, sort_keys=keys), 0)
             rank = np.empty(count, np.int64)
             rank[order] = np.arange(count)
         return rank
@@ -124,7 +127,7 @@ class _Reader:
         end = first + batch.num_rows
         names = batch.schema.names
         if "image" in names:
-            pictures = pc.struct_field(batch.column("image"), "bytes")
+            pictures = _compute.struct_field(batch.column("image"), "bytes")
             for row, picture in enumerate(pictures, start=first):
                 if picture.is_valid:
                     digest = hashlib.sha256(picture.as_buffer()).digest()
