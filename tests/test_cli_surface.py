@@ -27,11 +27,22 @@ aligncurate bucket --overwrite
 aligncurate bucket --scheme
 aligncurate bucket --storage-options
 aligncurate bucket --workers
+aligncurate dedup --chains
+aligncurate dedup --exact-only
+aligncurate dedup --input
+aligncurate dedup --keep
+aligncurate dedup --output
+aligncurate dedup --overwrite
+aligncurate dedup --recall
+aligncurate dedup --storage-options
+aligncurate dedup --threshold
+aligncurate dedup --workers
 aligncurate export --format
 aligncurate export --input
 aligncurate export --output
 aligncurate export --overwrite
 aligncurate export --pairs-per-file
+aligncurate export --storage-options
 aligncurate export --workers
 aligncurate filter --input
 aligncurate filter --language
@@ -44,6 +55,7 @@ aligncurate filter --min-score
 aligncurate filter --min-size
 aligncurate filter --output
 aligncurate filter --overwrite
+aligncurate filter --storage-options
 aligncurate filter --top
 aligncurate filter --where
 aligncurate filter --workers
@@ -59,6 +71,7 @@ aligncurate ingest --unit-timeout
 aligncurate inspect --input
 aligncurate inspect --storage-options
 aligncurate report --against
+aligncurate report --cut
 aligncurate report --examples
 aligncurate report --input
 aligncurate report --output
@@ -69,6 +82,7 @@ aligncurate sample --overwrite
 aligncurate sample --per-level
 aligncurate sample --rows
 aligncurate sample --seed
+aligncurate sample --storage-options
 aligncurate sample --workers
 aligncurate score --batch-size
 aligncurate score --decode
@@ -95,6 +109,15 @@ aligncurate score --verbose
 aligncurate score --view
 aligncurate score --weights
 aligncurate score --workers
+aligncurate search --html
+aligncurate search --image
+aligncurate search --input
+aligncurate search --json
+aligncurate search --over
+aligncurate search --storage-options
+aligncurate search --text
+aligncurate search --top
+aligncurate search --weights
 aligncurate validate --input
 aligncurate validate --storage-options
 aligntrain --debug

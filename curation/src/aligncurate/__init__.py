@@ -9,6 +9,7 @@ import typing
 if typing.TYPE_CHECKING:
     from aligncurate.stages.bucket import bucket
     from aligncurate.stages.conditions import Conditions
+    from aligncurate.stages.dedup import dedup
     from aligncurate.stages.execution import Execution
     from aligncurate.stages.export import export
     from aligncurate.stages.filter import filter
@@ -17,12 +18,14 @@ if typing.TYPE_CHECKING:
     from aligncurate.stages.report import report
     from aligncurate.stages.sample import sample
     from aligncurate.stages.score import score
+    from aligncurate.stages.search import search
     from aligncurate.stages.validate import validate
 
 __all__ = [
     "Conditions",
     "Execution",
     "bucket",
+    "dedup",
     "export",
     "filter",
     "ingest",
@@ -30,6 +33,7 @@ __all__ = [
     "report",
     "sample",
     "score",
+    "search",
     "validate",
 ]
 

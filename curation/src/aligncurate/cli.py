@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from aligncurate import terminal
 from aligncurate.commands import (
     bucket,
+    dedup,
     export,
     filter,
     ingest,
@@ -20,6 +21,7 @@ from aligncurate.commands import (
     report,
     sample,
     score,
+    search,
     validate,
 )
 from alignshared.errors import AlignError
@@ -83,6 +85,8 @@ for command in (
     bucket.bucket,
     filter.filter,
     sample.sample,
+    dedup.dedup,
+    search.search,
     report.report,
     export.export,
     inspect.inspect,

@@ -4,6 +4,7 @@ import typing
 
 if typing.TYPE_CHECKING:
     from alignshared.dataset import Dataset
+    from alignshared.duplicates import DuplicateInfo
     from alignshared.errors import AlignError, ContractError, InputError
     from alignshared.levels import LevelEdges, LevelStatistics
     from alignshared.manifest import Manifest, ModelInfo, Parent
@@ -16,6 +17,7 @@ __all__ = [
     "AlignError",
     "ContractError",
     "Dataset",
+    "DuplicateInfo",
     "InputError",
     "LevelEdges",
     "LevelStatistics",
@@ -34,6 +36,7 @@ _HOME = {
     "AlignError": "errors",
     "ContractError": "errors",
     "Dataset": "dataset",
+    "DuplicateInfo": "duplicates",
     "InputError": "errors",
     "LevelEdges": "levels",
     "LevelStatistics": "levels",

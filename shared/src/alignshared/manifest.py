@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from alignshared.duplicates import DuplicateInfo, duplicates_from_json
 from alignshared.errors import ContractError
 from alignshared.levels import LevelEdges, LevelStatistics, Scheme
 from alignshared.schema import SCHEMA_VERSION
@@ -56,7 +57,8 @@ class Manifest:
     `score` (which is `model`) included; the scores of `name` stand in the column `score_<name>`.
 
     `left_out` counts usable pairs of the input that the stage was asked not to take (what a filter
-    drops, what a sample does not draw): rows in = rows + rejects + left out.
+    drops, what a sample does not draw): rows in = rows + rejects + left out. `duplicates` describes
+    those of a dedup run, which are all that it left out.
     """
 
     stage: str
@@ -74,6 +76,7 @@ class Manifest:
     level_statistics: list[LevelStatistics] | None = None
     models: dict[str, ModelInfo] | None = None
     left_out: int = 0
+    duplicates: DuplicateInfo | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -156,6 +159,7 @@ def _parse(data: bytes, location: str) -> Manifest:
 def _from_fields(fields: dict[str, Any]) -> Manifest:
     model, statistics = fields["model"], fields["level_statistics"]
     models = fields.get("models")
+    duplicates = fields.get("duplicates")
     nested: dict[str, Any] = {
         "shards": [ShardInfo(**s) for s in fields["shards"]],
         "reject_shards": [ShardInfo(**s) for s in fields["reject_shards"]],
@@ -167,5 +171,6 @@ def _from_fields(fields: dict[str, Any]) -> Manifest:
         "level_statistics": (
             None if statistics is None else [LevelStatistics(**s) for s in statistics]
         ),
+        "duplicates": None if duplicates is None else duplicates_from_json(duplicates),
     }
     return Manifest(**(fields | nested))

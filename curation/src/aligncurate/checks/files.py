@@ -89,8 +89,9 @@ def distinct_shards(shards: list[ShardInfo]) -> tuple[list[ShardInfo], list[Prob
 def check_strays(dataset: Dataset) -> list[Problem]:
     """A problem for each file in the folder that the manifest does not account for."""
     manifest, storage = dataset.manifest, dataset.storage
-    expected = {shard.file for shard in (*manifest.shards, *manifest.reject_shards)}
-    expected |= {MANIFEST_FILE, STATISTICS_FILE}
+    duplicates = manifest.duplicates.shards if manifest.duplicates else []
+    listed = (*manifest.shards, *manifest.reject_shards, *duplicates)
+    expected = {shard.file for shard in listed} | {MANIFEST_FILE, STATISTICS_FILE}
     expected |= {LEVELS_FILE} if manifest.edges is not None else set()
     root = storage.path()
     selector = fs.FileSelector(root, recursive=True)

@@ -140,6 +140,15 @@ def _models(value: Any) -> bool:
     return isinstance(value, dict) and all(_MODEL(model) for model in value.values())
 
 
+_DUPLICATES = _Record(
+    {
+        **dict.fromkeys(("exact", "near", "clusters", "largest", "chains", "longest"), _count),
+        "search": _optional(lambda value: isinstance(value, dict)),
+        "shards": _SHARDS,
+    }
+)
+
+
 _FIELDS: dict[str, _Test] = {
     "schema_version": _whole,
     "stage": _text,
@@ -157,4 +166,5 @@ _FIELDS: dict[str, _Test] = {
     "edges": _optional(_ListOf(_number)),
     "level_statistics": _optional(_ListOf(_STATISTICS)),
     "left_out": _count,
+    "duplicates": _optional(_DUPLICATES),
 }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, OutputOption, dataset_at
+from aligncurate.commands.options import DatasetOption, OutputOption, StorageOption, dataset_at
 
 if TYPE_CHECKING:
     from aligncurate.stages.export import Export
@@ -26,6 +26,7 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the export in the output.")
     ] = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Write a dataset as LLaVA JSON, WebDataset tars, or a folder for Hugging Face datasets."""
     from aligncurate.progress import showing

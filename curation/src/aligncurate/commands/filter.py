@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, OutputOption, OverwriteOption, dataset_at
+from aligncurate.commands.options import (
+    DatasetOption,
+    OutputOption,
+    OverwriteOption,
+    StorageOption,
+    dataset_at,
+)
 
 if TYPE_CHECKING:
     from alignshared import Dataset
@@ -43,6 +49,7 @@ def filter(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; by default one per core.")] = None,
     overwrite: OverwriteOption = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Keep the pairs that fulfil all of the conditions given; bounds are inclusive."""
     from aligncurate.progress import showing

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, OutputOption, OverwriteOption, dataset_at
+from aligncurate.commands.options import (
+    DatasetOption,
+    OutputOption,
+    OverwriteOption,
+    StorageOption,
+    dataset_at,
+)
 
 if TYPE_CHECKING:
     from alignshared import Dataset
@@ -21,6 +27,7 @@ def sample(
     seed: Annotated[int, typer.Option(help="Another seed draws other pairs.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Threads; by default one per core.")] = None,
     overwrite: OverwriteOption = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Draw pairs evenly from all levels: the same ones every time, by id and seed alone."""
     from aligncurate.progress import showing

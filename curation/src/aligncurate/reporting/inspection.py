@@ -13,7 +13,7 @@ from aligncurate.reporting.words import (
     score_text,
     share_text,
 )
-from alignshared import LevelEdges, LevelStatistics, ModelInfo
+from alignshared import DuplicateInfo, LevelEdges, LevelStatistics, ModelInfo
 from alignshared.schema import score_column
 
 
@@ -49,6 +49,7 @@ class Inspection:
     model: ModelInfo | None
     models: dict[str, ModelInfo]
     scores: Moment | None
+    duplicates: DuplicateInfo | None
     edges: LevelEdges | None
     levels: list[LevelStatistics]
     config: dict[str, Any]
@@ -79,6 +80,12 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
         *([("left out", f"{found.left_out:,}")] if found.left_out else []),
         ("shards", f"{size}{done}"),
     ]
+    if found.duplicates:
+        counts = f"{found.duplicates.exact:,} exact, {found.duplicates.near:,} near, left out"
+        rows += [("duplicates", counts)]
+        search = found.duplicates.search
+        if search:
+            rows += [("near pairs found", f"{share_text(search['recall'])} ({search['method']})")]
     if found.model:
         rows += [
             ("model", f"{found.model.name}, weights {found.model.weights}"),

@@ -1,20 +1,19 @@
 """The report as one HTML file: no script, nothing fetched, every text of the data escaped."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aligncurate.reporting import words
 from aligncurate.reporting.chart import lay_out
+from aligncurate.reporting.clusters import Clusters, cluster_cards
+from aligncurate.reporting.cut import Cut
 from aligncurate.reporting.gallery import Example, Group
 from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.rejected import RejectedFor
 from aligncurate.reporting.summary import ScoreSummary
-from aligncurate.reporting.thumbnails import data_uri, thumbnail
+from aligncurate.reporting.template import picture_card, render
 from alignshared import Dataset, Manifest
 
 
@@ -27,6 +26,8 @@ class ReportContent:
     groups: list[Group]
     rejects: list[RejectedFor]
     lineage: list[Ancestor]
+    clusters: Clusters | None = None
+    cut: Cut | None = None
 
     @property
     def name(self) -> str:
@@ -45,27 +46,6 @@ def render_page(content: ReportContent) -> str:
     return render("page.html.j2", _context(content))
 
 
-def render(template: str, context: dict[str, Any]) -> str:
-    """The HTML of a template in this folder, with every text in `context` escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "score": words.score_text,
-        "share": words.share_text,
-        "change": words.change_text,
-        "clip": words.clip_text,
-        "clip_middle": words.clip_middle,
-        "size": words.bytes_text,
-        "thousands": lambda count: f"{count:,}",
-    }
-    return environment.get_template(template).render(context)
-
-
 def _context(content: ReportContent) -> dict[str, Any]:
     manifest, summary = content.dataset.manifest, content.summary
     edges, histogram = manifest.level_edges, summary.histogram
@@ -80,6 +60,7 @@ def _context(content: ReportContent) -> dict[str, Any]:
         "colours": level_colours(max(levels, 1)),
         "rows": _level_rows(summary),
         "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
+        "clusters": cluster_cards(content.clusters),
         "reject_total": sum(r.count for r in content.rejects),
         "config": words.flat_config(manifest.config),
         "unusual": unusual(manifest.model) if manifest.model else [],
@@ -103,13 +84,9 @@ def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:
 
 
 def _card(example: Example) -> dict[str, Any]:
-    picture = thumbnail(example.image) if example.image else None
     return {
         "id": words.clip_middle(example.id),
         "score": words.score_text(example.score),
         "caption": words.clip_text(example.caption),
-        "width": picture.width if picture else 0,
-        "height": picture.height if picture else 0,
-        "uri": data_uri(picture) if picture else None,
-        "missing": "cannot be decoded" if example.image else "not in the dataset",
+        **picture_card(example.image),
     }

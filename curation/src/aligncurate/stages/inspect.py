@@ -37,6 +37,8 @@ def _finished(dataset: Dataset) -> Inspection:
     columns, fault = _columns(dataset)
     edges, wrong_edges = edges_of(dataset)
     known = None if wrong_edges else known_summary(dataset)
+    duplicates = manifest.duplicates.shards if manifest.duplicates else []
+    files = (*manifest.shards, *manifest.reject_shards, *duplicates)
     return Inspection(
         location=dataset.location,
         finished=True,
@@ -44,12 +46,13 @@ def _finished(dataset: Dataset) -> Inspection:
         rows=manifest.rows,
         rejects=manifest.rejects,
         shards=len(manifest.shards),
-        bytes=sum(shard.bytes for shard in (*manifest.shards, *manifest.reject_shards)),
+        bytes=sum(shard.bytes for shard in files),
         columns=columns,
         fault=fault or next((problem.text for problem in wrong_edges), None),
         model=manifest.model,
         models=manifest.models or {},
         scores=known.histogram.moment if known else None,
+        duplicates=manifest.duplicates,
         edges=edges,
         levels=manifest.level_statistics or [],
         config=manifest.config,
@@ -94,6 +97,7 @@ def _unfinished(storage: Storage) -> Inspection:
         model=None,
         models={},
         scores=None,
+        duplicates=None,
         edges=None,
         levels=[],
         config=config if isinstance(config, dict) else {},

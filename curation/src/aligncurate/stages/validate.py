@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from aligncurate.checks.columns import check_columns
+from aligncurate.checks.duplicates import check_duplicates
 from aligncurate.checks.files import check_strays, distinct_shards
 from aligncurate.checks.ids import check_unique
 from aligncurate.checks.levels import check_levels_file, check_statistics, edges_of
@@ -73,6 +74,7 @@ def validate(
         problems.add(check_levels_file(dataset, edges))
     rows = _check_rows(dataset, shards, edges, problems, on_progress)
     problems.add(check_rejects(dataset, reject_shards))
+    problems.add(check_duplicates(dataset))
     return Validation(
         location=dataset.location,
         stage=dataset.manifest.stage,
