@@ -2,7 +2,6 @@
 or pile up before a slow step.
 """
 
-import logging
 import os
 import random
 import signal
@@ -257,7 +256,6 @@ def test_a_slow_step_holds_back_the_one_before_it(machines: Machines):
     assert sorted(number for number, *_ in done) == items
     events = sorted([(made, 1) for _, made, _, _ in done] + [(over, -1) for _, _, over, _ in done])
     waiting = np.cumsum([change for _, change in events])
-    logging.warning("at most %s", waiting.max())
     assert waiting.max() * MEGABYTES_EACH < OBJECT_STORE >> 20
 
 
