@@ -14,8 +14,10 @@ from tests.curation.datasets import write_scored_dataset
 CONFIG: dict[str, Any] = {"model": "demo", "input": {"location": "a", "digest": "1"}, "n": 8}
 
 
-def claim(folder: Path, config: dict[str, Any] | None = None, **options: Any) -> OutputState:
-    return open_output(Storage(folder), config or CONFIG, **({"overwrite": False} | options))
+def claim(
+    folder: Path, config: dict[str, Any] | None = None, *, overwrite: bool = False
+) -> OutputState:
+    return open_output(Storage(folder), config or CONFIG, overwrite=overwrite)
 
 
 def test_a_new_folder_is_fresh_and_then_begun(tmp_path: Path):

@@ -2,11 +2,13 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import open_clip
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from aligncurate.core.clip.resolve import ResolvedClip, resolve_clip
+from aligncurate.core.clip.view import View
 from alignshared import InputError, ModelInfo
 
 
@@ -24,7 +26,8 @@ def resolve_recorded(info: ModelInfo, lies_at: str | None = None) -> ResolvedCli
             f"begins with {resolved.weights_sha256[:12]}, that of {info.name} in the manifest "
             f"with {info.weights_sha256[:12]}; name the right weights with --weights."
         )
-    return replace(resolved, name=info.name, weights=info.weights).with_view(info.view)
+    view = next((known for known in get_args(View) if known == info.view), None)
+    return replace(resolved, name=info.name, weights=info.weights).with_view(view)
 
 
 def _found(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
