@@ -31,7 +31,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page alone: the PNG files, which take seconds, are the business of other tests."""
-    monkeypatch.setattr("aligncurate.stages.report._draw", lambda _: {})
+    monkeypatch.setattr("aligncurate.stages.report._draw", lambda *_: {})
 
 
 class Meter:

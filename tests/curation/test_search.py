@@ -232,7 +232,7 @@ def test_scores_that_are_none_lie_below(tmp_path: Path) -> None:
 def test_the_report_tells_the_share_at_a_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aligncurate.stages.report._draw", lambda _: {})
+    monkeypatch.setattr("aligncurate.stages.report._draw", lambda *_: {})
     scores = np.linspace(0.1, 0.3, 40, dtype=np.float32).tolist()
     write_levelled_dataset(tmp_path / "bucket", scores, 4)
     report(tmp_path / "bucket", cut=0.2)

@@ -25,12 +25,14 @@ from aligncurate.stages.find_edges import open_checked
 from aligncurate.units import (
     FinishedBatch,
     Timing,
+    UnitError,
     UnitRecord,
     finished_units,
     released_if_empty,
     write_unit,
 )
 from alignshared import (
+    AlignError,
     ContractError,
     Dataset,
     LevelEdges,
@@ -232,7 +234,15 @@ def _copy(
 
     def write(part: _Part) -> UnitRecord:
         batches = _chosen_batches(dataset, schema, part)
-        return write_unit(storage, part.index, with_features(schema), batches)
+        try:
+            return write_unit(storage, part.index, with_features(schema), batches)
+        except UnitError as error:  # of a dataset of ours no part can be done without
+            if isinstance(error.__cause__, AlignError):
+                raise error.__cause__ from None
+            raise AlignError(
+                f"{part.shards[0].file} in {dataset.location} cannot be copied: {error}; run the "
+                "same command to go on."
+            ) from error
 
     for part, record in zip(to_do, map_ordered(write, to_do, workers), strict=True):
         done[record.index] = record
