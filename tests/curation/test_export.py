@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from aligncurate import bucket, export, ingest, sample, score, validate
 from aligncurate.cli import app
 from aligncurate.exports.hugging_face import feature_of
+from aligncurate.sources import open_source
 from aligncurate.sources.files import read_picture
 from aligncurate.sources.llava import LlavaSource
 from aligncurate.stages.export import Format, read_export
@@ -221,6 +222,21 @@ def test_webdataset_reads_its_tars(tmp_path: Path, source: Dataset, shuffle: int
         assert told["tags"] == row["tags"]
         assert told["weight"] == (None if row["weight"] != row["weight"] else row["weight"])
         assert not told.keys() & {"image", "digest"}
+
+
+def test_its_tars_are_a_source_of_the_same_pairs(tmp_path: Path, source: Dataset) -> None:
+    export(source.location, tmp_path / "out", format="webdataset", pairs_per_file=10)
+    again = open_source(str(tmp_path / "out"))
+    found = source_rows(again, tmp_path / "work")
+    there = [
+        row for number, row in enumerate(rows_of(source))
+        if row["caption"].strip() and SUFFIXES[number % 7] != "bin"
+    ]  # fmt: skip
+    there[4]["id"] = "00000/000000004"  # it had none
+    assert 15 < len(there) < 26
+    for name in ("id", "caption"):
+        assert [row[name] for row in found] == [row[name] for row in there]
+    assert [row["image"]["bytes"] for row in found] == [picture_of(row) for row in there]
 
 
 def test_webdataset_decodes_pictures(tmp_path: Path) -> None:

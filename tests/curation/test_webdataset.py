@@ -63,6 +63,15 @@ def test_pictures_are_read_byte_for_byte_in_any_order_and_format(tmp_path: Path)
     assert not rejects(source, tmp_path)
 
 
+def test_an_id_in_the_metadata_is_the_id_and_only_once(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [*sample("1", 1, id="x"), *sample("2", 2, id="y")])
+    write_tar(tmp_path / "b.tar", [*sample("1", 3, id="y"), *sample("2", 4, id=7)])
+    source = open_source(str(tmp_path))
+    assert [row["id"] for row in rows(source, tmp_path / "work")] == ["x", "y", "b/2"]
+    (reject,) = rejects(source, tmp_path / "work")
+    assert (reject.id, reject.reason.value) == ("y", "duplicate_id")
+
+
 def test_a_caption_may_stand_in_the_metadata(tmp_path: Path) -> None:
     members = [("1.jpg", photo(1)), ("1.json", b'{"caption": "from the JSON", "n": 1}')]
     (row,) = rows(open_source(str(write_tar(tmp_path / "x.tar", members))), tmp_path)

@@ -1,5 +1,6 @@
 """Picture and text files under a root that their paths may not leave, on disk or in a store."""
 
+import errno
 import os
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -18,6 +19,12 @@ PICTURE_SUFFIXES = (
     ".tiff", ".webp",
 )  # fmt: skip
 """Names that files of pictures have; what is in them is seen when they are decoded."""
+
+
+_OF_THE_DISK = frozenset(
+    (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+)
+"""Errors that another attempt may not meet."""
 
 
 def picture_root(image_root: str | None, default: str) -> str:
@@ -42,7 +49,7 @@ def read_picture(root: str | None, path: str) -> bytes:
     Raises:
         ImageError: the path leaves the root (by `..`, by being absolute elsewhere, through a link),
             or there is no readable file.
-        AlignError: the object store does not answer, which says nothing about the picture.
+        AlignError: the disk or the object store fails, which says nothing about the picture.
     """
     if root is None:
         raise ImageError(Reason.MISSING_FILE, "the row holds a path and there is no image root")
@@ -72,6 +79,11 @@ def _read_file(root: str, path: str, limit: int) -> bytes:
     except FileNotFoundError as error:
         raise ImageError(Reason.MISSING_FILE, f"no such file under {root}") from error
     except (OSError, ValueError) as error:  # a folder, no permission, a NUL byte in the name
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise AlignError(
+                f"{path} under {root} cannot be read: {one_line(error)}; run the same command to "
+                "go on."
+            ) from error
         raise ImageError(Reason.MISSING_FILE, f"{type(error).__name__}: {error}") from error
 
 

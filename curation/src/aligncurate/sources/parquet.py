@@ -2,7 +2,6 @@
 datasets.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ from aligncurate.sources.columns import (
     raw_text,
     require_same,
 )
-from aligncurate.sources.duplicates import repeated_rows
+from aligncurate.sources.duplicates import IdColumn, ids_of, marked_duplicates
 from aligncurate.sources.files import picture_root
 from aligncurate.sources.listing import (
     FoundFile,
@@ -102,7 +101,7 @@ class ParquetSource:
         units = cut_into_units(sizes, shard_rows)
         if self.columns.id is None:
             return units
-        return _with_duplicates(units, sizes, _Ids(self.files, self.columns.id))
+        return marked_duplicates(units, sizes, IdColumn(self.files, self.columns.id))
 
     def own_columns(self) -> pa.Schema:
         """Columns of the files that play no part in a pair."""
@@ -154,7 +153,7 @@ class ParquetSource:
         derived = [f"{prefix}{first + row:09d}" for row in range(batch.num_rows)]
         if self.columns.id is None:
             return derived, derived
-        given = _ids_of(batch.column(self.columns.id))
+        given = ids_of(batch.column(self.columns.id))
         return derived, [g or d for g, d in zip(given, derived, strict=True)]
 
     def _table(self, batch: pa.RecordBatch, ids: list[str], captions: list[str]) -> pa.Table:
@@ -172,45 +171,6 @@ class ParquetSource:
         source = [pa.array(ids, pa.string()), image, pa.array(captions, pa.string()), conversations]
         own = [as_own(batch.column(field.name), field.type) for field in self.columns.own]
         return pa.table(source + own, names=[*SOURCE_COLUMNS, *self.columns.own.names])
-
-
-class _Ids:
-    """The id column of all files, chunk by chunk, as often as it is asked for."""
-
-    def __init__(self, files: list[str], column: str) -> None:
-        self._files = files
-        self._column = column
-
-    def __iter__(self) -> Iterator[list[str | None]]:
-        for file in self._files:
-            with reading_parquet(file) as parquet:
-                for batch in parquet.iter_batches(columns=[self._column]):
-                    yield _ids_of(batch.column(0))
-
-
-def _ids_of(column: pa.Array) -> list[str | None]:
-    """Ids as text; None where there is none."""
-    texts = [as_text(value) for value in raw_text(column)]
-    return [None if text is None or text == "" else str(text) for text in texts]
-
-
-def _with_duplicates(units: list[Unit], sizes: list[tuple[str, int]], ids: _Ids) -> list[Unit]:
-    begin_of_file: dict[str, int] = {}
-    total = 0
-    for file, rows in sizes:
-        begin_of_file[file] = total
-        total += rows
-    repeated = list(repeated_rows(ids))
-    if not repeated:
-        return units
-    marked: list[Unit] = []
-    for unit in units:
-        begin = begin_of_file[unit.file]
-        low, high = begin + unit.first, begin + unit.first + unit.rows
-        inside = repeated[bisect_left(repeated, low) : bisect_left(repeated, high)]
-        rows = tuple(row - begin for row in inside)
-        marked.append(Unit(unit.index, unit.file, unit.first, unit.rows, rows))
-    return marked
 
 
 def _files_at(location: str, files: list[FoundFile]) -> tuple[str | None, list[FoundFile]]:

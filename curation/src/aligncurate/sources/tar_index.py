@@ -35,6 +35,7 @@ TAR_INDEX_SCHEMA = pa.schema(
 """A sample: its id, the tar, the picture's name in it, and first byte and size of its parts."""
 
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<suffix>[^/]+)", re.DOTALL)
+_MAX_ID = 4096
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 16, 1 << 22
 _LIMITS = {"image": MAX_FILE_BYTES, "caption": MAX_TEXT_BYTES, "metadata": MAX_TEXT_BYTES}
 
@@ -46,6 +47,7 @@ class _Sample:
     spans: dict[str, tuple[int, int]] = field(default_factory=dict)
     path: str | None = None
     has_caption: bool = False
+    own_id: str | None = None
     problem: tuple[Reason, str] | None = None
 
 
@@ -145,6 +147,9 @@ class _Indexing:
             problem = Reason.MALFORMED_RECORD, f"its .json cannot be read: {error}"
             sample.problem = sample.problem or problem
             return
+        own = fields.get("id")
+        if isinstance(own, str) and own and len(own) <= _MAX_ID and is_valid_text(own):
+            sample.own_id = own
         sample.has_caption = sample.has_caption or isinstance(fields.get("caption"), str)
         for name, value in fields.items():
             self.kinds.setdefault(name, Counter())[kind_of(value)] += 1
@@ -185,7 +190,11 @@ def _row(sample: _Sample, tar: str, prefix: str, number: int) -> dict[str, Any]:
     if problem is None and not sample.has_caption:
         problem = Reason.NO_CAPTION, "the sample has no .txt, and no caption in a .json"
     key = sample.key if is_valid_text(sample.key) else f"{number:09d}"
-    row: dict[str, Any] = {"id": f"{prefix}/{key}", "tar": tar, "path": sample.path}
+    row: dict[str, Any] = {
+        "id": sample.own_id or f"{prefix}/{key}",
+        "tar": tar,
+        "path": sample.path,
+    }
     for role, (at, size) in sample.spans.items():
         row |= {f"{role}_at": at, f"{role}_size": size}
     reason, detail = problem if problem else (None, None)

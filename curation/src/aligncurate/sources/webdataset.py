@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from aligncurate.local import available_cores, map_ordered
 from aligncurate.sources.captions import as_text, caption_problem
+from aligncurate.sources.duplicates import IdColumn, marked_duplicates
 from aligncurate.sources.index import write_index
 from aligncurate.sources.listing import (
     FoundFile,
@@ -51,7 +52,8 @@ log = logging.getLogger("aligncurate")
 class WebDatasetSource:
     """Tars at `location`: a file, a folder (searched to the bottom), a glob or `{00000..00010}`.
 
-    An id is the tar's name without suffix, `/` and the sample's key. Scalar fields of the `.json`
+    An id is the text `id` of the `.json`, or the tar's name without suffix, `/` and the sample's
+    key; one that an earlier sample has is a duplicate. Scalar fields of the `.json`
     pass through; a caption there is taken where there is no `.txt`.
 
     Raises:
@@ -92,8 +94,13 @@ class WebDatasetSource:
             return (f"{folder.location}/{file}", *_summary(folder, file))
 
         found = list(map_ordered(indexed, range(len(self._tars)), threads))
-        self._own = own_columns(added_kinds(kinds for _, _, kinds in found))
-        return cut_into_units([(location, rows) for location, rows, _ in found], shard_rows)
+        kinds = added_kinds(kinds for _, _, kinds in found)
+        self._own = own_columns(kinds)
+        sizes = [(location, rows) for location, rows, _ in found]
+        units = cut_into_units(sizes, shard_rows)
+        if "str" not in kinds.get("id", ()):  # keys are told apart already
+            return units
+        return marked_duplicates(units, sizes, IdColumn([file for file, _ in sizes], "id"))
 
     def own_columns(self) -> pa.Schema:
         """Scalar fields of the metadata; known once the tars have been indexed by `plan`."""
@@ -103,8 +110,14 @@ class WebDatasetSource:
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
         """Samples of `unit`, with the pictures' bytes."""
-        for _, batch in parquet_rows(unit, TAR_INDEX_SCHEMA.names, batch_rows):
-            yield self._batch(batch.to_pylist())
+        duplicates = frozenset(unit.duplicates)
+        for first, batch in parquet_rows(unit, TAR_INDEX_SCHEMA.names, batch_rows):
+            rows = batch.to_pylist()
+            for number, row in enumerate(rows, start=first):
+                if number in duplicates and row["reason"] is None:
+                    row["reason"] = Reason.DUPLICATE_ID.value
+                    row["detail"] = f"the id {row['id']!r} occurs in an earlier row"
+            yield self._batch(rows)
 
     def _write_index(self, folder: Storage, file: str, number: int) -> None:
         index = index_tar(self._tars[number], self._prefixes[number])
