@@ -74,7 +74,7 @@ def bucket(
         found = find_edges(dataset, coarse, config["levels"], scheme, threads)
     else:
         found = edges_file.edges
-        _warn_of_other_weights(edges_file, dataset)
+        _warn_of_other_scores(edges_file, dataset)
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         return Dataset(storage.location)
     with released_if_empty(storage):
@@ -129,13 +129,25 @@ def _config(
     }
 
 
-def _warn_of_other_weights(edges_file: EdgesFile, dataset: Dataset) -> None:
-    model = dataset.manifest.model
-    if model and edges_file.weights_sha256 not in (None, model.weights_sha256):
+def _warn_of_other_scores(edges_file: EdgesFile, dataset: Dataset) -> None:
+    model, there = dataset.manifest.model, edges_file.model
+    if model is None or not there:
+        return
+    differences = [
+        what
+        for name, what in (
+            ("weights_sha256", "other weights"),
+            ("view", "another view of pictures"),
+            ("long_captions", "another treatment of long captions"),
+        )
+        if there.get(name) != getattr(model, name)
+    ]
+    if differences:
         _log.warning(
-            "the edges in %s part the scores of other weights than those that scored %s, so the "
-            "levels of the two are not comparable.",
+            "the edges in %s part scores of %s than those of %s, so the levels of the two "
+            "are not comparable.",
             edges_file.location,
+            " and ".join(differences),
             dataset.location,
         )
 

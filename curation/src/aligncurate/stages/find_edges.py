@@ -157,11 +157,13 @@ def _refuse_empty_levels(sizes: list[int], where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EdgesFile:
-    """Edges of an earlier run, and which weights gave the scores they part, if the file tells."""
+    """Edges of an earlier run, and what the manifest says of the model that gave the scores they
+    part; empty if the file does not tell.
+    """
 
     location: str
     edges: LevelEdges
-    weights_sha256: str | None
+    model: dict[str, Any]
 
 
 def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
@@ -179,4 +181,4 @@ def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
     data: Any = Storage(folder or "/").read_json(name)
     edges = edges_from_json(data, where)
     model = data.get("model")
-    return EdgesFile(where, edges, model.get("weights_sha256") if isinstance(model, dict) else None)
+    return EdgesFile(where, edges, model if isinstance(model, dict) else {})
