@@ -29,6 +29,7 @@ from aligncurate.output import (
 )
 from aligncurate.progress import OnProgress, silent
 from alignshared import AlignError, Reject, ShardInfo, Storage
+from alignshared.filesystems import one_line
 from alignshared.shards import writing_shard
 
 UNIT_ATTEMPTS = 3
@@ -153,12 +154,16 @@ def write_unit(
         record = UnitRecord(index, result.info, write_rejects(output, name, rejects), timing)
         output.write_json(_record_file(index), asdict(record))
     except OSError as error:
-        raise OutputError(
-            f"{name} cannot be written in {output.location}: {error}; make room or access, and run "
-            "the same command to go on.",
-            lasting=error.errno in _LASTING,
-        ) from error
+        raise _not_written(output, name, error) from error
     return record
+
+
+def _not_written(output: Storage, name: str, error: OSError) -> OutputError:
+    return OutputError(
+        f"{name} cannot be written in {output.location}: {one_line(error)}; make room or access, "
+        "and run the same command to go on.",
+        lasting=error.errno in _LASTING,
+    )
 
 
 def _blamed(batches: Iterable[FinishedBatch]) -> Iterator[FinishedBatch]:
@@ -180,7 +185,9 @@ def released_if_empty(output: Storage) -> Generator[None, None, None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # a server that is gone must not hide why the run failed
+        with suppress(
+            AlignError, OSError
+        ):  # a server that is gone must not hide why the run failed
             if not any(finished_units(output)) and not failed_units(output):
                 release_output(output)
         raise
@@ -189,8 +196,16 @@ def released_if_empty(output: Storage) -> Generator[None, None, None]:
 
 
 def record_failure(output: Storage, failure: UnitFailure) -> None:
-    """Note that a unit failed, so that runs leave it alone until they are asked to try again."""
-    output.write_json(f"{_FAILURES_FOLDER}/{failure.index:07d}.json", asdict(failure))
+    """Note that a unit failed, so that runs leave it alone until they are asked to try again.
+
+    Raises:
+        AlignError: the output cannot be written to any more.
+    """
+    name = f"{_FAILURES_FOLDER}/{failure.index:07d}.json"
+    try:
+        output.write_json(name, asdict(failure))
+    except OSError as error:
+        raise _not_written(output, name, error) from error
 
 
 def failed_units(output: Storage) -> dict[int, UnitFailure]:

@@ -42,7 +42,8 @@ class Job:
         }
         if self.stage == "ingest":
             return ingest(**common, **options)
-        execution = Execution(self.engine, self.workers, ray_address=self.ray_address)
+        # A test's cluster claims GPUs that this machine has not.
+        execution = Execution(self.engine, self.workers, gpus=0, ray_address=self.ray_address)
         return score(**common, model=self.model, batch_size=4, execution=execution, **options)
 
 

@@ -259,7 +259,23 @@ def test_a_slow_step_holds_back_the_one_before_it(machines: Machines):
     assert waiting.max() * MEGABYTES_EACH < OBJECT_STORE >> 20
 
 
-def test_several_models_share_a_gpu(machines: Machines):
-    steps = [Step(Decode()), Step(Slow(), actors=2, most=3, gpus=0.5)]
-    done = list(map_on_ray(steps, list(range(8))))
-    assert len({pid for *_, pid in done}) >= 2
+@dataclass(frozen=True)
+class Meet:
+    """Makes a function that waits until a second process is at work."""
+
+    folder: Path
+
+    def __call__(self) -> Callable[[Any], int]:
+        def meet(_item: Any) -> int:
+            (self.folder / str(os.getpid())).touch()
+            end = time.monotonic() + 240
+            while len(list(self.folder.iterdir())) < 2 and time.monotonic() < end:
+                time.sleep(0.1)
+            return os.getpid()
+
+        return meet
+
+
+def test_several_models_share_a_gpu(machines: Machines, tmp_path: Path):
+    steps = [Step(Meet(tmp_path), actors=2, most=3, gpus=0.5)]
+    assert len(set(map_on_ray(steps, list(range(8))))) >= 2

@@ -30,8 +30,8 @@ from alignshared import AlignError
 from alignshared.storage_options import carrying_storage_options
 
 _LOOK_EVERY_S = 5.0
-_GRACE_S = 60.0
-"""Beyond the time-out of an item, for Ray to start another worker."""
+_GRACE_S = 180.0
+"""Beyond the time-out of an item, for Ray to start another worker, on a busy machine too."""
 
 _GIB = 2**30
 
