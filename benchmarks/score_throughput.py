@@ -28,7 +28,7 @@ from recording import record, table
 PACKAGES = ["aligncurate", "open_clip_torch", "torch", "ray", "pillow"]
 FEW = 2 * BATCH
 FORWARD_PAIRS = 1280
-LEAST_OF_FORWARD, LEAST_OF_PEER = 0.85, 1.3
+LEAST_OF_FORWARD, LEAST_OF_PEER = 0.9, 1.3
 
 Scores = dict[str, float]
 Summary = dict[str, float]
