@@ -85,6 +85,7 @@ class Loop:
         self._micro_batches = data.share.micro_batches(recipe.batch.global_size)
         self._flops = Flops.of(engine.module)
         self._peak = peak_flops(self._device)
+        self._packed = recipe.batch.packing and self._can_pack()
         self._interval = Interval(self._new_sums())
         self.total = total_steps(recipe.max_steps, recipe.epochs, data.order.steps_per_epoch)
 
@@ -156,7 +157,7 @@ class Loop:
             output = self._engine(**self._inputs(batch), num_items_in_batch=tokens)
             # DeepSpeed averages over ranks; the division by all tokens is in the loss already.
             self._engine.backward(output.loss * self._ranks, scale_wrt_gas=False)
-            sums.add(batch, output)
+            sums.add(batch, output, packed=self._packed)
             unsound += _not_finite(batch, output)
             if number < len(micro) - 1:
                 self._engine.step()
@@ -223,9 +224,17 @@ class Loop:
         }
         if self._recipe.phase != "pretrain" or self._recipe.model.mixing == "none":
             inputs["levels"] = None  # mixed by the gate, or not at all
+        if self._packed:
+            return {**inputs, "packed": True, "use_cache": False}
         # The head is a large part of a small LLM, and most positions are the image's.
         places = predicting_places(batch["labels"]).to(self._device)
         return {**inputs, "logits_to_keep": places, "use_cache": False}
+
+    def _can_pack(self) -> bool:
+        problem = self._engine.module.prepare_packing()
+        if problem is not None:
+            log.warning("this LLM cannot read packed samples (%s), so batches are padded.", problem)
+        return problem is None
 
     def _validate(self, done: int) -> None:
         data = self._data
@@ -236,7 +245,7 @@ class Loop:
         self._engine.eval()
         with torch.no_grad():
             for batch in data.validation.batches(rows):
-                sums.add(batch, self._engine(**self._inputs(batch)))
+                sums.add(batch, self._engine(**self._inputs(batch)), packed=self._packed)
         self._engine.train()
         sums.reduce()
         finite = math.isfinite(sums.loss)

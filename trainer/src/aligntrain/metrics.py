@@ -10,7 +10,7 @@ A line of `metrics.jsonl` is the mean over the steps since the line before, over
     gradient_norm       of all gradients together, before clipping
     tokens_per_s        tokens read, images' included and padding not; of all ranks together
     samples_per_s       rows
-    padding             share of the places in the batches that hold no token
+    padding             share of the places that the LLM computed and that hold no token
     data_wait_s         seconds a step in which a rank waited for its data, mean over ranks
     step_s              seconds a step
     mfu                 model FLOPs per second as a share of what the GPUs can do, on known ones
@@ -77,15 +77,17 @@ class Sums:
         self.vector = torch.zeros(size, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, batch: Any, output: Any) -> None:
-        """Count the micro-batch `batch` and the model's `output` for it."""
+    def add(self, batch: Any, output: Any, *, packed: bool = False) -> None:
+        """Count the micro-batch `batch` and the model's `output` for it, made of `packed` rows or
+        padded ones.
+        """
         tokens = output.sample_tokens.double()
         losses = output.sample_loss.double() * tokens
         mask = batch["attention_mask"]
         values = {
             "loss": losses.sum(),
             "tokens": tokens.sum(),
-            "places": mask.numel(),
+            "places": mask.sum() if packed else mask.numel(),
             "read": mask.sum(),
             "scored": output.logits.shape[0] * output.logits.shape[1],
             "rows": sum(bool(name) for name in batch["ids"]),

@@ -37,7 +37,13 @@ from alignshared import InputError
 from aligntrain.model.alignment import Alignment, mean_text, nothing, similarities
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration
-from aligntrain.model.losses import IGNORED, next_token_losses
+from aligntrain.model.losses import (
+    IGNORED,
+    next_token_losses,
+    packed_losses,
+    packed_targets,
+)
+from aligntrain.model.packing import Packing, mask_of, prepare_packing
 from aligntrain.model.projector import Projector
 from aligntrain.model.rows import read_rows
 from aligntrain.model.vision import image_features
@@ -158,11 +164,13 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         labels: torch.Tensor | None = None,
         gate_weights: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        packing: Packing | None = None,
         **kwargs: Any,
     ) -> tuple[CausalLMOutputWithPast, torch.Tensor | None]:
         """The LLM's output on the merged sequence, and the gate's weights or None.
 
-        `labels` only tell the gate which text is the prompt; `kwargs` go to the LLM.
+        `labels` only tell the gate which text is the prompt; with `packing` the LLM reads all rows
+        as one; `kwargs` go to the LLM.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError(
@@ -178,6 +186,10 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
                 "forward got pixel_values with inputs_embeds, which have no places for them; give "
                 "input_ids, or the embeddings that `embed` merged."
             )
+        if packing is not None:
+            inputs_embeds = packing.rows(inputs_embeds)
+            attention_mask = mask_of(packing, self.language_model)
+            kwargs["position_ids"] = packing.positions
         accepted = inspect.signature(self.language_model.forward).parameters
         known = {name: kwargs.pop(name, None) for name in ("position_ids", "logits_to_keep")}
         kwargs |= {
@@ -249,6 +261,7 @@ class AlignGPTForConditionalGeneration(
         position_ids: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         gate_weights: torch.Tensor | None = None,
+        packed: bool = False,
         **kwargs: Any,
     ) -> AlignGPTOutput | tuple[Any, ...]:
         """Read sequences with images, and score `labels` where they are given.
@@ -266,16 +279,25 @@ class AlignGPTForConditionalGeneration(
             logits_to_keep: how many of the last positions to give logits for, 0 for all; or which
                 positions, [K] int64. The loss is over labels behind these.
             gate_weights: [B, N-1] in the place of what the gate would say.
+            packed: for training: the LLM reads the rows one behind the other, without padding, and
+                gives logits [1, K, V] of the K places behind which a label stands alone, of which
+                there is one at least. `prepare_packing` comes first.
             kwargs: for the LLM; `num_items_in_batch` divides the summed loss.
 
         Raises:
             InputError: placeholders and images do not match, or a level is out of range.
         """
-        if position_ids is None:
-            position_ids = _positions(attention_mask, input_ids, inputs_embeds)
         labels = self._without_placeholders(labels, input_ids)
         items = kwargs.pop("num_items_in_batch", None)
         as_dict = kwargs.pop("return_dict", True)
+        packing, targets = None, None
+        if packed:
+            if attention_mask is None or labels is None:
+                raise InputError("packed rows need attention_mask and labels; give both.")
+            packing = Packing.of(attention_mask)
+            targets, logits_to_keep = packed_targets(packing, labels)
+        elif position_ids is None:
+            position_ids = _positions(attention_mask, input_ids, inputs_embeds)
         output, weights = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -288,14 +310,21 @@ class AlignGPTForConditionalGeneration(
             use_cache=use_cache,
             position_ids=position_ids,
             logits_to_keep=logits_to_keep,
+            packing=packing,
             **kwargs,
         )
         losses = _NO_LOSSES
-        if labels is not None:
+        if packing is not None and targets is not None:
+            losses = packed_losses(output.logits[0], packing, targets, logits_to_keep, items)
+        elif labels is not None:
             places = _places(output.logits, labels, logits_to_keep)
             losses = next_token_losses(output.logits, labels, items, places)
         result = _output(output, weights, losses)
         return result.to_tuple() if as_dict is False else result
+
+    def prepare_packing(self) -> str | None:
+        """Let `forward` take `packed`; what stands against it with this LLM, or None."""
+        return prepare_packing(self.model.language_model)
 
     def _without_placeholders(
         self, labels: torch.Tensor | None, input_ids: torch.Tensor | None

@@ -104,6 +104,8 @@ class BatchSettings(Section):
     """Of the optimizer, over all GPUs."""
     micro_size: PositiveInt
     """That one GPU works on at once; the rest is accumulated."""
+    packing: bool = True
+    """Whether the LLM reads the samples of a micro-batch as one row without padding."""
 
     @model_validator(mode="after")
     def _divides(self) -> "BatchSettings":
