@@ -45,7 +45,7 @@ LLMS: dict[str, Any] = {
 
 
 def samples(side: str = "right", **given: Any) -> dict[str, torch.Tensor]:
-    """Rows of several lengths: images, one with two, and text alone; the last tokens are learned."""
+    """Rows of several lengths, one with two images, one with none; the last tokens are learned."""
     rows = [row(*range(1, 20)), row(5, 6, 7), row(9, 8, 7, 6, images=2), row(1, 2, 3, images=0)]
     made = batch(*rows, side=side)
     labels = made["input_ids"].masked_fill(made["attention_mask"] == 0, -100)
