@@ -2,8 +2,7 @@
 
 import argparse
 
-from aligncurate import score
-from aligncurate.stages.score import Execution
+from aligncurate import Execution, score
 
 
 def main() -> None:

@@ -9,9 +9,8 @@ import resource
 import sys
 import time
 
-from aligncurate import score
+from aligncurate import Execution, score
 from aligncurate.engine import Step, connected, map_on_ray
-from aligncurate.stages.score import Execution
 
 _KIB_PER_MIB = 1024
 

@@ -72,7 +72,9 @@ def ids_of(dataset: Dataset) -> Sequence[str]:
     return [row["id"] for row in rows_of(dataset)]
 
 
-def score_good_pairs(folder: Path, model: str, count: int = 12, **options: Any) -> Dataset:
+def score_good_pairs(
+    folder: Path, model: str | Sequence[str], count: int = 12, **options: Any
+) -> Dataset:
     """`folder/out`: `good_pairs` of `folder/in`, scored in this process unless `options` say
     otherwise.
     """

@@ -231,6 +231,19 @@ def test_edges_of_other_weights_are_warned_of(
     assert "other weights" in caplog.text
 
 
+def test_edges_of_another_view_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = bucket(scored(tmp_path / "old" / "score").location, levels=4)
+    path = Path(old.location) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"]["view"] = "pad"
+    path.write_text(json.dumps(manifest))
+    with caplog.at_level(logging.WARNING, "aligncurate"):
+        bucket(scored(tmp_path / "new" / "score").location, edges=path)
+    assert "scores of another view of pictures than" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -15,11 +15,11 @@ import pytest
 
 from aligncurate import Execution
 from aligncurate.core.clip import resolve_clip
-from aligncurate.engine import Cluster, Step, connected, map_on_ray
+from aligncurate.engine import Cluster, ItemFailure, Step, connected, map_on_ray
 from aligncurate.sources import open_source
-from aligncurate.stages.score import gpu_steps
-from aligncurate.stages.scoring import Scoring
-from alignshared import AlignError, InputError, Storage
+from aligncurate.stages.execution import Pool, gpu_steps
+from aligncurate.stages.task import Scoring
+from alignshared import InputError, Storage
 from tests.curation.clips import write_tiny_clip
 from tests.curation.inputs import good_pairs, score_good_pairs
 from tests.curation.test_score import assert_same
@@ -55,6 +55,21 @@ class Fail:
 
         def fail(number: int) -> int:
             raise self.error
+
+        return fail
+
+
+@dataclass(frozen=True)
+class FailOn:
+    """Makes a function that cannot do one number."""
+
+    number: int
+
+    def __call__(self) -> Callable[[int], int]:
+        def fail(number: int) -> int:
+            if number == self.number:
+                raise ZeroDivisionError("by nothing")
+            return number
 
         return fail
 
@@ -100,9 +115,11 @@ def test_an_error_of_ours_comes_back_as_itself(
         list(map_on_ray([failing, Step(Square())], [1]))
 
 
-def test_a_bug_in_a_step_is_an_error_that_says_what_to_do(cluster: Cluster):
-    with pytest.raises(AlignError, match=r"the run on Ray failed: .*finished shards are kept"):
-        list(map_on_ray([Step(Fail(ZeroDivisionError("by nothing")))], [1]))
+def test_an_item_that_fails_is_told_and_the_others_go_on(cluster: Cluster):
+    steps = [Step(FailOn(2)), Step(Square())]
+    results = sorted(map_on_ray(steps, [1, 2, 3]), key=str)
+    assert [result[0] for result in results[:2]] == [1, 9]
+    assert results[2] == ItemFailure(1, "ZeroDivisionError: by nothing")
 
 
 def test_a_model_that_does_not_load_ends_the_run_with_its_sentence(
@@ -135,9 +152,10 @@ def test_decoding_apart_from_the_model_gives_the_same_shards(
     output = Storage(tmp_path / "steps").location
     scoring = Scoring(source, resolve_clip(tiny_clip), "fp32", "cpu", 3, False, output)
     units = source.plan(Storage(tmp_path / "work"), 7)
-    steps = gpu_steps(scoring, 1)
+    steps = gpu_steps(scoring, Pool(1, 1), Execution())
     assert [(step.actors, step.gpus) for step in steps] == [(None, 0), (1, 0), (None, 0)]
-    assert [s.gpus for s in gpu_steps(dataclasses.replace(scoring, device="cuda"), 2)] == [0, 1, 0]
+    cuda = gpu_steps(dataclasses.replace(scoring, device="cuda"), Pool(2, 2), Execution())
+    assert [step.gpus for step in cuda] == [0, 1, 0]
     records = sorted(map_on_ray(steps, units), key=lambda record: record.index)
     local = score_good_pairs(tmp_path, tiny_clip, 20, shard_rows=7, batch_size=3)
     assert [record.shard for record in records] == local.manifest.shards

@@ -126,7 +126,7 @@ def test_a_run_that_was_cut_short_goes_on(folder: Path, monkeypatch: pytest.Monk
         return write_unit(storage, index, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr("aligncurate.stages.ingest.write_unit", dies)
+        patch.setattr("aligncurate.stages.in_process.write_unit", dies)
         with pytest.raises(KeyboardInterrupt):
             ingest(source, folder / "out", shard_rows=3)
     assert not (folder / "out/manifest.json").exists()

@@ -1,19 +1,23 @@
 """An output folder belongs to one run: fresh, to be gone on with, finished, or another's."""
 
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aligncurate.output import OutputState, open_output, release_output
-from alignshared import InputError, Storage
+from aligncurate.output import OutputState, close_output, open_output, release_output
+from alignshared import AlignError, InputError, Storage
 from tests.curation.datasets import write_scored_dataset
 
 CONFIG: dict[str, Any] = {"model": "demo", "input": {"location": "a", "digest": "1"}, "n": 8}
 
 
-def claim(folder: Path, config: dict[str, Any] | None = None, **options: Any) -> OutputState:
-    return open_output(Storage(folder), config or CONFIG, **({"overwrite": False} | options))
+def claim(
+    folder: Path, config: dict[str, Any] | None = None, *, overwrite: bool = False
+) -> OutputState:
+    return open_output(Storage(folder), config or CONFIG, overwrite=overwrite)
 
 
 def test_a_new_folder_is_fresh_and_then_begun(tmp_path: Path):
@@ -74,3 +78,43 @@ def test_a_claim_is_released_only_while_nothing_is_finished(tmp_path: Path):
     (tmp_path / "b" / "shard-00000.parquet").write_bytes(b"hours of work")
     release_output(Storage(tmp_path / "b"))
     assert claim(tmp_path / "b") is OutputState.BEGUN
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path):
+    claimed, over = threading.Event(), threading.Event()
+
+    def write() -> None:
+        claim(tmp_path)
+        claimed.set()
+        over.wait()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    claimed.wait()
+    with pytest.raises(AlignError, match=rf"is being written by process {os.getpid()} on "):
+        claim(tmp_path)
+    over.set()
+    writer.join()
+    assert claim(tmp_path) is OutputState.BEGUN
+
+
+def test_a_closed_output_is_free_for_another_thread(tmp_path: Path):
+    claim(tmp_path)
+    close_output(Storage(tmp_path))
+    states: list[OutputState] = []
+    other = threading.Thread(target=lambda: states.append(claim(tmp_path)))
+    other.start()
+    other.join()
+    assert states == [OutputState.BEGUN]
+
+
+def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path: Path):
+    claim(tmp_path)
+    left = [tmp_path / "shard-00000.parquet.0a1b2c3d.tmp", tmp_path / "rejects" / "x.tmp"]
+    for file in left:
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"half")
+    (tmp_path / "shard-00001.parquet").write_bytes(b"whole")
+    assert claim(tmp_path) is OutputState.BEGUN
+    assert not any(file.exists() for file in left)
+    assert (tmp_path / "shard-00001.parquet").exists()

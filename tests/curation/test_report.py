@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from aligncurate.core.histogram import Histogram
-from aligncurate.reporting.gallery import choose_examples
+from aligncurate.reporting.gallery import Group, read_examples
 from aligncurate.reporting.page import dataset_name
+from aligncurate.reporting.summary import summarise
 from aligncurate.stages.report import report
 from alignshared import ContractError, Dataset, InputError, Parent, Reason, Reject, Storage
 from tests.curation.datasets import picture, write_levelled_dataset, write_scored_dataset
@@ -140,13 +140,17 @@ def test_the_same_data_gives_the_same_report(levelled: Path, tmp_path: Path) -> 
         assert again == (levelled / "report" / name).read_bytes(), name
 
 
+def choose_examples(dataset: Dataset, examples: int) -> list[Group]:
+    return read_examples(dataset, summarise(dataset, examples).shortlist, examples)
+
+
 def test_examples_belong_to_their_level_and_not_to_the_layout(tmp_path: Path) -> None:
     chosen = []
     for shards in (1, 5):
         dataset = write_levelled_dataset(tmp_path / str(shards), SCORES, shards=shards)
         edges = dataset.manifest.level_edges
         assert edges
-        groups = choose_examples(dataset, Histogram(), 4)
+        groups = choose_examples(dataset, 4)
         assert [group.level for group in groups] == [4, 3, 2, 1]
         for group in groups:
             scores = np.array([example.score for example in group.examples], dtype=np.float32)
@@ -164,9 +168,7 @@ def test_examples_belong_to_their_level_and_not_to_the_layout(tmp_path: Path) ->
 def test_an_unlevelled_dataset_shows_its_ends_and_its_middle(tmp_path: Path) -> None:
     scores = [i / 100 for i in range(41)]
     dataset = write_scored_dataset(tmp_path / "score", scores)
-    histogram = Histogram()
-    histogram.add(np.array(scores, dtype=np.float32))
-    highest, middle, lowest = choose_examples(dataset, histogram, 3)
+    highest, middle, lowest = choose_examples(dataset, 3)
     assert [e.id for e in highest.examples] == ["pair-0040", "pair-0039", "pair-0038"]
     assert [e.id for e in middle.examples] == ["pair-0021", "pair-0020", "pair-0019"]
     assert [e.id for e in lowest.examples] == ["pair-0002", "pair-0001", "pair-0000"]
@@ -299,11 +301,11 @@ def test_the_number_of_examples_is_checked(tmp_path: Path) -> None:
         report(tmp_path, examples=0)
 
 
-def test_every_pair_is_read_twice(tmp_path: Path) -> None:
+def test_every_pair_is_read_once(tmp_path: Path) -> None:
     write_levelled_dataset(tmp_path / "bucket", SCORES)
     read: list[int] = []
     report(tmp_path / "bucket", on_progress=lambda done, rejects=0: read.append(done))
-    assert sum(read) == 2 * len(SCORES)
+    assert sum(read) == len(SCORES)
 
 
 def test_the_name_is_that_of_the_folder_above_a_stage(tmp_path: Path) -> None:

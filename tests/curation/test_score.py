@@ -23,7 +23,8 @@ from aligncurate import Execution, score
 from aligncurate.core.clip import ClipModel, resolve_clip
 from aligncurate.progress import OnProgress
 from aligncurate.sources import open_source
-from aligncurate.stages.scoring import Scoring, score_in_process
+from aligncurate.stages.scoring import score_in_process
+from aligncurate.stages.task import Scoring
 from alignshared import AlignError, Dataset, InputError, Storage
 from alignshared.schema import SCORE_COLUMNS, SOURCE_COLUMNS
 from tests.curation.inputs import (
@@ -174,7 +175,7 @@ def test_the_demo_runs_with_any_model(workdir: Path, tiny_clip: str):
 def test_pictures_of_a_batch_beyond_what_one_arrow_array_holds(
     tmp_path: Path, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("aligncurate.stages.scoring._CHUNK_BYTES", 4000)
+    monkeypatch.setattr("aligncurate.stages.framing._CHUNK_BYTES", 4000)
     dataset = score_good_pairs(tmp_path, tiny_clip, 9)
     for i, row in enumerate(rows_of(dataset)):
         assert row["image"]["bytes"] == photo(i)
@@ -354,4 +355,4 @@ def test_one_thread_that_feeds_a_device_gives_the_same_pairs(tmp_path: Path, tin
     units = source.plan(Storage(tmp_path / "work"), 7)
     records = list(score_in_process(scoring, units, 2))
     dataset = score_good_pairs(tmp_path, tiny_clip, 20, batch_size=3, shard_rows=7)
-    assert [record.shard for record in records] == dataset.manifest.shards
+    assert [getattr(record, "shard", record) for record in records] == dataset.manifest.shards

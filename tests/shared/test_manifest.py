@@ -45,13 +45,35 @@ LEVELLED = replace(
 )
 
 
-@pytest.mark.parametrize("manifest", [SCORED, LEVELLED], ids=["scored", "levelled"])
+PADDED = ModelInfo("demo", "w", "ab" * 32, 48, "fp32", view="pad", decode="fast")
+SEVERAL = replace(
+    SCORED, model=PADDED, models={"a": PADDED, "b": replace(PADDED, long_captions="mean")}
+)
+
+
+@pytest.mark.parametrize(
+    "manifest", [SCORED, LEVELLED, SEVERAL], ids=["scored", "levelled", "several"]
+)
 def test_it_is_read_as_it_was_written(tmp_path: Path, manifest: Manifest) -> None:
     storage = Storage(tmp_path)
     digest = write_manifest(storage, manifest)
     assert read_manifest(storage) == manifest
     assert digest == manifest_digest(storage) == Dataset(tmp_path).digest
     assert digest == hashlib.sha256((tmp_path / MANIFEST_FILE).read_bytes()).hexdigest()
+
+
+def test_what_is_not_used_is_not_written(tmp_path: Path) -> None:
+    # So a reader from before these fields goes on reading what does not use them.
+    write_manifest(Storage(tmp_path), SCORED)
+    fields = Storage(tmp_path).read_json(MANIFEST_FILE)
+    assert "models" not in fields
+    assert not {"view", "long_captions", "decode"} & fields["model"].keys()
+    write_manifest(Storage(tmp_path), SEVERAL)
+    fields = Storage(tmp_path).read_json(MANIFEST_FILE)
+    assert fields["models"]["a"] == fields["model"]
+    assert fields["model"].keys() - {"view", "decode"} == set(ModelInfo.__slots__) - {
+        "view", "long_captions", "decode",
+    }  # fmt: skip
 
 
 def test_the_same_manifest_has_the_same_digest(tmp_path: Path) -> None:

@@ -8,16 +8,38 @@ import typing
 
 if typing.TYPE_CHECKING:
     from aligncurate.stages.bucket import bucket
+    from aligncurate.stages.conditions import Conditions
+    from aligncurate.stages.dedup import dedup
+    from aligncurate.stages.execution import Execution
+    from aligncurate.stages.export import export
+    from aligncurate.stages.filter import filter
     from aligncurate.stages.ingest import ingest
     from aligncurate.stages.inspect import inspect
     from aligncurate.stages.report import report
-    from aligncurate.stages.score import Execution, score
+    from aligncurate.stages.sample import sample
+    from aligncurate.stages.score import score
+    from aligncurate.stages.search import search
     from aligncurate.stages.validate import validate
 
-__all__ = ["Execution", "bucket", "ingest", "inspect", "report", "score", "validate"]
+__all__ = [
+    "Conditions",
+    "Execution",
+    "bucket",
+    "dedup",
+    "export",
+    "filter",
+    "ingest",
+    "inspect",
+    "report",
+    "sample",
+    "score",
+    "search",
+    "validate",
+]
 
 _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
-    "Execution": "aligncurate.stages.score"
+    "Conditions": "aligncurate.stages.conditions",
+    "Execution": "aligncurate.stages.execution",
 }
 
 

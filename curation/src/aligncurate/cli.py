@@ -11,7 +11,19 @@ import typer
 from typer.core import TyperGroup
 
 from aligncurate import terminal
-from aligncurate.commands import bucket, ingest, inspect, report, score, validate
+from aligncurate.commands import (
+    bucket,
+    dedup,
+    export,
+    filter,
+    ingest,
+    inspect,
+    report,
+    sample,
+    score,
+    search,
+    validate,
+)
 from alignshared.errors import AlignError
 
 _INTERRUPTED = 130
@@ -71,7 +83,12 @@ for command in (
     score.score,
     ingest.ingest,
     bucket.bucket,
+    filter.filter,
+    sample.sample,
+    dedup.dedup,
+    search.search,
     report.report,
+    export.export,
     inspect.inspect,
     validate.validate,
 ):

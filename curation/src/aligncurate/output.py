@@ -2,9 +2,11 @@
 
 A run leaves `.run/config.json` before its first shard and removes `.run` when the manifest is
 written. What decides the rows of a dataset is its configuration; how it was executed (workers,
-engine) does not, so that stands apart under `execution` and is not compared.
+engine) does not, so that stands apart under `execution` and is not compared. While a run writes it
+holds `.run/lock`, so a folder has one writer.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aligncurate.lock import hold, let_go
 from alignshared import Dataset, InputError, Manifest, Reject, ShardInfo, Storage
 from alignshared.manifest import MANIFEST_FILE, REJECTS_FOLDER, read_manifest, write_manifest
 from alignshared.rejects import REJECT_SCHEMA, rejects_table
@@ -23,6 +26,8 @@ from alignshared.shards import writing_shard
 
 RUN_FOLDER = ".run"
 _CONFIG_FILE = f"{RUN_FOLDER}/config.json"
+_LOCK_FILE = f"{RUN_FOLDER}/lock"
+_TEMPORARY = ".tmp"
 
 
 class OutputState(Enum):
@@ -38,18 +43,39 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
-def open_output(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
+def open_output(
+    storage: Storage, config: dict[str, Any], *, overwrite: bool, marker: str = MANIFEST_FILE
+) -> OutputState:
     """Claim the folder for a run of `config`, or say that it holds the finished result already.
+
+    A claimed folder is locked until `finish`, `release_output`, `close_output` or the end of the
+    process.
+
+    `marker` is the file that is written last: the manifest, or for what is no dataset another JSON
+    file with the run's `config`.
 
     Raises:
         InputError: the folder holds something else, or cannot be written to.
+        AlignError: another run is writing there.
     """
     try:
-        return _claim(storage, config, overwrite=overwrite)
+        if _look(storage, config, marker, overwrite=overwrite) is OutputState.FINISHED:
+            return OutputState.FINISHED
+        hold(storage, _LOCK_FILE)
+        try:
+            return _claim(storage, config, marker, overwrite=overwrite)
+        except BaseException:
+            let_go(storage)
+            raise
     except OSError as error:  # a file in its place, a read-only disk
         raise InputError(
             f"{storage.location} cannot be written to: {error}; name another folder with --output."
         ) from error
+
+
+def close_output(storage: Storage) -> None:
+    """Unlock the folder and leave it as it is, for another run to go on with."""
+    let_go(storage)
 
 
 def release_output(storage: Storage) -> None:
@@ -58,33 +84,78 @@ def release_output(storage: Storage) -> None:
     """
     if storage.names() == [RUN_FOLDER]:
         storage.delete(RUN_FOLDER)
+    let_go(storage)
 
 
-def _claim(storage: Storage, config: dict[str, Any], *, overwrite: bool) -> OutputState:
+def _look(storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool) -> OutputState:
+    """What is in the folder, which is only read."""
     names = storage.names()
-    if overwrite and names:
-        _refuse_foreign(storage, names)
-        for name in names:
-            storage.delete(name)
-        names = []
-    if MANIFEST_FILE in names:
-        _refuse_difference(storage, read_manifest(storage).config, config, "holds a dataset")
+    if names:
+        _refuse_foreign(storage, names, marker)
+    if overwrite:
+        return OutputState.FRESH
+    if marker in names:
+        there, what = _finished_config(storage, marker)
+        _refuse_difference(storage, there, config, what)
         return OutputState.FINISHED
     if RUN_FOLDER in names and storage.exists(_CONFIG_FILE):
-        _refuse_difference(
-            storage, storage.read_json(_CONFIG_FILE), config, "holds an unfinished run"
-        )
+        there = storage.read_json(_CONFIG_FILE)
+        _refuse_difference(storage, there, config, "holds an unfinished run")
         return OutputState.BEGUN
-    if names:
-        _refuse_foreign(storage, names)
-    storage.write_json(_CONFIG_FILE, config)
     return OutputState.FRESH
 
 
-def _refuse_foreign(storage: Storage, names: list[str]) -> None:
-    if MANIFEST_FILE not in names and RUN_FOLDER not in names:
+def _claim(
+    storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool
+) -> OutputState:
+    """Look again, now that nobody else writes, and leave our mark."""
+    if overwrite:
+        _empty(storage)
+    state = _look(storage, config, marker, overwrite=False)
+    if state is OutputState.FRESH:
+        storage.write_json(_CONFIG_FILE, config)
+    elif state is OutputState.BEGUN:
+        _sweep(storage)
+    else:  # another run finished it just now
+        storage.delete(RUN_FOLDER)
+        let_go(storage)
+    return state
+
+
+def _empty(storage: Storage) -> None:
+    for name in storage.names():
+        if name != RUN_FOLDER:
+            storage.delete(name)
+    run = storage.child(RUN_FOLDER)
+    for name in run.names():
+        if f"{RUN_FOLDER}/{name}" != _LOCK_FILE:
+            run.delete(name)
+
+
+def _sweep(storage: Storage) -> None:
+    """Delete what killed writers had under temporary names."""
+    if storage.is_remote:  # where what is half written has no name
+        return
+    root = storage.path()
+    for info in storage.infos(recursive=True):
+        if info.path.endswith(_TEMPORARY):
+            storage.delete(os.path.relpath(info.path, root))
+
+
+def _finished_config(storage: Storage, marker: str) -> tuple[dict[str, Any], str]:
+    """The configuration of what is finished in `storage`, and what to call it."""
+    if marker == MANIFEST_FILE:
+        return read_manifest(storage).config, "holds a dataset"
+    found = storage.read_json(marker)
+    there = found.get("config") if isinstance(found, dict) else None
+    return there if isinstance(there, dict) else {}, f"holds {marker}"
+
+
+def _refuse_foreign(storage: Storage, names: list[str], marker: str) -> None:
+    if marker not in names and RUN_FOLDER not in names:
+        what = "dataset" if marker == MANIFEST_FILE else marker
         raise InputError(
-            f"{storage.location} is not empty and holds no dataset ({names[0]} lies there); "
+            f"{storage.location} is not empty and holds no {what} ({names[0]} lies there); "
             "name an empty or new folder with --output."
         )
 
@@ -151,8 +222,10 @@ def read_rejects(dataset: Dataset, limit: int) -> list[dict[str, str]]:
 
 def finish(storage: Storage, manifest: Manifest) -> Dataset:
     """Write the manifest, which makes the folder a dataset, and remove the run's own notes."""
+    _sweep(storage)
     write_manifest(storage, manifest)
     storage.delete(RUN_FOLDER)
+    let_go(storage)
     return Dataset(storage.location)
 
 

@@ -45,7 +45,8 @@ def showing(
             if not console.is_terminal and time.monotonic() - last_line >= LINE_EVERY_S:
                 last_line = time.monotonic()
                 of = f" of {total:,}" if total is not None else ""
-                console.print(f"{task}: {begun + meter.done:,}{of} {unit}, {meter}")
+                counted = f"{task}: {begun + meter.done:,}{of} {unit}"
+                console.print(", ".join(filter(None, (counted, str(meter)))))
 
         yield report
 
@@ -88,5 +89,6 @@ class _Meter:
         return (self.done - already) / elapsed if elapsed > 0 else 0.0
 
     def __str__(self) -> str:
-        rejects = f", {self.rejects:,} rejects" if self.rejects else ""
-        return f"{self.rate:,.0f} {self._unit}/s{rejects}"
+        rate = f"{self.rate:,.0f} {self._unit}/s" if self.rate else ""
+        rejects = f"{self.rejects:,} rejects" if self.rejects else ""
+        return ", ".join(filter(None, (rate, rejects)))

@@ -50,7 +50,7 @@ def near(location: str) -> str:
 def show_scored(dataset: "Dataset") -> None:
     """Where the scored pairs lie, that none is lost, and what to do next."""
     _show_sum(dataset, "pairs", "scored")
-    _show_next("bucket --levels 8", dataset.location)
+    show_next("bucket --levels 8", dataset.location)
 
 
 def show_ingested(dataset: "Dataset") -> None:
@@ -75,7 +75,7 @@ def show_levels(found: "Inspection") -> None:
         + (f", {found.reject_count:,} rejects" if found.rejects else "")
     )
     results.print(_level_table(found))
-    _show_next("report", found.location)
+    show_next("report", found.location)
 
 
 def show_files(files: list[str | None]) -> None:
@@ -144,7 +144,7 @@ def _section(title: str, content: "Table | Text") -> None:
     results.print(content)
 
 
-def _show_next(command: str, location: str) -> None:
+def show_next(command: str, location: str) -> None:
     """The command that comes next; without --input where it would take `location` by itself."""
     from aligncurate.places import DATA_ROOT
 

@@ -4,17 +4,20 @@ import typing
 
 if typing.TYPE_CHECKING:
     from alignshared.dataset import Dataset
+    from alignshared.duplicates import DuplicateInfo
     from alignshared.errors import AlignError, ContractError, InputError
     from alignshared.levels import LevelEdges, LevelStatistics
     from alignshared.manifest import Manifest, ModelInfo, Parent
     from alignshared.rejects import Reason, Reject
     from alignshared.shards import ShardInfo
     from alignshared.storage import Storage
+    from alignshared.storage_options import StorageOptions, use_storage_options
 
 __all__ = [
     "AlignError",
     "ContractError",
     "Dataset",
+    "DuplicateInfo",
     "InputError",
     "LevelEdges",
     "LevelStatistics",
@@ -25,12 +28,15 @@ __all__ = [
     "Reject",
     "ShardInfo",
     "Storage",
+    "StorageOptions",
+    "use_storage_options",
 ]
 
 _HOME = {
     "AlignError": "errors",
     "ContractError": "errors",
     "Dataset": "dataset",
+    "DuplicateInfo": "duplicates",
     "InputError": "errors",
     "LevelEdges": "levels",
     "LevelStatistics": "levels",
@@ -41,6 +47,8 @@ _HOME = {
     "Reject": "rejects",
     "ShardInfo": "shards",
     "Storage": "storage",
+    "StorageOptions": "storage_options",
+    "use_storage_options": "storage_options",
 }
 
 

@@ -66,14 +66,18 @@ class Dataset:
         parquet: pq.ParquetFile,
         columns: Sequence[str] | None = None,
         batch_size: int = 65_536,
+        row_groups: list[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Rows of `shard`, open as `parquet`, as record batches of `columns`, one at a time.
+        """Rows of `shard`, open as `parquet`, as record batches of `columns`, one at a time; of
+        `row_groups` only, if they are given.
 
         Raises:
             ContractError: the file is damaged or cannot be read.
         """
         with self._naming_damage(shard):
-            batches = parquet.iter_batches(batch_size=batch_size, columns=columns)
+            batches = parquet.iter_batches(
+                batch_size=batch_size, row_groups=row_groups, columns=columns
+            )
         while True:
             with self._naming_damage(shard):
                 batch = next(batches, None)

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from alignshared.duplicates import DuplicateInfo, duplicates_from_json
 from alignshared.errors import ContractError
 from alignshared.levels import LevelEdges, LevelStatistics, Scheme
 from alignshared.schema import SCHEMA_VERSION
@@ -16,17 +17,28 @@ from alignshared.storage import Storage
 MANIFEST_FILE = "manifest.json"
 LEVELS_FILE = "levels.json"
 REJECTS_FOLDER = "rejects"
+STATISTICS_FILE = "statistics.json"
+"""A summary that readers of a finished dataset leave beside its manifest; it may be deleted."""
+
+_OPTIONAL_OF_MODEL = ("view", "long_captions", "decode")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The CLIP that gave the scores: enough to have the same scores again."""
+    """The CLIP that gave the scores: enough to have the same scores again.
+
+    `view` is `crop` or `pad`, `long_captions` `mean`, `decode` `fast`; each of them is None where
+    the usual was done: the model's own framing, truncation, decoding every pixel.
+    """
 
     name: str
     weights: str
     weights_sha256: str
     image_size: int
     precision: str
+    view: str | None = None
+    long_captions: str | None = None
+    decode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,15 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A dataset's description; `rejects` counts by reason, `config` is the full configuration."""
+    """A dataset's description; `rejects` counts by reason, `config` is the full configuration.
+
+    `models` holds, where several models scored the pairs, all of them by name, the one behind
+    `score` (which is `model`) included; the scores of `name` stand in the column `score_<name>`.
+
+    `left_out` counts usable pairs of the input that the stage was asked not to take (what a filter
+    drops, what a sample does not draw): rows in = rows + rejects + left out. `duplicates` describes
+    those of a dedup run, which are all that it left out.
+    """
 
     stage: str
     rows: int
@@ -54,6 +74,9 @@ class Manifest:
     scheme: Scheme | None = None
     edges: list[float] | None = None
     level_statistics: list[LevelStatistics] | None = None
+    models: dict[str, ModelInfo] | None = None
+    left_out: int = 0
+    duplicates: DuplicateInfo | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -71,7 +94,14 @@ class Manifest:
 
 def write_manifest(storage: Storage, manifest: Manifest) -> str:
     """Write `manifest.json`, which makes the folder a dataset; returns its SHA-256."""
-    return storage.write_json(MANIFEST_FILE, asdict(manifest))
+    fields = asdict(manifest)
+    models = [model for model in (fields["model"], *(fields["models"] or {}).values()) if model]
+    # What came to the schema later is left out where it is not used, so that older readers go on.
+    for record, names in [(fields, ("models",)), *((m, _OPTIONAL_OF_MODEL) for m in models)]:
+        for name in names:
+            if record[name] is None:
+                del record[name]
+    return storage.write_json(MANIFEST_FILE, fields)
 
 
 def read_manifest(storage: Storage) -> Manifest:
@@ -119,7 +149,7 @@ def _parse(data: bytes, location: str) -> Manifest:
         )
     try:
         return _from_fields(fields)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ContractError(
             f"{MANIFEST_FILE} in {location} lacks or adds a field ({error}); write the dataset "
             "again."
@@ -128,13 +158,19 @@ def _parse(data: bytes, location: str) -> Manifest:
 
 def _from_fields(fields: dict[str, Any]) -> Manifest:
     model, statistics = fields["model"], fields["level_statistics"]
+    models = fields.get("models")
+    duplicates = fields.get("duplicates")
     nested: dict[str, Any] = {
         "shards": [ShardInfo(**s) for s in fields["shards"]],
         "reject_shards": [ShardInfo(**s) for s in fields["reject_shards"]],
         "parents": [Parent(**p) for p in fields["parents"]],
         "model": None if model is None else ModelInfo(**model),
+        "models": (
+            None if models is None else {name: ModelInfo(**m) for name, m in models.items()}
+        ),
         "level_statistics": (
             None if statistics is None else [LevelStatistics(**s) for s in statistics]
         ),
+        "duplicates": None if duplicates is None else duplicates_from_json(duplicates),
     }
     return Manifest(**(fields | nested))

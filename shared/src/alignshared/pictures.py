@@ -74,18 +74,50 @@ def decode_image(data: bytes) -> Image.Image:
         ImageError: the bytes are empty, no picture, damaged, of more than MAX_PIXELS pixels, or
             longer than MAX_ASPECT_RATIO times its width.
     """
+    return decode_sized(data)[0]
+
+
+def decode_sized(
+    data: bytes, shorter_side: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """What `decode_image` gives, and the picture's full width and height as displayed.
+
+    With `shorter_side`, a JPEG may come at a half, a quarter or an eighth of its scale, as far as
+    its shorter side keeps that many pixels: its decoder then computes fewer of them (Pillow's
+    `Image.draft`), and they differ a little from those that resizing would give.
+
+    Raises:
+        ImageError: as `decode_image` does.
+    """
     if not data:
         raise ImageError(Reason.EMPTY_FILE, "the file has no bytes")
     image = _open(data)
-    _check_size(*image.size)
+    full = image.size
+    _check_size(*full)
     try:
+        if shorter_side is not None and image.format == "JPEG":
+            image.draft(None, (shorter_side, shorter_side))
+        reduced = image.size != full
         image.load()
         _check_size(*image.size)  # an icon's size is known only now
-        return to_rgb(image)
+        upright = to_rgb(image)
+        if not reduced:
+            return upright, upright.size
+        turned = _is_turned(image)
+        return upright, (full[1], full[0]) if turned else full
     except _BOMBS as error:
         raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
     except _DECODE_ERRORS as error:
         raise ImageError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from error
+
+
+def picture_format(data: bytes) -> str | None:
+    """Pillow's name of the format that the bytes are in, from their first ones; None if unknown."""
+    try:
+        with _open(data) as image:
+            return image.format
+    except ImageError:
+        return None
 
 
 def _check_size(width: int, height: int) -> None:
@@ -125,6 +157,13 @@ def _upright(image: Image.Image) -> Image.Image:
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # or it would be copied
             return ImageOps.exif_transpose(image)
     return image
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Whether EXIF says to turn `image` by a quarter, so that its sides change places."""
+    with suppress(*_DECODE_ERRORS):
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -21,7 +21,9 @@ class Reason(StrEnum):
     EMPTY_CAPTION = "empty_caption"
     INVALID_UTF8 = "invalid_utf8"
     DUPLICATE_ID = "duplicate_id"
+    DAMAGED_ARCHIVE = "damaged_archive"
     NON_FINITE_SCORE = "non_finite_score"
+    UNIT_FAILED = "unit_failed"
 
 
 REJECT_SCHEMA = pa.schema(

@@ -44,18 +44,26 @@ STAGE_COLUMNS = (*SCORE_COLUMNS, *EMBEDDING_COLUMNS, LEVEL_COLUMN)
 """Names that belong to stages: a source may not bring columns of its own under them."""
 
 
+def score_column(model: str) -> str:
+    """The column that holds the scores of the model called `model`, where there are several."""
+    return f"score_{model}"
+
+
 def embedding_type(dim: int) -> pa.DataType:
     """Arrow type of one CLIP embedding of `dim` values: unit length, float16."""
     return pa.list_(pa.float16(), dim)
 
 
-def scored_schema(extra: pa.Schema | None = None, embedding_dim: int | None = None) -> pa.Schema:
-    """Schema of a scored dataset: source and score columns, embeddings if `embedding_dim`, then
-    `extra`.
+def scored_schema(
+    extra: pa.Schema | None = None, embedding_dim: int | None = None, models: Iterable[str] = ()
+) -> pa.Schema:
+    """Schema of a scored dataset: source and score columns, one score more for each of `models`,
+    embeddings if `embedding_dim`, then `extra`.
 
     `extra` holds the source's own columns (a url, a language tag); they pass through all stages.
     """
     fields = [pa.field(name, kind) for name, kind in (SOURCE_COLUMNS | SCORE_COLUMNS).items()]
+    fields += [pa.field(score_column(model), SCORE_COLUMNS["score"]) for model in models]
     if embedding_dim is not None:
         fields += [pa.field(name, embedding_type(embedding_dim)) for name in EMBEDDING_COLUMNS]
     fields += [field.remove_metadata() for field in extra or ()]
@@ -101,7 +109,12 @@ def _feature_of_type(kind: pa.DataType) -> Any:
         }
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return [_feature_of_type(kind.value_type)]
-    return {"dtype": _DTYPE_NAMES.get(str(kind), str(kind)), "_type": "Value"}
+    return {"dtype": type_name(kind), "_type": "Value"}
+
+
+def type_name(kind: pa.DataType) -> str:
+    """What Hugging Face `datasets` calls a plain Arrow type."""
+    return _DTYPE_NAMES.get(str(kind), str(kind))
 
 
 # `datasets` names these types in its own way.

@@ -1,24 +1,33 @@
 """A folder, on disk or in an object store, addressed by relative POSIX paths.
 
-Everything is written to a temporary name and renamed when it is whole, so a reader never meets half
-a file. pyarrow's file systems do the work; credentials come from the environment, as with any S3
-tool.
+A reader never meets half a file. On disk a file is written under a temporary name and renamed when
+it is whole. An object store has no renaming, only copying and deleting, and pyarrow cannot abandon
+an upload: closing it, which also happens when the writer fails, puts what was sent so far under the
+name. So for an object store a file is gathered in a temporary file on this machine, and sent at
+once when it is whole.
+
+pyarrow's file systems do the work; `storage_options` says how stores are reached.
 """
 
 import errno
 import hashlib
 import json
+import mmap
 import os
+import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 from pyarrow import fs
 
 from alignshared.errors import AlignError, InputError
+from alignshared.filesystems import is_remote, normal_location, one_line, open_filesystem
+from alignshared.storage_options import current_storage_options
 
 _TEMPORARY = ".tmp"
 
@@ -26,7 +35,7 @@ _TEMPORARY = ".tmp"
 class HashingSink:
     """A binary file that counts and hashes (SHA-256) what is written through it."""
 
-    def __init__(self, raw: pa.NativeFile, location: str) -> None:
+    def __init__(self, raw: pa.NativeFile | IO[bytes], location: str) -> None:
         self._raw = raw
         self._location = location
         self._sha256 = hashlib.sha256()
@@ -75,26 +84,33 @@ class HashingSink:
 
 
 class Storage:
-    """A folder at `location`: a local path or a URI such as `s3://bucket/prefix`."""
+    """A folder at `location`: a local path or a URI such as `s3://bucket/prefix`.
+
+    It is reached with the storage options that hold where it is made, and takes them along when it
+    is sent to another process.
+
+    Raises:
+        InputError: the URI carries options or credentials, or names no bucket.
+    """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
-        text = os.fspath(location)
-        self.location = text if "://" in text else os.path.abspath(text)
+        self.location = normal_location(location)
+        self._options = current_storage_options()
 
     def __repr__(self) -> str:
         return f"Storage({self.location!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"location": self.location}
+        return {"location": self.location, "_options": self._options}
 
     @cached_property
     def _filesystem_and_root(self) -> tuple[fs.FileSystem, str]:
-        if "://" not in self.location:
-            return fs.LocalFileSystem(), self.location
-        try:
-            return fs.FileSystem.from_uri(self.location)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{self.location} cannot be opened: {error}.") from error
+        return open_filesystem(self.location, self._options)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether this is in an object store."""
+        return is_remote(self.location)
 
     @property
     def filesystem(self) -> fs.FileSystem:
@@ -116,7 +132,9 @@ class Storage:
     def child(self, name: str) -> "Storage":
         """The folder `name` inside this one."""
         self.path(name)
-        return Storage(f"{self.location.rstrip('/')}/{name}")
+        child = Storage(f"{self.location.rstrip('/')}/{name}")
+        child._options = self._options
+        return child
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; empty when there is no folder.
@@ -124,16 +142,37 @@ class Storage:
         Raises:
             InputError: there is a file in its place.
         """
-        selector = fs.FileSelector(self.path(), allow_not_found=True)
+        return sorted(info.base_name for info in self.infos())
+
+    def infos(self, *, recursive: bool = False) -> list[fs.FileInfo]:
+        """The files and folders directly inside, or, if `recursive`, at any depth, in no order.
+
+        Raises:
+            InputError: there is a file in its place, or the store does not answer.
+        """
+        selector = fs.FileSelector(self.path(), allow_not_found=True, recursive=recursive)
         try:
-            infos = self.filesystem.get_file_info(selector)
+            return self.filesystem.get_file_info(selector)
         except NotADirectoryError as error:
             raise InputError(f"{self.location} is a file; name a folder.") from error
-        return sorted(info.base_name for info in infos)
+        except OSError as error:
+            raise self._unreachable(error) from error
+
+    def info(self, name: str = "") -> fs.FileInfo:
+        """Type, size and time of the file or folder `name`, or of this folder itself.
+
+        Raises:
+            InputError: the store does not answer.
+        """
+        path = self.path(name)
+        try:
+            return self.filesystem.get_file_info(path)
+        except OSError as error:
+            raise self._unreachable(error) from error
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder `name` is there."""
-        return self.filesystem.get_file_info(self.path(name)).type != fs.FileType.NotFound
+        return self.info(name).type != fs.FileType.NotFound
 
     def open(self, name: str) -> pa.NativeFile:
         """Open `name` for reading at any position.
@@ -146,7 +185,9 @@ class Storage:
         except FileNotFoundError as error:
             raise InputError(f"there is no {name} in {self.location}.") from error
         except OSError as error:
-            raise InputError(f"{name} in {self.location} cannot be read: {error}.") from error
+            raise InputError(
+                f"{name} in {self.location} cannot be read: {one_line(error)}."
+            ) from error
 
     def read_bytes(self, name: str) -> bytes:
         """The whole content of the file `name`."""
@@ -161,16 +202,25 @@ class Storage:
             InputError: the folder cannot be written to.
             AlignError: the disk is full.
         """
+        if self.location.startswith("hf://"):
+            raise InputError(
+                f"{self.location} can only be read; write to a folder or to an object store."
+            )
         final = self.path(name)
-        temporary = f"{final}{_TEMPORARY}"
+        with self._sending(final) if self.is_remote else self._renaming(final) as sink:
+            yield sink
+
+    @contextmanager
+    def _renaming(self, final: str) -> Iterator[HashingSink]:
+        # Of its own name: a writer that was given up may still be at the same file.
+        temporary = f"{final}.{secrets.token_hex(4)}{_TEMPORARY}"
         try:
             self.filesystem.create_dir(os.path.dirname(final), recursive=True)
             raw = self.filesystem.open_output_stream(temporary)
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise InputError(f"{self.location} cannot be written to: {error}.") from error
-        sink = HashingSink(raw, self.location)
         try:
-            yield sink
+            yield HashingSink(raw, self.location)
         except BaseException:
             raw.close()
             with suppress(FileNotFoundError):
@@ -178,6 +228,20 @@ class Storage:
             raise
         raw.close()
         self.filesystem.move(temporary, final)
+
+    @contextmanager
+    def _sending(self, final: str) -> Iterator[HashingSink]:
+        with tempfile.TemporaryFile() as gathered:
+            sink = HashingSink(gathered, tempfile.gettempdir())
+            yield sink
+            gathered.flush()
+            with self.filesystem.open_output_stream(final) as stream:
+                if sink.bytes_written:  # One call, so that nothing comes in between.
+                    with mmap.mmap(gathered.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                        stream.write(content)
+
+    def _unreachable(self, error: OSError) -> InputError:
+        return InputError(f"{self.location} cannot be reached: {one_line(error)}.")
 
     def write_bytes(self, name: str, data: bytes) -> str:
         """Write `data` as the file `name`, whole or not at all; returns its SHA-256."""

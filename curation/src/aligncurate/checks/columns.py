@@ -12,6 +12,7 @@ from alignshared.schema import (
     LEVEL_TYPE,
     SCORE_COLUMNS,
     SOURCE_COLUMNS,
+    score_column,
 )
 
 _KNOWN = SOURCE_COLUMNS | SCORE_COLUMNS | {LEVEL_COLUMN: LEVEL_TYPE}
@@ -38,6 +39,15 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
         for name in missing
     ]
     problems += [
+        Problem(
+            Kind.COLUMNS,
+            f"the shards have no column {score_column(name)} of float32, though the manifest names "
+            f"the model {name}; write the dataset again.",
+        )
+        for name in manifest.models or ()
+        if not _is_score(schema, score_column(name))
+    ]
+    problems += [
         Problem(Kind.COLUMNS, f"the shards have two columns {name}; write the dataset again.")
         for name in sorted({name for name in schema.names if schema.names.count(name) > 1})
     ]
@@ -58,6 +68,10 @@ def _mistyped(schema: pa.Schema) -> Iterator[tuple[pa.Field, object]]:
             yield field, "fixed_size_list<float16>"
         elif field.type != _KNOWN.get(field.name, field.type):
             yield field, _KNOWN[field.name]
+
+
+def _is_score(schema: pa.Schema, name: str) -> bool:
+    return name in schema.names and schema.field(name).type == SCORE_COLUMNS["score"]
 
 
 def _is_embedding(kind: pa.DataType) -> bool:

@@ -11,7 +11,7 @@ from pyarrow import fs
 from aligncurate.checks.problems import Kind, Problem
 from aligncurate.output import RUN_FOLDER
 from alignshared import Dataset, InputError, ShardInfo, Storage
-from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
+from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, STATISTICS_FILE
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """What reading a damaged Parquet file raises, from its footer to its last page."""
@@ -89,8 +89,10 @@ def distinct_shards(shards: list[ShardInfo]) -> tuple[list[ShardInfo], list[Prob
 def check_strays(dataset: Dataset) -> list[Problem]:
     """A problem for each file in the folder that the manifest does not account for."""
     manifest, storage = dataset.manifest, dataset.storage
-    expected = {shard.file for shard in (*manifest.shards, *manifest.reject_shards)}
-    expected |= {MANIFEST_FILE, LEVELS_FILE} if manifest.edges is not None else {MANIFEST_FILE}
+    duplicates = manifest.duplicates.shards if manifest.duplicates else []
+    listed = (*manifest.shards, *manifest.reject_shards, *duplicates)
+    expected = {shard.file for shard in listed} | {MANIFEST_FILE, STATISTICS_FILE}
+    expected |= {LEVELS_FILE} if manifest.edges is not None else set()
     root = storage.path()
     selector = fs.FileSelector(root, recursive=True)
     try:

@@ -119,6 +119,9 @@ _MODEL = _Record(
         "weights_sha256": _text,
         "image_size": _count,
         "precision": _text,
+        "view": _optional(_text),
+        "long_captions": _optional(_text),
+        "decode": _optional(_text),
     }
 )
 _STATISTICS = _Record(
@@ -132,6 +135,20 @@ _STATISTICS = _Record(
     }
 )
 
+
+def _models(value: Any) -> bool:
+    return isinstance(value, dict) and all(_MODEL(model) for model in value.values())
+
+
+_DUPLICATES = _Record(
+    {
+        **dict.fromkeys(("exact", "near", "clusters", "largest", "chains", "longest"), _count),
+        "search": _optional(lambda value: isinstance(value, dict)),
+        "shards": _SHARDS,
+    }
+)
+
+
 _FIELDS: dict[str, _Test] = {
     "schema_version": _whole,
     "stage": _text,
@@ -144,7 +161,10 @@ _FIELDS: dict[str, _Test] = {
     "package": _text,
     "created": _text,
     "model": _optional(_MODEL),
+    "models": _optional(_models),
     "scheme": _optional(_text),
     "edges": _optional(_ListOf(_number)),
     "level_statistics": _optional(_ListOf(_STATISTICS)),
+    "left_out": _count,
+    "duplicates": _optional(_DUPLICATES),
 }

@@ -18,6 +18,7 @@ class Kind(StrEnum):
     SCORES = "scores"
     LEVELS = "levels"
     REJECTS = "rejects"
+    DUPLICATES = "duplicates"
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,9 @@ def _written_again(what: str) -> Problem:
 
 
 def check_sums(dataset: Dataset) -> list[Problem]:
-    """Whether rows add up: of the shards, and rows in = rows + rejects where the parent tells."""
+    """Whether rows add up: of the shards, and rows in = rows + rejects + what was left out on
+    purpose, where the parent tells.
+    """
     manifest = dataset.manifest
     problems: list[Problem] = []
     listed = sum(shard.rows for shard in manifest.shards)
@@ -79,10 +81,12 @@ def check_sums(dataset: Dataset) -> list[Problem]:
         text = f"the manifest says {manifest.rows:,} rows, but its shards add up to {listed:,}"
         problems.append(Problem(Kind.ROWS, f"{text}; write the dataset again."))
     rows_in = _rows_in(dataset)
-    if rows_in is not None and rows_in != manifest.rows + manifest.reject_count:
+    here = manifest.rows + manifest.reject_count + manifest.left_out
+    if rows_in is not None and rows_in != here:
+        left_out = f" and {manifest.left_out:,} were left out" if manifest.left_out else ""
         text = (
             f"{rows_in:,} rows came in from {manifest.parents[0].location}, but "
-            f"{manifest.rows:,} rows and {manifest.reject_count:,} rejects are here"
+            f"{manifest.rows:,} rows and {manifest.reject_count:,} rejects are here{left_out}"
         )
         problems.append(Problem(Kind.ROWS, f"{text}; write the dataset again."))
     return problems

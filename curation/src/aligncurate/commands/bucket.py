@@ -5,7 +5,13 @@ from typing import Annotated, Literal
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, OutputOption, OverwriteOption, dataset_at
+from aligncurate.commands.options import (
+    DatasetOption,
+    OutputOption,
+    OverwriteOption,
+    StorageOption,
+    dataset_at,
+)
 
 
 def bucket(
@@ -22,6 +28,7 @@ def bucket(
     ] = "quantile",
     workers: Annotated[int | None, typer.Option(help="Threads; by default one per core.")] = None,
     overwrite: OverwriteOption = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Sort scored pairs into alignment levels by exact quantiles of their scores."""
     from aligncurate.progress import showing

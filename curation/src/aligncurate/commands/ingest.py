@@ -5,7 +5,14 @@ from typing import Annotated
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import ImageRootOption, OverwriteOption
+from aligncurate.commands.options import (
+    ImageRootOption,
+    OverwriteOption,
+    RetryFailedOption,
+    SkipFailedOption,
+    StorageOption,
+    UnitTimeoutOption,
+)
 
 
 def ingest(
@@ -19,7 +26,11 @@ def ingest(
     shard_rows: Annotated[
         int | None, typer.Option(help="Records per shard; by default what suits their number.")
     ] = None,
+    unit_timeout: UnitTimeoutOption = 600.0,
+    retry_failed: RetryFailedOption = False,
+    skip_failed: SkipFailedOption = False,
     overwrite: OverwriteOption = False,
+    storage_options: StorageOption = None,
 ) -> None:
     """Write conversations and their pictures as shards for fine-tuning, unscored."""
     from aligncurate.progress import showing
@@ -32,6 +43,9 @@ def ingest(
             image_root=image_root,
             shard_rows=shard_rows,
             overwrite=overwrite,
+            retry_failed=retry_failed,
+            skip_failed=skip_failed,
+            unit_timeout=unit_timeout,
             on_progress=on_progress,
         )
     terminal.show_ingested(dataset)

@@ -1,12 +1,13 @@
 """`aligncurate inspect`."""
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, dataset_at
+from aligncurate.commands.options import DatasetOption, StorageOption, dataset_at
 
 
-def inspect(input: DatasetOption = None) -> None:
+def inspect(input: DatasetOption = None, storage_options: StorageOption = None) -> None:
     """Tell what is in a dataset, from its manifest."""
+    from aligncurate.places import READABLE_STAGES
     from aligncurate.stages.inspect import inspect
 
     # Not opened as a dataset if it is named: an unfinished run can be inspected too.
-    terminal.show_inspection(inspect(input or dataset_at(None, "bucket", "score").location))
+    terminal.show_inspection(inspect(input or dataset_at(None, *READABLE_STAGES).location))

@@ -5,19 +5,41 @@ from typing import Annotated
 import typer
 
 from aligncurate import terminal
-from aligncurate.commands.options import DatasetOption, OutputOption, dataset_at
+from aligncurate.commands.options import DatasetOption, OutputOption, StorageOption, dataset_at
 
 
 def report(
     input: DatasetOption = None,
     output: OutputOption = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Another scored dataset: also tell how it differs from the input."),
+    ] = None,
     examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
+    cut: Annotated[
+        float | None, typer.Option(help="A score: tell how many pairs lie at or above it.")
+    ] = None,
+    storage_options: StorageOption = None,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
+    from aligncurate.places import READABLE_STAGES
     from aligncurate.progress import showing
     from aligncurate.stages.report import report
 
-    dataset = dataset_at(input, "bucket", "score")
-    with showing("report", 2 * dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
-        files = report(dataset.location, output, examples=examples, on_progress=on_progress)
-    terminal.show_files([files.page, files.histogram, files.levels, files.gallery])
+    dataset = dataset_at(input, *READABLE_STAGES)
+    other = None if against is None else dataset_at(against)
+    passes = 1 if cut is None else 2
+    rows = passes * dataset.manifest.rows + (other.manifest.rows if other else 0)
+    with showing("report", rows, "pairs", terminal.progress) as on_progress:
+        files = report(
+            dataset.location,
+            output,
+            against=against,
+            examples=examples,
+            cut=cut,
+            on_progress=on_progress,
+        )
+    for sentence in files.drift.sentences if files.drift else ():
+        terminal.results.print(sentence)
+    drawn = [files.drift.page, files.drift.figure] if files.drift else []
+    terminal.show_files([files.page, files.histogram, files.levels, files.gallery, *drawn])

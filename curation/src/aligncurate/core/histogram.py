@@ -3,16 +3,22 @@ end.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from aligncurate.core.moments import Moment, Moments
+from aligncurate.core.sizes import fill, sparse
 
 _FINE_BINS = 20_000
 _PER_UNIT = _FINE_BINS // 2
 """Fine bins per unit of score. A power of ten, so that bins of 0.001, 0.002, 0.005, ... are whole
 sums.
 """
+
+BIN_WIDTH = 1 / _PER_UNIT
+"""Of a fine bin, in units of score."""
 
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
 """Widths of a bin, in fine bins: each divides them all, and has round ends."""
@@ -34,8 +40,7 @@ class Bins:
 
 
 class Histogram:
-    """Counts of float32 scores in 20,000 bins over [-1, 1], with their exact count, least and
-    greatest.
+    """Counts of float32 scores in 20,000 bins over [-1, 1], with their moments.
 
     Memory does not depend on the number of scores, and adding batches in any order, or merging the
     histograms of parts, gives the same counts.
@@ -43,10 +48,7 @@ class Histogram:
 
     def __init__(self) -> None:
         self._fine = np.zeros(_FINE_BINS, dtype=np.int64)
-        self._sum = 0.0
-        self._sum_of_squares = 0.0
-        self.min = np.inf
-        self.max = -np.inf
+        self._moments = Moments()
 
     def add(self, scores: npt.NDArray[np.float32]) -> None:
         """Count the finite ones of `scores` [n]; what lies beyond [-1, 1] counts in the outermost
@@ -58,18 +60,12 @@ class Histogram:
         # A float32 times 10,000 is exact in float64, so each score is in the bin that it is in.
         at = np.floor(finite * _PER_UNIT).astype(np.int64) + _PER_UNIT
         self._fine += np.bincount(np.clip(at, 0, _FINE_BINS - 1), minlength=_FINE_BINS)
-        self._sum += float(finite.sum())
-        self._sum_of_squares += float(np.square(finite).sum())
-        self.min = min(self.min, float(finite.min()))
-        self.max = max(self.max, float(finite.max()))
+        self._moments.add(finite)
 
     def merge(self, other: Self) -> None:
         """Add the counts of another part."""
         self._fine += other._fine
-        self._sum += other._sum
-        self._sum_of_squares += other._sum_of_squares
-        self.min = min(self.min, other.min)
-        self.max = max(self.max, other.max)
+        self._moments.merge(other._moments)
 
     @property
     def count(self) -> int:
@@ -77,16 +73,50 @@ class Histogram:
         return int(self._fine.sum())
 
     @property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Counts [20,000] int64 of the bins, each 0.0001 wide, from -1 upwards."""
+        return self._fine
+
+    @property
+    def moment(self) -> Moment:
+        """Count, mean, spread, least and greatest of the scores."""
+        return self._moments[0]
+
+    @property
     def mean(self) -> float:
         """Mean score; NaN when none was counted."""
-        return self._sum / self.count if self.count else np.nan
+        return _or_nan(self._moments[0].mean)
 
     @property
     def deviation(self) -> float:
         """Standard deviation of the scores; NaN when none was counted."""
-        if not self.count:
-            return np.nan
-        return max(self._sum_of_squares / self.count - self.mean**2, 0.0) ** 0.5
+        return _or_nan(self._moments[0].std)
+
+    @property
+    def min(self) -> float:
+        """The least score; NaN when none was counted."""
+        return _or_nan(self._moments[0].min)
+
+    @property
+    def max(self) -> float:
+        """The greatest score; NaN when none was counted."""
+        return _or_nan(self._moments[0].max)
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts of the bins that hold any, and the moments; read again to the bit."""
+        return {"moments": self._moments.to_json(), **sparse(self._fine)}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: it did not write this.
+        """
+        histogram = cls()
+        histogram._moments = Moments.from_json(fields["moments"])
+        fill(histogram._fine, fields)
+        return histogram
 
     def quantile(self, share: float) -> float:
         """The score below which `share` of the scores lie, to within one fine bin (0.0001).
@@ -100,17 +130,22 @@ class Histogram:
         middle = (min(at, _FINE_BINS - 1) + 0.5) / _PER_UNIT - 1.0
         return min(max(middle, self.min), self.max)
 
-    def bins(self, at_most: int = 80) -> Bins:
-        """At most `at_most` (at least 1) bins with round ends over the range of the scores.
+    def bins(self, at_most: int = 80, beside: Self | None = None) -> Bins:
+        """At most `at_most` (at least 1) bins with round ends over the range of the scores, and of
+        those of `beside`, so that both have the same bins.
 
         Raises:
             ValueError: no score was counted.
         """
         if not self.count:
             raise ValueError("an empty histogram has no bins")
-        filled = np.flatnonzero(self._fine)
+        filled = np.flatnonzero(self._fine if beside is None else self._fine + beside._fine)
         first, last = int(filled[0]), int(filled[-1])
         step = next(s for s in _STEPS if last // s - first // s < at_most)
         start, stop = first // step * step, (last // step + 1) * step
         ends = np.arange(start, stop + 1, step) / _PER_UNIT - 1.0
         return Bins(np.round(ends, 4), self._fine[start:stop].reshape(-1, step).sum(axis=1))
+
+
+def _or_nan(value: float | None) -> float:
+    return np.nan if value is None else value

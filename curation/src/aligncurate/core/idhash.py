@@ -67,7 +67,7 @@ def _hash_chunk(
     np.cumsum(_BYTE_VALUES[data] * powers, out=running[1:])
     starts, ends = offsets[:-1], offsets[1:]
     sums = (running[ends] - running[starts]) * inverses[starts]
-    return _scramble(sums + (ends - starts).astype(np.uint64))
+    return scramble(sums + (ends - starts).astype(np.uint64))
 
 
 def _powers(base: int, count: int) -> npt.NDArray[np.uint64]:
@@ -77,7 +77,7 @@ def _powers(base: int, count: int) -> npt.NDArray[np.uint64]:
     return np.cumprod(factors, dtype=np.uint64)
 
 
-def _scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """The finalizer of splitmix64 (Steele, Lea, Flood 2014): every bit depends on every other."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

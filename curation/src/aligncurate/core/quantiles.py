@@ -13,6 +13,7 @@ most 1.
 """
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from itertools import pairwise
 from typing import Self
 
@@ -102,8 +103,11 @@ class CoarseCounts:
         occupied = np.flatnonzero(counts)
         if len(occupied) < levels:
             return occupied
-        ranks = [0, *edge_ranks(levels, self.finite), self.finite - 1]
-        return np.unique(np.searchsorted(np.cumsum(counts), ranks, side="right"))
+        return self.bins_of_ranks([0, *edge_ranks(levels, self.finite), self.finite - 1])
+
+    def bins_of_ranks(self, ranks: Sequence[int]) -> npt.NDArray[np.intp]:
+        """Bins in which the finite scores with these 0-based ranks lie, ascending."""
+        return np.unique(np.searchsorted(np.cumsum(self.finite_counts()), ranks, side="right"))
 
 
 class FineCounts:
@@ -184,6 +188,14 @@ def quantile_edges(ordered: OrderedScores, levels: int) -> npt.NDArray[np.float3
     """The N-1 exact edges [N-1] float32 between N `levels`, as the module's text defines them."""
     ranks = edge_ranks(levels, ordered.count)
     return np.array([ordered.at_rank(rank) for rank in ranks], dtype=np.float32)
+
+
+def top_count(fraction: Fraction, count: int) -> int:
+    """How many scores of `count` the top `fraction` asks for: ceil(fraction * count).
+
+    The top 1/N are then those of level N of N quantile levels.
+    """
+    return -(-fraction.numerator * count // fraction.denominator)
 
 
 def equal_width_edges(

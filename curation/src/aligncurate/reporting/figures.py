@@ -11,6 +11,7 @@ from PIL import ImageOps
 from aligncurate.core.histogram import Histogram
 from aligncurate.reporting.chart import level_areas
 from aligncurate.reporting.gallery import Example, Group
+from aligncurate.reporting.overlay import shares_in_bins
 from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.thumbnails import thumbnail
 from aligncurate.reporting.words import printable, score_text, share_text
@@ -57,6 +58,33 @@ def histogram_png(histogram: Histogram, edges: LevelEdges | None) -> bytes:
     axes.grid(axis="y", color=_RULE, linewidth=0.5)
     axes.set_xlabel("score")
     axes.set_ylabel(f"pairs per {bins.width:g} of score")
+    return _png(figure)
+
+
+def overlay_png(
+    base: Histogram, other: Histogram, names: tuple[str, str], edges: LevelEdges | None
+) -> bytes:
+    """The histograms of two datasets over each other as shares of their pairs, with the base's
+    edges.
+    """
+    figure = _figure(7.2, 3.8)
+    axes = _bare(figure.add_subplot())
+    shares = shares_in_bins(base, other)
+    axes.stairs(shares.base, shares.ends, fill=True, color="#b9b3a5", label=names[0])
+    axes.stairs(shares.other, shares.ends, color="#b5523b", linewidth=1.4, label=names[1])
+    for edge in edges.edges if edges else ():
+        axes.axvline(edge, color=_MUTED, linewidth=0.5)
+    axes.set_xlim(shares.ends[0], shares.ends[-1])
+    axes.set_ylim(0, shares.top)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
+    axes.grid(axis="y", color=_RULE, linewidth=0.5)
+    axes.set_xlabel("score")
+    axes.set_ylabel(f"share of pairs per {shares.width:g} of score")
+    legend = axes.legend(
+        frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return _png(figure)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from aligncurate.core.moments import Moment
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.words import (
     bytes_text,
@@ -12,7 +13,8 @@ from aligncurate.reporting.words import (
     score_text,
     share_text,
 )
-from alignshared import LevelEdges, LevelStatistics, ModelInfo
+from alignshared import DuplicateInfo, LevelEdges, LevelStatistics, ModelInfo
+from alignshared.schema import score_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,10 @@ class Inspection:
 
     Of an unfinished run, `rows`, `rejects`, `shards` and `bytes` count what is done so far, and
     `stage`, `package`, `created` and `digest` are None. `bytes` are those of shards and rejects;
-    `digest` is the SHA-256 of the manifest. `columns` is empty where the first shard cannot be
-    opened, and `edges` None where they cannot be edges; `fault` then says why.
+    `digest` is the SHA-256 of the manifest, `scores` what an earlier reader of all rows left
+    behind, `left_out` counts pairs of the input that the stage was asked not to take. `columns` is
+    empty where the first shard cannot be opened, and `edges` None where they cannot be edges;
+    `fault` then says why.
     """
 
     location: str
@@ -43,6 +47,9 @@ class Inspection:
     columns: list[Column]
     fault: str | None
     model: ModelInfo | None
+    models: dict[str, ModelInfo]
+    scores: Moment | None
+    duplicates: DuplicateInfo | None
     edges: LevelEdges | None
     levels: list[LevelStatistics]
     config: dict[str, Any]
@@ -50,6 +57,7 @@ class Inspection:
     package: str | None
     created: str | None
     digest: str | None
+    left_out: int = 0
 
     @property
     def reject_count(self) -> int:
@@ -69,13 +77,34 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
     rows += [
         ("rows", f"{found.rows:,}{done}"),
         ("rejects", f"{found.reject_count:,}{done}"),
+        *([("left out", f"{found.left_out:,}")] if found.left_out else []),
         ("shards", f"{size}{done}"),
     ]
+    if found.duplicates:
+        counts = f"{found.duplicates.exact:,} exact, {found.duplicates.near:,} near, left out"
+        rows += [("duplicates", counts)]
+        search = found.duplicates.search
+        if search:
+            rows += [("near pairs found", f"{share_text(search['recall'])} ({search['method']})")]
     if found.model:
         rows += [
             ("model", f"{found.model.name}, weights {found.model.weights}"),
             ("precision", f"{found.model.precision}, {found.model.image_size} px"),
             ("weights SHA-256", found.model.weights_sha256),
+        ]
+        rows += unusual(found.model)
+    rows += [
+        (score_column(name), f"{model.name}, weights {model.weights}")
+        for name, model in found.models.items()
+    ]
+    if found.scores and found.scores.count:
+        s = found.scores
+        rows += [
+            (
+                "scores",
+                f"mean {score_text(s.mean)}, standard deviation {score_text(s.std)}, from "
+                f"{score_text(s.min)} to {score_text(s.max)}",
+            )
         ]
     if found.edges:
         rows += [("levels", f"{found.edges.levels}, {found.edges.scheme}")]
@@ -86,6 +115,16 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
         ("fault", found.fault),
     )
     return rows + [(name, value) for name, value in told if value]
+
+
+def unusual(model: ModelInfo) -> list[tuple[str, str]]:
+    """How pictures and captions were shown to `model`, where that was not the usual way."""
+    told = (
+        ("view", model.view),
+        ("long captions", model.long_captions),
+        ("decode", model.decode),
+    )
+    return [(name, value) for name, value in told if value]
 
 
 def reject_rows(found: Inspection) -> list[tuple[str, str]]:

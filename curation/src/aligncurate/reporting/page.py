@@ -1,19 +1,19 @@
 """The report as one HTML file: no script, nothing fetched, every text of the data escaped."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aligncurate.reporting import words
 from aligncurate.reporting.chart import lay_out
+from aligncurate.reporting.clusters import Clusters, cluster_cards
+from aligncurate.reporting.cut import Cut
 from aligncurate.reporting.gallery import Example, Group
+from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.rejected import RejectedFor
 from aligncurate.reporting.summary import ScoreSummary
-from aligncurate.reporting.thumbnails import data_uri, thumbnail
+from aligncurate.reporting.template import picture_card, render
 from alignshared import Dataset, Manifest
 
 
@@ -26,6 +26,8 @@ class ReportContent:
     groups: list[Group]
     rejects: list[RejectedFor]
     lineage: list[Ancestor]
+    clusters: Clusters | None = None
+    cut: Cut | None = None
 
     @property
     def name(self) -> str:
@@ -41,22 +43,7 @@ def dataset_name(dataset: Dataset) -> str:
 
 def render_page(content: ReportContent) -> str:
     """The HTML of the report."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "score": words.score_text,
-        "share": words.share_text,
-        "clip": words.clip_text,
-        "clip_middle": words.clip_middle,
-        "size": words.bytes_text,
-        "thousands": lambda count: f"{count:,}",
-    }
-    return environment.get_template("page.html.j2").render(_context(content))
+    return render("page.html.j2", _context(content))
 
 
 def _context(content: ReportContent) -> dict[str, Any]:
@@ -73,8 +60,10 @@ def _context(content: ReportContent) -> dict[str, Any]:
         "colours": level_colours(max(levels, 1)),
         "rows": _level_rows(summary),
         "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
+        "clusters": cluster_cards(content.clusters),
         "reject_total": sum(r.count for r in content.rejects),
         "config": words.flat_config(manifest.config),
+        "unusual": unusual(manifest.model) if manifest.model else [],
         "digest": content.dataset.digest,
         "bytes": sum(shard.bytes for shard in manifest.shards),
     }
@@ -95,13 +84,9 @@ def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:
 
 
 def _card(example: Example) -> dict[str, Any]:
-    picture = thumbnail(example.image) if example.image else None
     return {
         "id": words.clip_middle(example.id),
         "score": words.score_text(example.score),
         "caption": words.clip_text(example.caption),
-        "width": picture.width if picture else 0,
-        "height": picture.height if picture else 0,
-        "uri": data_uri(picture) if picture else None,
-        "missing": "cannot be decoded" if example.image else "not in the dataset",
+        **picture_card(example.image),
     }

@@ -1,64 +1,228 @@
-"""One pass over the scores of a dataset: their histogram, and what each level holds."""
+"""One pass over the rows of a dataset: scores, levels, sizes, and which pairs to show.
 
-from dataclasses import dataclass
+What it finds is left beside the manifest as `statistics.json`, so that the next reader of hundreds
+of millions of pairs reads one file. The file names the manifest that it describes; one that names
+another, or that cannot be read, is as good as none.
+"""
+
+from contextlib import suppress
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from aligncurate.core.columns import column_values
 from aligncurate.core.histogram import Histogram
+from aligncurate.core.moments import Moment, Moments
+from aligncurate.core.sizes import SizeCounts
 from aligncurate.local import available_cores, map_ordered
 from aligncurate.progress import OnProgress, silent
-from alignshared import ContractError, Dataset, LevelStatistics, ShardInfo
-from alignshared.levels import LevelAccumulator
+from aligncurate.reporting.shortlist import Pick, Shortlist
+from alignshared import AlignError, ContractError, Dataset, LevelStatistics, Manifest, ShardInfo
+from alignshared.manifest import STATISTICS_FILE
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
 _BATCH_ROWS = 1 << 16
+_VERSION = 1
+_SHORTLIST = 32
+"""Examples of each kind that are written down, which is more than reports usually show."""
+
+_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
-@dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """The scores of a whole dataset; `levels` is empty for a dataset without levels."""
+    """What one pass over a dataset tells, in memory that does not grow with its rows.
 
-    histogram: Histogram
-    levels: list[LevelStatistics]
+    `sizes` counts `caption` (characters), `width` and `height` (pixels), as far as the dataset has
+    them; `truncated` captions were longer than the text tower reads.
+    """
+
+    def __init__(self, manifest: Manifest, capacity: int = _SHORTLIST) -> None:
+        edges = manifest.level_edges
+        self.histogram = Histogram()
+        self.sizes = {name: SizeCounts() for name in ("caption", "width", "height")}
+        self.truncated = 0
+        self.shortlist = Shortlist(manifest, capacity)
+        self._edges = edges
+        self._level_moments = Moments(edges.levels if edges else 0)
+
+    def add(
+        self, batch: pa.RecordBatch, where: str, shard: int, row: int, bounds: list[Pick | None]
+    ) -> None:
+        """Take in rows of `shard`, from its row `row` on; `where` names it in errors."""
+        scores = score_values(batch)
+        self.histogram.add(scores)
+        levels = np.zeros(len(scores), dtype=np.int8)
+        if self._edges:
+            levels = level_values(batch, self._edges.levels, where)
+            finite = np.isfinite(scores)
+            self._level_moments.add(scores[finite], levels[finite].astype(np.intp) - 1)
+        for name, counts in self.sizes.items():
+            if name in batch.schema.names:
+                column = batch.column(name).drop_null()
+                if name == "caption":
+                    column = pc.call_function("utf8_length", [column])
+                counts.add(column_values(column, 0))
+        if "caption_truncated" in batch.schema.names:
+            self.truncated += batch.column("caption_truncated").true_count
+        self.shortlist.add(batch.column("id"), scores, levels, shard, row, bounds)
+
+    def merge(self, other: Self) -> None:
+        """Take in what another part took in."""
+        self.histogram.merge(other.histogram)
+        self._level_moments.merge(other._level_moments)
+        for name, counts in self.sizes.items():
+            counts.merge(other.sizes[name])
+        self.truncated += other.truncated
+        self.shortlist.merge(other.shortlist)
+
+    def close(self) -> None:
+        """Say that all rows were taken in."""
+        self.shortlist.close(self.histogram.quantile(0.5) if self.histogram.count else 0.0)
+
+    @property
+    def levels(self) -> list[LevelStatistics]:
+        """What each level holds, from level 1 upwards; empty for a dataset without levels."""
+        found = [self._level_moments[i] for i in range(len(self._level_moments))]
+        total = max(sum(moment.count for moment in found), 1)
+        return [
+            LevelStatistics(i, m.count, m.count / total, m.mean, m.min, m.max)
+            for i, m in enumerate(found, start=1)
+        ]
+
+    @property
+    def level_moments(self) -> list[Moment]:
+        """Moments of the scores of each level, from level 1 upwards."""
+        return [self._level_moments[i] for i in range(len(self._level_moments))]
+
+    def to_json(self, digest: str) -> dict[str, Any]:
+        """The content of `statistics.json` of the dataset whose manifest has the SHA-256 `digest`.
+
+        What stands under `about` is for people; the rest is read again to the bit.
+        """
+        return {
+            "statistics_version": _VERSION,
+            "manifest_sha256": digest,
+            "about": {
+                "scores": self.histogram.count,
+                "mean": _finite(self.histogram.mean),
+                "std": _finite(self.histogram.deviation),
+                "min": _finite(self.histogram.min),
+                "max": _finite(self.histogram.max),
+            },
+            "score": self.histogram.to_json(),
+            "levels": self._level_moments.to_json(),
+            "sizes": {name: counts.to_json() for name, counts in self.sizes.items()},
+            "captions_truncated": self.truncated,
+            "examples": self.shortlist.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], manifest: Manifest, digest: str) -> Self:
+        """Read what `to_json` wrote of this very dataset.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError: it did not.
+        """
+        if (fields["statistics_version"], fields["manifest_sha256"]) != (_VERSION, digest):
+            raise ValueError("it describes another dataset")
+        summary = cls(manifest)
+        summary.histogram = Histogram.from_json(fields["score"])
+        levels = Moments.from_json(fields["levels"])
+        if len(levels) != len(summary._level_moments):
+            raise ValueError("it has other levels")
+        summary._level_moments = levels
+        summary.sizes = {
+            name: SizeCounts.from_json(fields["sizes"][name]) for name in summary.sizes
+        }
+        summary.truncated = int(fields["captions_truncated"])
+        summary.shortlist = Shortlist.from_json(fields["examples"], manifest)
+        return summary
 
 
-def summarise_scores(dataset: Dataset, on_progress: OnProgress = silent) -> ScoreSummary:
-    """Read `score`, and `level` where there is one, of all shards, in memory that does not grow.
+def summary_of(
+    dataset: Dataset, examples: int = _SHORTLIST, on_progress: OnProgress = silent
+) -> ScoreSummary:
+    """The summary of `dataset`: as it was left beside the manifest, or by one pass over all rows,
+    which leaves it there if the folder can be written to.
+
+    `examples` of each kind are on its shortlist at least. `on_progress` is called with all rows
+    at once if none has to be read.
 
     Raises:
         ContractError: a shard lacks a column, or has a level that the edges do not make.
     """
-    edges = dataset.manifest.level_edges
-    histogram, levels = Histogram(), LevelAccumulator(edges.levels if edges else 1)
-    parts = map_ordered(
-        lambda shard: _summarise_shard(dataset, shard),
-        dataset.manifest.shards,
-        workers=available_cores(),
-    )
-    for part_histogram, part_levels, rows in parts:
-        histogram.merge(part_histogram)
-        levels.merge(part_levels)
-        on_progress(rows)
-    return ScoreSummary(histogram, levels.statistics() if edges else [])
+    known = known_summary(dataset)
+    if known and known.shortlist.capacity >= examples:
+        on_progress(dataset.manifest.rows)
+        return known
+    summary = summarise(dataset, max(examples, _SHORTLIST), on_progress)
+    with suppress(AlignError, OSError):  # a dataset that others own can still be read
+        dataset.storage.write_json(STATISTICS_FILE, summary.to_json(dataset.digest))
+    return summary
 
 
-def _summarise_shard(dataset: Dataset, shard: ShardInfo) -> tuple[Histogram, LevelAccumulator, int]:
-    edges = dataset.manifest.level_edges
-    histogram, levels = Histogram(), LevelAccumulator(edges.levels if edges else 1)
-    columns = ["score", LEVEL_COLUMN] if edges else ["score"]
+def known_summary(dataset: Dataset) -> ScoreSummary | None:
+    """The summary that an earlier reader left beside the manifest of `dataset`, if it fits."""
+    try:
+        if not dataset.storage.exists(STATISTICS_FILE):
+            return None
+        fields = dataset.storage.read_json(STATISTICS_FILE)
+        return ScoreSummary.from_json(fields, dataset.manifest, dataset.digest)
+    except (AlignError, OSError, *_MALFORMED):
+        return None
+
+
+def summarise(
+    dataset: Dataset,
+    examples: int = _SHORTLIST,
+    on_progress: OnProgress = silent,
+    workers: int | None = None,
+) -> ScoreSummary:
+    """Read the rows of all shards once, on `workers` threads (by default one per core); the result
+    is the same, to the bit, for any number of them.
+
+    Raises:
+        ContractError: a shard lacks a column, or has a level that the edges do not make.
+    """
+    summary = ScoreSummary(dataset.manifest, examples)
+    bounds = summary.shortlist.bounds()
+
+    def read(numbered: tuple[int, ShardInfo]) -> ScoreSummary:
+        # Whatever bounds are known by now, they only spare rows that would be dropped later.
+        return _summarise_shard(dataset, *numbered, examples, bounds)
+
+    shards = dataset.manifest.shards
+    parts = map_ordered(read, enumerate(shards), workers or available_cores())
+    for shard, part in zip(shards, parts, strict=True):
+        summary.merge(part)
+        bounds = summary.shortlist.bounds()
+        on_progress(shard.rows)
+    summary.close()
+    return summary
+
+
+def _summarise_shard(
+    dataset: Dataset, index: int, shard: ShardInfo, examples: int, bounds: list[Pick | None]
+) -> ScoreSummary:
+    summary = ScoreSummary(dataset.manifest, examples)
+    where = f"{shard.file} in {dataset.location}"
+    needed = ["id", "score", *([LEVEL_COLUMN] if dataset.manifest.level_edges else [])]
     with dataset.open_shard(shard) as parquet:
-        require_columns(parquet.schema_arrow, columns, f"{shard.file} in {dataset.location}")
+        names = parquet.schema_arrow.names
+        require_columns(parquet.schema_arrow, needed, where)
+        columns = needed + [n for n in (*summary.sizes, "caption_truncated") if n in names]
+        row = 0
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-            scores = score_values(batch)
-            histogram.add(scores)
-            if edges:
-                levels.add(
-                    scores, level_values(batch, edges.levels, f"{shard.file} in {dataset.location}")
-                )
-    return histogram, levels, shard.rows
+            summary.add(batch, where, index, row, bounds)
+            row += batch.num_rows
+    return summary
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def score_values(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:

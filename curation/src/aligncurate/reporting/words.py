@@ -23,6 +23,12 @@ def share_text(share: float) -> str:
     return f"{100 * share:.1f}\N{NARROW NO-BREAK SPACE}%"
 
 
+def change_text(change: float) -> str:
+    """A change of a share in percentage points, with its sign."""
+    sign = "+" if change > 0 else _MINUS if change < 0 else "±"
+    return f"{sign}{100 * abs(change):.1f}"
+
+
 def count_text(count: int, noun: str) -> str:
     """`1 pair`, `1,016 pairs`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

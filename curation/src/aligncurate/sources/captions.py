@@ -5,6 +5,9 @@ from typing import Any
 
 from alignshared import Reason
 
+MAX_CHARACTERS = 1 << 20
+"""Of a caption, or of what is said in one turn of a conversation; no person wrote more."""
+
 INVALID = "\U0010ffff"
 """What bytes that are not UTF-8 are read as: a noncharacter, which no text has. U+FFFD would not
 do: texts that lost a letter long ago have it, and are valid.
@@ -41,6 +44,8 @@ def caption_problem(caption: Any) -> tuple[Reason, str] | None:
         return Reason.NO_CAPTION, f"the caption is {type(caption).__name__}, not text"
     if not caption.strip():
         return Reason.EMPTY_CAPTION, "the caption is empty"
+    if len(caption) > MAX_CHARACTERS:
+        return Reason.MALFORMED_RECORD, f"the caption has {len(caption):,} characters"
     if not is_valid_text(caption):
         return Reason.INVALID_UTF8, f"the caption is not valid UTF-8: {writable(caption[:80])}"
     return None

@@ -1,24 +1,46 @@
-"""Picture files under a root that their paths may not leave."""
+"""Picture and text files under a root that their paths may not leave, on disk or in a store."""
 
+import errno
 import os
-from pathlib import Path
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
 
-from alignshared import InputError, Reason
+from pyarrow import fs
+
+from alignshared import AlignError, InputError, Reason, Storage
+from alignshared.filesystems import is_remote, normal_location, one_line
 from alignshared.pictures import ImageError
 
 MAX_FILE_BYTES = 1 << 28
 """256 MiB: more than a picture of the most pixels takes, so nothing larger need be read."""
 
+PICTURE_SUFFIXES = (
+    ".avif", ".bmp", ".gif", ".ico", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tga", ".tif",
+    ".tiff", ".webp",
+)  # fmt: skip
+"""Names that files of pictures have; what is in them is seen when they are decoded."""
 
-def picture_root(image_root: str | None) -> Path | None:
-    """The folder `image_root`, if one is given.
+
+_OF_THE_DISK = frozenset(
+    (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+)
+"""Errors that another attempt may not meet."""
+
+
+def picture_root(image_root: str | None, default: str) -> str:
+    """The folder `image_root`, or `default`, as a path without links or as a URI.
 
     Raises:
-        InputError: it is no folder.
+        InputError: `image_root` is no folder.
     """
-    if image_root is not None and not Path(image_root).is_dir():
-        raise InputError(f"--image-root {image_root} is no folder; name the one with the pictures.")
-    return None if image_root is None else Path(image_root)
+    root = normal_location(default if image_root is None else image_root)
+    if not is_remote(root):
+        if image_root is not None and not os.path.isdir(root):
+            raise _no_folder(image_root)
+        return os.path.realpath(root)
+    if image_root is not None and Storage(root).info().type != fs.FileType.Directory:
+        raise _no_folder(image_root)
+    return root
 
 
 def read_picture(root: str | None, path: str) -> bytes:
@@ -27,21 +49,81 @@ def read_picture(root: str | None, path: str) -> bytes:
     Raises:
         ImageError: the path leaves the root (by `..`, by being absolute elsewhere, through a link),
             or there is no readable file.
+        AlignError: the disk or the object store fails, which says nothing about the picture.
     """
     if root is None:
         raise ImageError(Reason.MISSING_FILE, "the row holds a path and there is no image root")
+    if is_remote(root):
+        return _read_object(Storage(root), path, MAX_FILE_BYTES)
+    return _read_file(root, path, MAX_FILE_BYTES)
+
+
+def read_text(root: str, path: str, limit: int) -> bytes:
+    """The bytes of the text file `path`, at most `limit`; raises as `read_picture` does."""
+    if is_remote(root):
+        return _read_object(Storage(root), path, limit)
+    return _read_file(root, path, limit)
+
+
+def _read_file(root: str, path: str, limit: int) -> bytes:
     real_root = os.path.realpath(root)
     try:
-        full = os.path.realpath(os.path.join(real_root, path))
+        full = os.path.realpath(os.path.join(real_root, _plain_path(path)))
         if os.path.commonpath([real_root, full]) != real_root:
             raise ImageError(Reason.PATH_OUTSIDE_ROOT, f"leads out of {root}")
         if not os.path.isfile(full) and os.path.exists(full):  # opening a pipe would wait for ever
             raise ImageError(Reason.MISSING_FILE, f"is no file under {root}")
-        if (size := os.path.getsize(full)) > MAX_FILE_BYTES:
-            raise ImageError(Reason.TOO_MANY_PIXELS, f"{size:,} bytes, more than any picture has")
+        _require_size(os.path.getsize(full), limit)
         with open(full, "rb") as stream:
             return stream.read()
     except FileNotFoundError as error:
         raise ImageError(Reason.MISSING_FILE, f"no such file under {root}") from error
     except (OSError, ValueError) as error:  # a folder, no permission, a NUL byte in the name
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise AlignError(
+                f"{path} under {root} cannot be read: {one_line(error)}; run the same command to "
+                "go on."
+            ) from error
         raise ImageError(Reason.MISSING_FILE, f"{type(error).__name__}: {error}") from error
+
+
+def _read_object(storage: Storage, path: str, limit: int) -> bytes:
+    root = storage.location
+    pure = PurePosixPath(path.removeprefix(f"{root}/"))
+    if pure.is_absolute() or ".." in pure.parts or is_remote(str(path).removeprefix(f"{root}/")):
+        raise ImageError(Reason.PATH_OUTSIDE_ROOT, f"leads out of {root}")
+    try:
+        with storage.filesystem.open_input_file(storage.path(str(pure))) as stream:
+            _require_size(stream.size(), limit)
+            return stream.read()
+    except (FileNotFoundError, ValueError) as error:
+        raise ImageError(Reason.MISSING_FILE, f"no such file under {root}") from error
+    except OSError as error:
+        raise AlignError(
+            f"{root}/{pure} cannot be read: {one_line(error)}; run the same command to go on."
+        ) from error
+
+
+def _plain_path(path: str) -> str:
+    """`path`, of which a `file://` URL may be made; other URLs are not fetched."""
+    if path.startswith("file://"):
+        parts = urlsplit(path)
+        if parts.netloc in ("", "localhost"):
+            return unquote(parts.path)
+    if is_remote(path):
+        raise ImageError(
+            Reason.PATH_OUTSIDE_ROOT, "is a URL, and nothing is downloaded; img2dataset does that"
+        )
+    return path
+
+
+def _require_size(size: int, limit: int) -> None:
+    if size > limit:
+        raise ImageError(
+            Reason.TOO_MANY_PIXELS if limit == MAX_FILE_BYTES else Reason.MALFORMED_RECORD,
+            f"{size:,} bytes, more than any {'picture' if limit == MAX_FILE_BYTES else 'text'} has",
+        )
+
+
+def _no_folder(image_root: str) -> InputError:
+    return InputError(f"--image-root {image_root} is no folder; name the one with the pictures.")

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from aligncurate.sources.captions import is_valid_text
-from aligncurate.sources.llava import LlavaSource, Malformed, id_of, rejected_row, turns_of
+from aligncurate.sources.captions import MAX_CHARACTERS, is_valid_text
+from aligncurate.sources.json_records import Malformed
+from aligncurate.sources.llava import LlavaSource, RowMaker, id_of, rejected_row, turns_of
 from alignshared import Reason
 
 _ASKS = ("human", "user")
@@ -26,10 +26,9 @@ class InstructionSource(LlavaSource):
         """The file's name and digest, and the folder of the pictures."""
         return super().identity() | {"kind": "instructions"}
 
-    def _index_rows(self, records: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _row_maker(self) -> RowMaker:
         ids = _Ids()
-        for derived_id, record in records:
-            yield _index_row(record, derived_id, ids)
+        return lambda record, derived_id: _index_row(record, derived_id, ids)
 
 
 class _Ids:
@@ -88,6 +87,8 @@ def _problem(id_: str, image: Any, turns: Any) -> tuple[Reason, str] | None:
         speaker, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else ("", 0)
         if not isinstance(speaker, str) or not isinstance(said, str):
             return Reason.MALFORMED_RECORD, f"turn {number} has no text for from and value"
+        if len(speaker) + len(said) > MAX_CHARACTERS:
+            return Reason.MALFORMED_RECORD, f"turn {number} has {len(said):,} characters"
     if not is_valid_text(id_ + (image or "") + "".join(t["from"] + t["value"] for t in turns)):
         return Reason.INVALID_UTF8, "the id, the image path or a turn is not valid UTF-8"
     if not any(_is_answered(*pair) for pair in pairwise(turns)):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from aligncurate.core.hub import HubError, hub_file
 from aligncurate.sources.llava import LlavaSource
-from alignshared import InputError
+from alignshared import InputError, Storage
+from alignshared.filesystems import normal_location
 
 NAME = "laion-cc-sbu"
 _REPO = "liuhaotian/LLaVA-Pretrain"
@@ -23,13 +24,13 @@ def laion_cc_sbu(image_root: str | None = None) -> LlavaSource:
         InputError: they are not there and cannot be downloaded.
     """
     if image_root is not None:
-        records = Path(image_root) / _RECORDS
-        if not records.is_file():
+        records = f"{normal_location(image_root)}/{_RECORDS}"
+        if not Storage(image_root).exists(_RECORDS):
             raise InputError(
                 f"{records} is not there; place {_RECORDS} of {_REPO} in {image_root}, beside the "
                 f"folders of its {_PICTURES}."
             )
-        return LlavaSource(str(records), image_root, NAME)
+        return LlavaSource(records, image_root, NAME)
     try:
         records = hub_file(_REPO, [_RECORDS], "dataset")
         pictures = _unpacked(hub_file(_REPO, [_PICTURES], "dataset"))

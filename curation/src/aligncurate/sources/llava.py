@@ -4,32 +4,30 @@ The file is read once, record by record, into a Parquet index in the run's folde
 their rows of the index, never the JSON.
 """
 
-import codecs
 import hashlib
-import io
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import ijson
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pyarrow import fs
 
-from aligncurate.sources.captions import MARK_INVALID, caption_problem, is_valid_text, writable
+from aligncurate.sources.captions import caption_problem, is_valid_text, writable
 from aligncurate.sources.files import picture_root
+from aligncurate.sources.index import index_rows, write_index
+from aligncurate.sources.json_records import Malformed, records_of
+from aligncurate.sources.listing import opened, split_location
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
 from alignshared import InputError, Reason, Reject, Storage
+from alignshared.filesystems import normal_location, one_line
 from alignshared.schema import SOURCE_COLUMNS
-from alignshared.shards import writing_shard
 
 _INDEX_FILE = "index.parquet"
 _INDEX_SCHEMA = pa.schema(
     [*SOURCE_COLUMNS.items(), ("reason", pa.string()), ("detail", pa.string())]
 )
-_ROWS_AT_ONCE = 4096
-_CHUNK = 1 << 16
+_CHUNK = 1 << 20
+
+RowMaker = Callable[[Any, str], dict[str, Any]]
 
 
 class LlavaSource:
@@ -43,22 +41,24 @@ class LlavaSource:
     """
 
     def __init__(self, location: str, image_root: str | None = None, name: str = "") -> None:
-        path = Path(location)
-        if not path.is_file():
+        self.location = normal_location(location)
+        storage, name_there = split_location(self.location)
+        if storage.info(name_there).type != fs.FileType.File:
             raise InputError(f"there is no file {location}; give the LLaVA JSON as --input.")
-        root = picture_root(image_root) or path.parent
-        self.location = str(path.resolve())
-        self.image_root = str(root.resolve())
-        self.name = name or path.stem
+        self._stem = name_there.rpartition(".")[0]
+        self.name = name or self._stem
+        self.image_root = picture_root(image_root, storage.location)
 
     def identity(self) -> dict[str, Any]:
         """The file's name and digest, and the folder of the pictures."""
-        with open(self.location, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        sha256 = hashlib.sha256()
+        with opened(self.location) as stream:
+            while chunk := stream.read(_CHUNK):
+                sha256.update(chunk)
         return {
             "kind": "llava",
             "location": self.location,
-            "digest": digest,
+            "digest": sha256.hexdigest(),
             "image_root": self.image_root,
         }
 
@@ -71,9 +71,7 @@ class LlavaSource:
         if not work.exists(_INDEX_FILE):
             self._write_index(work)
         location = f"{work.location}/{_INDEX_FILE}"
-        with work.open(_INDEX_FILE) as stream:
-            rows = pq.read_metadata(stream).num_rows
-        return cut_into_units([(location, rows)], shard_rows)
+        return cut_into_units([(location, index_rows(work, _INDEX_FILE))], shard_rows)
 
     def own_columns(self) -> pa.Schema:
         """None: other fields of a record are not carried."""
@@ -92,96 +90,27 @@ class LlavaSource:
             ]
             yield RawBatch(usable.select(list(SOURCE_COLUMNS)), rejects)
 
-    def _index_rows(self, records: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
-        """A row of the index for each of `records`, which come with the id of those without one."""
-        seen: set[str] = set()
-        for derived_id, record in records:
-            yield _index_row(record, derived_id, seen)
-
     def _write_index(self, work: Storage) -> None:
-        stem = Path(self.location).stem
         records = (
-            (f"{stem}-{number:09d}", record)
-            for number, record in enumerate(_records(self.location))
+            (f"{self._stem}-{number:09d}", record)
+            for number, record in enumerate(records_of(self.location))
         )
-        with writing_shard(work, _INDEX_FILE, _INDEX_SCHEMA) as (writer, _):
-            rows: list[dict[str, Any]] = []
-            for row in self._index_rows(records):
-                rows.append(row)
-                if len(rows) == _ROWS_AT_ONCE:
-                    writer.write(pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA))
-                    rows = []
-            if rows:
-                writer.write(pa.Table.from_pylist(rows, schema=_INDEX_SCHEMA))
+        row_of = self._row_maker()
+        rows = (_row_or_reject(row_of, record, derived_id) for derived_id, record in records)
+        write_index(work, _INDEX_FILE, _INDEX_SCHEMA, rows)
+
+    def _row_maker(self) -> RowMaker:
+        """Makes a row of the index of a record and the id that it has if it brings none."""
+        seen: set[str] = set()
+        return lambda record, derived_id: _index_row(record, derived_id, seen)
 
 
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """A line that is not JSON, and what its parser said."""
-
-    detail: str
-
-
-def _records(location: str) -> Iterator[Any]:
-    with open(location, "rb") as raw:
-        lines = location.endswith(".jsonl")
-        if not lines:
-            _require_list(raw, location)
-        stream = io.BufferedReader(_ValidUtf8(raw), _CHUNK)
-        yield from _json_lines(stream) if lines else _json_list(stream, location)
-
-
-def _json_lines(stream: BinaryIO) -> Iterator[Any]:
-    for number, line in enumerate(stream, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield Malformed(f"line {number} is not JSON: {error}")
-
-
-def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
+def _row_or_reject(row_of: RowMaker, record: Any, derived_id: str) -> dict[str, Any]:
     try:
-        yield from ijson.items(stream, "item", use_float=True)
-    except ijson.JSONError as error:
-        raise InputError(
-            f"{location} is damaged JSON ({' '.join(str(error).split())[:120]}); "
-            "it may have been cut short, fetch it again."
-        ) from error
-
-
-def _require_list(raw: BinaryIO, location: str) -> None:
-    head = raw.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    if not head.startswith(b"["):
-        raise InputError(
-            f"{location} is not a JSON list of records; give LLaVA's format: "
-            '[{"id": ..., "image": ..., "conversations": [...]}, ...], or one record a line in a '
-            ".jsonl file."
-        )
-    raw.seek(0)
-
-
-class _ValidUtf8(io.RawIOBase):
-    """The bytes of `raw` with invalid UTF-8 marked, so that it spoils one record only."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors=MARK_INVALID)
-        self._ready = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            chunk = self._raw.read(_CHUNK)
-            self._ready = self._decoder.decode(chunk, final=not chunk).encode()
-            if not chunk:
-                break
-        taken, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
-        buffer[: len(taken)] = taken
-        return len(taken)
+        return row_of(record, derived_id)
+    except (RecursionError, ValueError) as error:  # lists in lists without end, endless numbers
+        detail = f"the record cannot be read: {one_line(error)}"
+        return rejected_row(derived_id, None, Reason.MALFORMED_RECORD, detail)
 
 
 def _index_row(record: Any, derived_id: str, seen: set[str]) -> dict[str, Any]:

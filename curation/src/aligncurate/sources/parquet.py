@@ -2,13 +2,7 @@
 datasets.
 """
 
-import hashlib
-import os
-from bisect import bisect_left
 from collections.abc import Iterator
-from functools import cached_property
-from glob import glob
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -24,8 +18,17 @@ from aligncurate.sources.columns import (
     raw_text,
     require_same,
 )
-from aligncurate.sources.duplicates import repeated_rows
+from aligncurate.sources.duplicates import IdColumn, ids_of, marked_duplicates
 from aligncurate.sources.files import picture_root
+from aligncurate.sources.listing import (
+    FoundFile,
+    dataset_name,
+    find_files,
+    is_folder,
+    listing_digest,
+    names_below,
+    static_folder,
+)
 from aligncurate.sources.source import (
     RawBatch,
     Unit,
@@ -34,8 +37,11 @@ from aligncurate.sources.source import (
     reading_parquet,
 )
 from alignshared import ContractError, Dataset, InputError, Reason, Reject, Storage
+from alignshared.filesystems import is_remote, normal_location
 from alignshared.manifest import MANIFEST_FILE
 from alignshared.schema import CONVERSATIONS_TYPE, IMAGE_TYPE, SOURCE_COLUMNS
+
+_SUFFIX = ".parquet"
 
 
 class ParquetSource:
@@ -50,13 +56,24 @@ class ParquetSource:
         InputError: there is nothing at `location`, or a column is missing or taken.
     """
 
-    def __init__(self, location: str, image_root: str | None = None, name: str = "") -> None:
-        self.location = os.path.abspath(location)
-        self.dataset_digest, self.files = _files_at(location)
-        self.name = name or Path(location.split("*")[0]).name.removesuffix(".parquet") or "parquet"
-        self.image_root = str((picture_root(image_root) or _folder_of(location)).resolve())
+    def __init__(
+        self,
+        location: str,
+        image_root: str | None = None,
+        name: str = "",
+        found: list[FoundFile] | None = None,
+    ) -> None:
+        self.location = normal_location(location)
+        self.dataset_digest, listed = _files_at(
+            location, find_files(location) if found is None else found
+        )
+        self._listing_digest = listing_digest(listed)
+        self.files = [file.location for file in listed]
+        self.name = name or dataset_name(location, _SUFFIX)
+        self.image_root = picture_root(image_root, static_folder(location))
         self._derived = {
-            file: f"{stem}-" for file, stem in zip(self.files, _stems(self.files), strict=True)
+            file: f"{stem}-"
+            for file, stem in zip(self.files, names_below(listed, _SUFFIX), strict=True)
         }
         with reading_parquet(self.files[0]) as parquet:
             self.columns: Columns = find_columns(
@@ -70,17 +87,9 @@ class ParquetSource:
         return {
             "kind": "parquet",
             "location": self.location,
-            "digest": self._digest,
+            "digest": self.dataset_digest or self._listing_digest,
             "image_root": self.image_root,
         }
-
-    @cached_property
-    def _digest(self) -> str:
-        if self.dataset_digest is not None:
-            return self.dataset_digest
-        stats = [(Path(file).name, Path(file).stat()) for file in self.files]
-        listing = [f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats]
-        return hashlib.sha256("\n".join(listing).encode()).hexdigest()
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
         """Units of consecutive rows; reads the files' footers and the id column.
@@ -92,7 +101,7 @@ class ParquetSource:
         units = cut_into_units(sizes, shard_rows)
         if self.columns.id is None:
             return units
-        return _with_duplicates(units, sizes, _Ids(self.files, self.columns.id))
+        return marked_duplicates(units, sizes, IdColumn(self.files, self.columns.id))
 
     def own_columns(self) -> pa.Schema:
         """Columns of the files that play no part in a pair."""
@@ -144,7 +153,7 @@ class ParquetSource:
         derived = [f"{prefix}{first + row:09d}" for row in range(batch.num_rows)]
         if self.columns.id is None:
             return derived, derived
-        given = _ids_of(batch.column(self.columns.id))
+        given = ids_of(batch.column(self.columns.id))
         return derived, [g or d for g, d in zip(given, derived, strict=True)]
 
     def _table(self, batch: pa.RecordBatch, ids: list[str], captions: list[str]) -> pa.Table:
@@ -164,96 +173,54 @@ class ParquetSource:
         return pa.table(source + own, names=[*SOURCE_COLUMNS, *self.columns.own.names])
 
 
-class _Ids:
-    """The id column of all files, chunk by chunk, as often as it is asked for."""
-
-    def __init__(self, files: list[str], column: str) -> None:
-        self._files = files
-        self._column = column
-
-    def __iter__(self) -> Iterator[list[str | None]]:
-        for file in self._files:
-            with reading_parquet(file) as parquet:
-                for batch in parquet.iter_batches(columns=[self._column]):
-                    yield _ids_of(batch.column(0))
-
-
-def _ids_of(column: pa.Array) -> list[str | None]:
-    """Ids as text; None where there is none."""
-    texts = [as_text(value) for value in raw_text(column)]
-    return [None if text is None or text == "" else str(text) for text in texts]
-
-
-def _with_duplicates(units: list[Unit], sizes: list[tuple[str, int]], ids: _Ids) -> list[Unit]:
-    begin_of_file: dict[str, int] = {}
-    total = 0
-    for file, rows in sizes:
-        begin_of_file[file] = total
-        total += rows
-    repeated = list(repeated_rows(ids))
-    if not repeated:
-        return units
-    marked: list[Unit] = []
-    for unit in units:
-        begin = begin_of_file[unit.file]
-        low, high = begin + unit.first, begin + unit.first + unit.rows
-        inside = repeated[bisect_left(repeated, low) : bisect_left(repeated, high)]
-        rows = tuple(row - begin for row in inside)
-        marked.append(Unit(unit.index, unit.file, unit.first, unit.rows, rows))
-    return marked
-
-
-def _files_at(location: str) -> tuple[str | None, list[str]]:
+def _files_at(location: str, files: list[FoundFile]) -> tuple[str | None, list[FoundFile]]:
     """The manifest's digest if `location` is a dataset of ours, and the Parquet files there."""
-    path = Path(location)
-    if path.is_file():
-        return None, [str(path.resolve())]
-    if path.is_dir() and Storage(location).exists(MANIFEST_FILE):
+    if is_folder(location) and Storage(location).exists(MANIFEST_FILE):
         dataset = Dataset(location)
-        shards = [f"{dataset.location}/{shard.file}" for shard in dataset.manifest.shards]
+        shards = dataset.manifest.shards
         if not dataset.manifest.rows:
             raise InputError(f"{location} is empty: its manifest lists no pairs.")
-        return dataset.digest, shards
-    found = path.rglob("*.parquet") if path.is_dir() else map(Path, glob(location, recursive=True))
-    files = sorted(str(file.resolve()) for file in found if file.suffix == ".parquet")
-    if not files:
+        listed = [FoundFile(f"{dataset.location}/{s.file}", s.bytes, 0) for s in shards]
+        return dataset.digest, listed
+    only_one = len(files) == 1 and files[0].location == normal_location(location)
+    found = files if only_one else [file for file in files if file.location.endswith(_SUFFIX)]
+    if not found:
         raise InputError(
             f"there is no Parquet file at {location}; name a file, a folder or a glob."
         )
-    _refuse_parts_of_runs(location, files)
-    return None, files
+    if not only_one:
+        _refuse_parts_of_runs(location, found)
+    return None, found
 
 
-def _refuse_parts_of_runs(location: str, files: list[str]) -> None:
+def _refuse_parts_of_runs(location: str, files: list[FoundFile]) -> None:
     """A folder above our datasets would mix pairs with rejects, and one stage with another."""
-    for folder in sorted({parent for file in files for parent in Path(file).parents[:2]}):
-        if (folder / RUN_FOLDER).is_dir():
+    for folder in sorted({folder for file in files for folder in _two_above(file.location)}):
+        storage = Storage(folder)
+        if storage.exists(RUN_FOLDER):
             raise InputError(
                 f"{folder}, which {location} takes in, holds an unfinished run; run the command "
                 "that began it again to finish it."
             )
-        if _is_dataset(folder):
+        if storage.exists(MANIFEST_FILE) and _is_dataset(storage):
             raise InputError(
                 f"{location} takes in files of the dataset {folder}; name that folder as --input."
             )
 
 
-def _is_dataset(folder: Path) -> bool:
-    if not (folder / MANIFEST_FILE).is_file():
-        return False
+def _two_above(location: str) -> Iterator[str]:
+    """The folder of a file and the one above it."""
+    root = len(location.partition("://")[0]) + len("://") if is_remote(location) else 0
+    folder = location
+    for _ in range(2):
+        folder = folder.rpartition("/")[0]
+        if len(folder) > root:
+            yield folder
+
+
+def _is_dataset(storage: Storage) -> bool:
     try:
-        Dataset(folder)
+        Dataset(storage.location)
     except ContractError:
         return False
     return True
-
-
-def _folder_of(location: str) -> Path:
-    plain = Path(location.split("*")[0])
-    return plain if plain.is_dir() else plain.parent
-
-
-def _stems(files: list[str]) -> list[str]:
-    """A name for each file, told apart by their folders where the names alone are the same."""
-    root = os.path.commonpath([os.path.dirname(file) for file in files])
-    return [os.path.relpath(file, root).removesuffix(".parquet") for file in files]

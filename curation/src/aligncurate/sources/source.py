@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignshared import InputError, Reject, Storage
+from alignshared.filesystems import is_remote, one_line
 
 MIN_SHARD_ROWS = 256
 MAX_SHARD_ROWS = 1024
@@ -78,7 +79,9 @@ class Source(Protocol):
         ...
 
     def own_columns(self) -> pa.Schema:
-        """The source's own columns beyond the contract's; they pass through."""
+        """The source's own columns beyond the contract's; they pass through. Asked for after
+        `plan`.
+        """
         ...
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
@@ -115,8 +118,10 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
         ):
             yield parquet
     except (pa.ArrowException, OSError) as error:
+        # Of a damaged file pyarrow says the same as of a store that does not answer.
+        unread = " or cannot be read" if is_remote(location) else ""
         raise InputError(
-            f"{location} is not a whole Parquet file: {' '.join(str(error).split())[:200]}; fetch "
+            f"{location} is not a whole Parquet file{unread}: {one_line(error)[:200]}; fetch "
             "or write it again."
         ) from error
 

@@ -6,13 +6,15 @@ from typing import Any, get_args
 
 from aligncurate.local import available_cores
 from aligncurate.output import OutputState, add_reasons, finish, open_output, provenance
-from aligncurate.places import newest_dataset, sibling_output
+from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
+from aligncurate.stages.copying import finished_already
 from aligncurate.stages.find_edges import EdgesFile, count_scores, find_edges, read_edges
 from aligncurate.stages.label import Labelled, label
+from aligncurate.units import released_if_empty
 from alignshared import Dataset, InputError, LevelEdges, Manifest, Parent, Storage
 from alignshared.levels import Scheme, check_level_count, levels_to_json
-from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, REJECTS_FOLDER
+from alignshared.manifest import LEVELS_FILE, REJECTS_FOLDER
 from alignshared.schema import require_columns
 
 DEFAULT_LEVELS = 8
@@ -63,8 +65,8 @@ def bucket(
     _check_dataset(dataset, storage)
     threads = workers or available_cores()
     config = _config(dataset, levels or DEFAULT_LEVELS, edges_file, scheme, threads)
-    if storage.exists(MANIFEST_FILE) and not overwrite:
-        return _finished(storage, config)
+    if not overwrite and (finished := finished_already(storage, config)):
+        return finished
 
     # Scores that cannot be parted are refused before the output folder is claimed or replaced.
     coarse = count_scores(dataset, threads)
@@ -72,13 +74,14 @@ def bucket(
         found = find_edges(dataset, coarse, config["levels"], scheme, threads)
     else:
         found = edges_file.edges
-        _warn_of_other_weights(edges_file, dataset)
+        _warn_of_other_scores(edges_file, dataset)
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
-        return _finished(storage, config)
-    labelled = label(dataset, storage, found, threads, on_progress)
-    storage.write_json(LEVELS_FILE, levels_to_json(found, labelled.statistics))
-    _warn_of_gaps(labelled, dataset, storage)
-    return finish(storage, _manifest(labelled, dataset, found, config))
+        return Dataset(storage.location)
+    with released_if_empty(storage):
+        labelled = label(dataset, storage, found, threads, on_progress)
+        storage.write_json(LEVELS_FILE, levels_to_json(found, labelled.statistics))
+        _warn_of_gaps(labelled, dataset, storage)
+        return finish(storage, _manifest(labelled, dataset, found, config))
 
 
 def _check_arguments(
@@ -99,22 +102,13 @@ def _check_arguments(
 
 
 def _check_dataset(dataset: Dataset, storage: Storage) -> None:
-    source, target = _canonical(dataset.location), _canonical(storage.location)
-    if f"{source}/".startswith(f"{target}/"):
-        raise InputError(
-            f"the output {storage.location} is the input or holds it; name another folder with "
-            "--output."
-        )
+    refuse_to_write_over(storage.location, dataset.location)
     if dataset.manifest.rows == 0:
         raise InputError(
             f"{dataset.location} is empty, so there is nothing to sort into levels; "
             "its rejects tell why."
         )
     require_columns(dataset.schema, ("id", "score"), dataset.location)
-
-
-def _canonical(location: str) -> str:
-    return location.rstrip("/") if "://" in location else os.path.realpath(location)
 
 
 def _config(
@@ -135,19 +129,25 @@ def _config(
     }
 
 
-def _finished(storage: Storage, config: dict[str, Any]) -> Dataset:
-    open_output(storage, config, overwrite=False)
-    _log.info("%s is finished already; nothing to do.", storage.location)
-    return Dataset(storage.location)
-
-
-def _warn_of_other_weights(edges_file: EdgesFile, dataset: Dataset) -> None:
-    model = dataset.manifest.model
-    if model and edges_file.weights_sha256 not in (None, model.weights_sha256):
+def _warn_of_other_scores(edges_file: EdgesFile, dataset: Dataset) -> None:
+    model, there = dataset.manifest.model, edges_file.model
+    if model is None or not there:
+        return
+    differences = [
+        what
+        for name, what in (
+            ("weights_sha256", "other weights"),
+            ("view", "another view of pictures"),
+            ("long_captions", "another treatment of long captions"),
+        )
+        if there.get(name) != getattr(model, name)
+    ]
+    if differences:
         _log.warning(
-            "the edges in %s part the scores of other weights than those that scored %s, so the "
-            "levels of the two are not comparable.",
+            "the edges in %s part scores of %s than those of %s, so the levels of the two "
+            "are not comparable.",
             edges_file.location,
+            " and ".join(differences),
             dataset.location,
         )
 
@@ -165,6 +165,7 @@ def _manifest(
         config=config,
         parents=[Parent(config["input"], config["input_sha256"])],
         model=dataset.manifest.model,
+        models=dataset.manifest.models,
         scheme=edges.scheme,
         edges=list(edges.edges),
         level_statistics=labelled.statistics,

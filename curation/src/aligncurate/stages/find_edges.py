@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from aligncurate.core.quantiles import (
     equal_width_edges,
     level_sizes,
     quantile_edges,
+    top_count,
 )
 from aligncurate.local import map_ordered
 from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInfo, Storage
@@ -87,7 +89,7 @@ def count_scores(dataset: Dataset, workers: int) -> CoarseCounts:
     if coarse.finite == 0:
         raise InputError(
             f"none of the {coarse.non_finite:,} scores in {dataset.location} is finite, so there "
-            "is nothing to sort into levels; score the pairs again."
+            "is nothing to sort or to cut; score the pairs again."
         )
     return coarse
 
@@ -117,6 +119,32 @@ def find_edges(
     return LevelEdges(tuple(edges.tolist()), scheme)
 
 
+@dataclass(frozen=True, slots=True)
+class TopCut:
+    """The least score among the `wanted` greatest; `kept` scores are not below it: more than were
+    wanted where others equal it.
+    """
+
+    score: np.float32
+    wanted: int
+    kept: int
+
+
+def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> TopCut:
+    """Where the top `fraction` of all finite scores of `dataset` begins, after two passes.
+
+    Raises:
+        InputError: there is not one finite score.
+    """
+    coarse = count_scores(dataset, workers)
+    wanted = top_count(fraction, coarse.finite)
+    rank = coarse.finite - wanted
+    bins = coarse.bins_of_ranks([rank])
+    ordered = OrderedScores(coarse, _count(dataset, lambda: FineCounts(bins), workers))
+    score = ordered.at_rank(rank)
+    return TopCut(score, wanted, ordered.count - ordered.below(score))
+
+
 def _refuse_empty_levels(sizes: list[int], where: str) -> None:
     empty = [str(level) for level, size in enumerate(sizes, start=1) if size == 0]
     if empty:
@@ -129,11 +157,13 @@ def _refuse_empty_levels(sizes: list[int], where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EdgesFile:
-    """Edges of an earlier run, and which weights gave the scores they part, if the file tells."""
+    """Edges of an earlier run, and what the manifest says of the model that gave the scores they
+    part; empty if the file does not tell.
+    """
 
     location: str
     edges: LevelEdges
-    weights_sha256: str | None
+    model: dict[str, Any]
 
 
 def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
@@ -151,4 +181,4 @@ def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
     data: Any = Storage(folder or "/").read_json(name)
     edges = edges_from_json(data, where)
     model = data.get("model")
-    return EdgesFile(where, edges, model.get("weights_sha256") if isinstance(model, dict) else None)
+    return EdgesFile(where, edges, model if isinstance(model, dict) else {})

@@ -3,12 +3,13 @@
 import logging
 import os
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from aligncurate.local import available_cores, map_ordered
+from aligncurate.local import available_cores
 from aligncurate.output import (
     RUN_FOLDER,
     OutputState,
@@ -17,19 +18,14 @@ from aligncurate.output import (
     open_output,
     provenance,
 )
-from aligncurate.places import default_output
+from aligncurate.places import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.sources.files import read_picture
 from aligncurate.sources.instructions import InstructionSource
-from aligncurate.units import (
-    FinishedBatch,
-    Timing,
-    UnitRecord,
-    finished_units,
-    released_if_empty,
-    write_unit,
-)
+from aligncurate.stages.in_process import UNIT_TIMEOUT_S, LineStep, Work, work_in_process
+from aligncurate.stages.run_units import Failed, Outcomes, UnitRun
+from aligncurate.units import FinishedBatch, Timing, UnitRecord, released_if_empty
 from alignshared import Dataset, InputError, Manifest, Parent, Reject, Storage
 from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import IMAGE_TYPE, ingested_schema
@@ -39,13 +35,16 @@ _BATCH_ROWS = 64
 log = logging.getLogger("aligncurate")
 
 
-def ingest(
+def ingest(  # noqa: PLR0913 the command's options
     input: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
     image_root: str | None = None,
     shard_rows: int | None = None,
     overwrite: bool = False,
+    retry_failed: bool = False,
+    skip_failed: bool = False,
+    unit_timeout: float = UNIT_TIMEOUT_S,
     on_progress: OnProgress = silent,
 ) -> Dataset:
     """Write the conversations of `input` and their pictures as a dataset, unscored.
@@ -61,6 +60,10 @@ def ingest(
             one that `input` lies in.
         shard_rows: records per shard; None suits the total, from 256 to 1,024.
         overwrite: replace a dataset or unfinished run in `output`.
+        retry_failed: try units again that failed in earlier runs; otherwise they are left alone.
+        skip_failed: at the end, make the records of failed units rejects; otherwise there is no
+            dataset until all units are done.
+        unit_timeout: seconds without progress after which a unit counts as failed.
         on_progress: called with the number of records done and how many of them were rejected.
 
     Returns:
@@ -68,6 +71,8 @@ def ingest(
 
     Raises:
         InputError: the input or the output cannot be used; the message says why.
+        AlignError: the run or some of its units failed; what is finished is kept, and the same
+            call goes on from there.
     """
     if shard_rows is not None and shard_rows < 1:
         raise InputError(f"--shard-rows {shard_rows} cannot be; give 1 or more.")
@@ -79,6 +84,7 @@ def ingest(
         )
     source = InstructionSource(location, image_root)
     storage = Storage(output or default_output(source.name, "ingest"))
+    refuse_to_write_over(storage.location, source.location, source.image_root)
     config = {"input": source.identity(), "shard_rows": shard_rows}
     if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
         log.info("%s is finished already; nothing was done.", storage.location)
@@ -88,28 +94,24 @@ def ingest(
         units = source.plan(storage.child(RUN_FOLDER), shard_rows)
         if not units:
             raise InputError(f"there are no records in {source.location}.")
-        records = _run(source, units, storage, on_progress)
-    how = {"records": sum(unit.rows for unit in units), "seconds": time.monotonic() - began}
-    return finish(storage, _manifest(config | {"execution": how}, records))
+        run = UnitRun(storage, units, ingested_schema(), Failed(retry_failed, skip_failed))
+        on_progress(run.begun)
+        records = run.run(lambda to_do: _work(source, to_do, storage, unit_timeout, on_progress))
+        how = {"records": run.total, "seconds": time.monotonic() - began}
+        return finish(storage, _manifest(config | {"execution": how}, records))
 
 
-def _run(
-    source: InstructionSource, units: list[Unit], storage: Storage, on_progress: OnProgress
-) -> list[UnitRecord]:
-    done = {record.index: record for record in finished_units(storage)}
-    for record in done.values():
-        on_progress(record.rows_in, record.reject_count)
-    to_do = [unit for unit in units if unit.index not in done]
-
-    def write(unit: Unit) -> UnitRecord:
-        raw = source.read(unit, _BATCH_ROWS)
-        batches = (_finished(batch, source.image_root) for batch in raw)
-        return write_unit(storage, unit.index, ingested_schema(), batches)
-
-    for record in map_ordered(write, to_do, available_cores()):
-        done[record.index] = record
-        on_progress(record.rows_in, record.reject_count)
-    return [done[unit.index] for unit in units]
+def _work(
+    source: InstructionSource,
+    units: list[Unit],
+    storage: Storage,
+    timeout_s: float,
+    on_progress: OnProgress,
+) -> Outcomes:
+    step = LineStep(partial(_finished, image_root=source.image_root), available_cores())
+    read = partial(source.read, batch_rows=_BATCH_ROWS)
+    work = Work(read, [step], ingested_schema(), storage, timeout_s)
+    return work_in_process(work, units, on_progress)
 
 
 def _finished(raw: RawBatch, image_root: str | None) -> FinishedBatch:

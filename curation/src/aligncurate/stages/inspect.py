@@ -6,9 +6,10 @@ from aligncurate.checks.files import UNREADABLE
 from aligncurate.checks.levels import edges_of
 from aligncurate.checks.manifest import is_unfinished, open_dataset
 from aligncurate.output import RUN_FOLDER, add_reasons
-from aligncurate.places import newest_dataset
+from aligncurate.places import READABLE_STAGES, newest_dataset
 from aligncurate.reporting.inspection import Column, Inspection
 from aligncurate.reporting.lineage import ancestors
+from aligncurate.reporting.summary import known_summary
 from aligncurate.units import finished_units
 from alignshared import AlignError, Dataset, InputError, Storage
 
@@ -22,7 +23,7 @@ def inspect(input: str | os.PathLike[str] | None = None) -> Inspection:
     Raises:
         InputError: `input` is neither a dataset nor an unfinished run, or cannot be read.
     """
-    location = newest_dataset("bucket", "score").location if input is None else input
+    location = newest_dataset(*READABLE_STAGES).location if input is None else input
     storage = Storage(location)
     try:
         unfinished = is_unfinished(storage)
@@ -35,6 +36,9 @@ def _finished(dataset: Dataset) -> Inspection:
     manifest = dataset.manifest
     columns, fault = _columns(dataset)
     edges, wrong_edges = edges_of(dataset)
+    known = None if wrong_edges else known_summary(dataset)
+    duplicates = manifest.duplicates.shards if manifest.duplicates else []
+    files = (*manifest.shards, *manifest.reject_shards, *duplicates)
     return Inspection(
         location=dataset.location,
         finished=True,
@@ -42,10 +46,13 @@ def _finished(dataset: Dataset) -> Inspection:
         rows=manifest.rows,
         rejects=manifest.rejects,
         shards=len(manifest.shards),
-        bytes=sum(shard.bytes for shard in (*manifest.shards, *manifest.reject_shards)),
+        bytes=sum(shard.bytes for shard in files),
         columns=columns,
         fault=fault or next((problem.text for problem in wrong_edges), None),
         model=manifest.model,
+        models=manifest.models or {},
+        scores=known.histogram.moment if known else None,
+        duplicates=manifest.duplicates,
         edges=edges,
         levels=manifest.level_statistics or [],
         config=manifest.config,
@@ -53,6 +60,7 @@ def _finished(dataset: Dataset) -> Inspection:
         package=manifest.package,
         created=manifest.created,
         digest=dataset.digest,
+        left_out=manifest.left_out,
     )
 
 
@@ -87,6 +95,9 @@ def _unfinished(storage: Storage) -> Inspection:
         columns=[],
         fault=None,
         model=None,
+        models={},
+        scores=None,
+        duplicates=None,
         edges=None,
         levels=[],
         config=config if isinstance(config, dict) else {},

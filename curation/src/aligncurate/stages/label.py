@@ -11,9 +11,9 @@ import pyarrow as pa
 from aligncurate.local import map_ordered
 from aligncurate.output import WrittenRejects
 from aligncurate.progress import OnProgress
-from aligncurate.stages.find_edges import open_checked, scores_of
+from aligncurate.stages.copying import open_matching, rows_per_batch
+from aligncurate.stages.find_edges import scores_of
 from alignshared import (
-    ContractError,
     Dataset,
     LevelEdges,
     LevelStatistics,
@@ -25,9 +25,7 @@ from alignshared.levels import LevelAccumulator
 from alignshared.manifest import REJECTS_FOLDER
 from alignshared.rejects import REJECT_SCHEMA
 from alignshared.schema import LEVEL_COLUMN, LEVEL_TYPE, with_level
-from alignshared.shards import IMAGE_ROW_GROUP, ShardResult, ShardWriter, writing_shard
-
-_PLAIN_ROWS_PER_BATCH = 1 << 16
+from alignshared.shards import ShardResult, ShardWriter, writing_shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +55,7 @@ class _Job:
         self.edges = edges
         self.source_schema = dataset.schema
         self.schema = with_level(self.source_schema)
-        # Rows with images are large and lie in small row groups, of which one is read at a time.
-        has_images = "image" in self.schema.names
-        self.batch_size = IMAGE_ROW_GROUP if has_images else _PLAIN_ROWS_PER_BATCH
+        self.batch_size = rows_per_batch(self.schema.names)
         self._on_progress = on_progress
         self._lock = Lock()
 
@@ -91,12 +87,7 @@ def label(
 def _label_shard(job: _Job, shard: ShardInfo) -> _LabelledShard:
     levels = LevelAccumulator(job.edges.levels)
     with ExitStack() as stack:
-        parquet = stack.enter_context(open_checked(job.dataset, shard))
-        if not parquet.schema_arrow.equals(job.source_schema):
-            raise ContractError(
-                f"the columns of {shard.file} in {job.dataset.location} are not those of its "
-                "first shard; write the dataset again."
-            )
+        parquet = stack.enter_context(open_matching(job.dataset, shard, job.source_schema))
         writer, written = stack.enter_context(writing_shard(job.storage, shard.file, job.schema))
         rejects = _RejectShard(job.storage, shard.file, stack)
         for batch in job.dataset.shard_batches(shard, parquet, batch_size=job.batch_size):

@@ -1,34 +1,55 @@
 """report: what a dataset's scores and levels look like, as one HTML file and as figures."""
 
+import logging
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from aligncurate.checks.manifest import open_dataset
-from aligncurate.places import newest_dataset, sibling_output
+from aligncurate.places import READABLE_STAGES, newest_dataset, sibling_output
 from aligncurate.progress import OnProgress, silent
 from alignshared import ContractError, Dataset, InputError, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
 if TYPE_CHECKING:
+    from aligncurate.reporting.drift import Drift
     from aligncurate.reporting.page import ReportContent
 
 PAGE = "report.html"
 HISTOGRAM = "histogram.png"
 LEVELS = "levels.png"
 GALLERY = "gallery.png"
-_FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY)
+DRIFT_PAGE = "drift.html"
+DRIFT = "drift.png"
+_FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY, DRIFT_PAGE, DRIFT)
 
 _REJECT_EXAMPLES = 3
+
+_log = logging.getLogger("aligncurate")
 
 Location = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
+class DriftFiles:
+    """Where the comparison with another dataset lies, and what moved in plain sentences."""
+
+    against: str
+    page: str
+    figure: str
+    sentences: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """Where the report lies; a figure is None where the dataset has nothing to draw in it."""
+    """Where the report lies; a figure is None where the dataset has nothing to draw in it, `drift`
+    where it was not compared.
+    """
 
     dataset: str
     folder: str
@@ -36,13 +57,16 @@ class ReportFiles:
     histogram: str | None
     levels: str | None
     gallery: str | None
+    drift: DriftFiles | None = None
 
 
 def report(
     input: Location | None = None,
     output: Location | None = None,
     *,
+    against: Location | None = None,
     examples: int = 8,
+    cut: float | None = None,
     on_progress: OnProgress = silent,
 ) -> ReportFiles:
     """Write `report.html`, one file that opens offline, and its figures as PNG.
@@ -50,28 +74,33 @@ def report(
     Args:
         input: a scored or levelled dataset; by default the newest one under `data/`.
         output: a folder of an earlier report or a new one; by default `report` beside `input`.
+        against: another scored dataset, to be compared with `input`: the report gets a second
+            page, `drift.html`, and `drift.png`. A warning is logged where scores of other weights
+            are compared.
         examples: pairs to show of each level; the same ones every time.
-        on_progress: called with the number of pairs read; every pair is read twice.
+        cut: a score, to tell how many pairs lie at or above it, in all and in each level.
+        on_progress: called with the number of pairs read. Every pair is read once, and what is
+            found is left beside the manifest, so that no later report reads them again; for
+            `cut` they are read once more.
 
     Raises:
-        InputError: the dataset has no scores, or the folder holds something else.
+        InputError: a dataset has no scores, or the folder holds something else.
     """
     from aligncurate.reporting.page import render_page
 
     if examples < 1:
         raise InputError(f"--examples {examples} cannot be: give 1 or more.")
-    found = newest_dataset("bucket", "score").location if input is None else input
+    if cut is not None and not math.isfinite(cut):
+        raise InputError(f"--cut {cut} cannot be: give a score.")
+    found = newest_dataset(*READABLE_STAGES).location if input is None else input
     dataset = open_dataset(found)
+    other = None if against is None else open_dataset(against)
     storage = Storage(sibling_output(dataset, "report") if output is None else output)
     _refuse_foreign(storage)
-    try:
-        content = _gather(dataset, examples, on_progress)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ContractError(
-            f"{dataset.location} cannot be read to its end: {error}; aligncurate validate tells "
-            "which file is damaged."
-        ) from error
-    pictures = _draw(content)
+    with _naming_damage(dataset):
+        content = _gather(dataset, examples, cut, on_progress)
+    drift = None if other is None else _compare(content, other, on_progress)
+    pictures = _draw(content, drift)
     for name in _FILES:
         if name in pictures:
             storage.write_bytes(name, pictures[name])
@@ -87,7 +116,26 @@ def report(
         histogram=places.get(HISTOGRAM),
         levels=places.get(LEVELS),
         gallery=places.get(GALLERY),
+        drift=_drift_files(drift, places) if drift else None,
     )
+
+
+def _drift_files(drift: "Drift", places: dict[str, str]) -> DriftFiles:
+    from aligncurate.reporting.drift_words import drift_sentences
+
+    sentences = drift_sentences(drift)
+    return DriftFiles(drift.other.dataset.location, places[DRIFT_PAGE], places[DRIFT], sentences)
+
+
+@contextmanager
+def _naming_damage(dataset: Dataset) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ContractError(
+            f"{dataset.location} cannot be read to its end: {error}; aligncurate validate tells "
+            "which file is damaged."
+        ) from error
 
 
 def _refuse_foreign(storage: Storage) -> None:
@@ -100,33 +148,60 @@ def _refuse_foreign(storage: Storage) -> None:
         )
 
 
-def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "ReportContent":
-    from aligncurate.reporting.gallery import choose_examples
+def _gather(
+    dataset: Dataset, examples: int, cut: float | None, on_progress: OnProgress
+) -> "ReportContent":
+    from aligncurate.reporting.clusters import find_clusters
+    from aligncurate.reporting.cut import count_cut
+    from aligncurate.reporting.gallery import read_examples
     from aligncurate.reporting.lineage import ancestors
     from aligncurate.reporting.page import ReportContent
     from aligncurate.reporting.rejected import rejected
-    from aligncurate.reporting.summary import summarise_scores
+    from aligncurate.reporting.summary import summary_of
 
     manifest = dataset.manifest
-    if manifest.shards:
-        needed = ("id", "score", LEVEL_COLUMN) if manifest.level_edges else ("id", "score")
-        require_columns(dataset.schema, needed, dataset.location)
-    summary = summarise_scores(dataset, on_progress)
+    _require_scores(dataset)
+    summary = summary_of(dataset, examples, on_progress)
     lineage = ancestors(dataset)
     kept = [dataset, *(a.dataset for a in lineage if a.dataset)]
     return ReportContent(
         dataset=dataset,
         summary=summary,
-        groups=choose_examples(dataset, summary.histogram, examples, on_progress)
-        if manifest.rows
-        else [],
+        groups=read_examples(dataset, summary.shortlist, examples) if manifest.rows else [],
         rejects=[entry for one in kept for entry in rejected(one, _REJECT_EXAMPLES)],
         lineage=lineage,
+        clusters=find_clusters(dataset, lineage),
+        cut=None if cut is None else count_cut(dataset, cut, on_progress),
     )
 
 
-def _draw(content: "ReportContent") -> dict[str, bytes]:
-    """The figures by file name; those without anything to show are left out."""
+def _require_scores(dataset: Dataset) -> None:
+    manifest = dataset.manifest
+    if manifest.shards:
+        needed = ("id", "score", LEVEL_COLUMN) if manifest.level_edges else ("id", "score")
+        require_columns(dataset.schema, needed, dataset.location)
+
+
+def _compare(content: "ReportContent", other: Dataset, on_progress: OnProgress) -> "Drift":
+    from aligncurate.reporting.drift import compare
+    from aligncurate.reporting.summary import summary_of
+
+    _require_scores(other)
+    with _naming_damage(other):
+        summary = summary_of(other, on_progress=on_progress)
+        drift = compare(content.dataset, content.summary, other, summary)
+    if drift.incomparable:
+        _log.warning(
+            "the scores of %s and %s are not of one kind: %s.",
+            content.dataset.location, other.location, "; ".join(drift.incomparable),
+        )  # fmt: skip
+    return drift
+
+
+def _draw(content: "ReportContent", drift: "Drift | None") -> dict[str, bytes]:
+    """The figures, and the page of the drift, by file name; those without anything to show are left
+    out.
+    """
     from aligncurate.reporting import figures
 
     edges, summary = content.dataset.manifest.level_edges, content.summary
@@ -137,4 +212,20 @@ def _draw(content: "ReportContent") -> dict[str, bytes]:
         pictures[LEVELS] = figures.levels_png(summary.levels)
     if any(group.examples for group in content.groups):
         pictures[GALLERY] = figures.gallery_png(content.groups)
+    if drift:
+        pictures |= _draw_drift(drift)
     return pictures
+
+
+def _draw_drift(drift: "Drift") -> dict[str, bytes]:
+    from aligncurate.reporting import figures
+    from aligncurate.reporting.drift_page import render_drift
+    from aligncurate.reporting.drift_words import name_text
+
+    base, other = drift.base, drift.other
+    names = name_text(base.name), name_text(other.name)
+    edges = base.dataset.manifest.level_edges
+    return {
+        DRIFT_PAGE: render_drift(drift).encode(),
+        DRIFT: figures.overlay_png(base.summary.histogram, other.summary.histogram, names, edges),
+    }

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from aligncurate.checks.columns import check_columns
+from aligncurate.checks.duplicates import check_duplicates
 from aligncurate.checks.files import check_strays, distinct_shards
 from aligncurate.checks.ids import check_unique
 from aligncurate.checks.levels import check_levels_file, check_statistics, edges_of
@@ -16,7 +17,7 @@ from aligncurate.checks.rejects import check_rejects, check_sums
 from aligncurate.checks.rows import RowChecker, first_schema
 from aligncurate.core.idhash import RepeatFinder
 from aligncurate.local import available_cores, map_ordered
-from aligncurate.places import newest_dataset
+from aligncurate.places import READABLE_STAGES, newest_dataset
 from aligncurate.progress import OnProgress, silent
 from alignshared import Dataset, LevelEdges, ShardInfo
 from alignshared.levels import LevelAccumulator
@@ -61,7 +62,7 @@ def validate(
     Raises:
         InputError: there is no dataset in `input` whose manifest can be read.
     """
-    found = newest_dataset("bucket", "score").location if input is None else input
+    found = newest_dataset(*READABLE_STAGES).location if input is None else input
     dataset = open_dataset(found)
     problems = ProblemList()
     shards, listed_twice = distinct_shards(dataset.manifest.shards)
@@ -73,6 +74,7 @@ def validate(
         problems.add(check_levels_file(dataset, edges))
     rows = _check_rows(dataset, shards, edges, problems, on_progress)
     problems.add(check_rejects(dataset, reject_shards))
+    problems.add(check_duplicates(dataset))
     return Validation(
         location=dataset.location,
         stage=dataset.manifest.stage,

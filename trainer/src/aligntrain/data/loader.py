@@ -260,12 +260,14 @@ class _Work(Dataset[object]):
 def _next(source: Iterator[object]) -> _Prepared | AlignError | None:
     try:
         item = next(source, None)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # Which of these it is depends on what the worker was doing.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        said = (str(error) or type(error).__name__).splitlines()[0]
         raise AlignError(
-            f"a data worker ended without a word ({str(error).splitlines()[0]}), as when memory "
-            "runs out; set data.workers lower, and look at the size of /dev/shm in a container."
+            f"a data worker ended without a word ({said}), as when memory runs out; set "
+            "data.workers lower, and look at the size of /dev/shm in a container."
         ) from error
     assert item is None or isinstance(item, _Prepared | AlignError)
     return item

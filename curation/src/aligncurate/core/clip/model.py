@@ -14,6 +14,12 @@ from open_clip.transformer import text_global_pool
 from safetensors import SafetensorError
 
 from aligncurate.core.clip.resolve import Precision, ResolvedClip
+from aligncurate.core.clip.windows import (
+    CaptionWindows,
+    LongCaptions,
+    padding_of,
+    used_tokens,
+)
 from alignshared import AlignError, InputError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -50,7 +56,13 @@ class ClipModel:
         AlignError: the model fails its checks (see `_check`).
     """
 
-    def __init__(self, resolved: ResolvedClip, precision: Precision, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        resolved: ResolvedClip,
+        precision: Precision,
+        device: str = "cpu",
+        long_captions: LongCaptions = "truncate",
+    ) -> None:
         if precision == "fp16" and device == "cpu":
             raise InputError("--precision fp16 needs a GPU; give bf16 or fp32 on a CPU.")
         self.device = torch.device(device)
@@ -63,6 +75,10 @@ class ClipModel:
         mean, std = resolved.preprocess["mean"], resolved.preprocess["std"]
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self._windows = None
+        if long_captions == "mean":
+            context_length: int = self._tokenizer([_PROBE]).shape[1]
+            self._windows = CaptionWindows(self._tokenizer, context_length)
         self._check()
 
     @torch.inference_mode()
@@ -79,25 +95,50 @@ class ClipModel:
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """Unit embeddings [N, d] float32 of `captions`, and which were longer than the tower
         reads.
+
+        The others have the same embeddings, to the bit, whatever is done with long captions.
         """
         tokens = self._tokenizer(list(captions))
         truncated = self._truncated(captions, tokens)
-        tokens = tokens.to(self.device)
+        units = self._embed_tokens(tokens)
+        long: list[int] = np.flatnonzero(truncated).tolist()
+        if self._windows and long:
+            windows = self._windows([captions[i] for i in long])
+            units[long] = self._mean_of_windows(units[long], windows, len(captions))
+        return units, truncated
+
+    def _embed_tokens(self, tokens_NL: torch.Tensor) -> npt.NDArray[np.float32]:
+        tokens = tokens_NL.to(self.device)
         if self._causal_text is None:
-            return _unit(self._model.encode_text(tokens)), truncated
-        return _unit(_encode_trimmed(self._causal_text, tokens)), truncated
+            return _unit(self._model.encode_text(tokens))
+        return _unit(_encode_trimmed(self._causal_text, tokens))
+
+    def _mean_of_windows(
+        self, first_ND: npt.NDArray[np.float32], windows: list[torch.Tensor], batch_size: int
+    ) -> npt.NDArray[np.float32]:
+        """Unit vectors [N, d] along the mean of the unit embeddings of each caption's windows, the
+        first of which are known.
+        """
+        later = torch.cat([rows[1:] for rows in windows])
+        caption = np.repeat(np.arange(len(windows)), [len(rows) - 1 for rows in windows])
+        total_ND = first_ND.astype(np.float64)
+        for begin in range(0, len(later), batch_size):
+            part = slice(begin, begin + batch_size)
+            np.add.at(total_ND, caption[part], self._embed_tokens(later[part]))
+        lengths = np.linalg.norm(total_ND, axis=1, keepdims=True)
+        return (total_ND / lengths).astype(np.float32)
 
     def _truncated(self, captions: Sequence[str], tokens_NL: torch.Tensor) -> npt.NDArray[np.bool_]:
         # A caption that fills its row either fits exactly or was cut; a longer row tells which.
         # Some tokenizers end with the token they pad with, so the last place alone says nothing.
-        pad = getattr(getattr(self._tokenizer, "tokenizer", None), "pad_token_id", 0) or 0
-        used_N = (tokens_NL != pad).sum(-1)
+        pad = padding_of(self._tokenizer)
+        used_N = used_tokens(tokens_NL, pad)
         truncated = np.zeros(len(captions), dtype=np.bool_)
         full: list[int] = torch.nonzero(used_N >= tokens_NL.shape[1] - 1).flatten().tolist()
         if full:
             rows = [captions[i] for i in full]
             longer = self._tokenizer(rows, context_length=tokens_NL.shape[1] + 1)
-            truncated[full] = ((longer != pad).sum(-1) > used_N[full]).numpy()
+            truncated[full] = (used_tokens(longer, pad) > used_N[full]).numpy()
         return truncated
 
     def _check(self) -> None:

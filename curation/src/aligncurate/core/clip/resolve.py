@@ -4,7 +4,7 @@ activation.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import open_clip
 from open_clip import pretrained
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
+from aligncurate.core.clip.view import View, preprocess_of_view
 from aligncurate.core.hub import HubError, hub_file
 from alignshared import InputError, ModelInfo, demo
 
@@ -35,7 +36,7 @@ class ResolvedClip:
 
     `open_clip_name` is what open_clip's factory takes; `preprocess` is open_clip's image
     preprocessing configuration, `image_size` the pixels per side, `embedding_dim` the width of the
-    joint space.
+    joint space, `view` how pictures are framed where that is not the model's own way.
     """
 
     name: str
@@ -47,10 +48,28 @@ class ResolvedClip:
     image_size: int
     embedding_dim: int
     preprocess: dict[str, Any]
+    view: View | None = None
 
-    def info(self, precision: Precision) -> ModelInfo:
-        """What the manifest says of the model."""
-        return ModelInfo(self.name, self.weights, self.weights_sha256, self.image_size, precision)
+    def with_view(self, view: View | None) -> "ResolvedClip":
+        """The same model with pictures framed as `view` says; None leaves them as they are."""
+        if view is None:
+            return self
+        return replace(self, preprocess=preprocess_of_view(self.preprocess, view), view=view)
+
+    def info(
+        self, precision: Precision, *, long_captions: str | None = None, decode: str | None = None
+    ) -> ModelInfo:
+        """What the manifest says of the model and of how it was used."""
+        return ModelInfo(
+            name=self.name,
+            weights=self.weights,
+            weights_sha256=self.weights_sha256,
+            image_size=self.image_size,
+            precision=precision,
+            view=self.view,
+            long_captions=long_captions,
+            decode=decode,
+        )
 
 
 def resolve_clip(name: str, weights: str | None = None) -> ResolvedClip:

@@ -6,7 +6,7 @@ the bytes.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,23 @@ from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
 PixelView = Callable[[Image.Image], npt.NDArray[np.uint8]]
+
+View = Literal["crop", "pad"]
+"""How a picture that is not square is framed, where that is not left to the model.
+
+`crop` resizes the shorter side and crops the centre, as CLIPs are trained. `pad` resizes the longer
+side and fills the square with the mean colour of the model's normalisation, so that all of the
+picture is seen. Either replaces the squashing of SigLIP-type models, whose pictures lose their
+aspect ratio.
+"""
+
+
+def preprocess_of_view(preprocess: dict[str, Any], view: View) -> dict[str, Any]:
+    """open_clip's image preprocessing configuration `preprocess`, changed to frame as `view`."""
+    if view == "crop":
+        return preprocess | {"resize_mode": "shortest"}
+    mean = tuple(int(255 * channel) for channel in preprocess["mean"])
+    return preprocess | {"resize_mode": "longest", "fill_color": mean}
 
 
 def pixel_view(preprocess: dict[str, Any]) -> PixelView:
@@ -29,8 +46,20 @@ def pixel_view(preprocess: dict[str, Any]) -> PixelView:
             f"open_clip's transform no longer ends as this code expects: {transform}"
         )
     frame = Compose(steps[:-2])
+    size = preprocess["size"]
+    shortest = min(size) if isinstance(size, list | tuple) else size
 
     def view(image: Image.Image) -> npt.NDArray[np.uint8]:
+        if preprocess.get("resize_mode") == "longest":
+            image = _at_least_a_line(image, shortest)
         return np.array(frame(image))
 
     return view
+
+
+def _at_least_a_line(image: Image.Image, size: int) -> Image.Image:
+    """`image`, made thicker if its shorter side would be resized to less than a pixel."""
+    thinnest = -(-max(image.size) // size)
+    if min(image.size) >= thinnest:
+        return image
+    return image.resize((max(image.width, thinnest), max(image.height, thinnest)))

@@ -1,0 +1,69 @@
+"""Cutting the tokens of a long caption into windows that the text tower can read."""
+
+from typing import Any, Literal
+
+import torch
+
+LongCaptions = Literal["truncate", "mean"]
+"""What is embedded of a caption that is longer than the text tower reads: its beginning, or the
+mean of the unit embeddings of its windows, made a unit vector again.
+"""
+
+MAX_WINDOWS = 16
+"""Windows of one caption; what lies beyond them is cut off. For CLIP these are 1,200 tokens."""
+
+_PROBE = "a " * 64
+_PROBE_LENGTH = 8
+
+
+class CaptionWindows:
+    """Windows of `context_length` tokens under an open_clip `tokenizer`.
+
+    A window has the marks (begin, end) that the tokenizer puts around any caption, and in between
+    as many of the caption's tokens as fit; each token is in one window.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._context_length = context_length
+        self._pad = padding_of(tokenizer)
+        # One word over and over, cut to a few tokens, shows which marks stand around the words.
+        row: list[int] = tokenizer([_PROBE], context_length=_PROBE_LENGTH)[0].tolist()
+        word = max(row, key=row.count)
+        first, last = row.index(word), _PROBE_LENGTH - row[::-1].index(word)
+        self._begin, self._end = row[:first], row[last:]
+
+    def __call__(self, captions: list[str]) -> list[torch.Tensor]:
+        """For each caption its windows [W, context_length], W from 1 to MAX_WINDOWS.
+
+        The first window is what the tokenizer gives for the caption, cut to the context.
+        """
+        marks = len(self._begin) + len(self._end)
+        inside = self._context_length - marks
+        rows_NL = self._tokenizer(captions, context_length=MAX_WINDOWS * inside + marks)
+        ends = used_tokens(rows_NL, self._pad).tolist()
+        return [
+            self._cut(row[:end], inside) for row, end in zip(rows_NL.tolist(), ends, strict=True)
+        ]
+
+    def _cut(self, tokens: list[int], inside: int) -> torch.Tensor:
+        words = tokens[len(self._begin) :]
+        if self._end and words[-len(self._end) :] == self._end:  # it may be the padding as well
+            words = words[: -len(self._end)]
+        windows = torch.full((max(-(-len(words) // inside), 1), self._context_length), self._pad)
+        for i, window in enumerate(windows):
+            row = [*self._begin, *words[i * inside : (i + 1) * inside], *self._end]
+            window[: len(row)] = torch.tensor(row)
+        return windows
+
+
+def padding_of(tokenizer: Any) -> int:
+    """The token that an open_clip `tokenizer` fills a row up with."""
+    return getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", 0) or 0
+
+
+def used_tokens(tokens_NL: torch.Tensor, pad: int) -> torch.Tensor:
+    """How many tokens [N] of each row stand before its padding."""
+    # A caption may hold the padding's token as well, so tokens are not counted one by one.
+    told = tokens_NL != pad
+    return (tokens_NL.shape[1] - told.flip(-1).int().argmax(-1)) * told.any(-1)

@@ -1,0 +1,149 @@
+"""What runs in Ray's workers: one item at a time through one step, with the ledger told.
+
+Nothing but an AlignError ends the run. What else goes wrong with an item is tried again here and
+then comes back as an `ItemFailure`; an item that makes no progress takes its worker with it, since
+a thread that hangs in a read cannot be stopped, and Ray starts the worker anew.
+"""
+
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from aligncurate.local import on_beat
+from aligncurate.units import UNIT_ATTEMPTS, OutputError, why
+from alignshared import AlignError
+
+POSITION, ITEM = "position", "item"
+
+_PAUSE_S = 0.25
+_TELL_EVERY_S = 5.0
+
+Function = Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFailure:
+    """The item at `position` of the list could not be done, and why."""
+
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a worker needs beside the function: the run, its step, the ledger and the patience."""
+
+    run: str
+    step: int
+    ledger: Any
+    timeout_s: float
+
+
+class _Watch:
+    """Sees to it that the item in hand goes on, from a thread of its own."""
+
+    def __init__(self, ledger: Any, timeout_s: float) -> None:
+        self._ledger, self._timeout_s = ledger, timeout_s
+        self._item: int | None = None
+        self._moved = self._told = time.monotonic()
+        on_beat(self.beat)
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def begin(self, item: int) -> None:
+        self._item, self._moved = item, time.monotonic()
+
+    def end(self) -> None:
+        self._item = None
+
+    def beat(self) -> None:
+        self._moved = time.monotonic()
+        if self._moved - self._told > _TELL_EVERY_S:
+            self._told = self._moved
+            self._ledger.beat.remote()
+
+    def _look(self) -> None:
+        import ray
+
+        while True:
+            time.sleep(min(self._timeout_s / 4, 1.0))
+            item = self._item
+            if item is not None and time.monotonic() - self._moved > self._timeout_s:
+                reason = f"no progress for {self._timeout_s:g} seconds on {socket.gethostname()}"
+                ray.get(self._ledger.fail.remote(item, f"{reason}; a file or server hangs"))
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+_watches: dict[str, _Watch] = {}
+
+
+def _watch(bench: Bench) -> _Watch:
+    """The one watch of this process over the run."""
+    if bench.run not in _watches:
+        _watches[bench.run] = _Watch(bench.ledger, bench.timeout_s)
+    return _watches[bench.run]
+
+
+def made(make: Callable[[], Function]) -> Function:
+    """The function of a step; where it cannot be made, one that answers every item with why."""
+    try:
+        return make()
+    except AlignError as error:
+        failure = error
+        return lambda _: failure
+
+
+def call(function: Function, bench: Bench, batch: pa.Table) -> pa.Table:
+    """One step for the items in `batch`: the table of what became of them."""
+    positions = batch[POSITION].to_pylist()
+    results = [
+        _result(function, bench, position, item.as_py())
+        for position, item in zip(positions, batch[ITEM], strict=True)
+    ]
+    pickled = pa.array([pickle.dumps(result) for result in results], pa.large_binary())
+    return pa.table({POSITION: pa.array(positions, pa.int64()), ITEM: pickled})
+
+
+def _result(function: Function, bench: Bench, position: int, pickled: bytes) -> Any:
+    import ray
+
+    item = pickle.loads(pickled)
+    if isinstance(item, AlignError | ItemFailure):  # of the step before
+        return item
+    reason: Any = ray.get(bench.ledger.begin.remote(position, bench.step, socket.gethostname()))
+    if reason is not None:
+        return ItemFailure(position, reason)
+    watch = _watch(bench)
+    watch.begin(position)
+    try:
+        result = _tried(function, position, item)
+    finally:
+        watch.end()
+    if isinstance(result, ItemFailure):
+        ray.get(bench.ledger.fail.remote(position, result.reason))
+    else:
+        ray.get(bench.ledger.end.remote(position, bench.step))
+    return result
+
+
+def _tried(function: Function, position: int, item: Any) -> Any:
+    attempt = 1
+    while True:
+        try:
+            return function(item)
+        except AlignError as error:
+            lasting = not isinstance(error, OutputError) or error.lasting
+            if lasting or attempt == UNIT_ATTEMPTS:
+                return error
+        except Exception as error:  # noqa: BLE001 it is told, with the item's name
+            if attempt == UNIT_ATTEMPTS:
+                return ItemFailure(position, why(error))
+        time.sleep(_PAUSE_S * 2 ** (attempt - 1))
+        attempt += 1

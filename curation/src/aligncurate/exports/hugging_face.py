@@ -1,0 +1,155 @@
+"""A folder that `datasets.load_dataset` and the Hub read: Parquet of a split `train` and a card."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, batches_of
+from aligncurate.reporting.lineage import ancestors
+from aligncurate.reporting.words import count_text, printable, score_text, share_text
+from alignshared import Dataset, Storage
+from alignshared.schema import type_name, with_features
+from alignshared.shards import writing_shard
+
+PAIRS_PER_FILE = 10_000
+
+CARD_FILE = "README.md"
+
+
+class HuggingFaceExporter:
+    """`data/train-00000-of-00004.parquet` and on, one for each of `spans` spans; `README.md`."""
+
+    def __init__(self, dataset: Dataset, spans: int) -> None:
+        self._dataset = dataset
+        self._schema = with_features(dataset.schema)
+        self._spans = spans
+
+    def write(self, span: Span, output: Storage) -> WrittenSpan:
+        """Write the Parquet file of `span`, all columns."""
+        file = f"data/train-{span.index:05d}-of-{self._spans:05d}.parquet"
+        without = 0
+        with writing_shard(output, file, self._schema) as (writer, result):
+            for batch in batches_of(self._dataset, span):
+                if "image" in self._schema.names:
+                    without += batch.column("image").field("bytes").null_count
+                writer.write(pa.Table.from_batches([batch]))
+        info = result.info
+        written = WrittenFile(info.file, info.rows, info.bytes, info.sha256)
+        return WrittenSpan(span.index, span.rows, [written], 0, without)
+
+    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
+        """Write the card; the Parquet files and it."""
+        files = [file for span in spans for file in span.files]
+        card = _card(self._dataset, self._schema, files)
+        sha256 = output.write_bytes(CARD_FILE, card)
+        return [*files, WrittenFile(CARD_FILE, 0, len(card), sha256)]
+
+
+def _card(dataset: Dataset, schema: pa.Schema, files: list[WrittenFile]) -> bytes:
+    from huggingface_hub import DatasetCardData
+
+    rows, size = sum(file.rows for file in files), sum(file.bytes for file in files)
+    split = {"name": "train", "num_bytes": size, "num_examples": rows}
+    data = DatasetCardData(
+        configs=[
+            {
+                "config_name": "default",
+                "data_files": [{"split": "train", "path": "data/train-*"}],
+            }
+        ],
+        dataset_info={
+            "features": [{"name": field.name} | feature_of(field) for field in schema],
+            "splits": [split],
+            "download_size": size,
+            "dataset_size": size,
+        },
+    )
+    text = "\n".join(_text(dataset, rows))
+    return f"---\n{data.to_yaml()}\n---\n\n{text}\n".encode()
+
+
+def feature_of(field: pa.Field) -> dict[str, Any]:
+    """The type of a column as the header of a card names it."""
+    return {"dtype": "image"} if field.name == "image" else _feature(field.type)
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_struct(kind):
+        return {"struct": [{"name": child.name} | _feature(child.type) for child in kind]}
+    if pa.types.is_fixed_size_list(kind):
+        return {"list": _item(kind.value_type), "length": kind.list_size}
+    if pa.types.is_large_list(kind):
+        return {"large_list": _item(kind.value_type)}
+    if pa.types.is_list(kind):
+        return {"list": _item(kind.value_type)}
+    return {"dtype": type_name(kind)}
+
+
+def _item(kind: pa.DataType) -> Any:
+    """What a list holds: bare for a plain type or a struct."""
+    feature = _feature(kind)
+    return next(iter(feature.values())) if feature.keys() & {"dtype", "struct"} else feature
+
+
+def _text(dataset: Dataset, rows: int) -> Iterator[str]:
+    manifest = dataset.manifest
+    yield f"# {count_text(rows, 'image-text pair')}"
+    yield ""
+    yield from _model_text(dataset)
+    if manifest.level_statistics and manifest.edges:
+        yield from ("## Levels", "")
+        yield "`level` is 1 plus the number of edges that are not above `score`."
+        yield from (
+            "",
+            "| level | from score | pairs | share | mean score |",
+            "|--:|--:|--:|--:|--:|",
+        )
+        for level, edge in zip(manifest.level_statistics, (None, *manifest.edges), strict=True):
+            yield (
+                f"| {level.level} | {score_text(edge)} | {level.count:,} | "
+                f"{share_text(level.share)} | {score_text(level.mean)} |"
+            )
+        yield ""
+    yield from (
+        "## Lineage",
+        "",
+        "| stage | pairs | rejects | left out | SHA-256 of its manifest |",
+    )
+    yield "|---|--:|--:|--:|---|"
+    yield _lineage_row(dataset.digest, dataset)
+    # Without locations: these are folders on the machine that wrote the card.
+    for ancestor in ancestors(dataset):
+        yield _lineage_row(ancestor.parent.sha256, ancestor.dataset)
+    yield from ("", f"Written by {_cell(manifest.package)}.", "", "## Licence", "")
+    yield (
+        "Pictures and captions keep the licences of where they come from. Whoever publishes this "
+        "names them here, and as `license` in the header."
+    )
+
+
+def _model_text(dataset: Dataset) -> Iterator[str]:
+    model = dataset.manifest.model
+    if model:
+        yield (
+            f"`score` is the cosine of image and caption by CLIP {_cell(model.name)} (weights "
+            f"{_cell(model.weights)}, {model.precision}, {model.image_size} px, SHA-256 "
+            f"`{_cell(model.weights_sha256)}`)."
+        )
+        yield ""
+
+
+def _lineage_row(digest: str | None, dataset: Dataset | None) -> str:
+    known = f"`{_cell(digest)}`" if digest else ""
+    if dataset is None:
+        return f"| source or not at hand | | | | {known} |"
+    manifest = dataset.manifest
+    return (
+        f"| {_cell(manifest.stage)} | {manifest.rows:,} | {manifest.reject_count:,} | "
+        f"{manifest.left_out:,} | {known} |"
+    )
+
+
+def _cell(text: str) -> str:
+    """`text` as a cell of a table holds it, with nothing that Markdown or HTML would act on."""
+    return "".join("_" if c in "|`<>[]&\\" else c for c in printable(text))

@@ -1,0 +1,91 @@
+"""LLaVA's JSON, with the field `similarity` from which AlignGPT's authors take the level.
+
+    {"id": ..., "image": "images/00000/000000000.jpg", "conversations": [...], "similarity": 7}
+
+`similarity` is the level counted from 0, as their trainer does; the score stands beside it under
+`score`, which theirs does not look at. Paths of pictures start from the folder of the JSON.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from aligncurate.exports.naming import json_line, picture_suffix, row_name
+from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, row_dicts
+from aligncurate.output import RUN_FOLDER
+from alignshared import Dataset, Storage
+from alignshared.schema import LEVEL_COLUMN
+
+PAIRS_FILE = "pairs.json"
+IMAGES_FOLDER = "images"
+PAIRS_PER_FOLDER = 1_000
+
+_COLUMNS = ("id", "image", "caption", "conversations", "score", LEVEL_COLUMN)
+_REQUEST = "Provide a brief description of the given image."
+"""One of those in LLaVA-Pretrain; the template that pre-training uses throws it away."""
+
+
+class LlavaExporter:
+    """`pairs.json`, and the pictures in `images/`, a folder for each span."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._columns = [name for name in _COLUMNS if name in dataset.schema.names]
+
+    def write(self, span: Span, output: Storage) -> WrittenSpan:
+        """Write the pictures of `span`, and its records to a part of the list to come."""
+        pictures = rows = 0
+        with output.writing(_part(span.index)) as part:
+            for number, row in row_dicts(self._dataset, span, self._columns):
+                image = None
+                content = (row.pop("image", None) or {}).get("bytes")
+                if content is not None:
+                    name = f"{row_name(number)}.{picture_suffix(content)}"
+                    image = f"{IMAGES_FOLDER}/{span.index:05d}/{name}"
+                    output.write_bytes(image, content)
+                    pictures += 1
+                part.write(json_line(_record(row, image)) + b"\n")
+                rows += 1
+        return WrittenSpan(span.index, rows, [], pictures, rows - pictures)
+
+    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
+        """Write `pairs.json`, record by record, from the parts."""
+        with output.writing(PAIRS_FILE) as whole:
+            separator = b"[\n"
+            for span in spans:
+                for line in _lines(output, span.index):
+                    whole.write(separator + line)
+                    separator = b",\n"
+            whole.write(b"\n]\n")
+        rows = sum(span.rows for span in spans)
+        return [WrittenFile(PAIRS_FILE, rows, whole.bytes_written, whole.sha256)]
+
+
+def _part(index: int) -> str:
+    return f"{RUN_FOLDER}/parts/{index:07d}.jsonl"
+
+
+def _lines(output: Storage, index: int) -> Iterator[bytes]:
+    with output.open(_part(index)) as stream:
+        yield from stream.read().splitlines()
+
+
+def _record(row: dict[str, Any], image: str | None) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": row["id"]}
+    if image is not None:
+        record["image"] = image
+    turns = row.get("conversations")
+    record["conversations"] = _turns(row, image) if turns is None else turns
+    if row.get(LEVEL_COLUMN) is not None:
+        record["similarity"] = row[LEVEL_COLUMN] - 1
+    if row.get("score") is not None:
+        record["score"] = row["score"]
+    return record
+
+
+def _turns(row: dict[str, Any], image: str | None) -> list[dict[str, str]]:
+    """A plain pair as LLaVA-Pretrain has it."""
+    request = _REQUEST if image is None else f"{_REQUEST}\n<image>"
+    return [
+        {"from": "human", "value": request},
+        {"from": "gpt", "value": row.get("caption") or ""},
+    ]

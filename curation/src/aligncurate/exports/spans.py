@@ -1,0 +1,107 @@
+"""Rows of a dataset by their number, from whichever shards they lie in, and what is written of
+them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from alignshared import Dataset, Storage
+from alignshared.shards import IMAGE_ROW_GROUP
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Rows `first` to `first + rows` of a dataset, counted from 0; `index` numbers the spans."""
+
+    index: int
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A file of an export, and how many pairs are in it."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenSpan:
+    """What was written of a span: its files, and pictures that are files of their own."""
+
+    index: int
+    rows: int
+    files: list[WrittenFile]
+    pictures: int = 0
+    without_picture: int = 0
+
+
+class Exporter(Protocol):
+    """A format. It is made for one export and called from several threads."""
+
+    def write(self, span: Span, output: Storage) -> WrittenSpan:
+        """Write the rows of `span`; the same files with the same bytes each time."""
+        ...
+
+    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
+        """Write what goes over all spans; returns every file that is to be listed, in order."""
+        ...
+
+
+def cut_into_spans(rows: int, size: int) -> list[Span]:
+    """Spans of `size` rows over `rows`; the last may be shorter."""
+    firsts = range(0, rows, size)
+    return [Span(index, first, min(size, rows - first)) for index, first in enumerate(firsts)]
+
+
+def batches_of(
+    dataset: Dataset, span: Span, columns: Sequence[str] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of `span` in order, in batches of a row group of pictures at most."""
+    begin = 0
+    for shard in dataset.manifest.shards:
+        first, end = max(span.first - begin, 0), min(span.first + span.rows - begin, shard.rows)
+        begin += shard.rows
+        if first >= end:
+            continue
+        with dataset.open_shard(shard) as parquet:
+            groups, skip = _touched(parquet, first, end)
+            left = end - first
+            for batch in dataset.shard_batches(shard, parquet, columns, IMAGE_ROW_GROUP, groups):
+                wanted = batch.slice(skip, left)
+                skip = max(skip - batch.num_rows, 0)
+                left -= wanted.num_rows
+                if wanted.num_rows:
+                    yield wanted
+
+
+def _touched(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[int], int]:
+    """Row groups that hold rows `first` to `end` of a shard, and how many rows to skip in them."""
+    groups: list[int] = []
+    skip = at = 0
+    for index in range(parquet.num_row_groups):
+        rows = parquet.metadata.row_group(index).num_rows
+        if at + rows > first and at < end:
+            if not groups:
+                skip = first - at
+            groups.append(index)
+        at += rows
+    return groups, skip
+
+
+def row_dicts(
+    dataset: Dataset, span: Span, columns: Sequence[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and values of each row of `span`."""
+    number = span.first
+    for batch in batches_of(dataset, span, columns):
+        for row in batch.to_pylist():
+            yield number, row
+            number += 1

@@ -1,0 +1,251 @@
+"""One writer per output folder: a lock that a killed run cannot leave behind.
+
+On disk it is the kernel's (`flock`), which ends with the process that holds it, however that ends.
+Where there is none, in object stores, it is a lease: a file that says who writes, renewed while the
+run lives, and taken over when it has not been renewed for a while or when its process, on this
+host, is gone. Object stores give pyarrow no atomic creation, so two runs that start within the same
+second are told apart by reading the lease once more after a pause.
+
+The holder is a thread, since a thread that asks again has left its earlier run.
+"""
+
+import errno
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from alignshared import AlignError, Storage
+
+LEASE_S = 120.0
+"""Seconds without renewal after which a lease counts as left behind."""
+
+_RENEW_S = 30.0
+_SETTLE_S = 1.0
+_NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who writes: host, process and when it began (clock ticks since boot; None if unknown), since
+    when, and its last sign of life in seconds since the epoch.
+    """
+
+    host: str
+    pid: int
+    started: int | None
+    since: str
+    token: str
+    seen: float
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since}"
+
+
+class _Lock(Protocol):
+    def check(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
+_held: dict[str, tuple[_Lock, threading.Thread]] = {}
+_guard = threading.Lock()
+
+
+def hold(storage: Storage, name: str) -> None:
+    """Make this thread the one writer of `storage`, by its file `name`.
+
+    Raises:
+        AlignError: another run is writing there; the message says which.
+    """
+    with _guard:
+        if storage.location in _held:
+            _, holder = _held[storage.location]
+            if holder is not threading.current_thread() and holder.is_alive():
+                raise _refusal(storage, _ourselves())
+            return
+        _held[storage.location] = (_acquire(storage, name), threading.current_thread())
+
+
+def let_go(storage: Storage) -> None:
+    """Give the lock up; fine if there is none."""
+    with _guard:
+        held = _held.pop(storage.location, None)
+    if held is not None:
+        held[0].release()
+
+
+def check_held(storage: Storage) -> None:
+    """Find out whether the lock is still ours.
+
+    Raises:
+        AlignError: this run was thought dead and another one writes there now.
+    """
+    held = _held.get(storage.location)
+    if held is not None:
+        held[0].check()
+
+
+def _acquire(storage: Storage, name: str) -> _Lock:
+    if "://" not in storage.location:
+        try:
+            return _FileLock(storage, name)
+        except ImportError:  # no flock in this system
+            pass
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+    return _Lease(storage, name)
+
+
+class _FileLock:
+    """The kernel's lock on a file, which tells who holds it."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        import fcntl
+
+        path = Path(storage.path(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(self._file)
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise _refusal(storage, _read(storage, name)) from error
+                raise
+            if self._is_at(path):
+                break
+            os.close(self._file)  # its last holder has finished and deleted it
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, json.dumps(asdict(_ourselves())).encode(), 0)
+
+    def _is_at(self, path: Path) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), path.stat())
+        except FileNotFoundError:
+            return False
+
+    def check(self) -> None:
+        """The kernel keeps it."""
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+class _Lease:
+    """A file that is renewed while its holder lives."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage, self._name = storage, name
+        self._owner = _ourselves()
+        self._taken_by: Owner | None = None
+        there = _read(storage, name)
+        if there is not None and _is_alive(there):
+            raise _refusal(storage, there)
+        self._write()
+        time.sleep(_SETTLE_S)
+        there = _read(storage, name)
+        if there is None or there.token != self._owner.token:
+            raise _refusal(storage, there)
+        self._over = threading.Event()
+        self._renewal = threading.Thread(target=self._renew, daemon=True)
+        self._renewal.start()
+
+    def _write(self) -> None:
+        self._storage.write_json(self._name, asdict(self._owner) | {"seen": time.time()})
+
+    def _renew(self) -> None:
+        while not self._over.wait(_RENEW_S):
+            try:
+                there = _read(self._storage, self._name)
+                if there is not None and there.token != self._owner.token:
+                    self._taken_by = there
+                    return
+                self._write()
+            except (AlignError, OSError):  # a server that fails now may answer next time
+                continue
+
+    def check(self) -> None:
+        if self._taken_by is not None:
+            raise AlignError(
+                f"{self._storage.location} was taken over by {self._taken_by} while this run gave "
+                "no sign of life; stop one of the two and run the other again."
+            )
+
+    def release(self) -> None:
+        self._over.set()
+        self._renewal.join(_SETTLE_S)
+        if self._taken_by is None:
+            with suppress(AlignError, OSError):  # then it runs out
+                self._storage.delete(self._name)
+
+
+def _refusal(storage: Storage, owner: Owner | None) -> AlignError:
+    who = "another run" if owner is None else str(owner)
+    advice = "wait for it to end"
+    if owner is not None and owner.host != socket.gethostname():
+        advice += f", or, if it is dead, {LEASE_S:.0f} seconds after its last sign of life"
+    return AlignError(
+        f"{storage.location} is being written by {who}; {advice}, or name another --output."
+    )
+
+
+def _ourselves() -> Owner:
+    return Owner(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=_started(os.getpid()),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        token=secrets.token_hex(8),
+        seen=time.time(),
+    )
+
+
+def _read(storage: Storage, name: str) -> Owner | None:
+    """The owner that the file names; None if there is none or it cannot be made out."""
+    if not storage.exists(name):
+        return None
+    try:
+        fields: dict[str, Any] = json.loads(storage.read_bytes(name))
+        return Owner(**fields)
+    except (AlignError, ValueError, TypeError):
+        return None
+
+
+def _is_alive(owner: Owner) -> bool:
+    if owner.host == socket.gethostname() and not _runs(owner):
+        return False
+    return time.time() - owner.seen < LEASE_S
+
+
+def _runs(owner: Owner) -> bool:
+    """Whether the process of `owner`, of this host, is there and not another with its number; what
+    this process has not given up properly, it does not hold any more.
+    """
+    if owner.pid == os.getpid():
+        return False
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return owner.started in (None, _started(owner.pid))
+
+
+def _started(pid: int) -> int | None:
+    """When process `pid` began, in clock ticks since boot; None where /proc does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return int(fields[19])

@@ -1,0 +1,151 @@
+"""The largest clusters of a dedup run: a pair that stayed and those that went in its favour."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from heapq import nlargest
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aligncurate.reporting.lineage import Ancestor
+from aligncurate.reporting.rows import read_rows
+from aligncurate.reporting.template import picture_card
+from aligncurate.reporting.words import clip_middle, clip_text, score_text
+from alignshared import Dataset, DuplicateInfo
+
+_CLUSTERS = 6
+_SHOWN_OF_EACH = 7
+_BATCH_ROWS = 1 << 16
+
+_compute: Any = pc  # pyarrow makes these functions when it is imported: no checker sees them
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A pair of a cluster; `cosine` and `kind` are None for the one that stayed. `row` is None
+    where its row cannot be read any more.
+    """
+
+    id: str
+    cosine: float | None
+    kind: str | None
+    row: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """`size` pairs, of which the first of `members` stayed; the others, some of them, are the
+    least like it first.
+    """
+
+    size: int
+    members: list[Member]
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """What the dedup run at `location` found, and its largest clusters."""
+
+    location: str
+    found: DuplicateInfo
+    threshold: float | None
+    largest: list[Cluster]
+
+
+def find_clusters(dataset: Dataset, lineage: list[Ancestor]) -> Clusters | None:
+    """The clusters of `dataset`, or of the nearest ancestor that a dedup run wrote; None if there
+    is none.
+
+    The pictures of the pairs that went are read from what that run read, while it is there
+    unchanged. The ids of the pairs that stayed for others are in memory, with a count each.
+    """
+    known = [dataset, *(ancestor.dataset for ancestor in lineage if ancestor.dataset)]
+    found = next((one for one in known if one.manifest.duplicates), None)
+    if found is None or found.manifest.duplicates is None:
+        return None
+    wanted = {parent.location: parent.sha256 for parent in found.manifest.parents}
+    source = next((one for one in known if wanted.get(one.location) == one.digest), None)
+    near = found.manifest.config.get("near")
+    return Clusters(
+        location=found.location,
+        found=found.manifest.duplicates,
+        threshold=near.get("threshold") if isinstance(near, dict) else None,
+        largest=_largest(found, source or found),
+    )
+
+
+def _largest(found: Dataset, source: Dataset) -> list[Cluster]:
+    sizes: dict[str, int] = {}
+    for batch in _duplicates(found, ["kept_id"]):
+        for entry in batch.column(0).value_counts():
+            id_ = entry["values"].as_py()
+            sizes[id_] = sizes.get(id_, 1) + entry["counts"].as_py()
+    # Of equal sizes those with the greater ids, for want of something better: always the same.
+    top = nlargest(_CLUSTERS, sizes.items(), key=lambda item: (item[1], item[0]))
+    members: dict[str, list[Member]] = {id_: [Member(id_, None, None, None)] for id_, _ in top}
+    chosen = pa.array(list(members), pa.string())
+    for batch in _duplicates(found, None):
+        some = batch.filter(_compute.is_in(batch.column("kept_id"), chosen))
+        for row in some.to_pylist():
+            mates = members[row["kept_id"]]
+            mates.append(Member(row["id"], row["cosine"], row["kind"], None))
+            mates[1:] = sorted(mates[1:], key=lambda m: (m.cosine or 0, m.id))[:_SHOWN_OF_EACH]
+    rows = _rows_of(source, {member.id for mates in members.values() for member in mates})
+    return [
+        Cluster(size, [Member(m.id, m.cosine, m.kind, rows.get(m.id)) for m in members[id_]])
+        for id_, size in top
+    ]
+
+
+def _duplicates(found: Dataset, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    duplicates = found.manifest.duplicates
+    for shard in duplicates.shards if duplicates else ():
+        with found.open_shard(shard) as parquet:
+            yield from found.shard_batches(shard, parquet, columns, _BATCH_ROWS)
+
+
+def _rows_of(source: Dataset, ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Captions, scores and pictures by id, of those of `ids` that `source` has."""
+    wanted = pa.array(sorted(ids), pa.string())
+    places: dict[tuple[int, int], str] = {}
+    for index, shard in enumerate(source.manifest.shards):
+        first = 0
+        with source.open_shard(shard) as parquet:
+            for batch in source.shard_batches(shard, parquet, ["id"], _BATCH_ROWS):
+                inside = _compute.indices_nonzero(
+                    _compute.is_in(batch.column(0), wanted)
+                ).to_pylist()
+                for row in inside:
+                    places[index, first + row] = batch.column(0)[row].as_py()
+                first += batch.num_rows
+    rows = read_rows(source, set(places), ("caption", "score", "image"))
+    return {places[place]: row for place, row in rows}
+
+
+def cluster_cards(clusters: Clusters | None) -> list[dict[str, Any]]:
+    """What the page shows of each cluster."""
+    return [
+        {
+            "size": cluster.size,
+            "hidden": cluster.size - len(cluster.members),
+            "cards": [_card(member) for member in cluster.members],
+        }
+        for cluster in (clusters.largest if clusters else ())
+    ]
+
+
+def _card(member: Member) -> dict[str, Any]:
+    row = member.row or {}
+    image = row.get("image") or {}
+    card = {
+        "id": clip_middle(member.id),
+        "caption": clip_text(row.get("caption") or ""),
+        "score": score_text(row.get("score")),
+        "cosine": None if member.cosine is None else score_text(member.cosine),
+        "kind": member.kind,
+        **picture_card(image.get("bytes")),
+    }
+    if member.row is None:
+        card["missing"] = "not readable from here"
+    return card

@@ -1,0 +1,180 @@
+"""The shortlist of example pairs: the same ones for every layout of shards, found in the one pass
+that the summary of a dataset takes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from aligncurate.core.idhash import hash_ids
+from alignshared import Manifest
+
+_SAMPLE = 4096
+"""About so many pairs, drawn by the hash of their ids, are looked at for those near the median."""
+
+_HASHES = 1 << 64
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Pick:
+    """A row on the shortlist, in the order of preference: least `key` first, `digest` breaks
+    ties.
+    """
+
+    key: float
+    digest: int
+    id: str = field(compare=False)
+    score: float = field(compare=False)
+    shard: int = field(compare=False)
+    row: int = field(compare=False)
+
+
+_Rank = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int8]], npt.NDArray[np.float64]]
+"""Preference [n] for rows by scores [n] and levels [n]: the least are taken, infinite never."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Examples of one kind; `near_median` ones are chosen of a sample when the median is known."""
+
+    title: str
+    level: int | None
+    rank: _Rank
+    near_median: bool = False
+
+
+def kinds_of(manifest: Manifest) -> list[Kind]:
+    """What is shown of a dataset: pairs of each level, the highest first; without levels its
+    highest, its most ordinary (nearest to the median) and its lowest pairs.
+    """
+    edges = manifest.level_edges
+    if edges:
+        return [_level_kind(level) for level in range(edges.levels, 0, -1)]
+    return [
+        Kind("Highest scores", None, lambda scores, _: -scores.astype(np.float64)),
+        Kind("Around the median", None, lambda scores, _: np.zeros(len(scores)), near_median=True),
+        Kind("Lowest scores", None, lambda scores, _: scores.astype(np.float64)),
+    ]
+
+
+def _level_kind(level: int) -> Kind:
+    return Kind(f"Level {level}", level, lambda _, levels: np.where(levels == level, 0.0, np.inf))
+
+
+class Shortlist:
+    """The best `capacity` rows of each kind. A level's are those whose ids have the least hashes:
+    as good as drawn at random, yet the same in every run and for any number and order of shards.
+    """
+
+    def __init__(self, manifest: Manifest, capacity: int) -> None:
+        self.capacity = capacity
+        self._kinds = kinds_of(manifest)
+        self._sample_below = min(_HASHES * _SAMPLE // max(manifest.rows, 1), _HASHES - 1)
+        self.picks: list[list[Pick]] = [[] for _ in self._kinds]
+
+    def add(
+        self,
+        ids: pa.Array,
+        scores: npt.NDArray[np.float32],
+        levels: npt.NDArray[np.int8],
+        shard: int,
+        first_row: int,
+        bounds: list[Pick | None],
+    ) -> None:
+        """Take in rows of `shard` from `first_row` on; of each kind those not before its bound can
+        be passed over.
+        """
+        digests = hash_ids(ids)
+        for i, kind in enumerate(self._kinds):
+            keys = np.where(np.isfinite(scores), kind.rank(scores, levels), np.inf)
+            if kind.near_median:
+                rows = np.flatnonzero(
+                    np.isfinite(keys) & (digests <= np.uint64(self._sample_below))
+                ).tolist()
+            else:
+                full = self.picks[i][-1] if len(self.picks[i]) >= self.capacity else None
+                rows = _best_rows(keys, digests, [full, bounds[i]], self.capacity)
+            found = [
+                Pick(
+                    float(keys[row]),
+                    int(digests[row]),
+                    ids[row].as_py() or "",
+                    float(scores[row]),
+                    shard,
+                    first_row + row,
+                )
+                for row in rows
+            ]
+            self._keep(i, found)
+
+    def merge(self, other: Self) -> None:
+        """Take in the picks of another part."""
+        for i, picks in enumerate(other.picks):
+            self._keep(i, picks)
+
+    def _keep(self, kind: int, found: list[Pick]) -> None:
+        if self._kinds[kind].near_median:
+            self.picks[kind] += found
+        elif found:
+            self.picks[kind] = sorted(self.picks[kind] + found)[: self.capacity]
+
+    def bounds(self) -> list[Pick | None]:
+        """Of each kind the last pick, if there is no room for another."""
+        return [
+            picks[-1] if len(picks) >= self.capacity and not kind.near_median else None
+            for kind, picks in zip(self._kinds, self.picks, strict=True)
+        ]
+
+    def close(self, median: float) -> None:
+        """Choose of the sample the pairs nearest to `median`; nothing is taken in any more."""
+        for i, kind in enumerate(self._kinds):
+            if kind.near_median:
+                nearest = sorted(self.picks[i], key=lambda p: (abs(p.score - median), p.digest))
+                self.picks[i] = nearest[: self.capacity]
+
+    def to_json(self) -> dict[str, Any]:
+        """The picks in their order, as [id, score, shard, row]."""
+        return {
+            "capacity": self.capacity,
+            "picks": [[[p.id, p.score, p.shard, p.row] for p in picks] for picks in self.picks],
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], manifest: Manifest) -> Self:
+        """Read what `to_json` wrote of a closed shortlist.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError: it did not write this of this dataset.
+        """
+        shortlist = cls(manifest, int(fields["capacity"]))
+        shortlist.picks = [
+            [Pick(0.0, 0, str(i), float(s), int(shard), int(row)) for i, s, shard, row in picks]
+            for picks in fields["picks"]
+        ]
+        if len(shortlist.picks) != len(shortlist._kinds):
+            raise ValueError("it has examples of other kinds")
+        for pick in (pick for picks in shortlist.picks for pick in picks):
+            if not 0 <= pick.row < manifest.shards[pick.shard].rows:
+                raise ValueError("it names a row that is not there")
+        return shortlist
+
+
+def _best_rows(
+    keys: npt.NDArray[np.float64],
+    digests: npt.NDArray[np.uint64],
+    bounds: list[Pick | None],
+    limit: int,
+) -> list[int]:
+    """Rows of a batch, at most `limit`, that come before all `bounds`."""
+    eligible = np.isfinite(keys)
+    for bound in bounds:
+        if bound is not None:
+            closer = (keys == bound.key) & (digests < np.uint64(bound.digest))
+            eligible &= (keys < bound.key) | closer
+    rows = np.flatnonzero(eligible)
+    order = np.lexsort((digests[rows], keys[rows]))[:limit]
+    return rows[order].tolist()

@@ -1,0 +1,258 @@
+"""The files that a location names: one file, a folder to its bottom, a glob, or numbers in braces.
+
+The same on disk and in object stores.
+"""
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs
+
+from alignshared import AlignError, InputError, Storage
+from alignshared.filesystems import normal_location, one_line
+
+_WILD = re.compile(r"[*?\[]")
+_BEFORE_WILD = re.compile(r"[*?\[{]")
+_BRACES = re.compile(r"\{(\d+\.\.\d+|[^{},]*(?:,[^{},]*)+)\}")
+_MAX_EXPANDED = 1_000_000
+_LISTED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file that was found: its path or URI, bytes, and time of last change in nanoseconds."""
+
+    location: str
+    size: int
+    time_ns: int
+
+
+def find_files(location: str) -> list[FoundFile]:
+    """The files that `location` names, sorted; all their names are in memory at once.
+
+    Links to files are files, links to folders are not followed.
+
+    Raises:
+        InputError: a folder cannot be listed, or a file that braces name is not there.
+    """
+    whole = normal_location(location)
+    if (found := _at(whole)) is not None:
+        return found
+    patterns = expand_braces(whole)
+    plain = [pattern for pattern in patterns if not _WILD.search(pattern)]
+    files = _named(plain) if patterns != [whole] else []
+    for pattern in patterns:
+        if _WILD.search(pattern):
+            files += _matching(pattern)
+    return sorted(set(files), key=lambda file: file.location)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """`x-{08..10}.tar` as `x-08.tar`, `x-09.tar`, `x-10.tar`; `{a,b}` likewise.
+
+    Raises:
+        InputError: there would be more than a million.
+    """
+    match = _BRACES.search(pattern)
+    if match is None:
+        return [pattern]
+    low, dots, high = match[1].partition("..")
+    if dots and low.isdigit() and high.isdigit():
+        _require_few(int(high) - int(low), pattern)
+        choices = [str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)]
+    else:
+        choices = match[1].split(",")
+    rests = expand_braces(pattern[match.end() :])
+    _require_few(len(choices) * len(rests), pattern)
+    return [f"{pattern[: match.start()]}{choice}{rest}" for choice in choices for rest in rests]
+
+
+def split_location(location: str) -> tuple[Storage, str]:
+    """The folder that `location` lies in, and its name there."""
+    folder, _, name = location.rpartition("/")
+    return Storage(folder or "/"), name
+
+
+@contextmanager
+def opened(location: str) -> Iterator[pa.NativeFile]:
+    """The file at `location`, open for reading at any position.
+
+    Raises:
+        InputError: it is not there.
+        AlignError: it can no longer be read, because of a fault of the disk or the store.
+    """
+    storage, name = split_location(location)
+    try:
+        with storage.open(name) as stream:
+            yield stream
+    except OSError as error:
+        raise AlignError(
+            f"{location} cannot be read: {one_line(error)}; run the same command to go on."
+        ) from error
+
+
+def static_folder(location: str) -> str:
+    """The folder itself, the folder of a file, or the one above the first wildcard or brace."""
+    whole = normal_location(location)
+    kind = _kind(whole)
+    if kind == fs.FileType.Directory:
+        return whole
+    fixed = whole if kind == fs.FileType.File else _BEFORE_WILD.split(whole, maxsplit=1)[0]
+    return fixed.rpartition("/")[0] or "/"
+
+
+def is_folder(location: str) -> bool:
+    """Whether there is a folder of exactly this name."""
+    return _kind(normal_location(location)) == fs.FileType.Directory
+
+
+def dataset_name(location: str, suffix: str) -> str:
+    """What a dataset made from `location` is called: its last part without wildcards."""
+    fixed = _BEFORE_WILD.split(location, maxsplit=1)[0]
+    return PurePosixPath(fixed.rstrip("/")).name.removesuffix(suffix).rstrip("-_.") or suffix[1:]
+
+
+def names_below(files: list[FoundFile], suffix: str) -> list[str]:
+    """A name for each file, without `suffix`, told apart by folders where names alone are equal."""
+    common = files[0].location.split("/")[:-1]
+    for file in files:
+        same = takewhile(
+            lambda pair: pair[0] == pair[1], zip(common, file.location.split("/"), strict=False)
+        )
+        common = [part for part, _ in same]
+    start = len("/".join(common)) + 1
+    return [file.location[start:].removesuffix(suffix) for file in files]
+
+
+def listing_digest(files: list[FoundFile]) -> str:
+    """SHA-256 of the files' names, sizes and times: what tells one state of an input from another,
+    without reading it.
+    """
+    lines = [f"{PurePosixPath(f.location).name} {f.size} {f.time_ns}" for f in files]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _require_few(count: int, pattern: str) -> None:
+    if count > _MAX_EXPANDED:
+        raise InputError(f"{pattern} names more than {_MAX_EXPANDED:,} files; name a folder.")
+
+
+def _kind(whole: str) -> fs.FileType:
+    return Storage(whole).info().type
+
+
+def _at(whole: str) -> list[FoundFile] | None:
+    """The file, or the files of the folder, of exactly this name; None if there is none."""
+    info = Storage(whole).info()
+    if info.type == fs.FileType.Directory:
+        return _listed(Storage(whole), recursive=True)
+    return [_found(whole, info)] if info.type == fs.FileType.File else None
+
+
+def _named(patterns: list[str]) -> list[FoundFile]:
+    """The files of exactly these names, all of which must be there."""
+    folders: dict[str, list[str]] = {}
+    for pattern in patterns:
+        folder, _, name = pattern.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    found: list[FoundFile] = []
+    for folder, names in folders.items():
+        there = {file.location: file for file in _some(folder, names)}
+        for name in names:
+            file = there.get(f"{folder}/{name}")
+            if file is None:
+                raise InputError(f"there is no {name} in {folder}, which the input names.")
+            found.append(file)
+    return found
+
+
+def _some(folder: str, names: list[str]) -> list[FoundFile]:
+    if len(names) > _LISTED_AT_ONCE:
+        return _listed(Storage(folder), recursive=False)
+    return [file for name in names for file in _at(f"{folder}/{name}") or ()]
+
+
+def _matching(pattern: str) -> list[FoundFile]:
+    root = static_folder(pattern)
+    below = pattern.removeprefix(root).lstrip("/")
+    matches = re.compile(_regex(below)).fullmatch
+    start = len(root.rstrip("/")) + 1
+    listed = _listed(Storage(root), recursive="/" in below or "**" in below)
+    return [file for file in listed if matches(file.location[start:])]
+
+
+def _regex(pattern: str) -> str:
+    folders = [
+        "(?:[^/]+/)*" if part == "**" else f"{_segment(part)}/" for part in pattern.split("/")
+    ]
+    return "".join(folders).removesuffix("/")
+
+
+def _segment(part: str) -> str:
+    """One part of a glob between slashes, as a regular expression."""
+    tokens = re.split(r"(\*+|\?|\[!?[^]/]+\])", part)
+    return "".join(_token(token) for token in tokens)
+
+
+def _token(token: str) -> str:
+    if token.startswith("*"):
+        return "[^/]*"
+    if token == "?":
+        return "[^/]"
+    if token.startswith("[") and token.endswith("]"):
+        return token.replace("[!", "[^", 1)
+    return re.escape(token)
+
+
+def _listed(storage: Storage, *, recursive: bool) -> list[FoundFile]:
+    if not storage.is_remote:
+        walked = _walked(storage.location) if recursive else _entries(storage.location)
+        return sorted(walked, key=lambda file: file.location)
+    root = storage.path()
+    found = [
+        _found(storage.location + info.path.removeprefix(root), info)
+        for info in storage.infos(recursive=recursive)
+        if info.type == fs.FileType.File
+    ]
+    return sorted(found, key=lambda file: file.location)
+
+
+def _found(location: str, info: fs.FileInfo) -> FoundFile:
+    return FoundFile(location, info.size or 0, info.mtime_ns or 0)
+
+
+def _walked(folder: str) -> Iterator[FoundFile]:
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be listed: {error.strerror}.") from error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (file for name in names if (file := _if_file(os.path.join(parent, name))))
+
+
+def _entries(folder: str) -> Iterator[FoundFile]:
+    if os.path.isdir(folder):
+        for path in Path(folder).iterdir():
+            if (file := _if_file(str(path))) is not None:
+                yield file
+
+
+def _if_file(path: str) -> FoundFile | None:
+    """A file, or a link that leads nowhere, which is to be missed where it is used."""
+    try:
+        kind = os.stat(path).st_mode
+    except OSError:
+        return FoundFile(path, 0, 0)
+    return _local(path) if stat.S_ISREG(kind) else None
+
+
+def _local(path: str) -> FoundFile:
+    info = os.stat(path)
+    return FoundFile(path, info.st_size, info.st_mtime_ns)

@@ -1,0 +1,99 @@
+"""Scalar fields of JSON objects beside pictures, as columns that pass through."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from aligncurate.sources.captions import is_valid_text, writable
+from alignshared.schema import SOURCE_COLUMNS, STAGE_COLUMNS
+
+MAX_TEXT_BYTES = 1 << 20
+"""1 MiB: more than any caption or its metadata has."""
+
+MAX_COLUMNS = 256
+"""Of more names of fields than these, those that most samples have become columns."""
+
+Kinds = dict[str, Counter[str]]
+"""How often a field was of which kind: null, bool, int, float, str, or nested."""
+
+_TYPES = {
+    frozenset[str](): pa.string(),
+    frozenset({"bool"}): pa.bool_(),
+    frozenset({"int"}): pa.int64(),
+    frozenset({"float"}): pa.float64(),
+    frozenset({"int", "float"}): pa.float64(),
+}
+_TAKEN = frozenset((*SOURCE_COLUMNS, *STAGE_COLUMNS))
+
+
+def parsed_metadata(data: bytes) -> dict[str, Any]:
+    """The fields of a JSON object.
+
+    Raises:
+        ValueError: it is not JSON, or no object, or nested beyond reason.
+    """
+    try:
+        fields = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(fields, dict):
+        raise ValueError("it is no object")
+    return fields
+
+
+def kind_of(value: Any) -> str:
+    """Which kind of `Kinds` a JSON value is of."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | str):
+        return type(value).__name__
+    if isinstance(value, int):
+        return "int" if -(2**63) <= value < 2**63 else "str"
+    return "float" if isinstance(value, float) else "nested"
+
+
+def added_kinds(parts: Iterable[Kinds]) -> Kinds:
+    """The counts of several inputs together, names in the order in which they come."""
+    total: Kinds = {}
+    for part in parts:
+        for name, counts in part.items():
+            total.setdefault(name, Counter()).update(counts)
+    return total
+
+
+def own_columns(kinds: Kinds) -> pa.Schema:
+    """A column for each field that is a scalar anywhere, of a type that holds all its values.
+
+    Fields with a name that the contract uses itself (`width`, `caption`) are left out. A field of
+    several kinds becomes text, values that are no text as JSON.
+    """
+    fit = {
+        name: counts
+        for name, counts in kinds.items()
+        if name not in _TAKEN and is_valid_text(name) and set(counts) != {"nested"}
+    }
+    order = {name: place for place, name in enumerate(fit)}
+    most = sorted(fit, key=lambda name: (-fit[name].total(), order[name]))[:MAX_COLUMNS]
+    return pa.schema([(n, _type(fit[n])) for n in sorted(most, key=lambda name: order[name])])
+
+
+def column_of(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """Values of one field as a column of the type that `own_columns` gave it."""
+    if pa.types.is_string(kind):
+        return pa.array([_as_text(value) for value in values], kind)
+    if pa.types.is_floating(kind):
+        return pa.array([None if v is None else float(v) for v in values], kind)
+    return pa.array(values, kind)
+
+
+def _type(counts: Counter[str]) -> pa.DataType:
+    return _TYPES.get(frozenset(counts) - {"null"}, pa.string())
+
+
+def _as_text(value: Any) -> str | None:
+    if value is None:
+        return None
+    return writable(value if isinstance(value, str) else json.dumps(value))

@@ -1,0 +1,286 @@
+"""dedup: leave out pairs whose picture another pair has, to the byte or nearly."""
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from aligncurate.checks.manifest import open_dataset
+from aligncurate.core.columns import column_of
+from aligncurate.core.components import Components
+from aligncurate.core.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
+from aligncurate.core.neighbours import NeighbourSearch, SearchFacts
+from aligncurate.core.vectors import Vectors
+from aligncurate.local import available_cores
+from aligncurate.output import RUN_FOLDER, OutputState, finish, open_output
+from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.progress import OnProgress, silent
+from aligncurate.stages.copying import (
+    as_mask,
+    copy_chosen,
+    finished_already,
+)
+from aligncurate.stages.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
+from aligncurate.units import released_if_empty
+from alignshared import ContractError, Dataset, DuplicateInfo, InputError, ShardInfo, Storage
+from alignshared.duplicates import (
+    DUPLICATE_SCHEMA,
+    DUPLICATES_FOLDER,
+    Likeness,
+    duplicates_from_json,
+)
+from alignshared.schema import require_columns
+from alignshared.shards import writing_shard
+
+DEFAULT_THRESHOLD = 0.99
+"""Of planted copies and pictures that are merely alike, benchmarks/dedup_planted.py tells this one:
+the least of those tried that loses at most a picture in twenty of the hardest kind, drawings.
+"""
+
+DEFAULT_RECALL = 0.99
+
+Keep = Literal["best", "first"]
+Chains = Literal["split", "whole"]
+Location = str | os.PathLike[str]
+
+_KEPT_FILE, _FOUND_FILE = f"{RUN_FOLDER}/kept.bits", f"{RUN_FOLDER}/duplicates.json"
+
+_log = logging.getLogger("aligncurate")
+
+
+def dedup(  # noqa: PLR0913 the command's options
+    input: Location | None = None,
+    output: Location | None = None,
+    *,
+    threshold: float = DEFAULT_THRESHOLD,
+    keep: Keep = "best",
+    exact_only: bool = False,
+    chains: Chains = "split",
+    recall: float = DEFAULT_RECALL,
+    workers: int | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress = silent,
+) -> Dataset:
+    """Write the dataset `input` to `output` without pairs whose picture another pair has.
+
+    First pictures with the same bytes, by SHA-256; then near ones, whose image embeddings have a
+    cosine of at least `threshold`. Pairs that are near to each other, directly or over others, form
+    a component, of which the preferred pair stays. Those that are near to that one go; with chains
+    "split", of those that are not the preferred again stays, and so on. So whatever goes is near to
+    a pair that stays, and pairs that stay are not near to each other.
+
+    What goes is listed in `duplicates/` beside the shards. Up to 20,000 pictures (10,000,000 on
+    GPUs) are compared each with each; more are compared with those in the same region of the space
+    alone, which finds a share of `recall` at least of the pairs, as measured on a sample. A
+    levelled dataset stays levelled.
+
+    Memory for each row: 75 bytes, its id, and for near duplicates of many pictures 24 bytes for
+    each of the regions looked into, a few as a rule; 2 bytes for each value of its embedding in a
+    temporary file under `$TMPDIR`, which is mapped.
+
+    Args:
+        input: a dataset, for near duplicates one with embeddings; by default the newest under
+            `data/`.
+        output: a new folder; by default `dedup` beside `input`.
+        threshold: least cosine of near duplicates, above 0 and up to 1.
+        keep: prefer the pair with the highest score, of equal ones that with the least id; or the
+            first in the dataset.
+        exact_only: leave near duplicates in; no embeddings are needed.
+        chains: "whole" keeps one pair of each component, whatever its cosine with the others.
+        recall: share of the pairs to find at least where not all are compared, in (0, 1].
+        workers: threads; by default one per core.
+        overwrite: replace a dataset or unfinished run in `output`.
+        on_progress: called with the rows read, then compared (not with `exact_only`), then written.
+
+    Returns:
+        The dataset; what was found stands in its manifest under `duplicates`.
+
+    Raises:
+        InputError: the arguments, the input or the folders cannot be used as they are.
+    """
+    _check_arguments(threshold, keep, chains, recall, workers)
+    found = newest_dataset("bucket", "score").location if input is None else input
+    dataset = open_dataset(found)
+    storage = Storage(sibling_output(dataset, "dedup") if output is None else output)
+    _check_dataset(dataset, storage, keep, exact_only=exact_only)
+    threads = workers or available_cores()
+    near = {"threshold": threshold, "chains": chains, "recall": recall}
+    config = {
+        "input": dataset.location,
+        "input_sha256": dataset.digest,
+        "keep": keep,
+        "near": None if exact_only else near,
+        "execution": {"workers": threads},
+    }
+    if not overwrite and (there := finished_already(storage, config)):
+        return there
+    if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
+        return Dataset(storage.location)
+    with released_if_empty(storage):
+        if not storage.exists(_FOUND_FILE):
+            _find(dataset, storage, config, threads, on_progress)
+        else:
+            on_progress(dataset.manifest.rows * (1 if exact_only else 2))
+        info = duplicates_from_json(storage.read_json(_FOUND_FILE))
+        kept = list(_masks(storage.read_bytes(_KEPT_FILE), dataset))
+        manifest = copy_chosen(
+            dataset, storage, "dedup", config, kept, workers=threads, on_progress=on_progress
+        )
+        return finish(storage, replace(manifest, duplicates=info))
+
+
+def _check_arguments(
+    threshold: float, keep: str, chains: str, recall: float, workers: int | None
+) -> None:
+    if not 0 < threshold <= 1:
+        raise InputError(f"--threshold {threshold} cannot be: give a cosine above 0 and up to 1.")
+    if not 0 < recall <= 1:
+        raise InputError(f"--recall {recall} cannot be: give a share above 0 and up to 1.")
+    for option, value, known in (("--keep", keep, Keep), ("--chains", chains, Chains)):
+        if value not in get_args(known):
+            raise InputError(f"{option} {value} is unknown; give {' or '.join(get_args(known))}.")
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers {workers} cannot be: give 1 or more.")
+
+
+def _check_dataset(dataset: Dataset, storage: Storage, keep: Keep, *, exact_only: bool) -> None:
+    refuse_to_write_over(storage.location, dataset.location)
+    if dataset.manifest.rows == 0:
+        raise InputError(f"{dataset.location} is empty, so there are no duplicates in it.")
+    schema = dataset.schema
+    require_columns(schema, ("id", "image") if exact_only else ("id",), dataset.location)
+    if keep == "best":
+        if "score" not in schema.names:
+            raise InputError(
+                f"{dataset.location} has no scores to choose by; give --keep first, or run "
+                "aligncurate score first."
+            )
+        require_columns(schema, ("score",), dataset.location)
+    if not exact_only and IMAGE_EMBEDDING not in schema.names:
+        raise ContractError(
+            f"{dataset.location} has no image embeddings, by which near duplicates are found; "
+            "score the pairs again with --embeddings, or give --exact-only."
+        )
+
+
+def _find(
+    dataset: Dataset,
+    storage: Storage,
+    config: dict[str, Any],
+    workers: int,
+    on_progress: OnProgress,
+) -> None:
+    """Decide which rows go, write them down in `duplicates/`, and leave a note of which stay."""
+    near = config["near"]
+    with TemporaryDirectory(prefix="aligncurate-dedup-") as scratch:
+        prints = read_fingerprints(
+            dataset,
+            Path(scratch, "embeddings.f16"),
+            scores=config["keep"] == "best",
+            embeddings=near is not None,
+            workers=workers,
+            on_progress=on_progress,
+        )
+        rank = prints.preference(by_score=config["keep"] == "best")
+        found, facts = exact_duplicates(prints.digests, rank), None
+        if near is not None:
+            found, facts = _find_near(prints, found, rank, near, workers, on_progress)
+    # Written before the shards: what took longest is not lost when the run is interrupted.
+    storage.write_bytes(_KEPT_FILE, np.packbits(found.verdict == Verdict.KEPT).tobytes())
+    shards = list(_write_duplicates(dataset, storage, prints.ids, found))
+    storage.write_json(_FOUND_FILE, asdict(_info(found, facts, shards)))
+
+
+def _find_near(
+    prints: Fingerprints,
+    exact: Duplicates,
+    rank: npt.NDArray[np.int64],
+    near: dict[str, Any],
+    workers: int,
+    on_progress: OnProgress,
+) -> tuple[Duplicates, SearchFacts]:
+    assert prints.embeddings is not None
+    rows = np.flatnonzero(exact.verdict == Verdict.KEPT)
+    vectors = Vectors(prints.embeddings, rows)
+    search = NeighbourSearch(vectors, near["threshold"], target=near["recall"], threads=workers)
+    _tell(search.facts, len(rows))
+    components = Components(len(rows))
+    on_progress(len(rank) - len(rows))
+    for block in search.pairs():
+        components.join(block.first, block.second)
+        on_progress(block.rows)
+    found = near_duplicates(
+        exact, components, rows, rank, vectors, near["threshold"],
+        whole_chains=near["chains"] == "whole",
+    )  # fmt: skip
+    return found, search.facts
+
+
+def _tell(facts: SearchFacts, rows: int) -> None:
+    if facts.method == "exact":
+        return
+    _log.info(
+        "comparing each of %s different pictures with those in the %s nearest of %s cells, which "
+        "finds %.1f %% of the near pairs, as measured on %s %s.",
+        f"{rows:,}", facts.probes, f"{facts.cells:,}", 100 * facts.recall, facts.recall_pairs,
+        "made-up ones, as hardly any were met" if facts.planted else "of them",
+    )  # fmt: skip
+
+
+def _write_duplicates(
+    dataset: Dataset, storage: Storage, ids: pa.ChunkedArray, found: Duplicates
+) -> Iterator[ShardInfo]:
+    """One file for each shard of `dataset` that loses a row."""
+    kinds = pa.array(["", Likeness.EXACT.value, Likeness.NEAR.value])
+    for shard, begin, end in _spans(dataset):
+        gone = begin + np.flatnonzero(found.verdict[begin:end] != Verdict.KEPT)
+        if not len(gone):
+            continue
+        columns = [
+            ids.take(column_of(gone)),
+            ids.take(column_of(found.kept[gone])),
+            column_of(found.cosine[gone]),
+            kinds.take(column_of(found.verdict[gone])),
+        ]
+        table = pa.table(columns, names=DUPLICATE_SCHEMA.names).cast(DUPLICATE_SCHEMA)
+        file = f"{DUPLICATES_FOLDER}/{shard.file}"
+        with writing_shard(storage, file, DUPLICATE_SCHEMA) as (writer, result):
+            writer.write(table)
+        yield result.info
+
+
+def _spans(dataset: Dataset) -> Iterator[tuple[ShardInfo, int, int]]:
+    shards = dataset.manifest.shards
+    ends = list(accumulate(shard.rows for shard in shards))
+    for shard, end in zip(shards, ends, strict=True):
+        yield shard, end - shard.rows, end
+
+
+def _info(found: Duplicates, facts: SearchFacts | None, shards: list[ShardInfo]) -> DuplicateInfo:
+    gone = np.flatnonzero(found.verdict != Verdict.KEPT)
+    led = np.bincount(found.kept[gone], minlength=1)
+    return DuplicateInfo(
+        exact=found.count(Verdict.EXACT),
+        near=found.count(Verdict.NEAR),
+        clusters=int(np.count_nonzero(led)),
+        largest=int(led.max()) + 1 if len(gone) else 0,
+        chains=found.components,
+        longest=found.largest,
+        search=None if facts is None else asdict(facts),
+        shards=shards,
+    )
+
+
+def _masks(bits: bytes, dataset: Dataset) -> Iterator[pa.BooleanArray]:
+    """For each shard, which of its rows stay."""
+    kept = np.unpackbits(np.frombuffer(bits, np.uint8)).astype(np.bool_)
+    for _, begin, end in _spans(dataset):
+        yield as_mask(kept[begin:end])

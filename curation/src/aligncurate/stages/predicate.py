@@ -1,0 +1,194 @@
+"""A user's SQL predicate over the rows of a dataset, evaluated by DuckDB batch by batch.
+
+What runs is one expression in a WHERE clause: DuckDB itself refuses statements, aggregates and
+window functions there, and the database that it runs in holds nothing, reads and writes no file and
+loads no extension. Functions that answer differently each time are refused as well: the rows that
+a predicate keeps are to be the same when the run is gone on with or done again.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from alignshared import InputError
+
+_LOCKED: dict[str, str | bool | int | float | list[str]] = {
+    "allow_community_extensions": "false",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "enable_external_access": "false",
+    "lock_configuration": "true",
+    "python_enable_replacements": "false",  # or a subquery could read this process's variables
+    "threads": "1",  # there is a thread for each shard already
+}
+_ROW = f"row {uuid4()}"
+"""A column beside those of the batch, under a name that no predicate hits upon."""
+_CLOCKS = {"current_time", "current_timestamp", "localtime", "localtimestamp"}
+
+
+class Predicate:
+    """`sql` over the columns of `schema`; NULL counts as not kept, as in any WHERE.
+
+    `columns` are those that it reads: of `image`, the whole only if more than `image.path` is
+    named. May be called from several threads.
+
+    Raises:
+        InputError: `sql` is no predicate over these columns; DuckDB's own message says why.
+    """
+
+    def __init__(self, sql: str, schema: pa.Schema, where: str) -> None:
+        import duckdb
+
+        self.sql = sql
+        self._where = where
+        self._error = duckdb.Error
+        self._database = duckdb.connect(":memory:", config=_LOCKED)
+        if not sql.strip():
+            raise InputError('--where is empty; give a condition such as "score > 0.2".')
+        empty = _readable(schema.empty_table())
+        self._rows(empty.select([c.name for c in empty.schema if self._is_known(c)]))
+        names = _Names(self._parsed())
+        if unstable := sorted(names.called & self._unstable() - _lower(schema.names)):
+            raise InputError(
+                f"--where {sql} uses {unstable[0]}, which answers differently each time; write the "
+                "value itself, or draw pairs with aligncurate sample."
+            )
+        self.columns = names.columns(schema)
+        self._tops = ["image" if name == "image.path" else name for name in self.columns]
+
+    def __call__(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        """Which rows of `batch` [n], with at least `columns`, are kept: [n] bool.
+
+        Raises:
+            InputError: a value cannot be computed, a text that is no number cast to one for
+                instance.
+        """
+        keep = np.zeros(batch.num_rows, dtype=np.bool_)
+        keep[self._rows(_readable(pa.Table.from_batches([batch]).select(self._tops)))] = True
+        return keep
+
+    def _rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
+        """Numbers of the rows of `table` for which the predicate is true."""
+        numbers = np.arange(table.num_rows, dtype=np.int64)
+        column = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])
+        try:
+            with self._database.cursor() as cursor:
+                rows = cursor.from_arrow(table.append_column(_ROW, column))
+                found = rows.filter(f"{self.sql}\n").project(f'"{_ROW}"').fetchnumpy()
+        except self._error as error:
+            raise InputError(
+                f"--where {self.sql} cannot be evaluated over {self._where}: {_sentence(error)}."
+            ) from error
+        return np.asarray(found[_ROW])
+
+    def _is_known(self, field: pa.Field) -> bool:
+        """Whether DuckDB has the type of `field`."""
+        try:
+            with self._database.cursor() as cursor:
+                cursor.from_arrow(pa.schema([field]).empty_table()).fetchall()
+        except self._error:
+            return False
+        return True
+
+    def _parsed(self) -> Any:
+        query = "SELECT json_serialize_sql(?)"
+        statement = f"SELECT 1 FROM pairs WHERE (\n{self.sql}\n)"
+        return json.loads(self._fetch(query, [statement])[0][0])
+
+    def _unstable(self) -> set[str]:
+        """Functions that do not give the same for the same arguments."""
+        query = (
+            "SELECT DISTINCT function_name FROM duckdb_functions() "
+            "WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
+        )
+        return {name for (name,) in self._fetch(query, [])} | _CLOCKS
+
+    def _fetch(self, query: str, values: list[str]) -> list[Any]:
+        with self._database.cursor() as cursor:
+            return cursor.execute(query, values).fetchall()
+
+
+class _Names:
+    """What a parsed statement names: every word that may be a column, and what it calls."""
+
+    def __init__(self, parsed: Any) -> None:
+        self.words: set[str] = set()
+        self.called: set[str] = set()
+        self._only_path = True
+        for node in _nodes(parsed):
+            self._add(node)
+
+    def _add(self, node: dict[str, Any]) -> None:
+        names = [name.lower() for name in node.get("column_names", ())]
+        if names == ["image", "path"]:
+            self.words.add("image")
+            return
+        # A method call has its column as a schema (`tags.len()`), so all words count.
+        words = {name for value in node.values() for name in _strings(value)} | set(names)
+        self.words |= words
+        self._only_path &= "image" not in words
+        if node.get("class") == "STAR":
+            self.words.add("*")
+        if "function_name" in node:
+            self.called.add(str(node["function_name"]).lower())
+        elif len(names) == 1:  # current_date has no parentheses
+            self.called.add(names[0])
+
+    def columns(self, schema: pa.Schema) -> tuple[str, ...]:
+        """Columns of `schema` to read; a star stands for all but the pictures."""
+        found = [
+            name
+            for name in schema.names
+            if name.lower() in self.words or ("*" in self.words and name != "image")
+        ]
+        if self._only_path:
+            found = ["image.path" if name == "image" else name for name in found]
+        return tuple(found)
+
+
+def _nodes(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        if value.get("class") == "CONSTANT":  # a text that reads like a column is none
+            return
+        yield value
+    for child in value.values() if isinstance(value, dict) else value:
+        if isinstance(child, dict | list):
+            yield from _nodes(child)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Texts in `value` itself: a text or a list of them."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str):
+            yield item.lower()
+
+
+def _lower(names: Sequence[str]) -> set[str]:
+    return {name.lower() for name in names}
+
+
+def _readable(table: pa.Table) -> pa.Table:
+    """`table` with float16, which DuckDB does not have, as float32."""
+    for index, field in enumerate(table.schema):
+        wider = _wider(field.type)
+        if wider != field.type:
+            table = table.set_column(index, field.name, table.column(index).cast(wider))
+    return table
+
+
+def _wider(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_wider(kind.value_type), kind.list_size)
+    return pa.list_(_wider(kind.value_type)) if pa.types.is_list(kind) else kind
+
+
+def _sentence(error: Exception) -> str:
+    """DuckDB's message without the picture of where in the statement it was."""
+    return " ".join(str(error).partition("\n\nLINE ")[0].split()).rstrip(".!")

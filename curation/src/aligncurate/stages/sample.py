@@ -1,0 +1,233 @@
+"""sample: draw so many pairs, evenly from all levels, the same ones every time."""
+
+import logging
+import os
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from aligncurate.core.sampling import (
+    MAX_SEED,
+    Draw,
+    Groups,
+    KeyCounts,
+    Keys,
+    balanced_quotas,
+    sampling_keys,
+)
+from aligncurate.local import available_cores, map_ordered
+from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.progress import OnProgress, silent
+from aligncurate.reporting.summary import level_values
+from aligncurate.stages.copying import (
+    as_mask,
+    finished_already,
+    write_chosen,
+)
+from aligncurate.stages.find_edges import open_checked
+from alignshared import Dataset, InputError, ShardInfo, Storage
+from alignshared.schema import LEVEL_COLUMN, require_columns
+
+SAMPLED_STAGES = ("filter", "bucket")
+"""Of which the newest under `data/` is meant where no input is named."""
+
+Location = str | os.PathLike[str]
+
+_log = logging.getLogger("aligncurate")
+
+
+def sample(
+    input: Location | None = None,
+    output: Location | None = None,
+    *,
+    rows: int | None = None,
+    per_level: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress = silent,
+) -> Dataset:
+    """Write pairs of `input`, drawn evenly from its levels, to `output`, in their order.
+
+    Which pairs are drawn depends on their ids, their levels and the seed: neither on the shards nor
+    on the workers. A level that has too few gives all it has; with `rows` the others make up for
+    it. Pairs without levels are drawn from as a whole. Memory grows by a few bits for each pair.
+
+    Args:
+        input: a dataset; by default the newest filtered or levelled one under `data/`.
+        output: a new folder; by default `sample` beside `input`.
+        rows: how many pairs in all.
+        per_level: how many pairs of each level; instead of `rows`.
+        seed: another one draws other pairs.
+        workers: threads; by default one per core.
+        overwrite: replace a dataset or unfinished run in `output`.
+        on_progress: called with the number of pairs read; every pair is dealt with twice.
+
+    Returns:
+        The sample; a warning is logged for each level that has too few.
+
+    Raises:
+        InputError: the arguments or the folders cannot be used as they are.
+    """
+    _check_arguments(rows, per_level, seed, workers)
+    dataset = newest_dataset(*SAMPLED_STAGES) if input is None else Dataset(input)
+    storage = Storage(sibling_output(dataset, "sample") if output is None else output)
+    _check_dataset(dataset, storage, per_level)
+    threads = workers or available_cores()
+    config: dict[str, Any] = {
+        "input": dataset.location,
+        "input_sha256": dataset.digest,
+        "rows": rows,
+        "per_level": per_level,
+        "seed": seed,
+        "execution": {"workers": threads},
+    }
+    if not overwrite and (finished := finished_already(storage, config)):
+        return finished
+    keys = _KeyReader(dataset, seed)
+    counts = _count(keys, threads)
+    if per_level is None:
+        quotas = balanced_quotas(counts.sizes, rows or 0)
+    else:
+        quotas = [min(per_level, size) for size in counts.sizes]
+    _warn_of_short(dataset, counts.sizes, quotas, rows, per_level)
+    if dataset.manifest.level_edges:
+        config["execution"]["pairs_of_levels"] = counts.sizes
+    kept = _drawn(keys, Draw(counts, quotas), threads, on_progress)
+    return write_chosen(
+        dataset, storage, "sample", config, kept,
+        workers=threads, overwrite=overwrite, on_progress=on_progress,
+    )  # fmt: skip
+
+
+def _check_arguments(
+    rows: int | None, per_level: int | None, seed: int, workers: int | None
+) -> None:
+    if (rows is None) == (per_level is None):
+        raise InputError(
+            "give either --rows, the pairs in all, or --per-level, the pairs of each level."
+        )
+    for option, value in (("--rows", rows), ("--per-level", per_level), ("--workers", workers)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value} cannot be; give 1 or more.")
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"--seed {seed} cannot be; give a number from 0 to {MAX_SEED}.")
+
+
+def _check_dataset(dataset: Dataset, storage: Storage, per_level: int | None) -> None:
+    refuse_to_write_over(storage.location, dataset.location)
+    if dataset.manifest.rows == 0:
+        raise InputError(f"{dataset.location} is empty, so there is nothing to draw from.")
+    levelled = dataset.manifest.level_edges is not None
+    if per_level is not None and not levelled:
+        raise InputError(
+            f"--per-level asks for levels and {dataset.location} has none; run aligncurate bucket "
+            "on it first, or give --rows."
+        )
+    columns = ("id", LEVEL_COLUMN) if levelled else ("id",)
+    require_columns(dataset.schema, columns, dataset.location)
+
+
+class _KeyReader:
+    """Reads the keys [n] of the rows of a shard and the group [n] of each: its level less 1."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        edges = dataset.manifest.level_edges
+        self.groups = edges.levels if edges else 1
+        self._columns = ["id", LEVEL_COLUMN] if edges else ["id"]
+
+    def __call__(self, shard: ShardInfo) -> tuple[Keys, Groups]:
+        keys, groups = [np.empty(0, np.uint64)], [np.empty(0, np.intp)]
+        where = f"{shard.file} in {self.dataset.location}"
+        with open_checked(self.dataset, shard) as parquet:
+            for batch in self.dataset.shard_batches(shard, parquet, self._columns):
+                keys.append(sampling_keys(batch.column("id"), self.seed))
+                levels = (
+                    level_values(batch, self.groups, where)
+                    if len(self._columns) > 1
+                    else np.ones(batch.num_rows, dtype=np.int8)
+                )
+                groups.append(levels.astype(np.intp) - 1)
+        return np.concatenate(keys), np.concatenate(groups)
+
+
+def _count(keys: _KeyReader, threads: int) -> KeyCounts:
+    total, lock = KeyCounts(keys.groups), Lock()
+
+    def count(shard: ShardInfo) -> None:
+        found = keys(shard)
+        with lock:
+            total.add(*found)
+
+    for _ in map_ordered(count, keys.dataset.manifest.shards, threads):
+        pass
+    return total
+
+
+def _drawn(
+    keys: _KeyReader, draw: Draw, threads: int, on_progress: OnProgress
+) -> list[pa.BooleanArray]:
+    """For each shard, which of its rows are drawn: after a pass for the last keys, one to tell."""
+    shards = keys.dataset.manifest.shards
+    draw.resolve(map_ordered(lambda shard: draw.of_last_bin(*keys(shard)), shards, threads))
+
+    def choose(numbered: tuple[int, ShardInfo]) -> pa.BooleanArray:
+        part, shard = numbered
+        return as_mask(draw.drawn(part, *keys(shard)))
+
+    kept: list[pa.BooleanArray] = []
+    for mask in map_ordered(choose, enumerate(shards), threads):
+        kept.append(mask)
+        on_progress(len(mask))
+    return kept
+
+
+def _warn_of_short(
+    dataset: Dataset,
+    sizes: list[int],
+    quotas: list[int],
+    rows: int | None,
+    per_level: int | None,
+) -> None:
+    if rows is not None and sum(quotas) < rows:
+        _log.warning(
+            "%s has %d pairs, fewer than --rows %d; all of them are taken.",
+            dataset.location, sum(sizes), rows,
+        )  # fmt: skip
+        return
+    shares = (quota for size, quota in zip(sizes, quotas, strict=True) if quota < size)
+    wanted = per_level or min(shares, default=0)
+    short = [
+        f"level {level} ({size:,})"
+        for level, size in enumerate(sizes, start=1)
+        if 0 < size < wanted
+    ]
+    if short:
+        _log.warning(
+            "all pairs are taken of %s, which in %s has fewer than %s.",
+            ", ".join(short), dataset.location, f"{wanted:,}",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LevelDrawn:
+    """How many pairs of a level were drawn, of how many."""
+
+    level: int
+    drawn: int
+    pairs: int
+
+
+def drawn_by_level(dataset: Dataset) -> list[LevelDrawn]:
+    """What a sample took of each level, as its manifest tells it; empty without levels."""
+    statistics = dataset.manifest.level_statistics or []
+    pairs = dataset.manifest.config.get("execution", {}).get("pairs_of_levels", [])
+    return [
+        LevelDrawn(drawn.level, drawn.count, size)
+        for drawn, size in zip(statistics, pairs, strict=True)
+    ]
