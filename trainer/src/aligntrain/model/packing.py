@@ -141,8 +141,11 @@ def _flash(
     from torch.nn.attention.varlen import varlen_attn
 
     longest = int(ends.diff().max())
+    q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
     attended = varlen_attn(
-        *(part[0].transpose(0, 1).contiguous() for part in (query, key, value)),
+        q,
+        k,
+        v,
         ends,
         ends,
         longest,
