@@ -65,14 +65,16 @@ LLM: dict[str, Any] = {
 }  # fmt: skip
 
 
-def write_towers(folder: Path) -> tuple[Path, Path]:
-    """The vision tower and the LLM, as transformers saves them."""
+def write_towers(folder: Path, **sizes: int) -> tuple[Path, Path]:
+    """The vision tower and the LLM, as transformers saves them; `sizes` of the LLM that are not
+    those above.
+    """
     vision, llm = folder / "vision", folder / "llm"
     torch.manual_seed(0)
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(vision)
     size = {"height": SIDE, "width": SIDE}
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(vision)
-    LlamaForCausalLM(LlamaConfig(**LLM)).save_pretrained(llm)
+    LlamaForCausalLM(LlamaConfig(**{**LLM, **sizes})).save_pretrained(llm)
     _tokenizer().save_pretrained(llm)
     return vision, llm
 

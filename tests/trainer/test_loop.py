@@ -124,6 +124,14 @@ def test_gradient_checkpointing_changes_nothing(place: Path, tmp_path: Path, sta
     assert runs.losses(found) == pytest.approx(plain, abs=1e-5)
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_logits_in_pieces_change_nothing(place: Path, tmp_path: Path, stage: int) -> None:
+    options = (f"zero_stage={stage}", "max_steps=3")
+    plain = runs.losses(finetune(place, tmp_path / "plain", *options))
+    found = finetune(place, tmp_path / "pieces", *options, "batch.logits_mb=0.01")
+    assert runs.losses(found) == pytest.approx(plain, abs=1e-5)
+
+
 @pytest.mark.parametrize("text_every", [1, 1000])
 def test_batches_of_one_kind_train(place: Path, tmp_path: Path, text_every: int) -> None:
     runs.talks(tmp_path / "talks", 24, text_every)

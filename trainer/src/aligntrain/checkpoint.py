@@ -37,7 +37,9 @@ FORMAT = 1
 FREE_KEYS = frozenset(
     {
         "name",
+        "batch.logits_mb",
         "batch.micro_size",
+        "batch.packing",
         "checkpoint.every",
         "checkpoint.keep",
         "data.verify",

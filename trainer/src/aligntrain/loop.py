@@ -225,7 +225,8 @@ class Loop:
         if self._recipe.phase != "pretrain" or self._recipe.model.mixing == "none":
             inputs["levels"] = None  # mixed by the gate, or not at all
         if self._packed:
-            return {**inputs, "packed": True, "use_cache": False}
+            most = self._recipe.batch.logits_bytes
+            return {**inputs, "packed": True, "logits_bytes": most, "use_cache": False}
         # The head is a large part of a small LLM, and most positions are the image's.
         places = predicting_places(batch["labels"]).to(self._device)
         return {**inputs, "logits_to_keep": places, "use_cache": False}

@@ -89,7 +89,7 @@ class Sums:
             "tokens": tokens.sum(),
             "places": mask.sum() if packed else mask.numel(),
             "read": mask.sum(),
-            "scored": output.logits.shape[0] * output.logits.shape[1],
+            "scored": tokens.sum() if packed else output.logits[..., 0].numel(),
             "rows": sum(bool(name) for name in batch["ids"]),
             "images": 0 if batch["pixel_values"] is None else len(batch["pixel_values"]),
         }

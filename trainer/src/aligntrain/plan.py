@@ -149,7 +149,12 @@ def plan(
             )
             for kept in (False, True)
         },
-        logits=memory.logits(shape, tokens, learned, precision=recipe.precision),
+        logits=memory.logits(
+            shape,
+            learned,
+            precision=recipe.precision,
+            most_bytes=recipe.batch.logits_bytes,
+        ),
         data=_data_of(recipe, config.image_tokens, data, rows),
     )
 

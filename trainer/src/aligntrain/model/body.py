@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from alignshared import InputError
 from aligntrain.model.alignment import Alignment, mean_text, nothing, similarities
 from aligntrain.model.base import AlignGPTPreTrainedModel
 from aligntrain.model.configuration import AlignGPTConfig
+from aligntrain.model.head import body_of
 from aligntrain.model.packing import Packing, mask_of
 from aligntrain.model.projector import Projector
 from aligntrain.model.rows import read_rows
@@ -90,12 +90,13 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         gate_weights: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         packing: Packing | None = None,
+        headless: bool = False,
         **kwargs: Any,
-    ) -> tuple[CausalLMOutputWithPast, torch.Tensor | None]:
+    ) -> tuple[Any, torch.Tensor | None]:
         """The LLM's output on the merged sequence, and the gate's weights or None.
 
         `labels` only tell the gate which text is the prompt; with `packing` the LLM reads all rows
-        as one; `kwargs` go to the LLM.
+        as one; `headless` leaves out its head; `kwargs` go to the LLM.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError(
@@ -115,14 +116,14 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
             inputs_embeds = packing.rows(inputs_embeds)
             attention_mask = mask_of(packing, self.language_model)
             kwargs["position_ids"] = packing.positions
-        accepted = inspect.signature(self.language_model.forward).parameters
+        reader = body_of(self.language_model) if headless else self.language_model
+        assert reader is not None, "the caller has asked `body_of`"
+        accepted = inspect.signature(reader.forward).parameters
         known = {name: kwargs.pop(name, None) for name in ("position_ids", "logits_to_keep")}
         kwargs |= {
             name: value for name, value in known.items() if name in accepted and value is not None
         }
-        output = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs
-        )
+        output = reader(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
         return output, weights
 
     def _untouched(self, levels: torch.Tensor | None) -> torch.Tensor:

@@ -40,7 +40,8 @@ def next_token_losses(
         targets = targets[:, places]
     wanted = targets != IGNORED
     rows = wanted.nonzero()[:, 0]
-    return _token_losses(logits[wanted], targets[wanted], rows, len(labels), items)
+    losses = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
+    return _of_rows(losses, torch.ones_like(rows), rows, len(labels), items)
 
 
 def packed_targets(packing: Packing, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -53,18 +54,15 @@ def packed_targets(packing: Packing, labels: torch.Tensor) -> tuple[torch.Tensor
 
 
 def packed_losses(
-    logits: torch.Tensor,
+    losses: torch.Tensor,
     packing: Packing,
     targets: torch.Tensor,
     places: torch.Tensor,
     items: int | torch.Tensor | None = None,
 ) -> Losses:
-    """As `next_token_losses`, of `logits` [K, V] at the `places` that `packed_targets` gave."""
-    if len(logits) != len(places):  # of an LLM that knows no logits_to_keep
-        logits = logits[places]
-    targets, row = targets[places], packing.row[places]
-    wanted = targets != IGNORED
-    return _token_losses(logits[wanted], targets[wanted], row[wanted], len(packing.places), items)
+    """As `next_token_losses`, of `losses` [K] at the `places` that `packed_targets` gave."""
+    wanted = targets[places] != IGNORED
+    return _of_rows(losses, wanted, packing.row[places], len(packing.places), items)
 
 
 def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -72,18 +70,17 @@ def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
     return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 
-def _token_losses(
-    logits: torch.Tensor,
-    targets: torch.Tensor,
+def _of_rows(
+    losses: torch.Tensor,
+    wanted: torch.Tensor,
     rows: torch.Tensor,
     batch: int,
     items: int | torch.Tensor | None = None,
 ) -> Losses:
-    """Cross-entropy of `logits` [K, V] against `targets` [K], which belong to `rows` [K] of `batch`
-    rows in all; for `items` and what is returned, see `next_token_losses`.
+    """What `next_token_losses` returns, of `losses` [K], 0 where they are not `wanted` [K], which
+    belong to `rows` [K] of `batch` rows in all.
     """
-    losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none")
-    tokens = torch.bincount(rows, minlength=batch)
+    tokens = rows.new_zeros(batch).index_add(0, rows, wanted.long())
     summed = losses.new_zeros(batch).index_add(0, rows, losses.detach())
     divisor = tokens.sum().clamp(min=1) if items is None else items
     return losses.sum() / divisor, summed / tokens.clamp(min=1), tokens

@@ -21,13 +21,13 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from alignshared import InputError
 from aligntrain.model.base import AlignGPTOutput, AlignGPTPreTrainedModel
 from aligntrain.model.body import AlignGPTModel
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration
+from aligntrain.model.head import losses_at_once, losses_in_pieces, pieces_of
 from aligntrain.model.losses import (
     IGNORED,
     next_token_losses,
@@ -38,6 +38,7 @@ from aligntrain.model.packing import Packing, prepare_packing
 
 Losses = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 _NO_LOSSES: Losses = (None, None, None)
+LOGITS_BYTES = 256_000_000
 
 
 class AlignGPTForConditionalGeneration(
@@ -80,6 +81,7 @@ class AlignGPTForConditionalGeneration(
         logits_to_keep: int | torch.Tensor = 0,
         gate_weights: torch.Tensor | None = None,
         packed: bool = False,
+        logits_bytes: int = LOGITS_BYTES,
         **kwargs: Any,
     ) -> AlignGPTOutput | tuple[Any, ...]:
         """Read sequences with images, and score `labels` where they are given.
@@ -100,6 +102,8 @@ class AlignGPTForConditionalGeneration(
             packed: for training: the LLM reads the rows one behind the other, without padding, and
                 gives logits [1, K, V] of the K places behind which a label stands alone, of which
                 there is one at least. `prepare_packing` comes first.
+            logits_bytes: packed rows give no logits where they would take more than this in
+                float32; the loss then needs a piece of them at a time.
             kwargs: for the LLM; `num_items_in_batch` divides the summed loss.
 
         Raises:
@@ -108,12 +112,13 @@ class AlignGPTForConditionalGeneration(
         labels = self._without_placeholders(labels, input_ids)
         items = kwargs.pop("num_items_in_batch", None)
         as_dict = kwargs.pop("return_dict", True)
-        packing, targets = None, None
+        packing, targets, places, pieces = None, None, None, 1
         if packed:
             if attention_mask is None or labels is None:
                 raise InputError("packed rows need attention_mask and labels; give both.")
             packing = Packing.of(attention_mask)
-            targets, logits_to_keep = packed_targets(packing, labels)
+            targets, places = packed_targets(packing, labels)
+            pieces = pieces_of(len(places), self.model.language_model, logits_bytes)
         elif position_ids is None:
             position_ids = _positions(attention_mask, input_ids, inputs_embeds)
         output, weights = self.model(
@@ -127,22 +132,36 @@ class AlignGPTForConditionalGeneration(
             past_key_values=past_key_values,
             use_cache=use_cache,
             position_ids=position_ids,
-            logits_to_keep=logits_to_keep,
+            logits_to_keep=logits_to_keep if places is None else places,
             packing=packing,
+            headless=pieces > 1,
             **kwargs,
         )
         losses = _NO_LOSSES
-        if packing is not None and targets is not None:
-            losses = packed_losses(output.logits[0], packing, targets, logits_to_keep, items)
+        if packing is not None and targets is not None and places is not None:
+            of_tokens = self._token_losses(output, targets, places, pieces)
+            losses = packed_losses(of_tokens, packing, targets, places, items)
         elif labels is not None:
-            places = _places(output.logits, labels, logits_to_keep)
-            losses = next_token_losses(output.logits, labels, items, places)
+            kept = _places(output.logits, labels, logits_to_keep)
+            losses = next_token_losses(output.logits, labels, items, kept)
         result = _output(output, weights, losses)
         return result.to_tuple() if as_dict is False else result
 
     def prepare_packing(self) -> str | None:
         """Let `forward` take `packed`; what stands against it with this LLM, or None."""
         return prepare_packing(self.model.language_model)
+
+    def _token_losses(
+        self, output: Any, targets: torch.Tensor, places: torch.Tensor, pieces: int
+    ) -> torch.Tensor:
+        """The loss [K] of each of the `places` [K] of packed rows, of whatever the LLM gave."""
+        logits: torch.Tensor | None = output.get("logits")
+        if logits is None:
+            hidden = output.last_hidden_state[0, places]
+            llm = self.model.language_model
+            return losses_in_pieces(hidden, targets[places], llm, pieces)
+        of_all = logits.shape[1] == len(targets)  # the LLM knows no logits_to_keep, or all are kept
+        return losses_at_once(logits[0, places] if of_all else logits[0], targets[places])
 
     def _without_placeholders(
         self, labels: torch.Tensor | None, input_ids: torch.Tensor | None
@@ -154,12 +173,10 @@ class AlignGPTForConditionalGeneration(
         return labels.masked_fill((input_ids == image) | (input_ids == align), IGNORED)
 
 
-def _output(
-    llm: CausalLMOutputWithPast, gate_weights: torch.Tensor | None, losses: Losses
-) -> AlignGPTOutput:
+def _output(llm: Any, gate_weights: torch.Tensor | None, losses: Losses) -> AlignGPTOutput:
     return AlignGPTOutput(
         loss=losses[0],
-        logits=llm.logits,
+        logits=llm.get("logits"),
         past_key_values=llm.get("past_key_values"),
         hidden_states=llm.get("hidden_states"),
         attentions=llm.get("attentions"),

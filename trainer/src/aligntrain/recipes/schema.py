@@ -106,6 +106,13 @@ class BatchSettings(Section):
     """That one GPU works on at once; the rest is accumulated."""
     packing: bool = True
     """Whether the LLM reads the samples of a micro-batch as one row without padding."""
+    logits_mb: Annotated[float, Field(gt=0)] = 256.0
+    """Of logits in float32 at once, in MB; of longer packed rows they are computed in pieces."""
+
+    @property
+    def logits_bytes(self) -> int:
+        """`logits_mb` in bytes."""
+        return int(self.logits_mb * 1e6)
 
     @model_validator(mode="after")
     def _divides(self) -> "BatchSettings":
