@@ -80,7 +80,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
             weights = weights * rows.has_image.unsqueeze(-1)
         return merged, weights
 
-    def forward(
+    def forward(  # noqa: PLR0913 - transformers' own arguments and some of ours
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

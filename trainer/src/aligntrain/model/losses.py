@@ -41,7 +41,7 @@ def next_token_losses(
     wanted = targets != IGNORED
     rows = wanted.nonzero()[:, 0]
     losses = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-    return _of_rows(losses, torch.ones_like(rows), rows, len(labels), items)
+    return _of_rows(losses.sum(), losses, torch.ones_like(rows), rows, len(labels), items)
 
 
 def packed_targets(packing: Packing, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,15 +54,18 @@ def packed_targets(packing: Packing, labels: torch.Tensor) -> tuple[torch.Tensor
 
 
 def packed_losses(
+    total: torch.Tensor,
     losses: torch.Tensor,
     packing: Packing,
     targets: torch.Tensor,
     places: torch.Tensor,
     items: int | torch.Tensor | None = None,
 ) -> Losses:
-    """As `next_token_losses`, of `losses` [K] at the `places` that `packed_targets` gave."""
+    """As `next_token_losses`, of `losses` [K] at the `places` that `packed_targets` gave, and their
+    sum `total`, which carries the gradient.
+    """
     wanted = targets[places] != IGNORED
-    return _of_rows(losses, wanted, packing.row[places], len(packing.places), items)
+    return _of_rows(total, losses, wanted, packing.row[places], len(packing.places), items)
 
 
 def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -71,16 +74,17 @@ def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _of_rows(
+    total: torch.Tensor,
     losses: torch.Tensor,
     wanted: torch.Tensor,
     rows: torch.Tensor,
     batch: int,
     items: int | torch.Tensor | None = None,
 ) -> Losses:
-    """What `next_token_losses` returns, of `losses` [K], 0 where they are not `wanted` [K], which
-    belong to `rows` [K] of `batch` rows in all.
+    """What `next_token_losses` returns, of `losses` [K] and their sum `total`, 0 where they are not
+    `wanted` [K], which belong to `rows` [K] of `batch` rows in all.
     """
     tokens = rows.new_zeros(batch).index_add(0, rows, wanted.long())
     summed = losses.new_zeros(batch).index_add(0, rows, losses.detach())
     divisor = tokens.sum().clamp(min=1) if items is None else items
-    return losses.sum() / divisor, summed / tokens.clamp(min=1), tokens
+    return total / divisor, summed / tokens.clamp(min=1), tokens

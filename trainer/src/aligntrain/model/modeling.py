@@ -27,7 +27,7 @@ from aligntrain.model.base import AlignGPTOutput, AlignGPTPreTrainedModel
 from aligntrain.model.body import AlignGPTModel
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration
-from aligntrain.model.head import losses_at_once, losses_in_pieces, pieces_of
+from aligntrain.model.head import fits, losses_at_once, losses_in_pieces
 from aligntrain.model.losses import (
     IGNORED,
     next_token_losses,
@@ -112,13 +112,13 @@ class AlignGPTForConditionalGeneration(
         labels = self._without_placeholders(labels, input_ids)
         items = kwargs.pop("num_items_in_batch", None)
         as_dict = kwargs.pop("return_dict", True)
-        packing, targets, places, pieces = None, None, None, 1
+        packing, targets, places, headless = None, None, None, False
         if packed:
             if attention_mask is None or labels is None:
                 raise InputError("packed rows need attention_mask and labels; give both.")
             packing = Packing.of(attention_mask)
             targets, places = packed_targets(packing, labels)
-            pieces = pieces_of(len(places), self.model.language_model, logits_bytes)
+            headless = not fits(len(places), self.model.language_model, logits_bytes)
         elif position_ids is None:
             position_ids = _positions(attention_mask, input_ids, inputs_embeds)
         output, weights = self.model(
@@ -134,13 +134,13 @@ class AlignGPTForConditionalGeneration(
             position_ids=position_ids,
             logits_to_keep=logits_to_keep if places is None else places,
             packing=packing,
-            headless=pieces > 1,
+            headless=headless,
             **kwargs,
         )
         losses = _NO_LOSSES
         if packing is not None and targets is not None and places is not None:
-            of_tokens = self._token_losses(output, targets, places, pieces)
-            losses = packed_losses(of_tokens, packing, targets, places, items)
+            summed = self._token_losses(output, targets, places, logits_bytes)
+            losses = packed_losses(*summed, packing, targets, places, items)
         elif labels is not None:
             kept = _places(output.logits, labels, logits_to_keep)
             losses = next_token_losses(output.logits, labels, items, kept)
@@ -152,16 +152,19 @@ class AlignGPTForConditionalGeneration(
         return prepare_packing(self.model.language_model)
 
     def _token_losses(
-        self, output: Any, targets: torch.Tensor, places: torch.Tensor, pieces: int
-    ) -> torch.Tensor:
-        """The loss [K] of each of the `places` [K] of packed rows, of whatever the LLM gave."""
+        self, output: Any, targets: torch.Tensor, places: torch.Tensor, most_bytes: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The summed loss of the `places` [K] of packed rows, and each one's [K], of whatever the
+        LLM gave.
+        """
         logits: torch.Tensor | None = output.get("logits")
         if logits is None:
             hidden = output.last_hidden_state[0, places]
             llm = self.model.language_model
-            return losses_in_pieces(hidden, targets[places], llm, pieces)
+            return losses_in_pieces(hidden, targets[places], llm, most_bytes)
         of_all = logits.shape[1] == len(targets)  # the LLM knows no logits_to_keep, or all are kept
-        return losses_at_once(logits[0, places] if of_all else logits[0], targets[places])
+        losses = losses_at_once(logits[0, places] if of_all else logits[0], targets[places])
+        return losses.sum(), losses
 
     def _without_placeholders(
         self, labels: torch.Tensor | None, input_ids: torch.Tensor | None
