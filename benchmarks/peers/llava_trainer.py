@@ -43,8 +43,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, required=True)
     given = parser.parse_args()
     config = LlavaConfig(
-        AutoConfig.from_pretrained(given.vision),
-        AutoConfig.from_pretrained(given.llm),
+        vision_config=AutoConfig.from_pretrained(given.vision),
+        text_config=AutoConfig.from_pretrained(given.llm),
         image_token_index=IMAGE_ID,
         image_seq_length=IMAGE_TOKENS,
     )

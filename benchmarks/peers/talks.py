@@ -74,7 +74,8 @@ def write_towers(folder: Path, **sizes: int) -> tuple[Path, Path]:
     CLIPVisionModel(CLIPVisionConfig(**VISION)).save_pretrained(vision)
     size = {"height": SIDE, "width": SIDE}
     CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(vision)
-    LlamaForCausalLM(LlamaConfig(**{**LLM, **sizes})).save_pretrained(llm)
+    settings: dict[str, Any] = LLM | sizes
+    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(llm)
     _tokenizer().save_pretrained(llm)
     return vision, llm
 
