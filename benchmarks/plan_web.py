@@ -39,7 +39,8 @@ class Setting:
     gpu_hour: float
     get_per_1000: float
     put_per_1000: float
-    driver_mib_per_s: float
+    nodes: int
+    node_mib_per_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +84,16 @@ def requests(setting: Setting) -> dict[str, float]:
     }
 
 
+def planning_hours(setting: Setting) -> float:
+    """Of the pass over remote tars that all nodes make before the first pair is scored."""
+    each = setting.pairs * setting.bytes_per_pair / MIB / setting.nodes
+    return each / setting.node_mib_per_s / 3600
+
+
 def single_parts(setting: Setting) -> list[Part]:
     """What the driver does alone, while or before the GPUs work."""
     units = math.ceil(setting.pairs / setting.shard_rows)
-    total_mib = setting.pairs * setting.bytes_per_pair / MIB
     return [
-        Part(
-            "planning: one pass over the bytes of remote tars, for their index",
-            total_mib / setting.driver_mib_per_s / 3600,
-            "bytes; 0 for Parquet, of which only footers and ids are read",
-        ),
         Part(
             "handing out units and taking their results",
             units * engine_seconds_per_unit() / 3600,
@@ -111,7 +112,8 @@ def report(setting: Setting, results: dict[str, Any]) -> str:
     few, most = driver_mib()
     facts = [
         ["GPU hours", f"{results['gpu_hours']:,.0f}"],
-        [f"hours on {setting.gpus} GPUs", f"{results['hours']:,.1f}"],
+        [f"hours of planning on {setting.nodes} nodes", f"{results['planning_hours']:,.1f}"],
+        [f"hours of scoring on {setting.gpus} GPUs", f"{results['hours']:,.1f}"],
         ["cost of GPUs, $", f"{results['gpu_cost']:,.0f}"],
         ["units and shards", f"{results['units']:,}"],
         ["bytes read, TB", f"{results['terabytes']:,.1f}"],
@@ -125,7 +127,7 @@ def report(setting: Setting, results: dict[str, Any]) -> str:
     worst = max(results["single_parts"], key=lambda part: part["hours"])
     total = results["hours"]
     verdict = (
-        f"Longest of what one process does: {worst['what']}, {worst['hours']:.1f} h beside "
+        f"Longest of what one process does: {worst['what']}, {worst['hours']:.2f} h beside "
         f"{total:.1f} h of GPUs"
     )
     return "\n".join(
@@ -137,6 +139,8 @@ def report(setting: Setting, results: dict[str, Any]) -> str:
             f"{max(1, round(setting.gpus * total / worst['hours'])):,} GPUs on.",
             f"\nMemory of the driver: {few:.0f} MiB at the fewest and {most:.0f} MiB at the most "
             "pairs measured (score_scale.md); of ids, a temporary file of 8 bytes a pair.",
+            "\nPlanning reads the bytes of remote tars once for their index, on all nodes; of "
+            "Parquet it reads footers and ids alone.",
             "\nAssumed: " + ", ".join(f"{k} {v:,g}" for k, v in asdict(setting).items()) + ". The "
             "rate of a GPU is the one published for clip-retrieval with ViT-L/14 at 224 px on an "
             "A100; our own on a GPU has not been measured. Request prices are those of S3 "
@@ -158,7 +162,8 @@ def main() -> None:
     parser.add_argument("--gpu-hour", type=float, default=2.0, help="$")
     parser.add_argument("--get-per-1000", type=float, default=0.0004, help="$")
     parser.add_argument("--put-per-1000", type=float, default=0.005, help="$")
-    parser.add_argument("--driver-mib-per-s", type=float, default=1000)
+    parser.add_argument("--nodes", type=int, default=8)
+    parser.add_argument("--node-mib-per-s", type=float, default=1000)
     setting = Setting(**vars(parser.parse_args()))
     gpu_hours = setting.pairs / setting.pairs_per_s_per_gpu / 3600
     asked = requests(setting)
@@ -167,6 +172,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "gpu_hours": gpu_hours,
         "hours": gpu_hours / setting.gpus,
+        "planning_hours": planning_hours(setting),
         "gpu_cost": gpu_hours * setting.gpu_hour,
         "units": units,
         "terabytes": setting.pairs * setting.bytes_per_pair / 1e12,

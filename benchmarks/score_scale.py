@@ -1,17 +1,13 @@
-"""How `aligncurate score` on Ray grows: pairs per second by workers, memory of the driver by pairs,
-and what the engine itself takes for each unit.
+"""How `aligncurate score` on Ray grows: memory of the driver by pairs, and what the engine itself
+takes for each unit.
 
-The pairs of the memory part are small pictures of their own, scored by a CLIP of one narrow layer:
-enough for every step to run, little enough for a million. The workers part scores the pairs of
-`score_throughput.py` with a real architecture.
+The pairs are small pictures, each its own, scored by a CLIP of one narrow layer: enough for every
+step to run, little enough for a million.
 """
 
 import argparse
 import io
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,18 +17,16 @@ import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from peers.corpus import CACHE, make_corpus
-from peers.weights import make_weights
+from peers.corpus import CACHE
+from peers.drive import drive
 from PIL import Image
 from recording import record, table
 from safetensors.torch import save_file
 
-DRIVER = Path(__file__).parent / "peers/driver.py"
 PACKAGES = ["aligncurate", "open_clip_torch", "torch", "ray", "pyarrow"]
 SIDE = 16
 ROWS_PER_FILE = 50_000
 SHARD_ROWS = 10_000
-START_UP_PAIRS = 128
 
 NARROW: dict[str, Any] = {
     "embed_dim": 16,
@@ -86,29 +80,12 @@ def _picture(number: int) -> bytes:
     return stream.getvalue()
 
 
-def drive(**options: Any) -> dict[str, float]:
-    """Run the driver once with `options`; what it reports.
-
-    Raises:
-        RuntimeError: it failed; the end of its log is in the message.
-    """
-    command = [sys.executable, str(DRIVER)]
-    for name, value in options.items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    report = json.loads(done.stdout.splitlines()[-1])
-    sys.stdout.write(f"{options}: {report}\n")
-    sys.stdout.flush()
-    return report
-
-
 def by_rows(counts: list[int], folder: Path) -> list[dict[str, float]]:
     """Seconds and the driver's peak memory for each number of pairs."""
     model = make_narrow_clip()
     return [
         drive(
+            expect=count,
             input=make_small_pairs(count),
             output=folder / f"rows-{count}",
             model=model,
@@ -118,35 +95,14 @@ def by_rows(counts: list[int], folder: Path) -> list[dict[str, float]]:
     ]
 
 
-def by_workers(counts: list[int], model: str, pairs: int, folder: Path) -> list[dict[str, float]]:
-    """Pairs per second after start-up for each number of workers."""
-    found: list[dict[str, float]] = []
-    few, all_pairs = make_corpus(START_UP_PAIRS), make_corpus(pairs)
-    for workers in counts:
-        seconds = [
-            drive(
-                input=corpus.llava,
-                output=folder / f"workers-{workers}-{corpus.count}",
-                model=model,
-                weights=make_weights(model),
-                shard_rows=32,
-                workers=workers,
-            )["seconds"]
-            for corpus in (few, all_pairs)
-        ]
-        rate = (pairs - START_UP_PAIRS) / (seconds[1] - seconds[0])
-        found.append({"workers": workers, "pairs_per_s": rate})
-    return found
-
-
 def by_units(counts: list[int]) -> list[dict[str, float]]:
     """What the engine takes for units that do nothing."""
-    return [drive(units=count) for count in counts]
+    return [drive(expect=count, units=count) for count in counts]
 
 
 def report(results: dict[str, Any]) -> str:
-    """The page: three tables and what they show."""
-    rows, workers, units = results["rows"], results["workers"], results["units"]
+    """The page: two tables and what they show."""
+    rows, units = results["rows"], results["units"]
     parts = [
         "## Memory of the driver\n",
         table(
@@ -161,20 +117,6 @@ def report(results: dict[str, Any]) -> str:
         ),
         f"\nSmall pictures ({SIDE} px PNG) and a CLIP of one narrow layer, {SHARD_ROWS:,} pairs a "
         "shard.",
-        "\n## Workers\n",
-        table(
-            ["workers", "pairs/s", "× one worker"],
-            [
-                [
-                    r["workers"], f"{r['pairs_per_s']:.1f}",
-                    f"{r['pairs_per_s'] / workers[0]['pairs_per_s']:.2f}",
-                ]
-                for r in workers
-            ],
-        ),
-        f"\n{results['pairs']:,} pairs, {results['model']}, random weights, fp32, on a Ray cluster "
-        f"on this machine; rate after start-up. It has {results['cores']} cores, so more workers "
-        "than that can bring nothing.",
         "\n## Units\n",
         table(
             ["units", "seconds, with start-up", "driver, peak MiB"],
@@ -195,20 +137,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--units", type=int, nargs="+", default=[1_000, 10_000])
-    parser.add_argument("--model", default="ViT-S-32-alt")
-    parser.add_argument("--pairs", type=int, default=2_000, help="of the workers part")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         results = {
-            "cores": len(os.sched_getaffinity(0)),
-            "model": given.model,
-            "pairs": given.pairs,
             "units": by_units(given.units),
             "rows": by_rows(given.rows, folder),
-            "workers": by_workers(given.workers, given.model, given.pairs, folder),
         }
     record("score_scale", "How scoring grows", PACKAGES, results, report(results))
 

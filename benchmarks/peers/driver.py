@@ -18,7 +18,7 @@ _KIB_PER_MIB = 1024
 def main() -> None:
     """Score `--input`, or send `--units` empty units through the engine; report on stdout."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name in ("--input", "--output", "--model", "--weights"):
+    for name in ("--input", "--image-root", "--output", "--model", "--weights"):
         parser.add_argument(name)
     parser.add_argument("--shard-rows", type=int)
     parser.add_argument("--workers", type=int, default=2)
@@ -38,6 +38,7 @@ def _score(given: argparse.Namespace) -> int:
     dataset = score(
         given.input,
         given.output,
+        image_root=given.image_root,
         model=given.model,
         weights=given.weights,
         precision="fp32",

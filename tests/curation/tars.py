@@ -35,10 +35,11 @@ def write_tar(path: Path, members: Sequence[Member], **options: Any) -> Path:
     return path
 
 
-def good_tar(path: Path, count: int = 6, **metadata: Any) -> Path:
+def good_tar(path: Path, count: int = 6, mode: str = "w", **metadata: Any) -> Path:
     """A tar of `count` whole samples `000000000`, `000000001` and so on."""
     keys = [f"{n:09d}" for n in range(count)]
-    return write_tar(path, [m for n, key in enumerate(keys) for m in sample(key, n, **metadata)])
+    members = [m for n, key in enumerate(keys) for m in sample(key, n, **metadata)]
+    return write_tar(path, members, mode=mode)
 
 
 def link(kind: bytes, to: str = "/etc/passwd") -> tarfile.TarInfo:

@@ -16,9 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from aligncurate import Execution, score
 from aligncurate.engine import ItemFailure, Limits, Step, connected, map_on_ray
-from alignshared import Dataset
+from aligncurate.sources import webdataset
+from alignshared import Dataset, InputError
 from tests.curation.faults.killing import GONE, Job, forkserver, start, write_input
+from tests.curation.tars import good_tar
 from tests.curation.test_score import assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -142,6 +145,38 @@ def assert_whole(done: Dataset, calm: Dataset) -> None:
     assert done.manifest.rows + done.manifest.reject_count == PAIRS
     assert done.manifest.rejects == {"missing_file": len(GONE)}
     assert_same(done, calm)
+
+
+def test_tars_are_looked_through_by_the_workers(
+    machines: Machines, tmp_path: Path, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(5):
+        good_tar(tmp_path / "in" / f"{number:05d}.tar", count=4, n=number)
+    whole = (tmp_path / "in" / "00003.tar").read_bytes()
+    (tmp_path / "in" / "00003.tar").write_bytes(whole[: len(whole) // 2])
+
+    def run(output: str, execution: Execution) -> Dataset:
+        return score(tmp_path / "in", tmp_path / output, model=tiny_clip, execution=execution)
+
+    calm = run("quiet", Execution("local", 1))
+
+    def not_here(*_: object) -> None:
+        raise AssertionError("the driver read a tar")
+
+    monkeypatch.setattr(webdataset, "index_tar", not_here)
+    done = run("cluster", Execution("ray", 2, gpus=0, ray_address=machines.address))
+    assert done.manifest.rejects == calm.manifest.rejects == {"damaged_archive": 1}
+    assert_same(done, calm)
+
+
+def test_a_tar_that_cannot_be_used_is_one_sentence(
+    machines: Machines, tmp_path: Path, tiny_clip: str
+):
+    good_tar(tmp_path / "in" / "0.tar", count=2)
+    good_tar(tmp_path / "in" / "1.tar", count=2, mode="w:gz")
+    execution = Execution("ray", 2, gpus=0, ray_address=machines.address)
+    with pytest.raises(InputError, match=r"1\.tar is compressed"):
+        score(tmp_path / "in", tmp_path / "out", model=tiny_clip, execution=execution)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -7,7 +7,7 @@ The list depends on the input alone, so it is also what a resumed run compares a
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,6 +86,19 @@ class Source(Protocol):
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
         """The rows of `unit` in batches of at most `batch_rows`."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A source of which `plan` has much to read, in parts that any machine may do before it."""
+
+    def parts(self, work: Storage) -> list[int]:
+        """The parts that are not done yet."""
+        ...
+
+    def prepare(self, work: Storage, part: int) -> None:
+        """Do one of them, writing to `work` what `plan` then finds there."""
         ...
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from aligncurate.local import beat
 from aligncurate.sources.captions import is_valid_text
 from aligncurate.sources.files import MAX_FILE_BYTES, PICTURE_SUFFIXES
 from aligncurate.sources.listing import opened
@@ -76,6 +77,7 @@ def index_tar(location: str, prefix: str) -> TarIndex:
         try:
             for member in tar_members(data, location):
                 indexing.add(member)
+                beat()
         except TarDamage as error:
             damage = str(error)
             indexing.end_in_damage(damage)

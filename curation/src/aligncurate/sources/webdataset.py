@@ -1,13 +1,15 @@
 """WebDataset tars, as img2dataset writes them: pictures, captions in `.txt`, metadata in `.json`.
 
-Planning reads every tar's headers once into an index in the run's folder; workers then read the
-parts of their samples by offset, so a unit is a run of samples of one tar. No member is unpacked.
+Planning reads every tar's headers once into an index in the run's folder, on any machine; workers
+then read the parts of their samples by offset, so a unit is a run of samples of one tar. No member
+is unpacked.
 """
 
 import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -41,7 +43,7 @@ from alignshared.schema import CONVERSATIONS_TYPE, IMAGE_TYPE, SOURCE_COLUMNS
 
 _SUFFIX = ".tar"
 _INDEX_FOLDER = "index"
-_KINDS = b"kinds"
+_KINDS, _DAMAGE = b"kinds", b"damage"
 _REMOTE_THREADS = 16
 _GAP = 1 << 16
 _MAX_READ = 1 << 26
@@ -84,23 +86,41 @@ class WebDatasetSource:
             InputError: a tar is compressed, or cannot be read.
         """
         folder = work.child(_INDEX_FOLDER)
-        there = frozenset(folder.names())
+        missing = frozenset(self.parts(work))
         threads = _REMOTE_THREADS if is_remote(self.location) else available_cores()
 
-        def indexed(number: int) -> tuple[str, int, Kinds]:
-            file = f"{number:07d}.parquet"
-            if file not in there:
-                self._write_index(folder, file, number)
-            return (f"{folder.location}/{file}", *_summary(folder, file))
+        def indexed(number: int) -> tuple[str, _Summary]:
+            if number in missing:
+                self.prepare(work, number)
+            file = _index_file(number)
+            return f"{folder.location}/{file}", _summary(folder, file)
 
         found = list(map_ordered(indexed, range(len(self._tars)), threads))
-        kinds = added_kinds(kinds for _, _, kinds in found)
+        self._warn_of_damage([summary for _, summary in found])
+        kinds = added_kinds(summary.kinds for _, summary in found)
         self._own = own_columns(kinds)
-        sizes = [(location, rows) for location, rows, _ in found]
+        sizes = [(location, summary.rows) for location, summary in found]
         units = cut_into_units(sizes, shard_rows)
         if "str" not in kinds.get("id", ()):  # keys are told apart already
             return units
         return marked_duplicates(units, sizes, IdColumn([file for file, _ in sizes], "id"))
+
+    def parts(self, work: Storage) -> list[int]:
+        """The numbers of the tars that have no index in `work` yet."""
+        there = frozenset(work.child(_INDEX_FOLDER).names())
+        return [n for n in range(len(self._tars)) if _index_file(n) not in there]
+
+    def prepare(self, work: Storage, part: int) -> None:
+        """Index one tar in `work`.
+
+        Raises:
+            InputError: it is compressed, or cannot be read.
+        """
+        index = index_tar(self._tars[part], self._prefixes[part])
+        kinds = json.dumps({name: dict(counts) for name, counts in index.kinds.items()})
+        about = {_KINDS: kinds, _DAMAGE: index.damage or ""}
+        schema = TAR_INDEX_SCHEMA.with_metadata(about)
+        write_index(work.child(_INDEX_FOLDER), _index_file(part), schema, index.rows)
 
     def own_columns(self) -> pa.Schema:
         """Scalar fields of the metadata; known once the tars have been indexed by `plan`."""
@@ -119,15 +139,13 @@ class WebDatasetSource:
                     row["detail"] = f"the id {row['id']!r} occurs in an earlier row"
             yield self._batch(rows)
 
-    def _write_index(self, folder: Storage, file: str, number: int) -> None:
-        index = index_tar(self._tars[number], self._prefixes[number])
-        if index.damage is not None:
-            log.warning(
-                "%s is damaged (%s); its samples before that are used, the rest is one reject.",
-                self._tars[number], index.damage,
-            )  # fmt: skip
-        kinds = json.dumps({name: dict(counts) for name, counts in index.kinds.items()})
-        write_index(folder, file, TAR_INDEX_SCHEMA.with_metadata({_KINDS: kinds}), index.rows)
+    def _warn_of_damage(self, summaries: list["_Summary"]) -> None:
+        for tar, summary in zip(self._tars, summaries, strict=True):
+            if summary.damage:
+                log.warning(
+                    "%s is damaged (%s); its samples before that are used, the rest is one reject.",
+                    tar, summary.damage,
+                )  # fmt: skip
 
     def _batch(self, rows: list[dict[str, Any]]) -> RawBatch:
         rejects = [
@@ -173,12 +191,29 @@ class _Sample:
         self.caption = self.fields.get("caption") if at is None else as_text(parts[at])
 
 
-def _summary(folder: Storage, file: str) -> tuple[int, Kinds]:
-    """Rows of an index file, and the kinds of its tar's metadata."""
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    """What an index says of its tar as a whole: samples, kinds of the metadata, damage or ""."""
+
+    rows: int
+    kinds: Kinds
+    damage: str
+
+
+def _index_file(number: int) -> str:
+    return f"{number:07d}.parquet"
+
+
+def _summary(folder: Storage, file: str) -> _Summary:
     with folder.open(file) as stream:
         metadata = pq.read_metadata(stream)
-    kinds = json.loads(metadata.metadata[_KINDS])
-    return metadata.num_rows, {name: Counter(counts) for name, counts in kinds.items()}
+    about = metadata.metadata
+    kinds = json.loads(about[_KINDS])
+    return _Summary(
+        metadata.num_rows,
+        {name: Counter(counts) for name, counts in kinds.items()},
+        about.get(_DAMAGE, b"").decode(),
+    )
 
 
 def _read_samples(rows: list[dict[str, Any]]) -> list[_Sample]:

@@ -30,6 +30,7 @@ from aligncurate.stages.execution import (
     score_on_ray,
 )
 from aligncurate.stages.models import refuse_taken_columns, resolve_models
+from aligncurate.stages.preparing import prepare_on_cluster
 from aligncurate.stages.run_units import Failed, UnitRun
 from aligncurate.stages.task import Decode, Scoring
 from aligncurate.units import Timing, UnitRecord, released_if_empty
@@ -159,7 +160,9 @@ class _Job:
 def _run(job: _Job, show_progress: ShowProgress) -> Dataset:
     scoring, config, execution = job.scoring, job.config, job.execution
     storage = Storage(scoring.output)
-    units = scoring.source.plan(storage.child(RUN_FOLDER), job.shard_rows)
+    planning = storage.child(RUN_FOLDER)
+    prepare_on_cluster(scoring.source, planning, execution)
+    units = scoring.source.plan(planning, job.shard_rows)
     if not units:
         raise InputError(f"there are no pairs in {config['input']['location']}.")
     refuse_taken_columns(scoring.models, scoring.source.own_columns().names)
