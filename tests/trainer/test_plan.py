@@ -147,8 +147,15 @@ def test_checkpointing_keeps_the_layers_inputs() -> None:
     layer = memory.layer_activations(shape, precision="bf16", trains=True)
     kept = memory.activations(shape, 5, precision="bf16", trains=True, checkpointing=True)
     assert kept == 5 * (10 * 2 * 8 + layer)
-    assert memory.logits(shape, 2, precision="bf16", most_bytes=1000) == 100 * 2 * (4 + 12)
-    assert memory.logits(shape, 9, precision="bf16", most_bytes=1000) == 100 * 2 * (4 + 12)
+    assert memory.logits(shape, 2, precision="bf16") == 100 * 2 * (4 + 12)
+
+
+def test_logits_are_counted_up_to_a_piece(towers: Path) -> None:
+    path, most = recipe_file(towers), 2 * 4 * tiny.VOCABULARY
+    whole = plan(path, "finetune")
+    pieces = plan(path, "finetune", overrides=[f"batch.logits_mb={most / 1e6}"])
+    of_two = memory.logits(Shape(1, 1, 1, 1, False, tiny.VOCABULARY), 2, precision="fp32")
+    assert pieces.logits == of_two < whole.logits
 
 
 def test_memory_adds_up(towers: Path) -> None:

@@ -128,20 +128,14 @@ def activations(
     return tokens * (shape.layers * _BYTES[precision] * shape.width + layer)
 
 
-def logits(shape: Shape, learned: int, *, precision: Precision, most_bytes: int) -> int:
-    """Bytes of the scores over the vocabulary and of the loss of `learned` tokens, at its peak.
+def logits(shape: Shape, tokens: int, *, precision: Precision) -> int:
+    """Bytes of the scores over the vocabulary and of the loss of `tokens` tokens at once, at its
+    peak.
 
     Kept are the scores and, in float32, their log-softmax; going backward the gradients of both
-    are there too. Of scores that would take more than `most_bytes` in float32 one piece is there at
-    a time (model/head.py).
+    are there too.
     """
-    rows = min(learned, rows_at_once(shape.vocabulary, most_bytes))
-    return shape.vocabulary * rows * (2 * _BYTES[precision] + 3 * 4)
-
-
-def rows_at_once(vocabulary: int, most_bytes: int) -> int:
-    """Of how many tokens the logits in float32 take `most_bytes` at most; 1 at least."""
-    return max(1, most_bytes // (4 * vocabulary))
+    return shape.vocabulary * tokens * (2 * _BYTES[precision] + 3 * 4)
 
 
 def _spread(size: int, gpus: int) -> int:

@@ -114,6 +114,8 @@ def plan(
         InputError: the recipe, a model's configuration or the dataset cannot be read or do not fit,
             or the batch does not divide among the GPUs.
     """
+    from aligntrain.model.head import rows_at_once
+
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, phase, overrides)
     _check_gpus(recipe, gpus)
@@ -127,6 +129,7 @@ def plan(
     shape = memory.Shape.of(config.text_config, gated=gated)
     tokens = recipe.batch.micro_size * recipe.data.max_length
     learned = tokens - recipe.batch.micro_size * min(config.image_tokens, recipe.data.max_length)
+    at_once = rows_at_once(shape.vocabulary, recipe.batch.logits_bytes)
     return Plan(
         recipe=recipe,
         gpus=gpus,
@@ -149,12 +152,7 @@ def plan(
             )
             for kept in (False, True)
         },
-        logits=memory.logits(
-            shape,
-            learned,
-            precision=recipe.precision,
-            most_bytes=recipe.batch.logits_bytes,
-        ),
+        logits=memory.logits(shape, min(learned, at_once), precision=recipe.precision),
         data=_data_of(recipe, config.image_tokens, data, rows),
     )
 

@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from aligntrain.memory import rows_at_once
 from aligntrain.model.losses import IGNORED
 
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """What configurations call that which some LLMs do with logits behind their head."""
+
+
+def rows_at_once(vocabulary: int, most_bytes: int) -> int:
+    """Of how many tokens the logits in float32 take `most_bytes` at most; 1 at least."""
+    return max(1, most_bytes // (4 * vocabulary))
 
 
 def fits(tokens: int, language_model: Any, most_bytes: int) -> bool:
