@@ -23,7 +23,7 @@ from aligntrain.checkpoint import checkpoints, newest_checkpoint
 from aligntrain.load import load_model
 from aligntrain.lora import add_lora, load_lora, merge_lora, save_lora
 from aligntrain.merge import merge
-from aligntrain.metrics import read_metrics
+from aligntrain.metrics import Flops, read_metrics
 from aligntrain.phases import apply_phase, parameter_groups, part_of, trained_parts
 from aligntrain.recipes.schema import LoraSettings, OptimizerSettings
 from aligntrain.run import prepare, run
@@ -126,6 +126,8 @@ def test_of_the_llm_lora_alone_trains() -> None:
     # Two layers, rank 4: what each of the seven matrices reads and gives.
     reads_and_gives = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48)
     assert sizes["lora"].parameters == 2 * 4 * reads_and_gives
+    flops = Flops.of(model)
+    assert (flops.llm_trains, flops.lora) == (False, sizes["lora"].parameters)
     settings = OptimizerSettings(lr=1e-4, llm_lr=2e-4)
     groups = {group["name"]: group["lr"] for group in parameter_groups(model, settings)}
     assert groups == {"projector": 1e-4, "gate": 1e-4, "lora": 2e-4}

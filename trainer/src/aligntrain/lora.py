@@ -91,6 +91,11 @@ def linear_layers(llm: Any) -> dict[str, "nn.Module"]:
     }
 
 
+def features_read(layer: Any) -> int:
+    """How many features one of the `linear_layers` reads."""
+    return int(layer.in_features if hasattr(layer, "in_features") else layer.weight.shape[0])
+
+
 def four_bits(precision: Precision, *, keep: tuple[str, ...] = ()) -> dict[str, Any]:
     """What transformers' `from_pretrained` takes to hold an LLM in 4 bits on this rank's GPU.
 

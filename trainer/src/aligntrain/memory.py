@@ -20,7 +20,8 @@ embeddings, a gated MLP, attention that keeps no [T, T] matrix. With gradient ch
 input of every layer stays, and one layer's activations at a time. LoRA keeps what its matrices
 read, of a layer that does not train itself.
 
-Not counted: the CUDA context (about half a GB), buffers of communication, what the allocator loses.
+Not counted: the CUDA context (about half a GB), buffers of communication, the matrix that QLoRA
+unpacks for its turn, what the allocator loses.
 """
 
 from collections.abc import Mapping

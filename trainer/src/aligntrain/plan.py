@@ -199,7 +199,7 @@ def _with_lora(model: Any, recipe: Recipe) -> tuple[int, int]:
     llm = model.model.language_model
     matrices = lora.linear_layers(llm)
     reads = {
-        name.rpartition(".")[2]: matrices[name].in_features  # of the last layer, as of all
+        name.rpartition(".")[2]: lora.features_read(matrices[name])  # of the last layer, as of all
         for name in lora.target_names(llm, settings.targets)
     }
     with torch.device("meta"):
