@@ -20,7 +20,6 @@ from aligntrain.recipes.schema import LoraSettings, Precision
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 LORA = "lora"
 """The folder of LoRA in an export, in peft's own form."""
@@ -75,7 +74,7 @@ def target_names(llm: Any, targets: tuple[str, ...]) -> list[str]:
     return [name for name in known if name in chosen]
 
 
-def linear_layers(llm: Any) -> dict[str, "nn.Module"]:
+def linear_layers(llm: Any) -> dict[str, Any]:
     """The linear layers of `llm` by name, in its order, without the head and without LoRA's own.
 
     The head is left out because its matrix may be the embeddings', which LoRA would change.
