@@ -133,6 +133,8 @@ aligntrain convert --llm
 aligntrain convert --vision-tower
 aligntrain convert output
 aligntrain convert source
+aligntrain merge output
+aligntrain merge run
 aligntrain plan --data
 aligntrain plan --gpus
 aligntrain plan --recipe

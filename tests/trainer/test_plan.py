@@ -8,11 +8,13 @@ import torch
 
 from alignshared import InputError
 from aligntrain import memory
+from aligntrain.lora import add_lora
 from aligntrain.memory import Shape, model_states
 from aligntrain.model import build_model
 from aligntrain.phases import apply_phase
 from aligntrain.plan import plan, summary
 from aligntrain.recipes import PHASES, Phase, load_recipe
+from aligntrain.recipes.schema import LoraSettings
 from tests.trainer import rows, tiny
 
 TINY = """
@@ -54,6 +56,94 @@ def test_parameters_are_those_of_the_built_model(mixing: str, phase: Phase, towe
     assert planned.parameters == sum(p.numel() for p in model.parameters())
     assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert planned.image_tokens == model.config.image_tokens
+
+
+def lora_recipe(towers: Path, *overrides: str) -> Any:
+    given = ["lora.rank=4", "lora.dropout=0", *overrides]
+    return load_recipe(recipe_file(towers), "finetune", given)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "[q_proj, v_proj]"])
+def test_parameters_of_lora_are_those_of_the_built_model(targets: str, towers: Path) -> None:
+    recipe = lora_recipe(towers, f"lora.targets={targets}")
+    model = build_model(recipe.model.vision_tower, recipe.model.llm, **recipe.model.choices)
+    add_lora(model, recipe.lora)
+    sizes = apply_phase(model, "finetune")
+    planned = plan(recipe)
+    assert planned.parts == sizes
+    assert planned.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    states = planned.states[0]
+    assert states.weights == 4 * planned.parameters
+    assert (states.gradients, states.optimizer) == (4 * planned.trainable, 8 * planned.trainable)
+    llm, lora = (next(p for p in sizes if p.part == part) for part in ("llm", "lora"))
+    assert planned.flops_per_token == 4 * llm.parameters + 6 * lora.parameters
+
+
+def test_lora_of_a_7b_llama_has_the_published_size(tmp_path: Path) -> None:
+    """159,907,840 parameters at rank 64: the QLoRA authors' own count for all linear layers."""
+    from transformers import CLIPVisionConfig, LlamaConfig
+
+    CLIPVisionConfig(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+        image_size=336, patch_size=14,
+    ).save_pretrained(tmp_path / "clip")  # fmt: skip
+    LlamaConfig().save_pretrained(tmp_path / "llama")
+    towers = [f"model.vision_tower={tmp_path / 'clip'}", f"model.llm={tmp_path / 'llama'}"]
+    planned = {
+        name: plan(name, "finetune", gpus=8, overrides=[*towers, *rank])
+        for name, rank in (
+            ("vicuna-7b", []), ("vicuna-7b-lora", []), ("vicuna-7b-qlora", ["lora.rank=64"]),
+        )
+    }  # fmt: skip
+    sizes = {
+        name: {part.part: part.parameters for part in one.parts} for name, one in planned.items()
+    }
+    assert sizes["vicuna-7b-qlora"]["lora"] == 159_907_840
+    assert sizes["vicuna-7b-lora"]["lora"] == 2 * 159_907_840
+    # 6.48 G in the layers' matrices: 2 bytes each, or half a byte and 0.127 bits.
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    held = {name: one.states[2].weights for name, one in planned.items() if "lora" in name}
+    saved = held["vicuna-7b-lora"] - held["vicuna-7b-qlora"] - 2 * 159_907_840
+    assert saved == pytest.approx(matrices * (2 - 0.5 - 0.127 / 8), rel=1e-4)
+    assert list(planned["vicuna-7b-qlora"].states) == [0, 1, 2]
+    full, lora = (planned[name].states[2] for name in ("vicuna-7b", "vicuna-7b-lora"))
+    assert 15 * lora.optimizer < full.optimizer
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj"])
+def test_activations_of_lora_are_about_those_that_autograd_keeps(
+    targets: str, dropout: float, towers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builtin: Any = torch._C
+    monkeypatch.setattr(torch.nn.functional, "linear", builtin._nn.linear)
+    tokens, width = 256, 128
+    text = tiny.text_config(hidden_size=width, intermediate_size=3 * width, num_key_value_heads=4)
+    settings = LoraSettings(rank=8, dropout=dropout, targets=(targets,))
+    kept: list[int] = []
+    for layers in (2, 6):
+        text.num_hidden_layers = layers
+        model = tiny.model(text_config=text)
+        add_lora(model, settings)
+        apply_phase(model, "finetune")
+        llm = model.model.language_model.train()
+        embeddings = torch.randn(1, tokens, width, requires_grad=True)
+        kept.append(saved_bytes(llm, inputs_embeds=embeddings, use_cache=False))
+    shape = Shape.of(text, gated=True)
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
+    every = {**dict.fromkeys(names, width), "down_proj": 3 * width}
+    chosen = every if targets == "all-linear" else {"q_proj": width}
+    planned = memory.activations(
+        Shape(4, shape.width, shape.attention, shape.mlp, True, shape.vocabulary),
+        tokens,
+        precision="fp32",
+        trains=False,
+        checkpointing=False,
+        lora=memory.lora_activations(chosen, 8, precision="fp32", dropout=dropout > 0),
+    )
+    # Of a feature dropped or not, torch keeps a byte on a GPU, and a float on a CPU.
+    planned += 4 * tokens * 3 * sum(chosen.values()) * (dropout > 0)
+    assert planned == pytest.approx(kept[1] - kept[0], rel=0.05)
 
 
 def test_nothing_is_loaded(towers: Path, tmp_path: Path) -> None:

@@ -101,8 +101,8 @@ def run(
         str | None,
         typer.Option(
             "--from",
-            help="What to fine-tune from: a run, an adapter file, or none. By default the newest "
-            "finished pretrain run beside the output.",
+            help="What to fine-tune from: a run, a merged model, an adapter file, or none. By "
+            "default the newest finished pretrain run beside the output.",
         ),
     ] = None,
 ) -> None:
@@ -191,6 +191,18 @@ def chat(
         if show_gate:
             terminal.show_gate(conversation.gate_weights)
         picture = None  # it stays in the conversation
+
+
+@app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="The folder of a LoRA run.")],
+    output: Annotated[str, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Add what a LoRA run has learned to the LLM's own weights and write the whole model."""
+    from aligntrain.merge import merge
+
+    terminal.hide_loading()
+    terminal.show_merged(merge(run, output))
 
 
 @app.command()

@@ -9,24 +9,35 @@ and 12 P of optimizer states (a float32 copy, Adam's momentum and variance), of 
                2   2 P + (2 P + 12 P) / N
                3   (2 P + 2 P + 12 P) / N
 
-Parameters that do not train have weights only. In float32 weights and gradients take 4 P, and Adam
-8 P, there being no copy.
+Parameters that do not train have weights only, and those that QLoRA holds in 4 bits half a byte
+each and 0.127 bits of scales: one of 8 bits for 64 weights, and of these one of 32 for 256
+(Dettmers et al. 2023, arXiv 2305.14314, section 3). In float32 weights and gradients
+take 4 P, and Adam 8 P, there being no copy.
 
 Activations are counted from what autograd keeps of one transformer layer, as Korthikanti et al.
 2022 (arXiv 2205.05198, section 4) do for GPT, here for layers of today: float32 norms, rotary
 embeddings, a gated MLP, attention that keeps no [T, T] matrix. With gradient checkpointing the
-input of every layer stays, and one layer's activations at a time.
+input of every layer stays, and one layer's activations at a time. LoRA keeps what its matrices
+read, of a layer that does not train itself.
 
-Not counted: the CUDA context (about half a GB), buffers of communication, what the allocator loses.
+Not counted: the CUDA context (about half a GB), buffers of communication, the matrix that QLoRA
+unpacks for its turn, what the allocator loses.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aligntrain.recipes.schema import Offload, Precision
 
 _BYTES: dict[Precision, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+_FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
+"""Bytes of a weight in NF4 with double quantization."""
 _OPTIMIZER_BYTES: dict[Precision, int] = {"bf16": 12, "fp16": 12, "fp32": 8}
+
+
+_READ_THE_SAME = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+"""Matrices that read what another one reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +63,17 @@ def model_states(
     gpus: int,
     precision: Precision,
     offload: Offload = "none",
+    quantized: int = 0,
 ) -> States:
-    """What `parameters`, of which `trainable` train, take with ZeRO on `gpus` GPUs.
+    """What `parameters`, of which `trainable` train and `quantized` are in 4 bits, take with ZeRO
+    on `gpus` GPUs.
 
     Offloading moves optimizer states, and gradients where they are spread, to the host (Ren et al.
     2021, ZeRO-Offload, arXiv 2101.06840, section 4); `all` weights too.
     """
     size = _BYTES[precision]
-    weights = _spread(size * parameters, gpus if zero_stage >= 3 else 1)
+    held = size * (parameters - quantized) + round(_FOUR_BITS * quantized)
+    weights = _spread(held, gpus if zero_stage >= 3 else 1)
     gradients = _spread(size * trainable, gpus if zero_stage >= 2 else 1)
     optimizer = _spread(_OPTIMIZER_BYTES[precision] * trainable, gpus if zero_stage >= 1 else 1)
     host = 0
@@ -113,6 +127,23 @@ def layer_activations(shape: Shape, *, precision: Precision, trains: bool) -> in
     return size * values + 2 * 4 * shape.width
 
 
+def lora_activations(
+    reads: Mapping[str, int], rank: int, *, precision: Precision, dropout: bool
+) -> int:
+    """Bytes that autograd keeps per token of one layer for its LoRA.
+
+    `reads` has how many features each of its matrices reads, by the matrices' names. Kept are what
+    A reads, once for matrices that read the same, and what B reads; with dropout each A reads
+    something of its own, and a byte says of every feature whether it was dropped.
+    """
+    size = _BYTES[precision]
+    kept = size * rank * len(reads)
+    if dropout:
+        return kept + (size + 1) * sum(reads.values())
+    once = {_READ_THE_SAME.get(name, name): width for name, width in reads.items()}
+    return kept + size * sum(once.values())
+
+
 def activations(
     shape: Shape,
     tokens: int,
@@ -120,9 +151,13 @@ def activations(
     precision: Precision,
     trains: bool,
     checkpointing: bool,
+    lora: int = 0,
 ) -> int:
-    """Bytes of the LLM's activations for a micro-batch of `tokens` tokens, without logits."""
-    layer = layer_activations(shape, precision=precision, trains=trains)
+    """Bytes of the LLM's activations for a micro-batch of `tokens` tokens, without logits.
+
+    `lora` are those of LoRA per token of one layer.
+    """
+    layer = layer_activations(shape, precision=precision, trains=trains) + lora
     if not checkpointing:
         return tokens * shape.layers * layer
     return tokens * (shape.layers * _BYTES[precision] * shape.width + layer)

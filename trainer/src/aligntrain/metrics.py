@@ -173,11 +173,13 @@ class Flops:
     """L d of the LLM."""
     vision: int
     vision_tokens: int
+    lora: int = 0
+    """Parameters of LoRA, which train where the LLM's do not."""
 
     @classmethod
     def of(cls, model: Any) -> "Flops":
         """Those of `model` as its parameters now train."""
-        sizes = {"llm": 0, "vision_tower": 0}
+        sizes = {"llm": 0, "vision_tower": 0, "lora": 0}
         trains = False
         for name, parameter in model.named_parameters():
             part = part_of(name)
@@ -194,13 +196,14 @@ class Flops:
             attention=text.num_hidden_layers * text.hidden_size,
             vision=sizes["vision_tower"],
             vision_tokens=model.config.image_tokens,
+            lora=sizes["lora"],
         )
 
     def count(self, sums: Sums) -> float:
         """Of all ranks, for what `sums` counts."""
         length = sums["read"] / max(sums["rows"], 1.0)
         passes = 6 if self.llm_trains else 4
-        per_token = passes * self.llm + 12 * self.attention * length
+        per_token = passes * self.llm + 6 * self.lora + 12 * self.attention * length
         return (
             per_token * sums["read"]
             + passes * self.head * sums["scored"]

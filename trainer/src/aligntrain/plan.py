@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from alignshared import InputError
-from aligntrain import memory
+from aligntrain import lora, memory
 from aligntrain.memory import States
 from aligntrain.phases import PartSize, part_sizes
 from aligntrain.recipes import Phase, Recipe, load_recipe
@@ -93,8 +93,9 @@ class Plan:
         """Of the LLM: 2 for each parameter forward, 2 backward, 2 more where it trains (Kaplan et
         al. 2020, arXiv 2001.08361, section 2.1).
         """
-        llm = next(part for part in self.parts if part.part == "llm")
-        return (6 if llm.trains else 4) * llm.parameters
+        sizes = {part.part: part for part in self.parts}
+        llm, lora = sizes["llm"], sizes.get("lora")
+        return (6 if llm.trains else 4) * llm.parameters + (6 * lora.parameters if lora else 0)
 
 
 def plan(
@@ -120,6 +121,7 @@ def plan(
         recipe = load_recipe(recipe, phase, overrides)
     _check_gpus(recipe, gpus)
     config, model = _empty_model(recipe)
+    quantized, kept_by_lora = _with_lora(model, recipe)
     parts = part_sizes(model, recipe.phase)
     parameters = sum(part.parameters for part in parts)
     trainable = sum(part.parameters for part in parts if part.trains)
@@ -143,12 +145,19 @@ def plan(
                 gpus=gpus,
                 precision=recipe.precision,
                 offload=recipe.offload if stage == recipe.zero_stage else "none",
+                quantized=quantized,
             )
             for stage in ZERO_STAGES
+            if not (quantized and stage == 3)  # which cannot spread them
         },
         activations={
             kept: memory.activations(
-                shape, tokens, precision=recipe.precision, trains=llm_trains, checkpointing=kept
+                shape,
+                tokens,
+                precision=recipe.precision,
+                trains=llm_trains,
+                checkpointing=kept,
+                lora=kept_by_lora,
             )
             for kept in (False, True)
         },
@@ -179,6 +188,30 @@ def _empty_model(recipe: Recipe) -> tuple[Any, Any]:
     config = build_config(names.vision_tower, names.llm, **names.choices)
     with torch.device("meta"):
         return config, AlignGPTForConditionalGeneration(config)
+
+
+def _with_lora(model: Any, recipe: Recipe) -> tuple[int, int]:
+    """Put the recipe's LoRA into the empty `model`: how many of its weights are then in 4 bits, and
+    what LoRA keeps per token of a layer.
+    """
+    settings = recipe.lora
+    if settings is None:
+        return 0, 0
+    import torch
+
+    llm = model.model.language_model
+    matrices = lora.linear_layers(llm)
+    reads = {
+        name.rpartition(".")[2]: lora.features_read(matrices[name])  # of the last layer, as of all
+        for name in lora.target_names(llm, settings.targets)
+    }
+    with torch.device("meta"):
+        lora.add_lora(model, settings)
+    weights = sum(module.weight.numel() for module in matrices.values())
+    kept = memory.lora_activations(
+        reads, settings.rank, precision=recipe.precision, dropout=settings.dropout > 0
+    )
+    return weights if settings.quantize == "4bit" else 0, kept
 
 
 def _data_of(

@@ -22,6 +22,7 @@ from aligntrain.job import (
     write_job,
 )
 from aligntrain.launch import launch, process_count
+from aligntrain.lora import LORA
 from aligntrain.recipes import PHASES, Phase, load_recipe
 from aligntrain.recipes.schema import Recipe
 
@@ -69,8 +70,9 @@ def run(
         output: the run folder, by default `runs/<recipe>-<phase>`.
         resume: go on from the newest whole checkpoint there, if there is one.
         nproc: processes; by default one for each GPU of this machine, or one.
-        start: what fine-tuning goes on from: a run folder or an adapter file, or `none` for a new
-            projector and table. By default the newest finished pretrain run beside `output`.
+        start: what fine-tuning goes on from: a run folder, a model that `merge` wrote, an adapter
+            file, or `none` for a new projector and table. By default the newest finished pretrain
+            run beside `output`.
 
     Raises:
         InputError: the recipe, the data, the start or the folder cannot be used.
@@ -209,14 +211,19 @@ def _start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None
     path = Path(start)
     if path.is_file():
         return Start.of(path)
-    model = path / EXPORT
+    model = path if (path / ADAPTER).is_file() else path / EXPORT
     adapter = model / ADAPTER
     if not adapter.is_file():
         raise InputError(
             f"{path} is neither an adapter file nor a finished run; give one of them, or "
             f"{NOTHING} to train a new projector and table."
         )
-    tuned = is_job(path) and read_job(path).recipe.phase == "finetune"
+    if (model / LORA).is_dir():
+        raise InputError(
+            f"{path} is a LoRA run, which leaves no whole model to start from; write one with "
+            f"`aligntrain merge {path} OUTPUT` and start from that."
+        )
+    tuned = not is_job(path) or read_job(path).recipe.phase == "finetune"
     return Start.of(adapter, model if tuned else None)
 
 

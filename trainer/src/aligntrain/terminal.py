@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from aligntrain.convert import Converted
+    from aligntrain.merge import Merged
     from aligntrain.plan import Plan
     from aligntrain.run import RunResult
 
@@ -74,8 +75,6 @@ def show_run(result: "RunResult") -> None:
 
 def show_plan(plan: "Plan") -> None:
     """Parameters by part, memory of one GPU by zero stage, steps and tokens."""
-    from aligntrain.plan import ZERO_STAGES
-
     recipe = plan.recipe
     gpus = f"{plan.gpus} GPU" + ("s" if plan.gpus > 1 else "")
     results.print(f"{recipe.name}, {recipe.phase}, on {gpus}")
@@ -85,8 +84,7 @@ def show_plan(plan: "Plan") -> None:
     parts.add_row("all", f"{plan.parameters:,}", f"{plan.trainable:,}")
     _section("parameters", parts)
     memory = _table("zero_stage", "weights", "gradients", "optimizer", "with activations", "")
-    for stage in ZERO_STAGES:
-        states = plan.states[stage]
+    for stage, states in plan.states.items():
         cells = (states.weights, states.gradients, states.optimizer, plan.memory(stage))
         chosen = "the recipe's" if stage == recipe.zero_stage else ""
         memory.add_row(str(stage), *(_gigabytes(size) for size in cells), chosen)
@@ -108,6 +106,14 @@ def show_converted(done: "Converted") -> None:
     results.print(f"{near(done.output)}: {done.kind}, {levels}, mixing {done.mixing}")
     if done.new:
         results.print(f"  not in the source, so new: {', '.join(done.new)}")
+
+
+def show_merged(done: "Merged") -> None:
+    """Where the whole model lies, and what of it LoRA has changed."""
+    results.print(
+        f"{near(done.output)}: {done.parameters:,} parameters, LoRA merged into {done.matrices} "
+        "matrices"
+    )
 
 
 def show_gate(weights: list[float] | None) -> None:

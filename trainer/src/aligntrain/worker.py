@@ -73,7 +73,8 @@ def work(run: Path, *, resume: bool) -> None:
     from aligntrain import zero
 
     zero.choose_accelerator()
-    from aligntrain.export import export
+    from aligntrain.export import export, export_lora
+    from aligntrain.load import Base
     from aligntrain.parts import build_parts, device_of_rank, open_data
 
     zero.start_process(device_of_rank())
@@ -89,7 +90,10 @@ def work(run: Path, *, resume: bool) -> None:
     if found is not None:
         checkpoints.load_state(found, zero.MasterState(engine))
     ending = _train(job, engine, data, start)
-    export(engine.module, processor, run)
+    if job.recipe.lora is None:
+        export(engine.module, processor, run)
+    else:
+        export_lora(engine.module, processor, run, Base.of(job))
     if data.share.rank == 0:
         finish(run, {**ending, "seconds": time.monotonic() - began})
     # Not after an error: the others may be waiting for this rank, and it would wait for them.

@@ -62,12 +62,14 @@ def build_model(
     *,
     dtype: torch.dtype | str = "fp32",
     attn_implementation: str | None = None,
+    llm_options: dict[str, Any] | None = None,
     **choices: Any,
 ) -> AlignGPTForConditionalGeneration:
     """A model of the pretrained `vision_tower` and `llm`, with a new projector, table and gate.
 
     `choices` are those of `build_config`. `dtype` (a torch dtype, or fp32, bf16, fp16) is what all
-    weights are held in; `attn_implementation` is transformers' word, for both towers.
+    weights are held in; `attn_implementation` is transformers' word, for both towers;
+    `llm_options` are those of transformers for the LLM alone.
 
     Raises:
         InputError: a part cannot be read or used.
@@ -79,7 +81,8 @@ def build_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     tower = load_vision_tower(vision_folder, **options)
-    return assemble(config, tower, load_llm(llm_folder, **options), **options)
+    language_model = load_llm(llm_folder, **options, **(llm_options or {}))
+    return assemble(config, tower, language_model, **options)
 
 
 def load_vision_tower(name: str, **options: Any) -> Any:

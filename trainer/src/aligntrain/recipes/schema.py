@@ -5,7 +5,7 @@ Every key has a place here; any other is an error.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from alignshared.levels import MAX_LEVELS, MIN_LEVELS
 
@@ -77,6 +77,36 @@ class DataSettings(Section):
     """The run stops when more than this share of the samples cannot be used."""
 
 
+def _several(names: Any) -> Any:
+    return (names,) if isinstance(names, str) else names
+
+
+class LoraSettings(Section):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): what is learned of the LLM's matrices is the product
+    of two small ones, B A. The defaults are LLaVA's.
+    """
+
+    rank: PositiveInt = 128
+    """Rows of A and columns of B."""
+    alpha: PositiveInt | None = None
+    """B A counts alpha / rank times; null for twice the rank."""
+    dropout: Share = 0.05
+    """Of what A reads."""
+    targets: Annotated[
+        tuple[str, ...], BeforeValidator(_several), Field(strict=False, min_length=1)
+    ] = ("all-linear",)
+    """Matrices of the LLM by the ends of their names (`q_proj`, say), or `all-linear`: every one
+    but the head."""
+    quantize: Literal["none", "4bit"] = "none"
+    """Hold the LLM's own matrices in 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314): NF4
+    with double quantization, on a CUDA GPU."""
+
+    @property
+    def scale(self) -> int:
+        """`alpha`, whether it is given or not."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+
 class OptimizerSettings(Section):
     """AdamW and its schedule."""
 
@@ -85,6 +115,7 @@ class OptimizerSettings(Section):
     projector_lr: Rate | None = None
     gate_lr: Rate | None = None
     llm_lr: Rate | None = None
+    """Of the LLM, or of its LoRA."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of matrices only; biases, norms and the alignment table have none."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
@@ -150,6 +181,8 @@ class Settings(Section):
     model: ModelSettings
     data: DataSettings
     optimizer: OptimizerSettings
+    lora: LoraSettings | None = None
+    """Fine-tune small matrices in the place of the LLM's own; null for the LLM itself."""
     batch: BatchSettings
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """How often each sample is seen."""
@@ -173,6 +206,11 @@ class Settings(Section):
             raise ValueError(
                 f"offload {self.offload} should have zero_stage {least} or more, not "
                 f"{self.zero_stage}"
+            )
+        if self.lora is not None and self.lora.quantize == "4bit" and self.zero_stage == 3:
+            raise ValueError(
+                "lora.quantize 4bit should have zero_stage 2 or less, not 3, which cannot spread "
+                "4-bit weights"
             )
         return self
 
