@@ -103,6 +103,7 @@ def model_identity(config: Any) -> dict[str, Any]:
         "vocabulary": int(text.vocab_size),
         "levels": int(config.levels),
         "image tokens": int(config.image_tokens),
+        "vision_scales": config.scales,
         "mixing": str(config.mixing),
     }
 

@@ -173,6 +173,7 @@ class Flops:
     """L d of the LLM."""
     vision: int
     vision_tokens: int
+    """That the vision tower reads for an image, of all scales."""
 
     @classmethod
     def of(cls, model: Any) -> "Flops":
@@ -193,7 +194,7 @@ class Flops:
             llm_trains=trains,
             attention=text.num_hidden_layers * text.hidden_size,
             vision=sizes["vision_tower"],
-            vision_tokens=model.config.image_tokens,
+            vision_tokens=model.config.image_tokens * model.config.tiles_per_image,
         )
 
     def count(self, sums: Sums) -> float:

@@ -36,6 +36,7 @@ def build_config(
     gate_text: GateText = "prompt",
     vision_feature_layer: int = -2,
     vision_feature_select: FeatureSelect = "patch",
+    vision_scales: list[int] | None = None,
 ) -> AlignGPTConfig:
     """The configuration of the model that `build_model` would build; reads no weights.
 
@@ -53,6 +54,7 @@ def build_config(
         gate_text=gate_text,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select=vision_feature_select,
+        vision_scales=vision_scales,
     )
 
 

@@ -47,6 +47,8 @@ class ModelSettings(Section):
     """Which hidden states of the vision tower are the image's features."""
     vision_feature_select: Literal["patch", "full"] = "patch"
     """The patch tokens, or all of them."""
+    vision_scales: list[PositiveInt] | None = None
+    """Sizes in pixels at which a picture is read, multiples of the tower's own; null for that."""
     table: Literal["learned", "random"] = "learned"
     """Level vectors to fine-tune with: those of the start, or new random ones (an ablation)."""
 
