@@ -176,11 +176,20 @@ def vision_config(name: str) -> PreTrainedConfig:
 
 
 def text_config(name: str) -> PreTrainedConfig:
-    """The configuration of the causal LM `name`."""
+    """The configuration of the causal LM `name`.
+
+    Raises:
+        InputError: it cannot be read, or has more than a model of text.
+    """
     folder = _llm_folder(name)
     with _readable(folder):
         config: Any = AutoConfig.from_pretrained(folder)
-    return config.get_text_config()
+    if config.get_text_config() is not config:
+        raise InputError(
+            f"{name} is a {config.model_type}, which has a tower of its own beside its language "
+            "model; give a causal LM of text alone."
+        )
+    return config
 
 
 def _whole(folder: str, auto_class: Any, **options: Any) -> Any:

@@ -109,7 +109,9 @@ class AlignGPTProcessor(ProcessorMixin):
             InputError: the tokenizer has a token at the id of a placeholder.
         """
         first = min(config.image_token_id, config.align_token_id)
-        if len(tokenizer) > first:
+        # Gemma 3's tokenizer has a token for its own pictures behind what its text models know.
+        foreign = {id_ for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
+        if len(tokenizer) - sum(id_ >= first for id_ in foreign) > first:
             raise InputError(
                 f"the tokenizer has {len(tokenizer)} tokens, but the model's placeholders begin at "
                 f"id {first}; give the tokenizer that belongs to the language model."
