@@ -44,6 +44,7 @@ FREE_KEYS = frozenset(
         "data.workers",
         "gradient_checkpointing",
         "log.every",
+        "log.track",
         "log.validate_every",
         "log.validate_samples",
         "offload",

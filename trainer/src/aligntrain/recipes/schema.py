@@ -14,6 +14,7 @@ Mixing = Literal["adaptive", "local", "global", "mean", "none"]
 GateText = Literal["prompt", "full"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
+Track = Literal["tensorboard", "wandb", "trackio"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
@@ -137,6 +138,8 @@ class LogSettings(Section):
     """Steps between two validations; there is always one at the end."""
     validate_samples: PositiveInt | None = None
     """Held-out samples that a validation takes, spread over all of them; null for every one."""
+    track: list[Track] = ["tensorboard"]
+    """Where the metrics go beside `metrics.jsonl`; wandb and trackio are extras to install."""
 
 
 class Settings(Section):
