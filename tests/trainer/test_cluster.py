@@ -67,7 +67,8 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", commands())
 def test_commands_are_real(line: str) -> None:
-    line = re.sub(r"\$\{FROM:\+(.*?)\}$", r"\1", line.strip()).partition(" #")[0]
+    line = line.replace('"${changes[@]}"', "--set a=b").partition(" #")[0]
+    line = re.sub(r"\$\{FROM:\+(.*?)\}$", r"\1", line.strip())
     words = shlex.split(line)
     apps: Any = get_command(app)
     command = apps.commands[words[1]]
@@ -155,7 +156,7 @@ def test_the_slurm_script_prepares_trains_and_ends(
         "SLURM_JOB_ID": machine["PORT"], "SLURM_JOB_NODELIST": "machine-[1-2]",
         "SLURM_CPUS_PER_TASK": "1", "SLURM_GPUS_PER_NODE": "1", "PHASE": "pretrain",
         "DATA": str(place / "pairs"), "RECIPE": str(place / "tiny.yaml"),
-        "OUTPUT": str(tmp_path / "run"),
+        "OUTPUT": str(tmp_path / "run"), "SET": "zero_stage=2 seed=7",
     }  # fmt: skip
     script = ["bash", FOLDER / "slurm-train.sbatch"]
     for said in ("run", "is finished."):
@@ -164,7 +165,9 @@ def test_the_slurm_script_prepares_trains_and_ends(
         )
         assert said in done.stdout
     assert len(runs.losses(read_metrics(tmp_path / "run"))) == 6
-    assert checkpoints(tmp_path / "run")[-1].meta["ranks"] == 2
+    saved = checkpoints(tmp_path / "run")[-1].meta
+    assert saved["ranks"] == 2
+    assert (saved["recipe"]["zero_stage"], saved["recipe"]["seed"]) == (2, 7)
     del environment["DATA"]
     refused = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
     assert refused.returncode != 0

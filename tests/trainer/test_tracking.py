@@ -4,6 +4,8 @@ import json
 import sqlite3
 import struct
 from collections.abc import Iterator
+from contextlib import closing
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -111,8 +113,7 @@ def tracked(place: Path, folder: Path, name: str) -> list[dict[str, Any]]:
 
 def wandb_records(file: Path) -> Iterator[Any]:
     """The records in a file of Weights & Biases: LevelDB's log format behind 7 bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
+    messages: Any = import_module("wandb.proto.wandb_internal_pb2")
     data, at, whole = file.read_bytes(), 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -123,7 +124,7 @@ def wandb_records(file: Path) -> Iterator[Any]:
         whole += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (1, 4):  # a whole record, or the last part of one
-            yield Record.FromString(whole)
+            yield messages.Record.FromString(whole)
             whole = b""
 
 
@@ -160,9 +161,15 @@ def test_trackio_has_one_run_in_the_run_folder(
     monkeypatch.setenv("TRACKIO_DIR", str(folder / "trackio"))
     lines = tracked(place, folder, "trackio")
     (file,) = (folder / "trackio").glob("*.db")
-    with sqlite3.connect(file) as database:
+    with closing(sqlite3.connect(file)) as database:
         rows = database.execute(
             "select run_name, step, metrics from metrics order by id"
         ).fetchall()
-    assert len({row[0] for row in rows}) == 1
-    assert lines and rows
+        configs = database.execute("select config from configs").fetchall()
+    name = json.loads((folder / "tracking.json").read_text())["id"]
+    assert {row[0] for row in rows} == {f"run-{name}"}
+    found: dict[int, dict[str, float]] = {}
+    for _, step, values in rows:
+        found.setdefault(step, {}).update(json.loads(values))
+    assert {step: values["loss"] for step, values in found.items()} == runs.losses(lines)
+    assert [json.loads(row[0])["batch"]["global_size"] for row in configs] == [8]

@@ -16,6 +16,7 @@ import sys
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, redirect_stdout
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -86,9 +87,8 @@ class WeightsAndBiases:
 
     def __init__(self, job: Job, step: int) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        import wandb
-
-        mode: Any = os.environ.get("WANDB_MODE", "offline")
+        wandb: Any = import_module("wandb")
+        mode = os.environ.get("WANDB_MODE", "offline")
         # Neither the machine nor the code of the user is anybody's business.
         quiet = wandb.Settings(
             console="off",
@@ -124,8 +124,7 @@ class Trackio:
     def __init__(self, job: Job, step: int) -> None:
         os.environ.setdefault("TRACKIO_DIR", os.fspath((job.folder / "trackio").absolute()))
         with _on_stderr():
-            import trackio
-
+            trackio: Any = import_module("trackio")
             self._run: Any = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
                 name=f"{_name(job)}-{_id(job)}",

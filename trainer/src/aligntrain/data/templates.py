@@ -142,7 +142,7 @@ def _script_of(
         if not text.startswith(prompt) or not answered.startswith(prompt):
             raise _rewritten()
         if text.startswith(answered):
-            end, stop = _without_trailing_space(answered, specials), len(answered)
+            end, stop = _end_of_answer(answered, len(prompt), specials), len(answered)
         else:
             end, stop = _found(text, answered, len(prompt), message["content"].strip(), specials)
         learned.append((len(prompt), end))
@@ -161,7 +161,7 @@ def _found(
     """
     core = _without_specials(answered, specials)
     opening = core[begin : len(core) - len(answer)]
-    token = next((one for one in specials if answered[len(core) :].lstrip().startswith(one)), None)
+    token = _first_special(answered[len(core) :], specials)
     for before in (opening, "", " "):
         end = begin + len(before) + len(answer)
         behind = text[end:].lstrip()
@@ -188,7 +188,13 @@ def _rewritten() -> Unusable:
     )
 
 
-def _without_trailing_space(text: str, specials: tuple[str, ...]) -> int:
-    # A line feed behind the token that ends an answer is never generated: nobody waits for it.
-    trimmed = text.rstrip()
-    return len(trimmed) if trimmed.endswith(specials) else len(text)
+def _end_of_answer(text: str, begin: int, specials: tuple[str, ...]) -> int:
+    """Where the answer from `begin` to the end of `text` ends: with its special token, if any."""
+    # What stands behind that token, a line feed say, is never generated: nobody waits for it.
+    core = max(begin, len(_without_specials(text, specials)))
+    token = _first_special(text[core:], specials)
+    return len(text) if token is None else text.index(token, core) + len(token)
+
+
+def _first_special(text: str, specials: tuple[str, ...]) -> str | None:
+    return next((token for token in specials if text.lstrip().startswith(token)), None)
