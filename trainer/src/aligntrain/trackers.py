@@ -124,8 +124,8 @@ class Trackio:
     def __init__(self, job: Job, step: int) -> None:
         os.environ.setdefault("TRACKIO_DIR", os.fspath((job.folder / "trackio").absolute()))
         with _on_stderr():
-            trackio: Any = import_module("trackio")
-            self._run: Any = trackio.init(
+            self._trackio: Any = import_module("trackio")
+            self._run: Any = self._trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
                 name=f"{_name(job)}-{_id(job)}",
                 config=job.recipe.settings,
@@ -139,8 +139,9 @@ class Trackio:
         self._run.log(dict(scalars), step=step)
 
     def close(self) -> None:
+        # Not the run's own `finish`, after which trackio would end it once more, loudly, at exit.
         with _on_stderr():
-            self._run.finish()
+            self._trackio.finish()
 
 
 def _on_stderr() -> AbstractContextManager[Any]:
