@@ -94,7 +94,7 @@ def show_plan(plan: "Plan") -> None:
     if plan.tiles_per_image > 1:
         results.print(
             f"the vision tower reads {plan.tiles_per_image} tiles an image, "
-            f"{_gigabytes(plan.tower)} while it does and {plan.flops_per_image / 1e12:,.1f} TFLOP"
+            f"{_gigabytes(plan.tower)} while it does and {plan.flops_per_image / 1e9:,.1f} GFLOP"
         )
     if plan.host_memory:
         results.print(f"and {_gigabytes(plan.host_memory)} on the host, for all GPUs together")
