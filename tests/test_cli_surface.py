@@ -151,6 +151,7 @@ aligntrain run --data
 aligntrain run --from
 aligntrain run --nproc
 aligntrain run --output
+aligntrain run --profile
 aligntrain run --recipe
 aligntrain run --resume
 aligntrain run --set

@@ -39,7 +39,7 @@ def problem(file: Any, *overrides: str, phase: Phase | None = "pretrain") -> str
 def test_the_recipes_that_ship() -> None:
     assert recipe_names() == [
         "demo", "llama3-8b", "qwen2.5-7b", "qwen2.5-7b-siglip", "vicuna-13b", "vicuna-7b",
-        "vicuna-7b-lora", "vicuna-7b-qlora", "vicuna-7b-siglip",
+        "vicuna-7b-lora", "vicuna-7b-qlora", "vicuna-7b-s2", "vicuna-7b-siglip",
     ]  # fmt: skip
 
 

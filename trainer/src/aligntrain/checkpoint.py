@@ -46,6 +46,7 @@ FREE_KEYS = frozenset(
         "data.workers",
         "gradient_checkpointing",
         "log.every",
+        "log.track",
         "log.validate_every",
         "log.validate_samples",
         "offload",
@@ -105,6 +106,7 @@ def model_identity(config: Any) -> dict[str, Any]:
         "vocabulary": int(text.vocab_size),
         "levels": int(config.levels),
         "image tokens": int(config.image_tokens),
+        "vision_scales": config.scales,
         "mixing": str(config.mixing),
     }
 

@@ -105,6 +105,9 @@ def run(
             "default the newest finished pretrain run beside the output.",
         ),
     ] = None,
+    profile: Annotated[
+        int | None, typer.Option(help="Profile so many steps, into the run folder.")
+    ] = None,
 ) -> None:
     """Train one phase: into a run folder with its recipe, metrics, checkpoints and the model."""
     from aligntrain.run import run
@@ -118,6 +121,7 @@ def run(
         resume=resume,
         nproc=nproc,
         start=start,
+        profile=profile,
     )
     terminal.show_run(done)
 

@@ -1,4 +1,4 @@
-"""What a run records: sums over a step, lines of metrics, TensorBoard, and what a terminal shows.
+"""What a run records: sums over a step, and what the lines of metrics say.
 
 A line of `metrics.jsonl` is the mean over the steps since the line before, over all ranks:
 
@@ -22,7 +22,6 @@ held-out rows after that step; null where it is no finite number.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ import torch
 
 from aligntrain.job import METRICS
 from aligntrain.phases import part_of
-
-TENSORBOARD = "tensorboard"
 
 PEAK_FLOPS = {
     "B200": 2.25e15,
@@ -173,6 +170,7 @@ class Flops:
     """L d of the LLM."""
     vision: int
     vision_tokens: int
+    """That the vision tower reads for an image, of all scales."""
     lora: int = 0
     """Parameters of LoRA, which train where the LLM's do not."""
 
@@ -195,7 +193,7 @@ class Flops:
             llm_trains=trains,
             attention=text.num_hidden_layers * text.hidden_size,
             vision=sizes["vision_tower"],
-            vision_tokens=model.config.image_tokens,
+            vision_tokens=model.config.image_tokens * model.config.tiles_per_image,
             lora=sizes["lora"],
         )
 
@@ -219,35 +217,6 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
-class Recorder:
-    """Writes the lines of a run to `folder`: `metrics.jsonl`, and the same for TensorBoard.
-
-    Lines of steps after `step`, which a run wrote before it was killed, are taken out: those steps
-    come again.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._path = folder / METRICS
-        _cut(self._path, step)
-        self._lines = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(os.fspath(folder / TENSORBOARD), purge_step=step + 1)
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Record `line`, which has a `step`."""
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
-        for name, value in _scalars(line):
-            if name != "step":
-                self._board.add_scalar(name, value, line["step"])
-
-    def close(self) -> None:
-        """End both files."""
-        self._lines.close()
-        self._board.close()
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of the run in `folder`, oldest first; a last line that is cut off is left out."""
     path = folder / METRICS
@@ -255,22 +224,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         return []
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def _cut(path: Path, step: int) -> None:
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _scalars(value: Any, name: str = "") -> list[tuple[str, float]]:
-    """The numbers in `value` by names with slashes; a list counts from 1, as levels do."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = ((str(place), item) for place, item in enumerate(value, start=1))
-    else:
-        return [] if value is None else [(name, float(value))]
-    inside = f"{name}/" if name else ""
-    return [scalar for key, item in items for scalar in _scalars(item, f"{inside}{key}")]

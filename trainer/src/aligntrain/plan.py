@@ -30,7 +30,9 @@ class Plan:
     """What a run of `recipe` on `gpus` GPUs would need. Sizes are in bytes.
 
     `states` are of one GPU, by zero stage. `activations` and `logits` are of one micro-batch of
-    the longest sequences, the activations by whether they are checkpointed.
+    the longest sequences, the activations by whether they are checkpointed. `tower` is what the
+    vision tower takes while it reads the images of one, one each; it is free again before the LLM
+    works.
     """
 
     recipe: Recipe
@@ -40,6 +42,8 @@ class Plan:
     states: dict[int, States]
     activations: dict[bool, int]
     logits: int
+    tower: int
+    tiles_per_image: int
     data: Data | None
 
     @property
@@ -56,7 +60,7 @@ class Plan:
         """Bytes on one GPU; both as the recipe has them by default."""
         stage = self.recipe.zero_stage if zero_stage is None else zero_stage
         kept = self.recipe.gradient_checkpointing if checkpointing is None else checkpointing
-        return self.states[stage].total + self.activations[kept] + self.logits
+        return self.states[stage].total + max(self.activations[kept] + self.logits, self.tower)
 
     @property
     def host_memory(self) -> int:
@@ -96,6 +100,12 @@ class Plan:
         sizes = {part.part: part for part in self.parts}
         llm, lora = sizes["llm"], sizes.get("lora")
         return (6 if llm.trains else 4) * llm.parameters + (6 * lora.parameters if lora else 0)
+
+    @property
+    def flops_per_image(self) -> int:
+        """Of the vision tower, which reads each image forward alone, at all its scales."""
+        tower = next(part for part in self.parts if part.part == "vision_tower")
+        return 2 * tower.parameters * self.image_tokens * self.tiles_per_image
 
 
 def plan(
@@ -162,6 +172,8 @@ def plan(
             for kept in (False, True)
         },
         logits=memory.logits(shape, min(learned, at_once), precision=recipe.precision),
+        tower=_tower_bytes(recipe, config),
+        tiles_per_image=config.tiles_per_image,
         data=_data_of(recipe, config.image_tokens, data, rows),
     )
 
@@ -212,6 +224,13 @@ def _with_lora(model: Any, recipe: Recipe) -> tuple[int, int]:
         reads, settings.rank, precision=recipe.precision, dropout=settings.dropout > 0
     )
     return weights if settings.quantize == "4bit" else 0, kept
+
+
+def _tower_bytes(recipe: Recipe, config: Any) -> int:
+    from aligntrain.model.build import DTYPES
+    from aligntrain.model.scales import tower_bytes
+
+    return tower_bytes(config, recipe.batch.micro_size, DTYPES[recipe.precision].itemsize)
 
 
 def _data_of(
@@ -277,7 +296,11 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
         lines += [
             ("steps", f"{plan.steps:,}"),
             ("tokens", f"{'about' if known else 'at most'} {_short(plan.tokens)}"),
-            ("arithmetic", f"{_short(plan.tokens * plan.flops_per_token)}FLOP of the LLM"),
+            (
+                "arithmetic",
+                f"{_short(plan.tokens * plan.flops_per_token)}FLOP of the LLM, "
+                f"{_short(plan.flops_per_image)}FLOP of the vision tower for an image",
+            ),
         ]
     return lines
 

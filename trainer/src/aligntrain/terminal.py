@@ -89,6 +89,11 @@ def show_plan(plan: "Plan") -> None:
         chosen = "the recipe's" if stage == recipe.zero_stage else ""
         memory.add_row(str(stage), *(_gigabytes(size) for size in cells), chosen)
     _section("memory of one GPU", memory)
+    if plan.tiles_per_image > 1:
+        results.print(
+            f"the vision tower reads {plan.tiles_per_image} tiles an image, "
+            f"{_gigabytes(plan.tower)} while it does and {plan.flops_per_image / 1e9:,.1f} GFLOP"
+        )
     if plan.host_memory:
         results.print(f"and {_gigabytes(plan.host_memory)} on the host, for all GPUs together")
     if plan.steps is not None and plan.tokens is not None:

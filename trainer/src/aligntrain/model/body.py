@@ -132,8 +132,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         Under ZeRO-3 every rank gathers the same modules in the same order, forth and back, so a
         batch of text passes through them too, with a black image that is compared with no text.
         """
-        size = self.config.vision_config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = self.config.picture_size
         like = _first(self.projector)
         black = torch.zeros(1, 3, height, width, dtype=like.dtype, device=like.device)
         features = self.get_image_features(black)

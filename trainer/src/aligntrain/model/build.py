@@ -36,6 +36,7 @@ def build_config(
     gate_text: GateText = "prompt",
     vision_feature_layer: int = -2,
     vision_feature_select: FeatureSelect = "patch",
+    vision_scales: list[int] | None = None,
 ) -> AlignGPTConfig:
     """The configuration of the model that `build_model` would build; reads no weights.
 
@@ -53,6 +54,7 @@ def build_config(
         gate_text=gate_text,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select=vision_feature_select,
+        vision_scales=vision_scales,
     )
 
 
@@ -177,11 +179,20 @@ def vision_config(name: str) -> PreTrainedConfig:
 
 
 def text_config(name: str) -> PreTrainedConfig:
-    """The configuration of the causal LM `name`."""
+    """The configuration of the causal LM `name`.
+
+    Raises:
+        InputError: it cannot be read, or has more than a model of text.
+    """
     folder = _llm_folder(name)
     with _readable(folder):
         config: Any = AutoConfig.from_pretrained(folder)
-    return config.get_text_config()
+    if config.get_text_config() is not config:
+        raise InputError(
+            f"{name} is a {config.model_type}, which has a tower of its own beside its language "
+            "model; give a causal LM of text alone."
+        )
+    return config
 
 
 def _whole(folder: str, auto_class: Any, **options: Any) -> Any:

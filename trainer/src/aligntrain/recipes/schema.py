@@ -14,6 +14,7 @@ Mixing = Literal["adaptive", "local", "global", "mean", "none"]
 GateText = Literal["prompt", "full"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
+Track = Literal["tensorboard", "wandb", "trackio"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
@@ -47,6 +48,8 @@ class ModelSettings(Section):
     """Which hidden states of the vision tower are the image's features."""
     vision_feature_select: Literal["patch", "full"] = "patch"
     """The patch tokens, or all of them."""
+    vision_scales: list[PositiveInt] | None = None
+    """Sizes in pixels at which a picture is read, multiples of the tower's own; null for that."""
     table: Literal["learned", "random"] = "learned"
     """Level vectors to fine-tune with: those of the start, or new random ones (an ablation)."""
 
@@ -173,6 +176,8 @@ class LogSettings(Section):
     """Steps between two validations; there is always one at the end."""
     validate_samples: PositiveInt | None = None
     """Held-out samples that a validation takes, spread over all of them; null for every one."""
+    track: list[Track] = ["tensorboard"]
+    """Where the metrics go beside `metrics.jsonl`; wandb and trackio are extras to install."""
 
 
 class Settings(Section):
