@@ -49,6 +49,7 @@ class Contenders:
         if name == "llava":
             arguments = ["--vision", self._vision, "--data", self._data, "--batch", self._batch]
             arguments += ["--output", self._folder / f"llava-{turn}"]
+            arguments += ["--image-tokens", IMAGE_TOKENS, "--max-length", MAX_LENGTH]
         else:
             arguments = ["--tokens", self._tokens]
         arguments += ["--llm", self._llm, "--steps", self._steps]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peers.talks import IMAGE_TOKENS, MAX_LENGTH
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -39,14 +38,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("vision", "llm", "data", "output"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--batch", type=int, required=True)
+    for name in ("steps", "batch", "image-tokens", "max-length"):
+        parser.add_argument(f"--{name}", type=int, required=True)
     given = parser.parse_args()
     config = LlavaConfig(
         vision_config=AutoConfig.from_pretrained(given.vision),
         text_config=AutoConfig.from_pretrained(given.llm),
         image_token_index=IMAGE_ID,
-        image_seq_length=IMAGE_TOKENS,
+        image_seq_length=given.image_tokens,
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)
@@ -54,10 +53,10 @@ def main() -> None:
         parameter.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(given.llm)
     layout = Layout(
-        image_token_id=IMAGE_ID, align_token_id=-1, image_tokens=IMAGE_TOKENS,
+        image_token_id=IMAGE_ID, align_token_id=-1, image_tokens=given.image_tokens,
         bos_token_id=own_bos(tokenizer), align=False,
     )  # fmt: skip
-    encoder = Encoder(tokenizer, layout, "chat", MAX_LENGTH)
+    encoder = Encoder(tokenizer, layout, "chat", given.max_length)
     clock = Clock()
     trainer = Trainer(
         model=model,

@@ -1,13 +1,14 @@
 """What a run would need, before anything is loaded: from configurations alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignshared import InputError
 from aligntrain import lora, memory
-from aligntrain.memory import States
+from aligntrain.memory import States, Working
 from aligntrain.phases import PartSize, part_sizes
 from aligntrain.recipes import Phase, Recipe, load_recipe
 
@@ -29,10 +30,8 @@ class Data:
 class Plan:
     """What a run of `recipe` on `gpus` GPUs would need. Sizes are in bytes.
 
-    `states` are of one GPU, by zero stage. `activations` and `logits` are of one micro-batch of
-    the longest sequences, the activations by whether they are checkpointed. `tower` is what the
-    vision tower takes while it reads the images of one, one each; it is free again before the LLM
-    works.
+    `states` are of one GPU, by zero stage; `working` is of one micro-batch of the longest
+    sequences with an image each, by whether activations are checkpointed.
     """
 
     recipe: Recipe
@@ -40,9 +39,7 @@ class Plan:
     parts: list[PartSize]
     image_tokens: int
     states: dict[int, States]
-    activations: dict[bool, int]
-    logits: int
-    tower: int
+    working: dict[bool, Working]
     tiles_per_image: int
     data: Data | None
 
@@ -60,7 +57,8 @@ class Plan:
         """Bytes on one GPU; both as the recipe has them by default."""
         stage = self.recipe.zero_stage if zero_stage is None else zero_stage
         kept = self.recipe.gradient_checkpointing if checkpointing is None else checkpointing
-        return self.states[stage].total + max(self.activations[kept] + self.logits, self.tower)
+        stay = stage == 3 or self.accumulation > 1
+        return self.working[kept].peak(self.states[stage], gradients_stay=stay, checkpointing=kept)
 
     @property
     def host_memory(self) -> int:
@@ -125,7 +123,7 @@ def plan(
         InputError: the recipe, a model's configuration or the dataset cannot be read or do not fit,
             or the batch does not divide among the GPUs.
     """
-    from aligntrain.model.head import rows_at_once
+    from aligntrain.model.head import body_of, rows_at_once
 
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, phase, overrides)
@@ -142,6 +140,25 @@ def plan(
     tokens = recipe.batch.micro_size * recipe.data.max_length
     learned = tokens - recipe.batch.micro_size * min(config.image_tokens, recipe.data.max_length)
     at_once = rows_at_once(shape.vocabulary, recipe.batch.logits_bytes)
+    whole = not recipe.batch.packing or body_of(model.model.language_model) is None
+    pieces = learned > at_once and not whole
+
+    def working(checkpointing: bool) -> Working:
+        activations = partial(
+            memory.activations, precision=recipe.precision, trains=llm_trains, lora=kept_by_lora
+        )
+        return Working(
+            kept=activations(shape, tokens, checkpointing=checkpointing),
+            layer=activations(replace(shape, layers=1), tokens, checkpointing=False),
+            logits=memory.logits(
+                shape,
+                at_once if pieces else learned,
+                precision=recipe.precision,
+                pieces=pieces,
+            ),
+            tower=_tower_bytes(recipe, config),
+        )
+
     return Plan(
         recipe=recipe,
         gpus=gpus,
@@ -160,19 +177,7 @@ def plan(
             for stage in ZERO_STAGES
             if not (quantized and stage == 3)  # which cannot spread them
         },
-        activations={
-            kept: memory.activations(
-                shape,
-                tokens,
-                precision=recipe.precision,
-                trains=llm_trains,
-                checkpointing=kept,
-                lora=kept_by_lora,
-            )
-            for kept in (False, True)
-        },
-        logits=memory.logits(shape, min(learned, at_once), precision=recipe.precision),
-        tower=_tower_bytes(recipe, config),
+        working={kept: working(kept) for kept in (False, True)},
         tiles_per_image=config.tiles_per_image,
         data=_data_of(recipe, config.image_tokens, data, rows),
     )
@@ -250,68 +255,3 @@ def _data_of(
     text = index.lengths[train] // _CHARACTERS_PER_TOKEN
     lengths = text + index.has_image[train] * (image_tokens + 1)
     return Data(len(train), int(lengths.clip(max=recipe.data.max_length).mean()))
-
-
-def summary(plan: Plan) -> list[tuple[str, str]]:
-    """The plan in words: what is told, and what there is to tell."""
-    recipe, batch = plan.recipe, plan.recipe.batch
-    gpus = f"{plan.gpus} GPU{'' if plan.gpus == 1 else 's'}"
-    trained = ", ".join(f"{p.part} {_short(p.parameters)}" for p in plan.parts if p.trains)
-    lines = [
-        ("recipe", f"{recipe.name}, {recipe.phase}, {recipe.precision}, on {gpus}"),
-        ("parameters", _short(plan.parameters)),
-        ("trainable", f"{_short(plan.trainable)} ({trained})"),
-        (
-            "batch",
-            f"{batch.global_size} samples: {gpus} x {batch.micro_size} x {plan.accumulation} "
-            "accumulated",
-        ),
-    ]
-    for stage, states in plan.states.items():
-        mark = ", this recipe's" if stage == recipe.zero_stage else ""
-        lines.append(
-            (
-                f"zero_stage {stage}",
-                f"{_gigabytes(plan.memory(stage))} per GPU{mark}: weights "
-                f"{_gigabytes(states.weights)}, gradients {_gigabytes(states.gradients)}, "
-                f"optimizer {_gigabytes(states.optimizer)}",
-            )
-        )
-    kept, other = recipe.gradient_checkpointing, not recipe.gradient_checkpointing
-    lines.append(
-        (
-            "activations",
-            f"{_gigabytes(plan.activations[kept])} of them, and {_gigabytes(plan.logits)} of "
-            f"logits, at {batch.micro_size} x {recipe.data.max_length} tokens; "
-            f"{_gigabytes(plan.activations[other])} {'without' if kept else 'with'} gradient "
-            "checkpointing",
-        )
-    )
-    if plan.host_memory:
-        lines.append(("host memory", f"{_gigabytes(plan.host_memory)} offloaded, in all"))
-    if plan.steps is None or plan.tokens is None:
-        lines.append(("steps", "not known without data"))
-    else:
-        known = plan.data is not None and plan.data.tokens_per_sample is not None
-        lines += [
-            ("steps", f"{plan.steps:,}"),
-            ("tokens", f"{'about' if known else 'at most'} {_short(plan.tokens)}"),
-            (
-                "arithmetic",
-                f"{_short(plan.tokens * plan.flops_per_token)}FLOP of the LLM, "
-                f"{_short(plan.flops_per_image)}FLOP of the vision tower for an image",
-            ),
-        ]
-    return lines
-
-
-def _short(number: float) -> str:
-    """A number in three digits: 6.76 G."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g} "
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
