@@ -2,8 +2,8 @@
 batches, and beside the bare LLM on packed random tokens.
 
 All three train everything but the vision tower, in fp32, on the records of `peers/talks.py`, in
-processes of their own that take turns. Tokens are those of text and images, padding not. The first
-step of each is not counted.
+processes of their own that take turns, 16 at a time as LLaVA-1.5 was fine-tuned. Tokens are those
+of text and images, padding not. The first step of each is not counted.
 """
 
 import argparse
@@ -170,8 +170,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=list(LABELS), default=list(LABELS))
     given = parser.parse_args()

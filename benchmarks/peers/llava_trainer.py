@@ -53,7 +53,7 @@ def main() -> None:
         parameter.requires_grad_(False)
     tokenizer = AutoTokenizer.from_pretrained(given.llm)
     layout = Layout(
-        image_token_id=IMAGE_ID, align_token_id=-1, image_tokens=given.image_tokens,
+        image_token_id=IMAGE_ID, align_token_id=IMAGE_ID + 1, image_tokens=given.image_tokens,
         bos_token_id=own_bos(tokenizer), align=False,
     )  # fmt: skip
     encoder = Encoder(tokenizer, layout, "chat", given.max_length)
