@@ -247,8 +247,9 @@ def test_a_base_that_has_moved_is_told(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_from_a_merged_model_and_from_no_lora(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is a LoRA run, .*`aligntrain merge .* OUTPUT`"):
-        finetune(place, tmp_path / "run", start=place / "lora")
+    for start in (place / "lora", place / "lora" / "export" / "adapter.safetensors"):
+        with pytest.raises(InputError, match=r"is a LoRA run, .*`aligntrain merge .* OUTPUT`"):
+            finetune(place, tmp_path / "run", start=start)
     merge(place / "lora", tmp_path / "merged")
     finetune(place, tmp_path / "run", "max_steps=1", start=tmp_path / "merged")
     # Its base is a whole model.

@@ -216,6 +216,7 @@ def _start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None
         return None
     path = Path(start)
     if path.is_file():
+        _refuse_lora(path.parent, path)
         return Start.of(path)
     model = path if (path / ADAPTER).is_file() else path / EXPORT
     adapter = model / ADAPTER
@@ -224,13 +225,18 @@ def _start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None
             f"{path} is neither an adapter file nor a finished run; give one of them, or "
             f"{NOTHING} to train a new projector and table."
         )
-    if (model / LORA).is_dir():
-        raise InputError(
-            f"{path} is a LoRA run, which leaves no whole model to start from; write one with "
-            f"`aligntrain merge {path} OUTPUT` and start from that."
-        )
+    _refuse_lora(model, path)
     tuned = not is_job(path) or read_job(path).recipe.phase == "finetune"
     return Start.of(adapter, model if tuned else None)
+
+
+def _refuse_lora(model: Path, named: Path) -> None:
+    """Raise InputError where `model` is an export of LoRA, whose adapter alone is half of it."""
+    if (model / LORA).is_dir():
+        raise InputError(
+            f"{named} is a LoRA run, or of one, which leaves no whole model to start from; write "
+            "one with `aligntrain merge RUN OUTPUT` and start from that."
+        )
 
 
 def _newest_pretrained(folder: Path) -> Path:
