@@ -123,64 +123,69 @@ def plan(
         InputError: the recipe, a model's configuration or the dataset cannot be read or do not fit,
             or the batch does not divide among the GPUs.
     """
-    from aligntrain.model.head import body_of, rows_at_once
-
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, phase, overrides)
     _check_gpus(recipe, gpus)
     config, model = _empty_model(recipe)
     quantized, kept_by_lora = _with_lora(model, recipe)
     parts = part_sizes(model, recipe.phase)
-    parameters = sum(part.parameters for part in parts)
-    trainable = sum(part.parameters for part in parts if part.trains)
-    llm_trains = any(part.trains for part in parts if part.part == "llm")
-    names = [name for name, _ in model.named_parameters()]
-    gated = any("gate_proj." in name or "gate_up_proj." in name for name in names)
-    shape = memory.Shape.of(config.text_config, gated=gated)
-    tokens = recipe.batch.micro_size * recipe.data.max_length
-    learned = tokens - recipe.batch.micro_size * min(config.image_tokens, recipe.data.max_length)
-    at_once = rows_at_once(shape.vocabulary, recipe.batch.logits_bytes)
-    whole = not recipe.batch.packing or body_of(model.model.language_model) is None
-    pieces = learned > at_once and not whole
-
-    def working(checkpointing: bool) -> Working:
-        activations = partial(
-            memory.activations, precision=recipe.precision, trains=llm_trains, lora=kept_by_lora
-        )
-        return Working(
-            kept=activations(shape, tokens, checkpointing=checkpointing),
-            layer=activations(replace(shape, layers=1), tokens, checkpointing=False),
-            logits=memory.logits(
-                shape,
-                at_once if pieces else learned,
-                precision=recipe.precision,
-                pieces=pieces,
-            ),
-            tower=_tower_bytes(recipe, config),
-        )
-
     return Plan(
         recipe=recipe,
         gpus=gpus,
         parts=parts,
         image_tokens=config.image_tokens,
-        states={
-            stage: memory.model_states(
-                parameters,
-                trainable,
-                zero_stage=stage,
-                gpus=gpus,
-                precision=recipe.precision,
-                offload=recipe.offload if stage == recipe.zero_stage else "none",
-                quantized=quantized,
-            )
-            for stage in ZERO_STAGES
-            if not (quantized and stage == 3)  # which cannot spread them
-        },
-        working={kept: working(kept) for kept in (False, True)},
+        states=_states(recipe, gpus, parts, quantized),
+        working=_working(recipe, model, kept_by_lora),
         tiles_per_image=config.tiles_per_image,
         data=_data_of(recipe, config.image_tokens, data, rows),
     )
+
+
+def _states(recipe: Recipe, gpus: int, parts: list[PartSize], quantized: int) -> dict[int, States]:
+    return {
+        stage: memory.model_states(
+            sum(part.parameters for part in parts),
+            sum(part.parameters for part in parts if part.trains),
+            zero_stage=stage,
+            gpus=gpus,
+            precision=recipe.precision,
+            offload=recipe.offload if stage == recipe.zero_stage else "none",
+            quantized=quantized,
+        )
+        for stage in ZERO_STAGES
+        if not (quantized and stage == 3)  # which cannot spread them
+    }
+
+
+def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Working]:
+    """Of a micro-batch, by whether activations are checkpointed."""
+    from aligntrain.model.head import body_of, rows_at_once
+
+    config, batch, length = model.config, recipe.batch, recipe.data.max_length
+    names = [name for name, _ in model.named_parameters()]
+    gated = any("gate_proj." in name or "gate_up_proj." in name for name in names)
+    shape = memory.Shape.of(config.text_config, gated=gated)
+    activations = partial(
+        memory.activations,
+        precision=recipe.precision,
+        trains=any(p.trains for p in part_sizes(model, recipe.phase) if p.part == "llm"),
+        lora=kept_by_lora,
+    )
+    tokens = batch.micro_size * length
+    learned = tokens - batch.micro_size * min(config.image_tokens, length)
+    at_once = rows_at_once(shape.vocabulary, batch.logits_bytes)
+    whole = not batch.packing or body_of(model.model.language_model) is None
+    pieces = learned > at_once and not whole
+    scored = at_once if pieces else learned
+    return {
+        checkpointing: Working(
+            kept=activations(shape, tokens, checkpointing=checkpointing),
+            layer=activations(replace(shape, layers=1), tokens, checkpointing=False),
+            logits=memory.logits(shape, scored, precision=recipe.precision, pieces=pieces),
+            tower=_tower_bytes(recipe, config),
+        )
+        for checkpointing in (False, True)
+    }
 
 
 def _check_gpus(recipe: Recipe, gpus: int) -> None:
