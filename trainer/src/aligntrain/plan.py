@@ -173,10 +173,9 @@ def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Workin
     )
     tokens = batch.micro_size * length
     learned = tokens - batch.micro_size * min(config.image_tokens, length)
+    pieces = batch.packing and body_of(model.model.language_model) is not None
     at_once = rows_at_once(shape.vocabulary, batch.logits_bytes)
-    whole = not batch.packing or body_of(model.model.language_model) is None
-    pieces = learned > at_once and not whole
-    scored = at_once if pieces else learned
+    scored = min(learned, at_once) if pieces else learned
     return {
         checkpointing: Working(
             kept=activations(shape, tokens, checkpointing=checkpointing),

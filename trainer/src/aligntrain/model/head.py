@@ -24,14 +24,6 @@ def rows_at_once(vocabulary: int, most_bytes: int) -> int:
     return max(1, most_bytes // (4 * vocabulary))
 
 
-def fits(tokens: int, language_model: Any, most_bytes: int) -> bool:
-    """Whether the logits of `tokens` tokens are computed at once: those that take no more than
-    `most_bytes` in float32, and those of an LLM whose head is more than a linear layer.
-    """
-    vocabulary = int(language_model.config.get_text_config().vocab_size)
-    return tokens <= rows_at_once(vocabulary, most_bytes) or body_of(language_model) is None
-
-
 def body_of(language_model: Any) -> nn.Module | None:
     """The module that gives the hidden states [B, T, d] that the head reads; None where the logits
     are not those of one linear layer behind it.

@@ -27,7 +27,7 @@ from aligntrain.model.base import AlignGPTOutput, AlignGPTPreTrainedModel
 from aligntrain.model.body import AlignGPTModel
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration
-from aligntrain.model.head import fits, losses_at_once, losses_in_pieces
+from aligntrain.model.head import body_of, losses_at_once, losses_in_pieces
 from aligntrain.model.losses import (
     IGNORED,
     next_token_losses,
@@ -38,7 +38,6 @@ from aligntrain.model.packing import Packing, prepare_packing
 
 Losses = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 _NO_LOSSES: Losses = (None, None, None)
-LOGITS_BYTES = 256_000_000
 
 
 class AlignGPTForConditionalGeneration(
@@ -81,7 +80,7 @@ class AlignGPTForConditionalGeneration(
         logits_to_keep: int | torch.Tensor = 0,
         gate_weights: torch.Tensor | None = None,
         packed: bool = False,
-        logits_bytes: int = LOGITS_BYTES,
+        logits_bytes: int | None = None,
         **kwargs: Any,
     ) -> AlignGPTOutput | tuple[Any, ...]:
         """Read sequences with images, and score `labels` where they are given.
@@ -102,8 +101,9 @@ class AlignGPTForConditionalGeneration(
             packed: for training: the LLM reads the rows one behind the other, without padding, and
                 gives logits [1, K, V] of the K places behind which a label stands alone, of which
                 there is one at least. `prepare_packing` comes first.
-            logits_bytes: packed rows give no logits where they would take more than this in
-                float32; the loss then needs a piece of them at a time.
+            logits_bytes: packed rows then give no logits, and their loss needs no more than so many
+                bytes of them in float32 at a time. An LLM whose head is more than a linear layer
+                gives them all the same.
             kwargs: for the LLM; `num_items_in_batch` divides the summed loss.
 
         Raises:
@@ -118,7 +118,8 @@ class AlignGPTForConditionalGeneration(
                 raise InputError("packed rows need attention_mask and labels; give both.")
             packing = Packing.of(attention_mask)
             targets, places = packed_targets(packing, labels)
-            headless = not fits(len(places), self.model.language_model, logits_bytes)
+            # Whatever the number of labels: ranks over which ZeRO-3 spreads the head stay together.
+            headless = logits_bytes is not None and body_of(self.model.language_model) is not None
         elif position_ids is None:
             position_ids = _positions(attention_mask, input_ids, inputs_embeds)
         output, weights = self.model(
@@ -152,13 +153,14 @@ class AlignGPTForConditionalGeneration(
         return prepare_packing(self.model.language_model)
 
     def _token_losses(
-        self, output: Any, targets: torch.Tensor, places: torch.Tensor, most_bytes: int
+        self, output: Any, targets: torch.Tensor, places: torch.Tensor, most_bytes: int | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The summed loss of the `places` [K] of packed rows, and each one's [K], of whatever the
         LLM gave.
         """
         logits: torch.Tensor | None = output.get("logits")
         if logits is None:
+            assert most_bytes is not None, "without it there would be logits"
             hidden = output.last_hidden_state[0, places]
             llm = self.model.language_model
             return losses_in_pieces(hidden, targets[places], llm, most_bytes)
