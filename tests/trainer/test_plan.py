@@ -275,7 +275,7 @@ def test_logits_are_counted_up_to_a_piece(towers: Path) -> None:
     of_two = memory.logits(shape, 2, precision="fp32", pieces=True)
     assert pieces.working[False].logits == of_two < whole.working[False].logits
     padded = plan(path, "finetune", overrides=[f"batch.logits_mb={most / 1e6}", PADDED])
-    assert padded.working[False].logits == whole.working[False].logits
+    assert padded.working[False].logits > whole.working[False].logits
 
 
 def test_memory_adds_up(towers: Path) -> None:
