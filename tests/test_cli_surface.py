@@ -133,6 +133,8 @@ aligntrain convert --llm
 aligntrain convert --vision-tower
 aligntrain convert output
 aligntrain convert source
+aligntrain merge output
+aligntrain merge run
 aligntrain plan --data
 aligntrain plan --gpus
 aligntrain plan --recipe
@@ -149,6 +151,7 @@ aligntrain run --data
 aligntrain run --from
 aligntrain run --nproc
 aligntrain run --output
+aligntrain run --profile
 aligntrain run --recipe
 aligntrain run --resume
 aligntrain run --set

@@ -95,10 +95,12 @@ def joined() -> Iterator[None]:
     yield
 
 
-def train(folder: Path, *, resume: bool = False) -> list[dict[str, Any]]:
+def train(
+    folder: Path, *, resume: bool = False, profile: int | None = None
+) -> list[dict[str, Any]]:
     """Work on the run folder `folder` in this process; the lines of its metrics."""
     with as_worker():
-        worker.work(folder, resume=resume)
+        worker.work(folder, resume=resume, profile=profile)
     return read_metrics(folder)
 
 

@@ -134,12 +134,17 @@ def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path, stage:
 def test_ranks_with_and_without_images_do_not_wait_for_each_other(
     place: Path, tmp_path: Path, text_every: int
 ) -> None:
-    """Ungrouped rows in micro-batches of one: one rank has an image where the other has none."""
+    """Ungrouped rows in micro-batches of one: one rank has an image where the other has none, and
+    more pieces of logits.
+    """
     runs.talks(tmp_path / "talks", 24, text_every)
     result = run(
         "finetune", tmp_path / "talks", recipe=place / "tiny.yaml", output=tmp_path / "run",
         start="none", nproc=2,
-        overrides=["zero_stage=3", "batch.micro_size=1", "data.group_by_length=false"],
+        overrides=[
+            "zero_stage=3", "batch.micro_size=1", "data.group_by_length=false",
+            "batch.logits_mb=0.01",
+        ],
     )  # fmt: skip
     assert len(runs.losses(read_metrics(result.folder))) == 6
 

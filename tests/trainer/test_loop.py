@@ -124,6 +124,31 @@ def test_gradient_checkpointing_changes_nothing(place: Path, tmp_path: Path, sta
     assert runs.losses(found) == pytest.approx(plain, abs=1e-5)
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_logits_in_pieces_change_nothing(place: Path, tmp_path: Path, stage: int) -> None:
+    options = (f"zero_stage={stage}", "max_steps=3")
+    plain = runs.losses(finetune(place, tmp_path / "plain", *options))
+    found = finetune(place, tmp_path / "pieces", *options, "batch.logits_mb=0.01")
+    assert runs.losses(found) == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_gradient_checkpointing_goes_through_a_frozen_llm(
+    place: Path, tmp_path: Path, stage: int
+) -> None:
+    options = (f"zero_stage={stage}", "max_steps=3")
+    lines = {
+        saving: pretrain(place, tmp_path / saving, *options, f"gradient_checkpointing={saving}")
+        for saving in ("false", "true")
+    }
+    assert runs.losses(lines["true"]) == pytest.approx(runs.losses(lines["false"]), abs=1e-5)
+    norms = [
+        [line["gradient_norm"] for line in found if "loss" in line] for found in lines.values()
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert min(norms[1]) > 0
+
+
 @pytest.mark.parametrize("text_every", [1, 1000])
 def test_batches_of_one_kind_train(place: Path, tmp_path: Path, text_every: int) -> None:
     runs.talks(tmp_path / "talks", 24, text_every)

@@ -1,16 +1,13 @@
 """What a run records says what happened."""
 
-import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from aligntrain.metrics import Flops, Recorder, Sums, read_metrics
+from aligntrain.metrics import Flops, Sums
 from aligntrain.phases import apply_phase
 from aligntrain.progress import Display
 from aligntrain.schedule import rate_factor, total_steps, warmup_steps
@@ -92,43 +89,6 @@ def test_flops_count_what_is_multiplied() -> None:
     assert Flops.of(model).count(sums) == 4 * (layers * 10 + head * 3) + apart
     apply_phase(model, "finetune")
     assert Flops.of(model).count(sums) == 6 * (layers * 10 + head * 3) + apart
-
-
-def test_lines_are_in_the_file_and_on_the_board(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 0)
-    recorder.write({"step": 1, "loss": 2.5, "loss_by_level": {"3": 1.5}, "gate_weights": [0.25]})
-    recorder.close()
-    assert read_metrics(tmp_path)[0]["loss"] == 2.5
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    names: Any = board.Tags()["scalars"]
-    assert set(names) == {"loss", "loss_by_level/3", "gate_weights/1"}
-    assert board.Scalars("loss")[0].value == 2.5
-
-
-def test_steps_that_come_again_are_recorded_once(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
-    # The process was killed while it wrote the fourth.
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
-    recorder = Recorder(tmp_path, 2)
-    recorder.write({"step": 3, "loss": 7.0})
-    recorder.close()
-    assert [(m["step"], m["loss"]) for m in read_metrics(tmp_path)] == [
-        (1, 1.0),
-        (2, 1.0),
-        (3, 7.0),
-    ]
-
-
-def test_what_is_no_number_is_left_out_of_the_board(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path, 0)
-    recorder.write({"step": 1, "gradient_norm": None, "validation_loss": None})
-    recorder.close()
-    assert read_metrics(tmp_path) == [{"step": 1, "gradient_norm": None, "validation_loss": None}]
-
-
-def test_a_run_without_metrics_has_none(tmp_path: Path) -> None:
-    assert read_metrics(tmp_path) == []
 
 
 def test_a_silent_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:

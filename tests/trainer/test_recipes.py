@@ -39,7 +39,7 @@ def problem(file: Any, *overrides: str, phase: Phase | None = "pretrain") -> str
 def test_the_recipes_that_ship() -> None:
     assert recipe_names() == [
         "demo", "llama3-8b", "qwen2.5-7b", "qwen2.5-7b-siglip", "vicuna-13b", "vicuna-7b",
-        "vicuna-7b-siglip",
+        "vicuna-7b-lora", "vicuna-7b-qlora", "vicuna-7b-s2", "vicuna-7b-siglip",
     ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_the_settings_of_the_paper(name: str) -> None:
     pretrain, finetune = load_recipe(name, "pretrain"), load_recipe(name, "finetune")
     assert (pretrain.optimizer.lr, finetune.optimizer.lr) == (1e-3, 2e-5)
     assert (pretrain.batch.global_size, finetune.batch.global_size) == (256, 128)
-    assert (pretrain.zero_stage, finetune.zero_stage) == (2, 3)
+    assert (pretrain.zero_stage, finetune.zero_stage) == (2, 2 if finetune.lora else 3)
     assert (pretrain.data.aspect, finetune.data.aspect) == ("crop", "pad")
     assert (pretrain.data.template, pretrain.data.group_by_length) == ("plain", False)
     assert finetune.data.template in ("vicuna_v1", "chat")
@@ -234,3 +234,48 @@ def test_the_words_are_those_of_the_model() -> None:
     select = model["vision_feature_select"].annotation
     assert get_args(select) == get_args(configuration.FeatureSelect)
     assert get_args(data["template"].annotation) == get_args(templates.TemplateName)
+
+
+def test_the_lora_that_llava_published() -> None:
+    for name, quantize in (("vicuna-7b-lora", "none"), ("vicuna-7b-qlora", "4bit")):
+        finetune = load_recipe(name, "finetune")
+        assert finetune.lora is not None
+        assert (finetune.lora.rank, finetune.lora.scale, finetune.lora.dropout) == (128, 256, 0.05)
+        assert finetune.lora.quantize == quantize
+        assert (finetune.optimizer.llm_lr, finetune.optimizer.lr) == (2e-4, 2e-5)
+        assert load_recipe(name, "pretrain").lora is None
+    by_hand = load_recipe(
+        "vicuna-7b", "finetune", ["lora.rank=128", "optimizer.llm_lr=2e-4", "zero_stage=2"]
+    )
+    assert by_hand.lora is not None
+    assert (by_hand.lora.scale, by_hand.lora.targets) == (256, ("all-linear",))
+    same = by_hand.model_copy(
+        update={"name": "vicuna-7b-lora", "lora": by_hand.lora.model_copy(update={"alpha": 256})}
+    )
+    assert same == load_recipe("vicuna-7b-lora", "finetune")
+    assert load_recipe("vicuna-7b", "finetune", ["lora={rank: 8}", "lora=null"]).lora is None
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lora.rank=0", "lora.rank in --set lora.rank=0 should be greater than 0, not 0."),
+        ("lora.rnak=8", "unknown key lora.rnak; did you mean lora.rank?"),
+        ("lora.alpha=0", "lora.alpha in --set lora.alpha=0 should be greater than 0"),
+        ("lora.dropout=1", "lora.dropout in --set lora.dropout=1 should be less than 1"),
+        ("lora.targets=[]", "lora.targets in --set lora.targets=[] "),
+        ("lora.quantize=8bit", "lora.quantize in --set lora.quantize=8bit should be 'none' or"),
+        ("lora=128", "lora in --set lora=128 should be a section with keys of its own"),
+        ("lora.quantize=4bit", "lora.quantize 4bit should have zero_stage 2 or less, not 3"),
+    ],
+)
+def test_what_lora_may_not_be(override: str, says: str) -> None:
+    assert says in problem("vicuna-7b", override, phase="finetune")
+
+
+def test_lora_has_no_place_in_pretraining(tmp_path: Path) -> None:
+    says = "sets lora in pretrain, where the LLM does not train; set it in finetune alone."
+    assert says in problem("vicuna-7b", "lora.rank=8")
+    # A slip in one phase shows in the other.
+    in_common = written(tmp_path, "base: vicuna-7b\ncommon: {lora: {rank: 8}}")
+    assert says in problem(in_common, phase="finetune")

@@ -10,6 +10,7 @@ from wrapt import when_imported as _when_imported
 
 if typing.TYPE_CHECKING:
     from aligntrain.adapter import load_adapter, save_adapter
+    from aligntrain.load import load_model
     from aligntrain.model import (
         AlignGPTConfig,
         AlignGPTForConditionalGeneration,
@@ -25,12 +26,15 @@ __all__ = [
     "build_model",
     "build_processor",
     "load_adapter",
+    "load_model",
     "save_adapter",
 ]
 
-_HOME = dict.fromkeys(__all__, "aligntrain.model") | dict.fromkeys(
-    ("load_adapter", "save_adapter"), "aligntrain.adapter"
-)
+_HOME = dict.fromkeys(__all__, "aligntrain.model") | {
+    "load_adapter": "aligntrain.adapter",
+    "load_model": "aligntrain.load",
+    "save_adapter": "aligntrain.adapter",
+}
 
 
 def __getattr__(name: str) -> typing.Any:

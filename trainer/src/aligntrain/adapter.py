@@ -72,6 +72,12 @@ def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) ->
     metadata, weights = read_adapter(path)
     theirs, ours = json.loads(metadata["sizes"]), _sizes(model.config)
     shared = {name.split(".")[1] for name in adapter_weights(model).keys() & weights.keys()}
+    scales = json.loads(metadata["choices"]).get("scales")
+    if "projector" in shared and scales != model.config.scales:
+        raise InputError(
+            f"{path} is for vision_scales {scales}, but the model has {model.config.scales}; set "
+            "model.vision_scales to the same."
+        )
     for size, (meaning, part) in _SIZES.items():
         if part in shared and theirs[size] != ours[size]:
             raise InputError(
@@ -121,7 +127,13 @@ def _sizes(config: "AlignGPTConfig") -> dict[str, int]:
 def _metadata(config: "AlignGPTConfig") -> dict[str, str]:
     choices: dict[str, Any] = {
         name: getattr(config, name)
-        for name in ("mixing", "gate_text", "vision_feature_layer", "vision_feature_select")
+        for name in (
+            "mixing",
+            "gate_text",
+            "vision_feature_layer",
+            "vision_feature_select",
+            "scales",
+        )
     }
     return {
         "format": FORMAT,

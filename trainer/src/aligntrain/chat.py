@@ -9,17 +9,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    GenerationConfig,
-    StoppingCriteriaList,
-    TextIteratorStreamer,
-)
+from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
 from alignshared import InputError
 from alignshared.pictures import to_rgb
-from aligntrain.job import EXPORT
+from aligntrain.load import load_model
 from aligntrain.model.processing import read_picture
 from aligntrain.placeholders import IMAGE_MARK
 
@@ -47,19 +41,9 @@ class Chat:
         Raises:
             InputError: there is no such model.
         """
-        place = _model_folder(Path(folder))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else "auto"
-        try:
-            model: Any = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
-            processor = AutoProcessor.from_pretrained(place)
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"the model in {place} cannot be loaded: {reason}; give the folder of a finished "
-                "run."
-            ) from error
-        return cls(model.to(device), processor)
+        return cls(*load_model(folder, dtype=dtype, device=device))
 
     @property
     def history(self) -> list[tuple[str, str]]:
@@ -222,13 +206,3 @@ class _Stop:
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         return torch.full((len(input_ids),), self._enough.is_set(), device=input_ids.device)
-
-
-def _model_folder(folder: Path) -> Path:
-    for place in (folder, folder / EXPORT):
-        if (place / "config.json").is_file():
-            return place
-    raise InputError(
-        f"{folder} holds no finished model; give a run's folder in which {EXPORT}/ was written, or "
-        "a model's own."
-    )

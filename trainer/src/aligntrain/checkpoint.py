@@ -37,13 +37,16 @@ FORMAT = 1
 FREE_KEYS = frozenset(
     {
         "name",
+        "batch.logits_mb",
         "batch.micro_size",
+        "batch.packing",
         "checkpoint.every",
         "checkpoint.keep",
         "data.verify",
         "data.workers",
         "gradient_checkpointing",
         "log.every",
+        "log.track",
         "log.validate_every",
         "log.validate_samples",
         "offload",
@@ -103,6 +106,7 @@ def model_identity(config: Any) -> dict[str, Any]:
         "vocabulary": int(text.vocab_size),
         "levels": int(config.levels),
         "image tokens": int(config.image_tokens),
+        "vision_scales": config.scales,
         "mixing": str(config.mixing),
     }
 

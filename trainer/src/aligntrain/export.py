@@ -1,13 +1,25 @@
-"""What a finished run leaves: the model in transformers' form, and its small adapter file."""
+"""What a finished run leaves: the model in transformers' form, and its small adapter file.
+
+Of a LoRA run only what was learned, some hundred MB where the model has many GB: LoRA in peft's
+form, the adapter file, and where the rest lies. `aligntrain merge` makes a whole model of it.
+"""
 
 import os
 import shutil
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aligntrain.adapter import PARTS, save_adapter
 from aligntrain.job import ADAPTER, EXPORT
+from aligntrain.load import Base
+from aligntrain.lora import LORA, save_lora
+from aligntrain.phases import part_of
 from aligntrain.zero import full_state
+
+if TYPE_CHECKING:
+    import torch
 
 _UNFINISHED = ".unfinished-export"
 
@@ -18,16 +30,53 @@ def export(model: Any, processor: Any, run: Path) -> None:
     All ranks call it; ZeRO-3 gathers the parameters one by one, and rank 0 holds the whole model in
     the host's memory.
     """
+    state = full_state(model)
+    _on_rank_0(run, lambda folder: write_model(model, processor, folder, state))
+
+
+def export_lora(model: Any, processor: Any, run: Path, base: Base) -> None:
+    """Write `export/` of a LoRA run on `base`: LoRA, adapter, configuration, processor.
+
+    All ranks call it; only what trains is gathered, and the table.
+    """
+    parts = ("projector", "table", "gate", "lora")
+    state = full_state(model, {n for n, _ in model.named_parameters() if part_of(n) in parts})
+
+    def write(folder: Path) -> None:
+        weights = {name: value for name, value in state.items() if part_of(name) == "lora"}
+        save_lora(model, folder / LORA, weights, base=base.name)
+        config = deepcopy(model.config)
+        config.architectures, config.dtype = [type(model).__name__], model.dtype
+        for section in (config, config.text_config):  # the base is in 16 bits, and 4 are this run's
+            vars(section).pop("quantization_config", None)
+        config.save_pretrained(folder)
+        base.write(folder)
+        processor.save_pretrained(folder)
+        save_adapter(model, folder / ADAPTER, weights=_adapter(state))
+
+    _on_rank_0(run, write)
+
+
+def write_model(model: Any, processor: Any, folder: Path, state: "dict[str, torch.Tensor]") -> None:
+    """Write `model`, whose whole tensors are `state`, to `folder`, with processor and adapter."""
+    adapter = _adapter(state)
+    model.save_pretrained(folder, state_dict=state)  # which takes the state apart
+    processor.save_pretrained(folder)
+    save_adapter(model, folder / ADAPTER, weights=adapter)
+
+
+def _adapter(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+    return {name: value for name, value in state.items() if name.startswith(PARTS)}
+
+
+def _on_rank_0(run: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill the export of `run` under another name, on rank 0, while others wait."""
     import torch.distributed as ranks
 
-    state = full_state(model)
     if ranks.get_rank() == 0:
         final, unfinished = run / EXPORT, run / _UNFINISHED
         shutil.rmtree(unfinished, ignore_errors=True)
-        adapter = {name: value for name, value in state.items() if name.startswith(PARTS)}
-        model.save_pretrained(unfinished, state_dict=state)  # which takes the state apart
-        processor.save_pretrained(unfinished)
-        save_adapter(model, unfinished / ADAPTER, weights=adapter)
+        write(unfinished)
         shutil.rmtree(final, ignore_errors=True)
         os.rename(unfinished, final)
     ranks.barrier()

@@ -30,11 +30,13 @@ _AFTERMATH_S = 1.0
 Process = subprocess.Popen[bytes]
 
 
-def launch(run: Path, *, resume: bool = False, nproc: int | None = None) -> None:
+def launch(
+    run: Path, *, resume: bool = False, nproc: int | None = None, profile: int | None = None
+) -> None:
     """Work on the run folder `run` with `nproc` processes, by default one per GPU, or one.
 
     What the first process says goes to this one's output, what others say to `logs/` in the folder.
-    With Ctrl-C all end.
+    With Ctrl-C all end. `profile` is how many steps the first process profiles.
 
     Raises:
         AlignError: a process failed.
@@ -49,6 +51,8 @@ def launch(run: Path, *, resume: bool = False, nproc: int | None = None) -> None
     command = [sys.executable, "-m", "aligntrain.worker", os.fspath(run)]
     if resume:
         command.append("--resume")
+    if profile is not None:
+        command += ["--profile", str(profile)]
     processes: list[Process] = []
     try:
         port = _free_port()

@@ -24,11 +24,14 @@ from alignshared import AlignError
 from aligntrain.checkpoint import model_identity, save_checkpoint
 from aligntrain.data.loader import Loader, Share
 from aligntrain.data.order import Order, Rows, in_turn
-from aligntrain.metrics import Flops, Recorder, Sums, peak_flops, read_metrics
+from aligntrain.metrics import Flops, Sums, peak_flops, read_metrics
 from aligntrain.model.losses import predicting_places
+from aligntrain.profiling import part, profiling
 from aligntrain.progress import Display
 from aligntrain.recipes import Recipe
+from aligntrain.recorder import Recorder
 from aligntrain.schedule import rate_factor, total_steps
+from aligntrain.throughput import Speed
 from aligntrain.zero import MasterState, set_rates
 
 log = logging.getLogger("aligntrain")
@@ -52,7 +55,7 @@ class TrainingData:
 
 @dataclass(slots=True)
 class Interval:
-    """What has been counted since the last line of metrics."""
+    """What has been counted since the last line of metrics, or since the start."""
 
     sums: Sums
     steps: int = 0
@@ -83,13 +86,16 @@ class Loop:
         self._rank = torch.distributed.get_rank()
         self._ranks = torch.distributed.get_world_size()
         self._micro_batches = data.share.micro_batches(recipe.batch.global_size)
-        self._flops = Flops.of(engine.module)
-        self._peak = peak_flops(self._device)
+        self._speed = Speed(self._ranks, Flops.of(engine.module), peak_flops(self._device))
+        self._packed = recipe.batch.packing and self._can_pack()
         self._interval = Interval(self._new_sums())
+        self._whole = Interval(self._new_sums())
         self.total = total_steps(recipe.max_steps, recipe.epochs, data.order.steps_per_epoch)
 
-    def run(self, start: int = 0, display: Display | None = None) -> None:
-        """Make the steps after `start`, up to the last, and show them on `display`.
+    def run(
+        self, start: int = 0, display: Display | None = None, profile: int | None = None
+    ) -> None:
+        """Make the steps after `start`, up to the last, and show them on `display`; `profile` some.
 
         Raises:
             AlignError: the loss or its gradient is no number, too many rows cannot be used, or a
@@ -100,20 +106,22 @@ class Loop:
         plan = order.plan(order.position(start), order.position(self.total))
         batches = self._data.train.batches(plan)
         self._engine.train()
-        for step in range(start, self.total):
-            self._step(step, batches)
-            done = step + 1
-            last = done == self.total
-            if done % self._recipe.log.every == 0 or last:
-                self._record(done)
-            if done % self._recipe.log.validate_every == 0 or last:
-                self._validate(done)
-            if done % every == 0 or last:
-                self.save(done)
+        with profiling(self._folder, profile, self.total - start) as profiled:
+            for step in range(start, self.total):
+                self._step(step, batches)
+                done = step + 1
+                last = done == self.total
+                if done % self._recipe.log.every == 0 or last:
+                    self._record(done)
+                if done % self._recipe.log.validate_every == 0 or last:
+                    self._validate(done)
+                if done % every == 0 or last:
+                    self.save(done)
+                profiled()
 
     def ending(self) -> dict[str, Any]:
-        """How the run ended, over all ranks: its last losses, and how many rows were rejected or
-        cut since it was last started.
+        """How the run ended, over all ranks: its last losses, and since it was last started how
+        many rows were rejected or cut, and how fast it was (`throughput`, None without a step).
         """
         counts: list[Any] = [None] * self._ranks
         torch.distributed.all_gather_object(counts, self._data.train.counts)
@@ -128,6 +136,7 @@ class Loop:
             **last,
             "rejected": dict(rejected),
             "truncated": sum(count.truncated for count in counts),
+            "throughput": self._speed_over(self._whole) if self._whole.steps else None,
         }
 
     def save(self, done: int) -> None:
@@ -146,24 +155,28 @@ class Loop:
         began = time.perf_counter()
         rates = set_rates(self._engine, self._factor(step))
         torch.manual_seed(_seed(self._recipe.seed, step, self._rank))
-        micro = list(itertools.islice(batches, self._micro_batches))
+        with part("data"):
+            micro = list(itertools.islice(batches, self._micro_batches))
         waited = time.perf_counter() - began
         tokens = self._labelled(micro)
         sums = self._new_sums()
         sums["wait_s"] = waited
         unsound: list[str] = []
         for number, batch in enumerate(micro):
-            output = self._engine(**self._inputs(batch), num_items_in_batch=tokens)
-            # DeepSpeed averages over ranks; the division by all tokens is in the loss already.
-            self._engine.backward(output.loss * self._ranks, scale_wrt_gas=False)
-            sums.add(batch, output)
+            with part("forward"):
+                output = self._engine(**self._inputs(batch), num_items_in_batch=tokens)
+            with part("backward"):
+                # DeepSpeed averages over ranks; the division by all tokens is in the loss already.
+                self._engine.backward(output.loss * self._ranks, scale_wrt_gas=False)
+            sums.add(batch, output, packed=self._packed)
             unsound += _not_finite(batch, output)
             if number < len(micro) - 1:
                 self._engine.step()
         sums.reduce()
         if not math.isfinite(sums.loss):
             self._stop("loss", step, micro, unsound)
-        norm = self._apply(step, micro)
+        with part("optimizer"):
+            norm = self._apply(step, micro)
         self._count(sums, time.perf_counter() - began, norm, rates)
         self._display.step(step + 1, sums.loss, sums["read"])
 
@@ -223,9 +236,18 @@ class Loop:
         }
         if self._recipe.phase != "pretrain" or self._recipe.model.mixing == "none":
             inputs["levels"] = None  # mixed by the gate, or not at all
+        if self._packed:
+            most = self._recipe.batch.logits_bytes
+            return {**inputs, "packed": True, "logits_bytes": most, "use_cache": False}
         # The head is a large part of a small LLM, and most positions are the image's.
         places = predicting_places(batch["labels"]).to(self._device)
         return {**inputs, "logits_to_keep": places, "use_cache": False}
+
+    def _can_pack(self) -> bool:
+        problem = self._engine.module.prepare_packing()
+        if problem is not None:
+            log.warning("this LLM cannot read packed samples (%s), so batches are padded.", problem)
+        return problem is None
 
     def _validate(self, done: int) -> None:
         data = self._data
@@ -236,7 +258,7 @@ class Loop:
         self._engine.eval()
         with torch.no_grad():
             for batch in data.validation.batches(rows):
-                sums.add(batch, self._engine(**self._inputs(batch)))
+                sums.add(batch, self._engine(**self._inputs(batch)), packed=self._packed)
         self._engine.train()
         sums.reduce()
         finite = math.isfinite(sums.loss)
@@ -252,15 +274,18 @@ class Loop:
         self._display.validated(sums.loss)
 
     def _count(self, sums: Sums, seconds: float, norm: float, rates: dict[str, float]) -> None:
-        interval = self._interval
-        interval.sums.merge(sums)
-        interval.steps += 1
-        interval.seconds += seconds
-        interval.gradient_norm, interval.rates = norm, rates
+        for interval in (self._interval, self._whole):
+            interval.sums.merge(sums)
+            interval.steps += 1
+            interval.seconds += seconds
+            interval.gradient_norm, interval.rates = norm, rates
+
+    def _speed_over(self, interval: Interval) -> dict[str, float]:
+        return self._speed.over(interval.sums, interval.steps, interval.seconds)
 
     def _record(self, done: int) -> None:
         interval, self._interval = self._interval, Interval(self._new_sums())
-        sums, steps, seconds = interval.sums, interval.steps, interval.seconds
+        sums = interval.sums
         position = self._data.order.position(done)
         norm = interval.gradient_norm if math.isfinite(interval.gradient_norm) else None
         line = {
@@ -270,15 +295,9 @@ class Loop:
             "loss_by_level": sums.loss_by_level,
             "learning_rate": interval.rates,
             "gradient_norm": norm,  # None where fp16 skipped the step
-            "tokens_per_s": sums["read"] / seconds,
-            "samples_per_s": sums["rows"] / seconds,
-            "padding": 1 - sums["read"] / max(sums["places"], 1.0),
-            "data_wait_s": sums["wait_s"] / (steps * self._ranks),
-            "step_s": seconds / steps,
+            **self._speed_over(interval),
             **sums.gate,
         }
-        if self._peak is not None:
-            line["mfu"] = self._flops.count(sums) / seconds / (self._peak * self._ranks)
         self._write(line)
 
     def _write(self, line: dict[str, Any]) -> None:

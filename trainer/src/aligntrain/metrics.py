@@ -1,4 +1,4 @@
-"""What a run records: sums over a step, lines of metrics, TensorBoard, and what a terminal shows.
+"""What a run records: sums over a step, and what the lines of metrics say.
 
 A line of `metrics.jsonl` is the mean over the steps since the line before, over all ranks:
 
@@ -10,7 +10,7 @@ A line of `metrics.jsonl` is the mean over the steps since the line before, over
     gradient_norm       of all gradients together, before clipping
     tokens_per_s        tokens read, images' included and padding not; of all ranks together
     samples_per_s       rows
-    padding             share of the places in the batches that hold no token
+    padding             share of the places that the LLM computed and that hold no token
     data_wait_s         seconds a step in which a rank waited for its data, mean over ranks
     step_s              seconds a step
     mfu                 model FLOPs per second as a share of what the GPUs can do, on known ones
@@ -22,7 +22,6 @@ held-out rows after that step; null where it is no finite number.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ import torch
 
 from aligntrain.job import METRICS
 from aligntrain.phases import part_of
-
-TENSORBOARD = "tensorboard"
 
 PEAK_FLOPS = {
     "B200": 2.25e15,
@@ -77,17 +74,19 @@ class Sums:
         self.vector = torch.zeros(size, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, batch: Any, output: Any) -> None:
-        """Count the micro-batch `batch` and the model's `output` for it."""
+    def add(self, batch: Any, output: Any, *, packed: bool = False) -> None:
+        """Count the micro-batch `batch` and the model's `output` for it, made of `packed` rows or
+        padded ones.
+        """
         tokens = output.sample_tokens.double()
         losses = output.sample_loss.double() * tokens
         mask = batch["attention_mask"]
         values = {
             "loss": losses.sum(),
             "tokens": tokens.sum(),
-            "places": mask.numel(),
+            "places": mask.sum() if packed else mask.numel(),
             "read": mask.sum(),
-            "scored": output.logits.shape[0] * output.logits.shape[1],
+            "scored": tokens.sum() if packed else output.logits[..., 0].numel(),
             "rows": sum(bool(name) for name in batch["ids"]),
             "images": 0 if batch["pixel_values"] is None else len(batch["pixel_values"]),
         }
@@ -171,11 +170,14 @@ class Flops:
     """L d of the LLM."""
     vision: int
     vision_tokens: int
+    """That the vision tower reads for an image, of all scales."""
+    lora: int = 0
+    """Parameters of LoRA, which train where the LLM's do not."""
 
     @classmethod
     def of(cls, model: Any) -> "Flops":
         """Those of `model` as its parameters now train."""
-        sizes = {"llm": 0, "vision_tower": 0}
+        sizes = {"llm": 0, "vision_tower": 0, "lora": 0}
         trains = False
         for name, parameter in model.named_parameters():
             part = part_of(name)
@@ -191,14 +193,15 @@ class Flops:
             llm_trains=trains,
             attention=text.num_hidden_layers * text.hidden_size,
             vision=sizes["vision_tower"],
-            vision_tokens=model.config.image_tokens,
+            vision_tokens=model.config.image_tokens * model.config.tiles_per_image,
+            lora=sizes["lora"],
         )
 
     def count(self, sums: Sums) -> float:
         """Of all ranks, for what `sums` counts."""
         length = sums["read"] / max(sums["rows"], 1.0)
         passes = 6 if self.llm_trains else 4
-        per_token = passes * self.llm + 12 * self.attention * length
+        per_token = passes * self.llm + 6 * self.lora + 12 * self.attention * length
         return (
             per_token * sums["read"]
             + passes * self.head * sums["scored"]
@@ -214,35 +217,6 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
 
 
-class Recorder:
-    """Writes the lines of a run to `folder`: `metrics.jsonl`, and the same for TensorBoard.
-
-    Lines of steps after `step`, which a run wrote before it was killed, are taken out: those steps
-    come again.
-    """
-
-    def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._path = folder / METRICS
-        _cut(self._path, step)
-        self._lines = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(os.fspath(folder / TENSORBOARD), purge_step=step + 1)
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Record `line`, which has a `step`."""
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
-        for name, value in _scalars(line):
-            if name != "step":
-                self._board.add_scalar(name, value, line["step"])
-
-    def close(self) -> None:
-        """End both files."""
-        self._lines.close()
-        self._board.close()
-
-
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of the run in `folder`, oldest first; a last line that is cut off is left out."""
     path = folder / METRICS
@@ -250,22 +224,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         return []
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def _cut(path: Path, step: int) -> None:
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(unfinished, path)
-
-
-def _scalars(value: Any, name: str = "") -> list[tuple[str, float]]:
-    """The numbers in `value` by names with slashes; a list counts from 1, as levels do."""
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = ((str(place), item) for place, item in enumerate(value, start=1))
-    else:
-        return [] if value is None else [(name, float(value))]
-    inside = f"{name}/" if name else ""
-    return [scalar for key, item in items for scalar in _scalars(item, f"{inside}{key}")]

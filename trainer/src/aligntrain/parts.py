@@ -15,6 +15,7 @@ from aligntrain.data.order import Order, Rows
 from aligntrain.data.shards import Shards
 from aligntrain.job import Job, levels_wanted
 from aligntrain.loop import TrainingData
+from aligntrain.lora import add_lora, four_bits
 from aligntrain.model.build import DTYPES, build_config, build_model, build_processor
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 from aligntrain.phases import apply_phase
@@ -37,6 +38,8 @@ def build_parts(job: Job) -> tuple[Any, Any]:
     recipe = job.recipe
     torch.manual_seed(recipe.seed)
     model = _model(job)
+    if recipe.lora is not None:
+        add_lora(model, recipe.lora)
     names = recipe.model
     processor = build_processor(
         names.vision_tower,
@@ -58,14 +61,22 @@ def build_parts(job: Job) -> tuple[Any, Any]:
 def _model(job: Job) -> Any:
     names = job.recipe.model
     dtype = DTYPES[job.recipe.precision]
-    start = job.start
+    start, lora = job.start, job.recipe.lora
+    quantize = lora is not None and lora.quantize == "4bit"
     if start is not None and start.model is not None:
         config = build_config(names.vision_tower, names.llm, **names.choices)
-        model: Any = AlignGPTForConditionalGeneration.from_pretrained(start.model, dtype=dtype)
+        keep = ("vision_tower", "projector", "alignment", "lm_head")
+        options = four_bits(job.recipe.precision, keep=keep) if quantize else {}
+        model: Any = AlignGPTForConditionalGeneration.from_pretrained(
+            start.model, dtype=dtype, **options
+        )
         there = checkpoint.model_identity(model.config)
         _check_start(start.model, there, checkpoint.model_identity(config))
     else:
-        model = build_model(names.vision_tower, names.llm, dtype=dtype, **names.choices)
+        options = four_bits(job.recipe.precision) if quantize else {}
+        model = build_model(
+            names.vision_tower, names.llm, dtype=dtype, llm_options=options, **names.choices
+        )
         if start is not None:
             load_adapter(model, start.adapter)
     if names.table == "random" and model.model.alignment is not None:

@@ -1,5 +1,6 @@
 """What trains when: the stage rules of the paper, in one table."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -10,16 +11,18 @@ from aligntrain.recipes.schema import OptimizerSettings, Phase
 if TYPE_CHECKING:
     from torch import nn
 
-Part = Literal["vision_tower", "projector", "table", "gate", "llm"]
+Part = Literal["vision_tower", "projector", "table", "gate", "llm", "lora"]
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
 # PAPER.md, Stages (arXiv 2405.14129, section 3.2): the LLM learns to read images and levels before
 # it changes itself; then the table stays what it was, and the gate learns to mix it.
-_TABLE: dict[Phase, tuple[bool, ...]] = {
-    # PARTS:     vision_tower  projector  table  gate   llm
-    "pretrain": (False,        True,      True,  False, False),
-    "finetune": (False,        True,      False, True,  True),
+# With LoRA the LLM's own weights stay, and the small matrices beside them learn in their place.
+_TABLE: dict[tuple[Phase, bool], tuple[bool, ...]] = {
+    # LoRA   PARTS:       vision_tower  projector  table  gate   llm    lora
+    ("pretrain", False): (False,        True,      True,  False, False, False),
+    ("finetune", False): (False,        True,      False, True,  True,  False),
+    ("finetune", True):  (False,        True,      False, True,  False, True),
 }  # fmt: skip
 
 _PREFIXES: dict[Part, str] = {
@@ -31,6 +34,9 @@ _PREFIXES: dict[Part, str] = {
 }
 """Where the parameters of each part are found, by the beginnings of their names."""
 
+_LORA = re.compile(r"model\.language_model\..*\.lora_[AB]\.")
+"""Names of the matrices that peft puts beside the LLM's own."""
+
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
@@ -41,9 +47,17 @@ class PartSize:
     trains: bool
 
 
-def trained_parts(phase: Phase) -> tuple[Part, ...]:
-    """The parts that train in `phase`, in the order of PARTS."""
-    return tuple(part for part, trains in zip(PARTS, _TABLE[phase], strict=True) if trains)
+def trained_parts(phase: Phase, *, lora: bool = False) -> tuple[Part, ...]:
+    """The parts that train in `phase`, in the order of PARTS; `lora` says whether there is LoRA.
+
+    Raises:
+        AlignError: LoRA in pre-training, where the LLM does not train.
+    """
+    if (phase, lora) not in _TABLE:
+        raise AlignError(
+            f"LoRA has no place in {phase}, where the LLM does not train; leave it out."
+        )
+    return tuple(part for part, trains in zip(PARTS, _TABLE[phase, lora], strict=True) if trains)
 
 
 def part_of(name: str) -> Part:
@@ -52,6 +66,8 @@ def part_of(name: str) -> Part:
     Raises:
         AlignError: it belongs to none.
     """
+    if _LORA.match(name):
+        return "lora"
     for part, prefix in _PREFIXES.items():
         if name.startswith(prefix):
             return part
@@ -67,7 +83,7 @@ def apply_phase(model: "nn.Module", phase: Phase) -> list[PartSize]:
     Returns:
         The sizes of the parts that the model has; with mixing `none` it has no table, say.
     """
-    trained = trained_parts(phase)
+    trained = _trained(model, phase)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part_of(name) in trained)
     return part_sizes(model, phase)
@@ -78,7 +94,7 @@ def part_sizes(model: "nn.Module", phase: Phase) -> list[PartSize]:
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         sizes[part_of(name)] += int(getattr(parameter, "ds_numel", parameter.numel()))
-    trained = trained_parts(phase)
+    trained = _trained(model, phase)
     return [PartSize(part, size, part in trained) for part, size in sizes.items() if size]
 
 
@@ -93,6 +109,7 @@ def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[di
         "projector": settings.projector_lr,
         "gate": settings.gate_lr,
         "llm": settings.llm_lr,
+        "lora": settings.llm_lr,
     }
     groups: dict[tuple[Part, bool], dict[str, Any]] = {}
     for name, parameter in _training(model):
@@ -110,6 +127,12 @@ def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[di
         )
         group["params"].append(parameter)
     return [group for _, group in sorted(groups.items(), key=lambda item: PARTS.index(item[0][0]))]
+
+
+def _trained(model: "nn.Module", phase: Phase) -> tuple[Part, ...]:
+    """The parts of `model` that train in `phase`: of the LLM its LoRA alone where it has one."""
+    lora = any(part_of(name) == "lora" for name, _ in model.named_parameters())
+    return trained_parts(phase, lora=lora)
 
 
 def _training(model: "nn.Module") -> Iterable[tuple[str, Any]]:

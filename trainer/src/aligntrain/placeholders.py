@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alignshared import InputError
+
 IMAGE_MARK = "<image>"
 """Where an image stands in a prompt."""
 
@@ -58,13 +60,26 @@ def join(pieces: Sequence[Sequence[int]], layout: Layout) -> list[int]:
     """The row that `pieces` give: each gap filled by one image's places, the alignment place set.
 
     A row without a gap has no image and no alignment place.
+
+    Raises:
+        InputError: the text has a token that the model does not know (see `is_foreign`).
     """
+    if any(is_foreign(piece, layout) for piece in pieces):
+        raise InputError(
+            "the text has a special token of the tokenizer that the language model has no "
+            "embedding for; take it out."
+        )
     image = [layout.image_token_id] * layout.image_tokens
     ids = list(pieces[0])
     for piece in pieces[1:]:
         ids += image
         ids += piece
     return place_align(ids, layout)
+
+
+def is_foreign(ids: Sequence[int], layout: Layout) -> bool:
+    """Whether one of the `ids` of a text lies beyond the LLM's embeddings, among placeholders."""
+    return max(ids, default=0) >= min(layout.image_token_id, layout.align_token_id)
 
 
 def place_align(ids: Sequence[int], layout: Layout) -> list[int]:

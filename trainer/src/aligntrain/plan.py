@@ -1,13 +1,14 @@
 """What a run would need, before anything is loaded: from configurations alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from alignshared import InputError
-from aligntrain import memory
-from aligntrain.memory import States
+from aligntrain import lora, memory
+from aligntrain.memory import States, Working
 from aligntrain.phases import PartSize, part_sizes
 from aligntrain.recipes import Phase, Recipe, load_recipe
 
@@ -29,8 +30,8 @@ class Data:
 class Plan:
     """What a run of `recipe` on `gpus` GPUs would need. Sizes are in bytes.
 
-    `states` are of one GPU, by zero stage. `activations` and `logits` are of one micro-batch of
-    the longest sequences, the activations by whether they are checkpointed.
+    `states` are of one GPU, by zero stage; `working` is of one micro-batch of the longest
+    sequences with an image each, by whether activations are checkpointed.
     """
 
     recipe: Recipe
@@ -38,8 +39,8 @@ class Plan:
     parts: list[PartSize]
     image_tokens: int
     states: dict[int, States]
-    activations: dict[bool, int]
-    logits: int
+    working: dict[bool, Working]
+    tiles_per_image: int
     data: Data | None
 
     @property
@@ -56,7 +57,8 @@ class Plan:
         """Bytes on one GPU; both as the recipe has them by default."""
         stage = self.recipe.zero_stage if zero_stage is None else zero_stage
         kept = self.recipe.gradient_checkpointing if checkpointing is None else checkpointing
-        return self.states[stage].total + self.activations[kept] + self.logits
+        stay = stage == 3 or self.accumulation > 1
+        return self.working[kept].peak(self.states[stage], gradients_stay=stay, checkpointing=kept)
 
     @property
     def host_memory(self) -> int:
@@ -93,8 +95,15 @@ class Plan:
         """Of the LLM: 2 for each parameter forward, 2 backward, 2 more where it trains (Kaplan et
         al. 2020, arXiv 2001.08361, section 2.1).
         """
-        llm = next(part for part in self.parts if part.part == "llm")
-        return (6 if llm.trains else 4) * llm.parameters
+        sizes = {part.part: part for part in self.parts}
+        llm, lora = sizes["llm"], sizes.get("lora")
+        return (6 if llm.trains else 4) * llm.parameters + (6 * lora.parameters if lora else 0)
+
+    @property
+    def flops_per_image(self) -> int:
+        """Of the vision tower, which reads each image forward alone, at all its scales."""
+        tower = next(part for part in self.parts if part.part == "vision_tower")
+        return 2 * tower.parameters * self.image_tokens * self.tiles_per_image
 
 
 def plan(
@@ -118,40 +127,64 @@ def plan(
         recipe = load_recipe(recipe, phase, overrides)
     _check_gpus(recipe, gpus)
     config, model = _empty_model(recipe)
+    quantized, kept_by_lora = _with_lora(model, recipe)
     parts = part_sizes(model, recipe.phase)
-    parameters = sum(part.parameters for part in parts)
-    trainable = sum(part.parameters for part in parts if part.trains)
-    llm_trains = any(part.trains for part in parts if part.part == "llm")
-    names = [name for name, _ in model.named_parameters()]
-    gated = any("gate_proj." in name or "gate_up_proj." in name for name in names)
-    shape = memory.Shape.of(config.text_config, gated=gated)
-    tokens = recipe.batch.micro_size * recipe.data.max_length
-    learned = tokens - recipe.batch.micro_size * min(config.image_tokens, recipe.data.max_length)
     return Plan(
         recipe=recipe,
         gpus=gpus,
         parts=parts,
         image_tokens=config.image_tokens,
-        states={
-            stage: memory.model_states(
-                parameters,
-                trainable,
-                zero_stage=stage,
-                gpus=gpus,
-                precision=recipe.precision,
-                offload=recipe.offload if stage == recipe.zero_stage else "none",
-            )
-            for stage in ZERO_STAGES
-        },
-        activations={
-            kept: memory.activations(
-                shape, tokens, precision=recipe.precision, trains=llm_trains, checkpointing=kept
-            )
-            for kept in (False, True)
-        },
-        logits=memory.logits(shape, tokens, learned, precision=recipe.precision),
+        states=_states(recipe, gpus, parts, quantized),
+        working=_working(recipe, model, kept_by_lora),
+        tiles_per_image=config.tiles_per_image,
         data=_data_of(recipe, config.image_tokens, data, rows),
     )
+
+
+def _states(recipe: Recipe, gpus: int, parts: list[PartSize], quantized: int) -> dict[int, States]:
+    return {
+        stage: memory.model_states(
+            sum(part.parameters for part in parts),
+            sum(part.parameters for part in parts if part.trains),
+            zero_stage=stage,
+            gpus=gpus,
+            precision=recipe.precision,
+            offload=recipe.offload if stage == recipe.zero_stage else "none",
+            quantized=quantized,
+        )
+        for stage in ZERO_STAGES
+        if not (quantized and stage == 3)  # which cannot spread them
+    }
+
+
+def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Working]:
+    """Of a micro-batch, by whether activations are checkpointed."""
+    from aligntrain.model.head import body_of, rows_at_once
+
+    config, batch, length = model.config, recipe.batch, recipe.data.max_length
+    names = [name for name, _ in model.named_parameters()]
+    gated = any("gate_proj." in name or "gate_up_proj." in name for name in names)
+    shape = memory.Shape.of(config.text_config, gated=gated)
+    activations = partial(
+        memory.activations,
+        precision=recipe.precision,
+        trains=any(p.trains for p in part_sizes(model, recipe.phase) if p.part == "llm"),
+        lora=kept_by_lora,
+    )
+    tokens = batch.micro_size * length
+    learned = tokens - batch.micro_size * min(config.image_tokens, length)
+    pieces = batch.packing and body_of(model.model.language_model) is not None
+    at_once = rows_at_once(shape.vocabulary, batch.logits_bytes)
+    scored = min(learned, at_once) if pieces else learned
+    return {
+        checkpointing: Working(
+            kept=activations(shape, tokens, checkpointing=checkpointing),
+            layer=activations(replace(shape, layers=1), tokens, checkpointing=False),
+            logits=memory.logits(shape, scored, precision=recipe.precision, pieces=pieces),
+            tower=_tower_bytes(recipe, config),
+        )
+        for checkpointing in (False, True)
+    }
 
 
 def _check_gpus(recipe: Recipe, gpus: int) -> None:
@@ -178,6 +211,37 @@ def _empty_model(recipe: Recipe) -> tuple[Any, Any]:
         return config, AlignGPTForConditionalGeneration(config)
 
 
+def _with_lora(model: Any, recipe: Recipe) -> tuple[int, int]:
+    """Put the recipe's LoRA into the empty `model`: how many of its weights are then in 4 bits, and
+    what LoRA keeps per token of a layer.
+    """
+    settings = recipe.lora
+    if settings is None:
+        return 0, 0
+    import torch
+
+    llm = model.model.language_model
+    matrices = lora.linear_layers(llm)
+    reads = {
+        name.rpartition(".")[2]: lora.features_read(matrices[name])  # of the last layer, as of all
+        for name in lora.target_names(llm, settings.targets)
+    }
+    with torch.device("meta"):
+        lora.add_lora(model, settings)
+    weights = sum(module.weight.numel() for module in matrices.values())
+    kept = memory.lora_activations(
+        reads, settings.rank, precision=recipe.precision, dropout=settings.dropout > 0
+    )
+    return weights if settings.quantize == "4bit" else 0, kept
+
+
+def _tower_bytes(recipe: Recipe, config: Any) -> int:
+    from aligntrain.model.build import DTYPES
+    from aligntrain.model.scales import tower_bytes
+
+    return tower_bytes(config, recipe.batch.micro_size, DTYPES[recipe.precision].itemsize)
+
+
 def _data_of(
     recipe: Recipe, image_tokens: int, location: str | Path | None, rows: int | None
 ) -> Data | None:
@@ -195,64 +259,3 @@ def _data_of(
     text = index.lengths[train] // _CHARACTERS_PER_TOKEN
     lengths = text + index.has_image[train] * (image_tokens + 1)
     return Data(len(train), int(lengths.clip(max=recipe.data.max_length).mean()))
-
-
-def summary(plan: Plan) -> list[tuple[str, str]]:
-    """The plan in words: what is told, and what there is to tell."""
-    recipe, batch = plan.recipe, plan.recipe.batch
-    gpus = f"{plan.gpus} GPU{'' if plan.gpus == 1 else 's'}"
-    trained = ", ".join(f"{p.part} {_short(p.parameters)}" for p in plan.parts if p.trains)
-    lines = [
-        ("recipe", f"{recipe.name}, {recipe.phase}, {recipe.precision}, on {gpus}"),
-        ("parameters", _short(plan.parameters)),
-        ("trainable", f"{_short(plan.trainable)} ({trained})"),
-        (
-            "batch",
-            f"{batch.global_size} samples: {gpus} x {batch.micro_size} x {plan.accumulation} "
-            "accumulated",
-        ),
-    ]
-    for stage, states in plan.states.items():
-        mark = ", this recipe's" if stage == recipe.zero_stage else ""
-        lines.append(
-            (
-                f"zero_stage {stage}",
-                f"{_gigabytes(plan.memory(stage))} per GPU{mark}: weights "
-                f"{_gigabytes(states.weights)}, gradients {_gigabytes(states.gradients)}, "
-                f"optimizer {_gigabytes(states.optimizer)}",
-            )
-        )
-    kept, other = recipe.gradient_checkpointing, not recipe.gradient_checkpointing
-    lines.append(
-        (
-            "activations",
-            f"{_gigabytes(plan.activations[kept])} of them, and {_gigabytes(plan.logits)} of "
-            f"logits, at {batch.micro_size} x {recipe.data.max_length} tokens; "
-            f"{_gigabytes(plan.activations[other])} {'without' if kept else 'with'} gradient "
-            "checkpointing",
-        )
-    )
-    if plan.host_memory:
-        lines.append(("host memory", f"{_gigabytes(plan.host_memory)} offloaded, in all"))
-    if plan.steps is None or plan.tokens is None:
-        lines.append(("steps", "not known without data"))
-    else:
-        known = plan.data is not None and plan.data.tokens_per_sample is not None
-        lines += [
-            ("steps", f"{plan.steps:,}"),
-            ("tokens", f"{'about' if known else 'at most'} {_short(plan.tokens)}"),
-            ("arithmetic", f"{_short(plan.tokens * plan.flops_per_token)}FLOP of the LLM"),
-        ]
-    return lines
-
-
-def _short(number: float) -> str:
-    """A number in three digits: 6.76 G."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.3g} "
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"

@@ -22,8 +22,10 @@ from aligntrain.job import (
     write_job,
 )
 from aligntrain.launch import launch, process_count
+from aligntrain.lora import LORA
 from aligntrain.recipes import PHASES, Phase, load_recipe
 from aligntrain.recipes.schema import Recipe
+from aligntrain.trackers import check_trackers
 
 if TYPE_CHECKING:
     from aligntrain.data.shards import Shards
@@ -48,7 +50,7 @@ class RunResult:
     before: bool = False
 
 
-def run(
+def run(  # noqa: PLR0913 - what a run can be told
     phase: Phase,
     data: str | os.PathLike[str],
     *,
@@ -58,6 +60,7 @@ def run(
     resume: bool = False,
     nproc: int | None = None,
     start: str | Path | None = None,
+    profile: int | None = None,
 ) -> RunResult:
     """Train `phase` on the dataset `data`, as `recipe` with `overrides` says.
 
@@ -69,20 +72,24 @@ def run(
         output: the run folder, by default `runs/<recipe>-<phase>`.
         resume: go on from the newest whole checkpoint there, if there is one.
         nproc: processes; by default one for each GPU of this machine, or one.
-        start: what fine-tuning goes on from: a run folder or an adapter file, or `none` for a new
-            projector and table. By default the newest finished pretrain run beside `output`.
+        start: what fine-tuning goes on from: a run folder, a model that `merge` wrote, an adapter
+            file, or `none` for a new projector and table. By default the newest finished pretrain
+            run beside `output`.
+        profile: how many steps the first process profiles, into the run folder.
 
     Raises:
         InputError: the recipe, the data, the start or the folder cannot be used.
         AlignError: the run failed.
     """
+    if profile is not None and profile < 1:
+        raise InputError(f"--profile {profile} cannot be: give 1 step or more.")
     job, done = _prepared(phase, data, recipe, overrides, output, resume, start)
     if done is not None:
         return RunResult(job.folder, done, before=True)
     count, _ = process_count(nproc)
     _check_batch(job.recipe, count)
     write_job(job)
-    launch(job.folder, resume=resume, nproc=nproc)
+    launch(job.folder, resume=resume, nproc=nproc, profile=profile)
     ending = ending_of(job.folder)
     assert ending is not None  # a worker that returned 0 has written it
     return RunResult(job.folder, ending)
@@ -121,6 +128,7 @@ def _prepared(
     if phase not in PHASES:
         raise InputError(f"the phase {phase} is unknown; give {' or '.join(PHASES)}.")
     resolved = load_recipe(recipe, phase, overrides)
+    check_trackers(resolved)
     folder = _folder(resolved, output)
     shards = _open_data(resolved, data)
     there = read_job(folder) if _has_begun(folder) else None
@@ -208,16 +216,27 @@ def _start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None
         return None
     path = Path(start)
     if path.is_file():
+        _refuse_lora(path.parent, path)
         return Start.of(path)
-    model = path / EXPORT
+    model = path if (path / ADAPTER).is_file() else path / EXPORT
     adapter = model / ADAPTER
     if not adapter.is_file():
         raise InputError(
             f"{path} is neither an adapter file nor a finished run; give one of them, or "
             f"{NOTHING} to train a new projector and table."
         )
-    tuned = is_job(path) and read_job(path).recipe.phase == "finetune"
+    _refuse_lora(model, path)
+    tuned = not is_job(path) or read_job(path).recipe.phase == "finetune"
     return Start.of(adapter, model if tuned else None)
+
+
+def _refuse_lora(model: Path, named: Path) -> None:
+    """Raise InputError where `model` is an export of LoRA, whose adapter alone is half of it."""
+    if (model / LORA).is_dir():
+        raise InputError(
+            f"{named} is a LoRA run, or of one, which leaves no whole model to start from; write "
+            "one with `aligntrain merge RUN OUTPUT` and start from that."
+        )
 
 
 def _newest_pretrained(folder: Path) -> Path:

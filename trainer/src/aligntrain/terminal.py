@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from aligntrain.convert import Converted
+    from aligntrain.merge import Merged
     from aligntrain.plan import Plan
     from aligntrain.run import RunResult
 
@@ -74,8 +75,6 @@ def show_run(result: "RunResult") -> None:
 
 def show_plan(plan: "Plan") -> None:
     """Parameters by part, memory of one GPU by zero stage, steps and tokens."""
-    from aligntrain.plan import ZERO_STAGES
-
     recipe = plan.recipe
     gpus = f"{plan.gpus} GPU" + ("s" if plan.gpus > 1 else "")
     results.print(f"{recipe.name}, {recipe.phase}, on {gpus}")
@@ -84,13 +83,26 @@ def show_plan(plan: "Plan") -> None:
         parts.add_row(part.part, f"{part.parameters:,}", "yes" if part.trains else "no")
     parts.add_row("all", f"{plan.parameters:,}", f"{plan.trainable:,}")
     _section("parameters", parts)
-    memory = _table("zero_stage", "weights", "gradients", "optimizer", "with activations", "")
-    for stage in ZERO_STAGES:
-        states = plan.states[stage]
+    memory = _table("zero_stage", "weights", "gradients", "optimizer", "peak", "")
+    for stage, states in plan.states.items():
         cells = (states.weights, states.gradients, states.optimizer, plan.memory(stage))
         chosen = "the recipe's" if stage == recipe.zero_stage else ""
         memory.add_row(str(stage), *(_gigabytes(size) for size in cells), chosen)
     _section("memory of one GPU", memory)
+    kept = recipe.gradient_checkpointing
+    here, other = plan.working[kept], plan.working[not kept]
+    results.print(
+        f"at its peak with {_gigabytes(here.kept)} of activations "
+        f"({_gigabytes(other.kept)} {'without' if kept else 'with'} gradient checkpointing) and "
+        f"{_gigabytes(here.logits)} of logits, of {recipe.batch.micro_size} samples of "
+        f"{recipe.data.max_length:,} tokens"
+    )
+    if plan.tiles_per_image > 1:
+        results.print(
+            f"the vision tower reads {plan.tiles_per_image} tiles an image, "
+            f"{_gigabytes(here.tower)} while it does and "
+            f"{plan.flops_per_image / 1e9:,.1f} GFLOP"
+        )
     if plan.host_memory:
         results.print(f"and {_gigabytes(plan.host_memory)} on the host, for all GPUs together")
     if plan.steps is not None and plan.tokens is not None:
@@ -98,7 +110,8 @@ def show_plan(plan: "Plan") -> None:
         results.print(
             f"{plan.steps:,} steps of {recipe.batch.global_size} samples "
             f"({recipe.batch.micro_size} at a time on each GPU, {plan.accumulation} times), "
-            f"{plan.image_tokens} tokens an image, about {plan.tokens:,} tokens in all"
+            f"{plan.image_tokens} tokens an image, about {plan.tokens:,} tokens in all: "
+            f"{plan.tokens * plan.flops_per_token / 1e15:,.3g} PFLOP of the LLM"
         )
 
 
@@ -108,6 +121,14 @@ def show_converted(done: "Converted") -> None:
     results.print(f"{near(done.output)}: {done.kind}, {levels}, mixing {done.mixing}")
     if done.new:
         results.print(f"  not in the source, so new: {', '.join(done.new)}")
+
+
+def show_merged(done: "Merged") -> None:
+    """Where the whole model lies, and what of it LoRA has changed."""
+    results.print(
+        f"{near(done.output)}: {done.parameters:,} parameters, LoRA merged into {done.matrices} "
+        "matrices"
+    )
 
 
 def show_gate(weights: list[float] | None) -> None:

@@ -1,4 +1,4 @@
-"""One process of a run: `python -m aligntrain.worker RUN_FOLDER [--resume]`.
+"""One process of a run: `python -m aligntrain.worker RUN_FOLDER [--resume] [--profile N]`.
 
 `aligntrain run` starts it, and so can torchrun and the deepspeed launcher on a folder that
 `aligntrain.run.prepare` made:
@@ -38,11 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m aligntrain.worker")
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--profile", type=int, metavar="N", help="profile N steps on rank 0")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="of the deepspeed launcher")
     options = parser.parse_args(arguments)
     launched = _become_one_of_several(options.local_rank)
     try:
-        work(options.run, resume=options.resume)
+        work(options.run, resume=options.resume, profile=options.profile)
     except AlignError as error:
         problem = error
     except (MemoryError, RuntimeError) as error:
@@ -59,8 +60,10 @@ def main(arguments: list[str] | None = None) -> int:
     return problem.exit_code
 
 
-def work(run: Path, *, resume: bool) -> None:
+def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
     """Train as the run folder `run` says, from the start or from its newest checkpoint.
+
+    `profile` is how many steps rank 0 is to profile.
 
     Raises:
         AlignError: the run cannot start or go on; the message says why.
@@ -73,7 +76,8 @@ def work(run: Path, *, resume: bool) -> None:
     from aligntrain import zero
 
     zero.choose_accelerator()
-    from aligntrain.export import export
+    from aligntrain.export import export, export_lora
+    from aligntrain.load import Base
     from aligntrain.parts import build_parts, device_of_rank, open_data
 
     zero.start_process(device_of_rank())
@@ -88,8 +92,11 @@ def work(run: Path, *, resume: bool) -> None:
     engine = zero.build_engine(model, job.recipe, micro_batches=micro_batches)
     if found is not None:
         checkpoints.load_state(found, zero.MasterState(engine))
-    ending = _train(job, engine, data, start)
-    export(engine.module, processor, run)
+    ending = _train(job, engine, data, start, profile)
+    if job.recipe.lora is None:
+        export(engine.module, processor, run)
+    else:
+        export_lora(engine.module, processor, run, Base.of(job))
     if data.share.rank == 0:
         finish(run, {**ending, "seconds": time.monotonic() - began})
     # Not after an error: the others may be waiting for this rank, and it would wait for them.
@@ -108,23 +115,28 @@ def _where_to_begin(run: Path, resume: bool) -> checkpoints.Checkpoint | None:
     return None
 
 
-def _train(job: Job, engine: Any, data: Any, start: int) -> dict[str, Any]:
+def _train(job: Job, engine: Any, data: Any, start: int, profile: int | None) -> dict[str, Any]:
     """Make the steps after `start`; how the run ended."""
     from aligntrain.loop import Loop
-    from aligntrain.metrics import Recorder
     from aligntrain.progress import Display
+    from aligntrain.recorder import Recorder
+    from aligntrain.throughput import sentence
+    from aligntrain.trackers import open_trackers
 
     first = data.share.rank == 0
-    recorder = Recorder(job.folder, start) if first else None
+    recorder = Recorder(job.folder, start, open_trackers(job, start)) if first else None
     loop = Loop(engine, data, job.recipe, folder=job.folder, recorder=recorder)
     display = Display(console if first else None, job.recipe.phase, loop.total, start)
     try:
         with display.shown():
-            loop.run(start, display)
+            loop.run(start, display, profile if first else None)
     finally:
         if recorder is not None:
             recorder.close()
-    return loop.ending()
+    ending = loop.ending()
+    if ending["throughput"] is not None:
+        log.info("%s.", sentence(ending["throughput"]))
+    return ending
 
 
 _OUT_OF_MEMORY = (

@@ -8,7 +8,7 @@ from alignshared import InputError
 from aligntrain.data.conversation import Turn, read_conversation
 from aligntrain.data.templates import ChatTemplate, Script, check_template, plain, vicuna_v1
 from aligntrain.data.unusable import Unusable, Why
-from aligntrain.placeholders import IMAGE_MARK, Layout, join, own_bos
+from aligntrain.placeholders import IMAGE_MARK, Layout, is_foreign, join, own_bos
 
 IGNORED = -100
 """The label of a token that is not learned."""
@@ -66,6 +66,8 @@ class Encoder:
         """
         script = self._script(caption, turns, images)
         ids, labels, ends = self._tokenize(script, images)
+        if any(is_foreign(piece, self._layout) for piece in ids):
+            raise Unusable(Why.FOREIGN_TOKEN, "the LLM has no embedding for a token in its text")
         return self._limited(join(ids, self._layout), labels, ends)
 
     def _script(self, caption: str | None, turns: Sequence[Turn], images: int) -> Script:

@@ -87,7 +87,9 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._specials = tuple(tokenizer.all_special_tokens)
+        # Those that no role names too: `<|end|>` of Phi-3 is one.
+        added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
+        self._specials = tuple(dict.fromkeys((*tokenizer.all_special_tokens, *added)))
         if not tokenizer.chat_template:
             raise InputError(
                 f"the tokenizer {tokenizer.name_or_path} has no chat template; set data.template "
@@ -137,17 +139,62 @@ def _script_of(
         if message["role"] != "assistant":
             continue
         prompt, answered = render(messages[:number], True), render(messages[: number + 1], False)
-        if not (text.startswith(answered) and answered.startswith(prompt)):
-            raise Unusable(
-                Why.CHAT_TEMPLATE,
-                "it writes the beginning of a conversation differently once that goes on",
-            )
-        learned.append((len(prompt), _without_trailing_space(answered, specials)))
-        ends.append(len(answered))
+        if not text.startswith(prompt) or not answered.startswith(prompt):
+            raise _rewritten()
+        if text.startswith(answered):
+            end, stop = _end_of_answer(answered, len(prompt), specials), len(answered)
+        else:
+            end, stop = _found(text, answered, len(prompt), message["content"].strip(), specials)
+        learned.append((len(prompt), end))
+        ends.append(stop)
     return Script(text, tuple(learned), tuple(ends))
 
 
-def _without_trailing_space(text: str, specials: tuple[str, ...]) -> int:
-    # A line feed behind the token that ends an answer is never generated: nobody waits for it.
-    trimmed = text.rstrip()
-    return len(trimmed) if trimmed.endswith(specials) else len(text)
+def _found(
+    text: str, answered: str, begin: int, answer: str, specials: tuple[str, ...]
+) -> tuple[int, int]:
+    """Where in `text` the `answer` behind `begin` ends, with its special token and with the space
+    behind that; `answered` is the conversation up to it, written as if nothing followed.
+
+    Some templates write the last answer otherwise than those before it: Phi-3's ends the whole text
+    with a token of its own, Qwen3's opens the last answer with an empty thought.
+    """
+    core = _without_specials(answered, specials)
+    opening = core[begin : len(core) - len(answer)]
+    token = _first_special(answered[len(core) :], specials)
+    for before in (opening, "", " "):
+        end = begin + len(before) + len(answer)
+        behind = text[end:].lstrip()
+        there = core.endswith(answer) and text.startswith(before + answer, begin)
+        if token and there and behind.startswith(token):
+            end = len(text) - len(behind) + len(token)
+            return end, len(text) - len(text[end:].lstrip())
+    raise _rewritten()
+
+
+def _without_specials(text: str, specials: tuple[str, ...]) -> str:
+    """`text` without the special tokens and the space at its end."""
+    while True:
+        text = text.rstrip()
+        token = next((one for one in specials if text.endswith(one)), None)
+        if token is None:
+            return text
+        text = text.removesuffix(token)
+
+
+def _rewritten() -> Unusable:
+    return Unusable(
+        Why.CHAT_TEMPLATE, "it writes the beginning of a conversation differently once that goes on"
+    )
+
+
+def _end_of_answer(text: str, begin: int, specials: tuple[str, ...]) -> int:
+    """Where the answer from `begin` to the end of `text` ends: with its special token, if any."""
+    # What stands behind that token, a line feed say, is never generated: nobody waits for it.
+    core = max(begin, len(_without_specials(text, specials)))
+    token = _first_special(text[core:], specials)
+    return len(text) if token is None else text.index(token, core) + len(token)
+
+
+def _first_special(text: str, specials: tuple[str, ...]) -> str | None:
+    return next((token for token in specials if text.lstrip().startswith(token)), None)

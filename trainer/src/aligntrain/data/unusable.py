@@ -12,6 +12,7 @@ class Why(StrEnum):
     MALFORMED_CONVERSATION = "malformed_conversation"
     IMAGE_MARKS = "image_marks"
     CHAT_TEMPLATE = "chat_template"
+    FOREIGN_TOKEN = "foreign_token"
     TOO_LONG = "too_long"
     CORRUPT_IMAGE = "corrupt_image"
 

@@ -36,6 +36,7 @@ def build_config(
     gate_text: GateText = "prompt",
     vision_feature_layer: int = -2,
     vision_feature_select: FeatureSelect = "patch",
+    vision_scales: list[int] | None = None,
 ) -> AlignGPTConfig:
     """The configuration of the model that `build_model` would build; reads no weights.
 
@@ -53,6 +54,7 @@ def build_config(
         gate_text=gate_text,
         vision_feature_layer=vision_feature_layer,
         vision_feature_select=vision_feature_select,
+        vision_scales=vision_scales,
     )
 
 
@@ -62,12 +64,14 @@ def build_model(
     *,
     dtype: torch.dtype | str = "fp32",
     attn_implementation: str | None = None,
+    llm_options: dict[str, Any] | None = None,
     **choices: Any,
 ) -> AlignGPTForConditionalGeneration:
     """A model of the pretrained `vision_tower` and `llm`, with a new projector, table and gate.
 
     `choices` are those of `build_config`. `dtype` (a torch dtype, or fp32, bf16, fp16) is what all
-    weights are held in; `attn_implementation` is transformers' word, for both towers.
+    weights are held in; `attn_implementation` is transformers' word, for both towers;
+    `llm_options` are those of transformers for the LLM alone.
 
     Raises:
         InputError: a part cannot be read or used.
@@ -79,7 +83,8 @@ def build_model(
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
     tower = load_vision_tower(vision_folder, **options)
-    return assemble(config, tower, load_llm(llm_folder, **options), **options)
+    language_model = load_llm(llm_folder, **options, **(llm_options or {}))
+    return assemble(config, tower, language_model, **options)
 
 
 def load_vision_tower(name: str, **options: Any) -> Any:
@@ -174,11 +179,20 @@ def vision_config(name: str) -> PreTrainedConfig:
 
 
 def text_config(name: str) -> PreTrainedConfig:
-    """The configuration of the causal LM `name`."""
+    """The configuration of the causal LM `name`.
+
+    Raises:
+        InputError: it cannot be read, or has more than a model of text.
+    """
     folder = _llm_folder(name)
     with _readable(folder):
         config: Any = AutoConfig.from_pretrained(folder)
-    return config.get_text_config()
+    if config.get_text_config() is not config:
+        raise InputError(
+            f"{name} is a {config.model_type}, which has a tower of its own beside its language "
+            "model; give a causal LM of text alone."
+        )
+    return config
 
 
 def _whole(folder: str, auto_class: Any, **options: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from alignshared import InputError
+from aligntrain.model.scales import check_scales, tiles_of
 
 Mixing = Literal["adaptive", "local", "global", "mean", "none"]
 GateText = Literal["prompt", "full"]
@@ -42,7 +43,8 @@ class AlignGPTConfig(PreTrainedConfig):
 
     `gate_text` says what text the gate sees in training: `prompt` as at inference, `full` with the
     answers, as the authors' code has it. `vision_feature_layer` indexes the tower's hidden states,
-    `vision_feature_select` takes the `patch` tokens or the `full` sequence of them.
+    `vision_feature_select` takes the `patch` tokens or the `full` sequence of them. `vision_scales`
+    are the sizes in pixels at which a picture is read (see `scales`), None for the tower's alone.
 
     `image_token_id` and `align_token_id` are by default the first two ids beyond the LLM's
     vocabulary: placeholders, never looked up in its embedding table.
@@ -68,6 +70,7 @@ class AlignGPTConfig(PreTrainedConfig):
         gate_hidden: int = 256,
         vision_feature_layer: int = -2,
         vision_feature_select: FeatureSelect = "patch",
+        vision_scales: list[int] | None = None,
         projector_act: str = "gelu",
         image_token_id: int | None = None,
         align_token_id: int | None = None,
@@ -81,6 +84,7 @@ class AlignGPTConfig(PreTrainedConfig):
         self.gate_hidden = gate_hidden
         self.vision_feature_layer = vision_feature_layer
         self.vision_feature_select = vision_feature_select
+        self.vision_scales = vision_scales
         self.projector_act = projector_act
         vocabulary = int(self.text_config.vocab_size)
         self.image_token_id = vocabulary if image_token_id is None else image_token_id
@@ -102,6 +106,27 @@ class AlignGPTConfig(PreTrainedConfig):
         return patches + int(self.has_class_token and self.vision_feature_select == "full")
 
     @property
+    def scales(self) -> list[int] | None:
+        """`vision_scales`, and None where they are no more than the tower's own size."""
+        own = self.vision_scales in (None, [self.vision_config.image_size])
+        return None if own else self.vision_scales
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures that the model takes."""
+        return _pair(self.scales[-1] if self.scales else self.vision_config.image_size)
+
+    @property
+    def feature_width(self) -> int:
+        """Features of an image token, as the projector reads it."""
+        return self.vision_config.hidden_size * (len(self.scales) if self.scales else 1)
+
+    @property
+    def tiles_per_image(self) -> int:
+        """How many pictures of its own size the vision tower reads for one."""
+        return tiles_of(self.scales, self.vision_config.image_size) if self.scales else 1
+
+    @property
     def has_class_token(self) -> bool:
         """Whether the vision tower puts a class token before its patches."""
         return _HAS_CLASS_TOKEN[self.vision_config.model_type]
@@ -120,6 +145,10 @@ class AlignGPTConfig(PreTrainedConfig):
         _one_of("mixing", self.mixing, get_args(Mixing))
         _one_of("gate_text", self.gate_text, get_args(GateText))
         _one_of("vision_feature_select", self.vision_feature_select, get_args(FeatureSelect))
+        if self.vision_scales is not None:
+            check_scales(
+                self.vision_scales, self.vision_config.image_size, self.vision_feature_select
+            )
         if self.levels < 2:
             raise InputError(
                 f"levels is {self.levels}, but beside the global level there is at least one local "

@@ -109,13 +109,15 @@ class AlignGPTProcessor(ProcessorMixin):
             InputError: the tokenizer has a token at the id of a placeholder.
         """
         first = min(config.image_token_id, config.align_token_id)
-        if len(tokenizer) > first:
+        # Gemma 3's tokenizer has a token for its own pictures behind what its text models know.
+        foreign = {id_ for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
+        if len(tokenizer) - sum(id_ >= first for id_ in foreign) > first:
             raise InputError(
                 f"the tokenizer has {len(tokenizer)} tokens, but the model's placeholders begin at "
                 f"id {first}; give the tokenizer that belongs to the language model."
             )
         return cls(
-            image_processor,
+            _enlarged(image_processor, config),
             tokenizer,
             image_tokens=config.image_tokens,
             image_token_id=config.image_token_id,
@@ -260,6 +262,17 @@ def _with_pillow(image_processor: Any) -> Any:
     if name.endswith("Pil") or pillow is None:
         return image_processor
     return pillow.from_dict(image_processor.to_dict())
+
+
+def _enlarged(image_processor: Any, config: AlignGPTConfig) -> Any:
+    """`image_processor` with pictures as large as the largest scale, where there are scales."""
+    if config.scales is None:
+        return image_processor
+    sizes = image_processor.to_dict()
+    for name in ("size", "crop_size"):
+        if sizes.get(name):
+            sizes[name] = dict.fromkeys(sizes[name], config.scales[-1])
+    return type(image_processor).from_dict(sizes)
 
 
 def _flat(images: Any) -> list[Any]:

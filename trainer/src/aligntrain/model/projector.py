@@ -7,7 +7,9 @@ from aligntrain.model.configuration import AlignGPTConfig
 
 
 class Projector(nn.Sequential):
-    """Linear(vision width, d), activation, Linear(d, d), on features [..., vision width].
+    """Linear(features, d), activation, Linear(d, d), on features [..., features].
+
+    Features are the vision tower's width, times the number of scales.
 
     Parameters: `0.{weight,bias}`, `2.{weight,bias}`.
     """
@@ -15,7 +17,7 @@ class Projector(nn.Sequential):
     def __init__(self, config: AlignGPTConfig) -> None:
         width = config.text_config.hidden_size
         super().__init__(
-            nn.Linear(config.vision_config.hidden_size, width),
+            nn.Linear(config.feature_width, width),
             ACT2FN[config.projector_act],
             nn.Linear(width, width),
         )

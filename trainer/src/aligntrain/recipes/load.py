@@ -74,6 +74,7 @@ def load_recipe(
         values = _overlay(values, _parsed(override))
     source = f"--set {' --set '.join(overrides)}" if overrides else where
     settings = _validated(Settings, values, source)
+    _check_phase(settings, phase, source)
     return Recipe(name=name, phase=phase, **dict(settings))
 
 
@@ -147,8 +148,17 @@ def _resolve(content: Values, where: str, above: tuple[str, ...]) -> dict[Phase,
         own: Values = getattr(file, phase)
         for section in (file.common, own):
             values[phase] = _overlay(values[phase], section)
-        _validated(Settings, values[phase], f"{where} ({phase})")
+        settings = _validated(Settings, values[phase], f"{where} ({phase})")
+        _check_phase(settings, phase, where)
     return values
+
+
+def _check_phase(settings: Settings, phase: Phase, where: str) -> None:
+    if phase == "pretrain" and settings.lora is not None:
+        raise InputError(
+            f"{where} sets lora in pretrain, where the LLM does not train; set it in finetune "
+            "alone."
+        )
 
 
 def _beside(where: str, base: str) -> str:

@@ -1,7 +1,7 @@
 """What is wrong with a recipe, in one sentence that names the key, the place and what is wanted."""
 
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -37,7 +37,11 @@ def unknown_key(path: tuple[str, ...], known: list[str], where: str) -> InputErr
     inside = ".".join(section)
     siblings = [key for key in known if key.rpartition(".")[0] == inside]
     leaves = {key: key.rpartition(".")[2] for key in known}
-    near = _nearest(name, {key: leaves[key] for key in siblings}) or _nearest(name, leaves)
+    near = (
+        next((key for key, leaf in leaves.items() if leaf == name), None)
+        or _nearest(name, {key: leaves[key] for key in siblings})
+        or _nearest(name, leaves)
+    )
     hint = f"did you mean {near}?" if near else f"there are {', '.join(siblings)}."
     return InputError(f"{where} has an unknown key {'.'.join(path)}; {hint}")
 
@@ -47,8 +51,9 @@ def keys_of(schema: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in schema.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += keys_of(field.annotation, f"{prefix}{name}.")
+        for annotation in (field.annotation, *get_args(field.annotation)):  # a section, or null
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                keys += keys_of(annotation, f"{prefix}{name}.")
     return keys
 
 

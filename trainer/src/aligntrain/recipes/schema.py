@@ -5,7 +5,7 @@ Every key has a place here; any other is an error.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
 
 from alignshared.levels import MAX_LEVELS, MIN_LEVELS
 
@@ -14,6 +14,7 @@ Mixing = Literal["adaptive", "local", "global", "mean", "none"]
 GateText = Literal["prompt", "full"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
+Track = Literal["tensorboard", "wandb", "trackio"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
@@ -47,6 +48,8 @@ class ModelSettings(Section):
     """Which hidden states of the vision tower are the image's features."""
     vision_feature_select: Literal["patch", "full"] = "patch"
     """The patch tokens, or all of them."""
+    vision_scales: list[PositiveInt] | None = None
+    """Sizes in pixels at which a picture is read, multiples of the tower's own; null for that."""
     table: Literal["learned", "random"] = "learned"
     """Level vectors to fine-tune with: those of the start, or new random ones (an ablation)."""
 
@@ -77,6 +80,36 @@ class DataSettings(Section):
     """The run stops when more than this share of the samples cannot be used."""
 
 
+def _several(names: Any) -> Any:
+    return (names,) if isinstance(names, str) else names
+
+
+class LoraSettings(Section):
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): what is learned of the LLM's matrices is the product
+    of two small ones, B A. The defaults are LLaVA's.
+    """
+
+    rank: PositiveInt = 128
+    """Rows of A and columns of B."""
+    alpha: PositiveInt | None = None
+    """B A counts alpha / rank times; null for twice the rank."""
+    dropout: Share = 0.05
+    """Of what A reads."""
+    targets: Annotated[
+        tuple[str, ...], BeforeValidator(_several), Field(strict=False, min_length=1)
+    ] = ("all-linear",)
+    """Matrices of the LLM by the ends of their names (`q_proj`, say), or `all-linear`: every one
+    but the head."""
+    quantize: Literal["none", "4bit"] = "none"
+    """Hold the LLM's own matrices in 4 bits (QLoRA, Dettmers et al. 2023, arXiv 2305.14314): NF4
+    with double quantization, on a CUDA GPU."""
+
+    @property
+    def scale(self) -> int:
+        """`alpha`, whether it is given or not."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+
 class OptimizerSettings(Section):
     """AdamW and its schedule."""
 
@@ -85,6 +118,7 @@ class OptimizerSettings(Section):
     projector_lr: Rate | None = None
     gate_lr: Rate | None = None
     llm_lr: Rate | None = None
+    """Of the LLM, or of its LoRA."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of matrices only; biases, norms and the alignment table have none."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
@@ -104,6 +138,15 @@ class BatchSettings(Section):
     """Of the optimizer, over all GPUs."""
     micro_size: PositiveInt
     """That one GPU works on at once; the rest is accumulated."""
+    packing: bool = True
+    """Whether the LLM reads the samples of a micro-batch as one row without padding."""
+    logits_mb: Annotated[float, Field(gt=0)] = 256.0
+    """Of logits in float32 at once, in MB; of longer packed rows they are computed in pieces."""
+
+    @property
+    def logits_bytes(self) -> int:
+        """`logits_mb` in bytes."""
+        return int(self.logits_mb * 1e6)
 
     @model_validator(mode="after")
     def _divides(self) -> "BatchSettings":
@@ -133,6 +176,8 @@ class LogSettings(Section):
     """Steps between two validations; there is always one at the end."""
     validate_samples: PositiveInt | None = None
     """Held-out samples that a validation takes, spread over all of them; null for every one."""
+    track: list[Track] = ["tensorboard"]
+    """Where the metrics go beside `metrics.jsonl`; wandb and trackio are extras to install."""
 
 
 class Settings(Section):
@@ -141,6 +186,8 @@ class Settings(Section):
     model: ModelSettings
     data: DataSettings
     optimizer: OptimizerSettings
+    lora: LoraSettings | None = None
+    """Fine-tune small matrices in the place of the LLM's own; null for the LLM itself."""
     batch: BatchSettings
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """How often each sample is seen."""
@@ -164,6 +211,11 @@ class Settings(Section):
             raise ValueError(
                 f"offload {self.offload} should have zero_stage {least} or more, not "
                 f"{self.zero_stage}"
+            )
+        if self.lora is not None and self.lora.quantize == "4bit" and self.zero_stage == 3:
+            raise ValueError(
+                "lora.quantize 4bit should have zero_stage 2 or less, not 3, which cannot spread "
+                "4-bit weights"
             )
         return self
 

@@ -1,0 +1,18 @@
+"""`aligntrain merge`."""
+
+from typing import Annotated
+
+import typer
+
+from aligntrain import terminal
+
+
+def merge(
+    run: Annotated[str, typer.Argument(help="The folder of a LoRA run.")],
+    output: Annotated[str, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Add what a LoRA run has learned to the LLM's own weights and write the whole model."""
+    from aligntrain.merge import merge
+
+    terminal.hide_loading()
+    terminal.show_merged(merge(run, output))

@@ -1,0 +1,217 @@
+"""LoRA: small matrices beside the LLM's own, which stay what they are. peft makes, reads, writes
+and merges them; this is the one place that knows peft and bitsandbytes.
+
+They are put into the LLM itself, which stays a causal LM of transformers, so that everything else
+meets it as ever. Their names, beside those in `model.modeling`:
+
+    model.language_model.….q_proj.base_layer.weight        the LLM's own
+    model.language_model.….q_proj.lora_A.default.weight    [rank, what it reads]
+    model.language_model.….q_proj.lora_B.default.weight    [what it gives, rank]
+"""
+
+import os
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignshared import InputError
+from aligntrain.recipes.schema import LoraSettings, Precision
+
+if TYPE_CHECKING:
+    import torch
+
+LORA = "lora"
+"""The folder of LoRA in an export, in peft's own form."""
+
+_ALL = "all-linear"
+_NAME = "default"
+"""What peft calls an adapter that has been given no name."""
+_LLM = "model.language_model."
+_PEFT = "base_model.model."
+"""What stands before the LLM's names in the files that peft writes."""
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def add_lora(model: Any, settings: LoraSettings) -> None:
+    """Put new LoRA matrices into the LLM of `model`, in the type of its weights: A random, B zero.
+
+    Raises:
+        InputError: a target is no matrix of this LLM, or peft is not installed.
+    """
+    _need("peft", "LoRA", "lora")
+    from peft import LoraConfig, TaskType
+
+    llm = model.model.language_model
+    targets = target_names(llm, settings.targets)
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.rank,
+        lora_alpha=settings.scale,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        # GPT-2 keeps its matrices the other way round, in a class of transformers' own.
+        fan_in_fan_out=type(llm.get_submodule(targets[0])).__name__ == "Conv1D",
+    )
+    _inject(llm, config)
+
+
+def target_names(llm: Any, targets: tuple[str, ...]) -> list[str]:
+    """The full names of the modules of `llm` that `targets` (see `LoraSettings`) mean.
+
+    Raises:
+        InputError: one of them means none.
+    """
+    known = list(linear_layers(llm))
+    if targets == (_ALL,):
+        return known
+    chosen: set[str] = set()
+    for target in targets:
+        meant = {name for name in known if f".{name}".endswith(f".{target}")}
+        if not meant:
+            raise _unknown_target(target, known)
+        chosen |= meant
+    return [name for name in known if name in chosen]
+
+
+def linear_layers(llm: Any) -> dict[str, Any]:
+    """The linear layers of `llm` by name, in its order, without the head and without LoRA's own.
+
+    The head is left out because its matrix may be the embeddings', which LoRA would change.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = llm.get_output_embeddings()
+    return {
+        name: module
+        for name, module in llm.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and ".lora_" not in name
+    }
+
+
+def features_read(layer: Any) -> int:
+    """How many features one of the `linear_layers` reads."""
+    return int(layer.in_features if hasattr(layer, "in_features") else layer.weight.shape[0])
+
+
+def four_bits(precision: Precision, *, keep: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What transformers' `from_pretrained` takes to hold an LLM in 4 bits on this rank's GPU.
+
+    NF4 with double quantization; it computes in `precision`. Modules called one of `keep` stay.
+
+    Raises:
+        InputError: there is no CUDA GPU here, or bitsandbytes is not installed.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise InputError(
+            "lora.quantize 4bit needs a CUDA GPU and there is none here; set it to none."
+        )
+    _need("bitsandbytes", "lora.quantize 4bit", "qlora")
+    from transformers import BitsAndBytesConfig
+
+    from aligntrain.model.build import DTYPES
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=DTYPES[precision],
+        llm_int8_skip_modules=list(keep) or None,
+    )
+    return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
+
+
+def save_lora(model: Any, folder: Path, weights: dict[str, "torch.Tensor"], *, base: str) -> None:
+    """Write the LoRA of `model` to `folder` as peft does, for the LLM called `base`.
+
+    `weights` are its matrices by their names in `model`, whole also where ZeRO-3 spreads them.
+    peft's `PeftModel.from_pretrained(llm, folder)` reads it.
+    """
+    from copy import copy
+
+    from safetensors.torch import save_file
+
+    config = copy(model.model.language_model.peft_config[_NAME])
+    config.base_model_name_or_path = base
+    config.target_modules = sorted(config.target_modules)
+    config.inference_mode = True
+    config.save_pretrained(os.fspath(folder))
+    named = {_file_name(name): value.contiguous() for name, value in weights.items()}
+    save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def load_lora(model: Any, folder: Path) -> None:
+    """Put the LoRA that `folder` holds, in peft's form, into the LLM of `model`.
+
+    Raises:
+        InputError: it is damaged or of another LLM, or peft is not installed.
+    """
+    _need("peft", "LoRA", "lora")
+    import torch
+    from peft import LoraConfig
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    llm = model.model.language_model
+    try:
+        found = load_file(folder / _WEIGHTS)
+        _inject(llm, LoraConfig.from_pretrained(os.fspath(folder)))
+    except (OSError, SafetensorError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the LoRA in {folder} cannot be read: {reason}; copy it again."
+        ) from error
+    own = {_file_name(n): p for n, p in model.named_parameters() if n.startswith(_LLM)}
+    own = {name: parameter for name, parameter in own.items() if ".lora_" in name}
+    shapes, theirs = ({n: t.shape for n, t in tensors.items()} for tensors in (own, found))
+    if shapes != theirs:
+        name = min(n for n in shapes.keys() | theirs.keys() if shapes.get(n) != theirs.get(n))
+        raise InputError(
+            f"the LoRA in {folder} does not fit this LLM ({name} differs); give the one that it "
+            "was trained on."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(found[name])
+
+
+def merge_lora(model: Any) -> int:
+    """Add the LoRA in the LLM of `model` to the matrices that it lies beside, and take it out.
+
+    What the model gives stays the same, but for rounding. Returns the number of these matrices.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    llm = model.model.language_model
+    layers = {name: module for name, module in llm.named_modules() if isinstance(module, LoraLayer)}
+    for name, layer in layers.items():
+        layer.merge(safe_merge=True)
+        llm.set_submodule(name, layer.get_base_layer())
+    del llm.peft_config
+    return len(layers)
+
+
+def _inject(llm: Any, config: Any) -> None:
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(config, llm, _NAME)
+
+
+def _file_name(name: str) -> str:
+    """What peft calls, in its files, the parameter that the model calls `name`."""
+    return _PEFT + name.removeprefix(_LLM).replace(f".{_NAME}.", ".")
+
+
+def _unknown_target(target: str, known: list[str]) -> InputError:
+    leaves = sorted({name.rpartition(".")[2] for name in known})
+    near = get_close_matches(target.rpartition(".")[2], leaves, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(leaves)}, or {_ALL}."
+    return InputError(f"lora.targets names {target}, which is no matrix of this LLM; {hint}")
+
+
+def _need(package: str, what: str, extra: str) -> None:
+    if find_spec(package) is None:
+        raise InputError(f"{what} needs {package}; install aligntrain[{extra}].")

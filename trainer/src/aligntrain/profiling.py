@@ -1,0 +1,93 @@
+"""A look at where the time of a few steps goes: `aligntrain run ... --profile N`."""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("aligntrain")
+
+TABLE = "profile.txt"
+TRACE = "profile.json.gz"
+
+PARTS = ("data", "forward", "backward", "optimizer")
+"""The parts of a step, as the loop marks them (see `part`)."""
+
+_PREFIX = "step: "
+_WARM_UP = 3
+_ROWS = 30
+
+
+def part(name: str) -> Any:
+    """Marks what runs within it as the part `name` of a step."""
+    from torch.profiler import record_function
+
+    return record_function(_PREFIX + name)
+
+
+@contextmanager
+def profiling(folder: Path, steps: int | None, remaining: int) -> Iterator[Callable[[], None]]:
+    """Profile `steps` of this process' `remaining` steps; what is given is called after each.
+
+    The first ones pass by, if there are enough, then one that only warms the profiler up. A table
+    of what took most time and a trace in Chrome's format are written to `folder`. None: nothing is
+    profiled.
+    """
+    if steps is None or remaining < 1:
+        yield lambda: None
+        return
+    import torch
+    from torch.profiler import ProfilerActivity, profile, schedule
+
+    kinds = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        kinds.append(ProfilerActivity.CUDA)
+    active = max(1, min(steps, remaining - 1))
+    skipped = min(_WARM_UP, remaining - active)
+    with warnings.catch_warnings():
+        # Of a run of one step, that it is not warmed up.
+        warnings.simplefilter("ignore")
+        when = schedule(wait=max(0, skipped - 1), warmup=min(1, skipped), active=active, repeat=1)
+    done = profile(
+        activities=kinds,
+        schedule=when,
+        on_trace_ready=lambda profiled: _write(folder, profiled, active),
+        acc_events=True,
+    )
+    with done:
+        yield done.step
+
+
+def _write(folder: Path, profiled: Any, steps: int) -> None:
+    trace, table = folder / TRACE, folder / TABLE
+    unfinished = trace.with_name(f".unfinished-{TRACE}")
+    profiled.export_chrome_trace(os.fspath(unfinished))
+    unfinished.replace(trace)
+    unfinished = table.with_name(f".unfinished-{TABLE}")
+    unfinished.write_text(_table(profiled.key_averages(), steps), encoding="utf-8")
+    unfinished.replace(table)
+    log.info(
+        "profile of %d steps: %s, and %s for https://ui.perfetto.dev or chrome://tracing.",
+        steps,
+        table,
+        trace,
+    )
+
+
+def _table(events: Any, steps: int) -> str:
+    """Time by part of a step, then by operation, the longest first."""
+    by_name = {event.key: event for event in events}
+    on_gpu = any(event.device_time_total for event in events)
+    lines = [f"{steps} steps on rank 0, milliseconds a step", ""]
+    for name in PARTS:
+        event = by_name.get(_PREFIX + name)
+        if event is not None:
+            own = f"{name:<12}{event.cpu_time_total / 1e3 / steps:>12,.2f} on the CPU"
+            gpu = f"{event.device_time_total / 1e3 / steps:>12,.2f} on the GPU" if on_gpu else ""
+            lines.append(own + gpu)
+    longest = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    rest = events.table(sort_by=longest, row_limit=_ROWS, max_name_column_width=60)
+    return "\n".join([*lines, "", rest, ""])
