@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from aligntrain.convert import Converted
+    from aligntrain.evaluate import Evaluation
     from aligntrain.merge import Merged
     from aligntrain.plan import Plan
     from aligntrain.run import RunResult
@@ -119,6 +120,22 @@ def show_merged(done: "Merged") -> None:
         f"{near(done.output)}: {done.parameters:,} parameters, LoRA merged into {done.matrices} "
         "matrices"
     )
+
+
+def show_evaluation(done: "Evaluation") -> None:
+    """Scores beside the published values, and where the answers lie."""
+    from aligntrain.evaluate.table import HEADINGS
+
+    table = _table(*HEADINGS)
+    for column in table.columns[1:2] + table.columns[-2:]:
+        column.justify = "left"
+    for outcome in done.outcomes:
+        table.add_row(*outcome.cells)
+    results.print(table)
+    for outcome in done.outcomes:
+        for note in outcome.result["notes"]:
+            results.print(f"{outcome.benchmark.title}: {note}.")
+    notes.print(f"answers, one by one, and this table lie in {near(done.output)}")
 
 
 def show_gate(weights: list[float] | None) -> None:
