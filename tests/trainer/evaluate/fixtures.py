@@ -171,8 +171,8 @@ def mmbench(folder: Path, name: str = "mmbench") -> Path:
 def llava_bench(folder: Path) -> Path:
     rows = [
         {
-            "question_id": i, "question": f"Describe {i}.", "caption": "A disk.", "image": encoded(i),
-            "gpt_answer": f"A disk {i}.", "category": category,
+            "question_id": i, "question": f"Describe {i}.", "caption": "A disk.",
+            "gpt_answer": f"A disk {i}.", "category": category, "image": encoded(i),
         }
         for i, category in enumerate(("conv", "detail", "complex"))
     ]  # fmt: skip

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from alignshared import InputError
+from aligntrain.cli import app
 from aligntrain.evaluate.benchmarks import BENCHMARKS, PAPER, chosen
 from aligntrain.evaluate.data import find_data, split_files
 from aligntrain.evaluate.pictures import pictures_of
+from tests.trainer.evaluate.fixtures import run_that_says_a
 
 
 def test_names_are_read() -> None:
@@ -83,3 +86,31 @@ def test_a_picture_that_cannot_be_read() -> None:
         pictures_of({"image": {"bytes": b"no picture", "path": None}})
     with pytest.raises(InputError, match="a picture of the benchmark cannot be read"):
         pictures_of({"image": "!" * 100})
+
+
+def test_without_lmms_eval_the_sentence_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligntrain.evaluate import evaluate
+
+    run = run_that_says_a(tmp_path)
+    monkeypatch.setattr("aligntrain.evaluate.run.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install 'aligntrain\[eval\]'.*uv sync --group eval"):
+        evaluate(run, "pope")
+
+
+@pytest.mark.parametrize("name", ["limit", "max_new_tokens", "batch_size"])
+def test_numbers_that_cannot_be(tmp_path: Path, name: str) -> None:
+    from aligntrain.evaluate import Settings, evaluate
+
+    run = run_that_says_a(tmp_path)
+    with pytest.raises(InputError, match=f"{name} 0 cannot be"):
+        evaluate(run, "pope", Settings(**{name: 0}))
+
+
+def test_half_a_judge_is_none(tmp_path: Path) -> None:
+    said = CliRunner().invoke(
+        app, ["eval", str(tmp_path), "--benchmarks", "mm-vet", "--judge-url", "http://127.0.0.1:9"]
+    )
+    assert said.exit_code == 2
+    assert "give --judge-url and --judge-model" in " ".join(said.output.split())

@@ -10,8 +10,6 @@ from typer.testing import CliRunner
 
 pytest.importorskip("lmms_eval", reason="the group eval is not installed: uv sync --group eval")
 
-import datasets
-
 from alignshared import InputError
 from aligntrain.cli import app
 from aligntrain.evaluate import Settings, evaluate
@@ -20,6 +18,7 @@ from aligntrain.evaluate.table import TABLE
 from tests.trainer.evaluate import fixtures
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
@@ -31,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is written outside of the tests' own folders."""
     with pytest.MonkeyPatch.context() as patch:
         place = tmp_path_factory.mktemp("datasets")
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", place)
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", place)
         yield
 
 
@@ -272,7 +271,6 @@ def test_a_question_longer_than_the_model_reads(data: Path, tmp_path: Path) -> N
         evaluate(tmp_path, "pope", Settings(data=data), output=tmp_path / "o")
 
 
-@pytest.mark.slow
 def test_lmms_eval_finds_the_model_by_its_entry_point(says_a: Path) -> None:
     """Its own tasks run on our models: what it passes to a model is answered."""
     from lmms_eval import models
@@ -289,6 +287,7 @@ def test_lmms_eval_finds_the_model_by_its_entry_point(says_a: Path) -> None:
                 lambda row: [row["image"]], i, "stock", "test",
             ),
             idx=0,
+            metadata={"task": "stock", "doc_id": i, "repeats": 1},
         )
         for i, tokens in enumerate((2, 1, 2))
     ]  # fmt: skip

@@ -126,12 +126,12 @@ def show_evaluation(done: "Evaluation") -> None:
     """Scores beside the published values, and where the answers lie."""
     from aligntrain.evaluate.table import HEADINGS
 
-    table = _table(*HEADINGS)
-    for column in table.columns[1:2] + table.columns[-2:]:
-        column.justify = "left"
-    for outcome in done.outcomes:
-        table.add_row(*outcome.cells)
-    results.print(table)
+    rows = [HEADINGS, *(outcome.cells for outcome in done.outcomes)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for place, row in enumerate(rows):
+        # A rich table would cut cells to the terminal's width, and what is cut here is a result.
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        results.print(Text("  ".join(cells).rstrip(), style="" if place else "bold"))
     for outcome in done.outcomes:
         for note in outcome.result["notes"]:
             results.print(f"{outcome.benchmark.title}: {note}.")

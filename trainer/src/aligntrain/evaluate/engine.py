@@ -1,5 +1,6 @@
 # What lmms-eval gives and takes, it types for its own use, and it is not always installed.
 # pyright: reportArgumentType=false
+# pyright: reportCallIssue=false
 # pyright: reportMissingImports=false
 # pyright: reportUnknownVariableType=false
 # pyright: reportUntypedBaseClass=false
@@ -11,17 +12,16 @@ otherwise than the paper in most of the twelve. Its other tasks reach our models
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Image, List, load_dataset
+from datasets import Dataset, DatasetDict, Image, List, disable_progress_bars, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from lmms_eval.api import task
 from lmms_eval.api.model import lmms
-from lmms_eval.api.task import ConfigurableTask
-from lmms_eval.evaluator import simple_evaluate
-from lmms_eval.models.registry_v2 import ModelManifest
-from lmms_eval.tasks import TaskManager
 from loguru import logger as their_log
 from rich.console import Console
+from tqdm import tqdm
 
 from alignshared import InputError
 from aligntrain.answering import Answer, Question, answer
@@ -32,10 +32,19 @@ from aligntrain.evaluate.records import Appended
 from aligntrain.evaluate.watch import watched
 from aligntrain.load import load_to_answer
 
+their_log.disable("lmms_eval")
 _SPLIT = "test"
 """What lmms-eval is told the split is called, whatever the files call it."""
 
-manifest = ModelManifest("aligngpt", simple_class_path=f"{__name__}.AlignGPTLmm")
+
+def manifest() -> Any:
+    """How lmms-eval finds our models.
+
+    What asks for it is the import of `lmms_eval.models`, so that this module must be whole by then.
+    """
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest("aligngpt", simple_class_path=f"{__name__}.AlignGPTLmm")
 
 
 class AlignGPTLmm(lmms):
@@ -83,8 +92,8 @@ class AlignGPTLmm(lmms):
         return answer(*self._asked, questions, max_new_tokens=most, batch_size=self._batch_size)
 
     def _question(self, request: Any) -> Question:
-        text, _, to_pictures, row, task, split = request.args
-        shown = to_pictures(self.task_dict[task][split][row]) or []
+        text, _, to_pictures, row, name, split = request.args
+        shown = to_pictures(self.task_dict[name][split][row]) or []
         content = [{"type": "image", "image": picture} for picture in shown]
         return Question([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
 
@@ -127,8 +136,11 @@ class _Recorder(AlignGPTLmm):
             self._kept.append(known[row])
         return [known[request.args[3]]["text"] for request in requests]
 
+    def clean(self) -> None:
+        """Free nothing: the next benchmark asks the same model."""
 
-class _Task(ConfigurableTask):
+
+class _Task(task.ConfigurableTask):
     """A task of lmms-eval over `rows` that are there, with `table` for pictures that lie apart."""
 
     def __init__(
@@ -153,7 +165,9 @@ class _Task(ConfigurableTask):
             model_name="aligngpt",
         )
 
-    def download(self, dataset_kwargs: Any = None) -> None:
+    def download(  # pyright: ignore[reportIncompatibleVariableOverride] - theirs tries again
+        self, dataset_kwargs: Any = None
+    ) -> None:
         """What the base class asks for: the rows, and the rows without pictures."""
         self.dataset = DatasetDict({_SPLIT: self._rows})
         self.dataset_no_image = DatasetDict({_SPLIT: _words(self._rows)})
@@ -178,14 +192,20 @@ def answer_benchmark(
     Raises:
         InputError: the data cannot be read or lacks a column, or a question is too long.
     """
-    their_log.disable("lmms_eval")
+    from lmms_eval import evaluator
+    from lmms_eval.tasks import TaskManager
+
+    for module in (evaluator, task):  # bars of their own beside ours, in logs too
+        module.tqdm = partial(tqdm, disable=True)
+    if console is None or not console.is_terminal:
+        disable_progress_bars()
     every_row = _read(data.files)
     _check_columns(benchmark, data, every_row)
     table = _elsewhere(data, every_row)
     rows = _selected(benchmark, every_row, limit)
     if len(rows) == 0:
         raise InputError(f"{benchmark.title}: {data.files[0]} has no rows to ask; get it anew.")
-    simple_evaluate(
+    evaluator.simple_evaluate(
         model=_Recorder(asked, batch_size, answers, console),
         tasks=[_Task(benchmark, rows, table, max_new_tokens or benchmark.max_new_tokens)],
         task_manager=TaskManager(include_defaults=False),
