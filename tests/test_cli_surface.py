@@ -133,6 +133,15 @@ aligntrain convert --llm
 aligntrain convert --vision-tower
 aligntrain convert output
 aligntrain convert source
+aligntrain eval --batch-size
+aligntrain eval --benchmarks
+aligntrain eval --data
+aligntrain eval --judge-model
+aligntrain eval --judge-url
+aligntrain eval --limit
+aligntrain eval --max-new-tokens
+aligntrain eval --output
+aligntrain eval checkpoint
 aligntrain merge output
 aligntrain merge run
 aligntrain plan --data

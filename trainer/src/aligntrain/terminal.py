@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from aligntrain.convert import Converted
+    from aligntrain.evaluate import Evaluation
     from aligntrain.merge import Merged
     from aligntrain.plan import Plan
     from aligntrain.run import RunResult
@@ -129,6 +130,22 @@ def show_merged(done: "Merged") -> None:
         f"{near(done.output)}: {done.parameters:,} parameters, LoRA merged into {done.matrices} "
         "matrices"
     )
+
+
+def show_evaluation(done: "Evaluation") -> None:
+    """Scores beside the published values, and where the answers lie."""
+    from aligntrain.evaluate.table import HEADINGS
+
+    rows = [HEADINGS, *(outcome.cells for outcome in done.outcomes)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for place, row in enumerate(rows):
+        # A rich table would cut cells to the terminal's width, and what is cut here is a result.
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        results.print(Text("  ".join(cells).rstrip(), style="" if place else "bold"))
+    for outcome in done.outcomes:
+        for note in outcome.result["notes"]:
+            results.print(f"{outcome.benchmark.title}: {note}.")
+    notes.print(f"answers, one by one, and this table lie in {near(done.output)}")
 
 
 def show_gate(weights: list[float] | None) -> None:
