@@ -12,7 +12,6 @@ otherwise than the paper in most of the twelve. Its other tasks reach our models
 """
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Image, List, disable_progress_bars, load_dataset
@@ -196,7 +195,7 @@ def answer_benchmark(
     from lmms_eval.tasks import TaskManager
 
     for module in (evaluator, task):  # bars of their own beside ours, in logs too
-        module.tqdm = partial(tqdm, disable=True)
+        vars(module)["tqdm"] = _no_bar
     if console is None or not console.is_terminal:
         disable_progress_bars()
     every_row = _read(data.files)
@@ -214,6 +213,10 @@ def answer_benchmark(
         process_docs_parallel=1,
     )
     return [benchmark.facts(row) for row in _words(rows)]
+
+
+def _no_bar(*given: Any, **options: Any) -> Any:
+    return tqdm(*given, **{**options, "disable": True})
 
 
 def _read(files: list[str]) -> Dataset:

@@ -18,7 +18,7 @@ def watched(items: Iterable[One], title: str, total: int, console: Console | Non
         yield from items
     elif console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        rate = TextColumn("{task.fields[rate]:.1f}/s")
+        rate = TextColumn("{task.fields[rate]:.2g}/s")
         with Progress(*columns, rate, TimeRemainingColumn(), console=console) as bar:
             row = bar.add_task(title, total=total, rate=0.0)
             began = time.monotonic()
@@ -38,4 +38,4 @@ def _lines(items: Iterable[One], title: str, total: int, console: Console) -> It
             last = now
             rate = done / (now - began)
             left = timedelta(seconds=round((total - done) / rate))
-            console.print(f"{title}: {done:,} of {total:,}, {rate:.1f}/s, {left} left")
+            console.print(f"{title}: {done:,} of {total:,}, {rate:.2g}/s, {left} left")
