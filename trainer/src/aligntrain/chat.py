@@ -19,7 +19,7 @@ from aligntrain.answering import (
     generation_settings,
     model_inputs,
 )
-from aligntrain.load import load_model
+from aligntrain.load import load_to_answer
 from aligntrain.model.processing import read_picture
 from aligntrain.placeholders import IMAGE_MARK
 
@@ -47,9 +47,7 @@ class Chat:
         Raises:
             InputError: there is no such model.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if device == "cpu" else "auto"
-        return cls(*load_model(folder, dtype=dtype, device=device))
+        return cls(*load_to_answer(folder, device=device))
 
     @property
     def history(self) -> list[tuple[str, str]]:

@@ -109,6 +109,15 @@ def load_model(
     return model.eval().to(device), processor
 
 
+def load_to_answer(folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+    """What `load_model` gives, on a GPU where there is one, as it is saved; on a CPU in float32."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device == "cpu" else "auto"
+    return load_model(folder, dtype=dtype, device=device)
+
+
 def _with_lora(place: Path, dtype: "torch.dtype | str") -> Any:
     import torch
     from transformers import AutoConfig
