@@ -43,7 +43,7 @@ def saved_run(folder: Path, **choices: Any) -> Path:
 def talkative(folder: Path) -> Path:
     """One that writes the same letter until it is stopped: the first token, `!`."""
     run = saved_run(folder)
-    model = tiny.model(text_config=tiny.text_config(max_position_embeddings=1024))
+    model = tiny.model(text_config=tiny.text_config(max_position_embeddings=4096))
     with torch.no_grad():  # of equal scores the first is the likeliest
         model.model.language_model.lm_head.weight.zero_()
     model.save_pretrained(run / EXPORT)

@@ -33,7 +33,7 @@ from tests.trainer.serve.serving import (
 def small(run: Path) -> Iterator[Running]:
     """A server with small limits."""
     limits = Limits(
-        body=200_000, images=3, pixels=10_000, prompt_tokens=200, new_tokens=20, timeout=20
+        body=400_000, images=3, pixels=10_000, prompt_tokens=200, new_tokens=20, timeout=20
     )
     with running(run, limits=limits) as one:
         yield one
@@ -71,7 +71,7 @@ HEAD = (
 )
 WHOLE = encoded(tiny.picture(1))
 PICTURES: dict[str, tuple[str, str]] = {
-    "bomb": (data_url(bomb(60_000)), "is too large: 60000 x 60000 pixels, the limit is 10,000"),
+    "bomb": (data_url(bomb(60_000)), "is too large: "),
     "large": (data_url(bomb(101)), "is too large: 101 x 101 pixels"),
     "cut off": (data_url(WHOLE[:60]), "holds no picture that can be read"),
     "text": (data_url(b"no picture"), "not_an_image"),
@@ -116,18 +116,18 @@ def test_an_endless_prompt(small: Running, length: int) -> None:
 
 
 def test_a_prompt_beyond_what_the_model_reads(server: Running) -> None:
-    answered = server.post(body(messages=question("x" * 900), max_tokens=600))
+    answered = server.post(body(messages=question("x" * 500), max_tokens=600))
     assert answered.status_code == 400
     assert "and 600 new tokens, and the limit is 1024" in answered.json()["error"]["message"]
 
 
 def test_a_body_that_is_too_large(small: Running) -> None:
-    answered = small.post(body(messages=question("x" * 300_000)))
+    answered = small.post(body(messages=question("x" * 500_000)))
     assert answered.status_code == 413
     assert answered.json()["error"]["type"] == "invalid_request_error"
 
     def pieces() -> Iterator[bytes]:  # no length is told beforehand
-        yield from [b" " * 10_000] * 30
+        yield from [b" " * 10_000] * 50
 
     headers = {"Content-Type": "application/json"}
     path = f"{small.url}/v1/chat/completions"
@@ -192,36 +192,34 @@ def number(server: Running, name: str) -> float:
 
 
 def test_a_client_that_goes_in_mid_stream(long_run: Path) -> None:
-    with running(long_run, limits=Limits(rows=1, new_tokens=900)) as server:
-        asked = body(max_tokens=900, stream=True)
+    with running(long_run, limits=Limits(rows=1, new_tokens=3000)) as server:
+        asked = body(max_tokens=3000, stream=True)
         path = f"{server.url}/v1/chat/completions"
         with httpx.stream("POST", path, json=asked, timeout=60) as answered:
             lines = answered.iter_lines()
             for _ in range(8):
                 next(lines)
         wait_for(lambda: number(server, "aligntrain_rows") == 0)
-        assert number(server, "aligntrain_new_tokens_total") < 900
+        assert number(server, "aligntrain_new_tokens_total") < 3000
         assert number(server, "aligntrain_requests_in_flight") == 0
         assert server.post(body(max_tokens=3)).json()["choices"][0]["message"]["content"] == "!!!"
 
 
 def test_a_client_that_goes_while_it_waits(long_run: Path) -> None:
-    with running(long_run, limits=Limits(rows=1, new_tokens=900)) as server:
-        for stream in (False, True):
+    with running(long_run, limits=Limits(rows=1, new_tokens=3000)) as server:
+        path = f"{server.url}/v1/chat/completions"
+        for _ in range(2):
             with pytest.raises(httpx.ReadTimeout):
-                httpx.post(
-                    f"{server.url}/v1/chat/completions", timeout=0.2,
-                    json=body(max_tokens=900, stream=False, n=1) | {"stream": stream and False},
-                )  # fmt: skip
+                httpx.post(path, json=body(max_tokens=3000), timeout=0.2)
         wait_for(lambda: number(server, "aligntrain_requests_in_flight") == 0)
         wait_for(lambda: number(server, "aligntrain_rows") == 0)
         assert 'status="499"' in server.get("/metrics").text
 
 
 def test_a_full_queue_says_when_to_come_again(long_run: Path) -> None:
-    with running(long_run, limits=Limits(rows=1, queue=1, new_tokens=900)) as server:
+    with running(long_run, limits=Limits(rows=1, queue=1, new_tokens=3000)) as server:
         path = f"{server.url}/v1/chat/completions"
-        asked = body(max_tokens=900, stream=True)
+        asked = body(max_tokens=3000, stream=True)
         with httpx.stream("POST", path, json=asked, timeout=60) as first:
             next(first.iter_lines())
             waiting = threading.Thread(target=lambda: server.post(body(max_tokens=2)))
@@ -241,14 +239,14 @@ def test_a_full_queue_says_when_to_come_again(long_run: Path) -> None:
 
 
 def test_answers_that_take_too_long(long_run: Path) -> None:
-    with running(long_run, limits=Limits(new_tokens=900, timeout=1)) as server:
+    with running(long_run, limits=Limits(new_tokens=3000, timeout=1)) as server:
         # The model writes some hundred tokens a second.
-        answered = server.post(body(max_tokens=900))
+        answered = server.post(body(max_tokens=3000))
         assert answered.status_code == 408
         assert answered.json()["error"]["code"] == "timeout"
         with server.client() as client, pytest.raises(openai.APIError, match="not ready in time"):
             list(client.chat.completions.create(
-                model=NAME, messages=question(), max_tokens=900, stream=True))  # fmt: skip
+                model=NAME, messages=question(), max_tokens=3000, stream=True))  # fmt: skip
         wait_for(lambda: number(server, "aligntrain_rows") == 0)
         assert server.post(body(max_tokens=2)).status_code == 200
 

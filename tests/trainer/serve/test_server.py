@@ -43,7 +43,9 @@ def process(run: Path, *options: str, **environment: str) -> Iterator[tuple[Any,
         started.communicate()
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_it_ends_when_it_is_told_to(long_run: Path, sent: signal.Signals) -> None:
     with process(long_run, ALIGNTRAIN_API_KEY="secret") as (server, url):
         assert httpx.get(f"{url}/health").json() == {"status": "ready"}
@@ -148,7 +150,7 @@ def test_the_page_and_its_files_are_all_there_is_to_load(run: Path) -> None:
         (["RUN", "--api-key", " "], "the API key is empty"),
         (["RUN", "--batch", "0"], "the limit rows is 0; give 1 or more"),
         (["RUN", "--host", "192.0.2.77"], "cannot be listened on"),
-        (["RUN", "--port", "99999"], "cannot be listened on"),
+        (["RUN", "--port", "99999"], "there is no port 99999"),
     ],
 )
 def test_arguments_that_cannot_be(run: Path, arguments: list[str], said: str) -> None:

@@ -51,4 +51,6 @@ def decode(data: bytes, pixels: int, place: str) -> Image.Image:
 
 def refused(place: str, why: str) -> Refusal:
     """That of the picture at `place`."""
-    return Refusal(400, f"the picture at {place} {why}.", code="invalid_image", param=place)
+    return Refusal(
+        400, f"the picture at {place} {why.rstrip('.')}.", code="invalid_image", param=place
+    )

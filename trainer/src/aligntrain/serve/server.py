@@ -142,7 +142,7 @@ def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(
             f"{host}:{port} cannot be listened on ({error}); give another --host or --port."
         ) from error

@@ -54,6 +54,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
             raise InputError("the API key is empty; give one, or leave it out.")
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"there is no port {self.port}; give one from 0 to 65535.")
 
     @property
     def local(self) -> bool:
