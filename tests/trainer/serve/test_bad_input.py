@@ -221,7 +221,8 @@ def test_a_full_queue_says_when_to_come_again(long_run: Path) -> None:
         path = f"{server.url}/v1/chat/completions"
         asked = body(max_tokens=3000, stream=True)
         with httpx.stream("POST", path, json=asked, timeout=60) as first:
-            next(first.iter_lines())
+            lines = first.iter_lines()  # without which httpx hangs up
+            next(lines)
             waiting = threading.Thread(target=lambda: server.post(body(max_tokens=2)))
             waiting.start()
             wait_for(lambda: number(server, "aligntrain_requests_in_flight") == 2)
