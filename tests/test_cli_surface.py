@@ -165,6 +165,20 @@ aligntrain run --recipe
 aligntrain run --resume
 aligntrain run --set
 aligntrain run phase
+aligntrain serve --allow-image-urls
+aligntrain serve --api-key
+aligntrain serve --batch
+aligntrain serve --host
+aligntrain serve --max-body
+aligntrain serve --max-images
+aligntrain serve --max-new-tokens
+aligntrain serve --max-pixels
+aligntrain serve --max-prompt-tokens
+aligntrain serve --name
+aligntrain serve --port
+aligntrain serve --queue
+aligntrain serve --timeout
+aligntrain serve model
 """.strip().splitlines()
 
 

@@ -148,6 +148,11 @@ def show_evaluation(done: "Evaluation") -> None:
     notes.print(f"answers, one by one, and this table lie in {near(done.output)}")
 
 
+def show_server(name: str, url: str) -> None:
+    """Where the model can be asked."""
+    results.print(f"{name} answers: {url}/v1 for OpenAI's clients, {url} for a browser")
+
+
 def show_gate(weights: list[float] | None) -> None:
     """What the gate gave each local level, as bars."""
     if weights is None:
