@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligncurate.reporting import words
-from aligncurate.reporting.palette import level_colours
+from alignshared.palette import level_colours
 from aligncurate.reporting.template import picture_card, render
 
 
