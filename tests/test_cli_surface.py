@@ -133,6 +133,14 @@ aligntrain convert --llm
 aligntrain convert --vision-tower
 aligntrain convert output
 aligntrain convert source
+aligntrain gate --batch-size
+aligntrain gate --by
+aligntrain gate --data
+aligntrain gate --limit
+aligntrain gate --output
+aligntrain gate --sweep
+aligntrain gate --sweep-limit
+aligntrain gate checkpoint
 aligntrain merge output
 aligntrain merge run
 aligntrain plan --data
