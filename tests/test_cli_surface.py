@@ -122,6 +122,18 @@ aligncurate validate --input
 aligncurate validate --storage-options
 aligntrain --debug
 aligntrain --version
+aligntrain ablate --finetune-data
+aligntrain ablate --keep-models
+aligntrain ablate --nproc
+aligntrain ablate --only
+aligntrain ablate --output
+aligntrain ablate --plan
+aligntrain ablate --pretrain-data
+aligntrain ablate --questions
+aligntrain ablate --recipe
+aligntrain ablate --seeds
+aligntrain ablate --set
+aligntrain ablate design
 aligntrain chat --image
 aligntrain chat --level
 aligntrain chat --max-new-tokens

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from alignshared.errors import AlignError
 from aligntrain import terminal
-from aligntrain.commands import chat, convert, gate, merge, plan, prepare, run
+from aligntrain.commands import ablate, chat, convert, gate, merge, plan, prepare, run
 
 _INTERRUPTED = 130
 """What shells answer for a command that Ctrl-C stopped."""
@@ -73,6 +73,7 @@ for command in (
     plan.plan,
     chat.chat,
     gate.gate,
+    ablate.ablate,
     merge.merge,
     convert.convert,
 ):

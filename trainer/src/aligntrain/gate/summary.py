@@ -1,8 +1,9 @@
 """From weights of many questions to what can be said of them: means, entropy, correlations."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -148,13 +149,14 @@ def _settings(swept: Sequence[Swept]) -> list[Setting]:
     return found
 
 
-def _groups(kinds: Sequence[str]) -> Mapping[str, Any]:
-    """Places of each of `kinds`, all of them first, then the most frequent."""
-    names, counts = np.unique(np.array(kinds, dtype=object), return_counts=True)
-    numbered = all(name.startswith("level ") for name in names)
-    # Levels stand in their own order, types by how often they occur.
-    key = (lambda i: int(names[i].split()[1])) if numbered else (lambda i: (-counts[i], names[i]))
-    order = sorted(range(len(names)), key=key)
+def _groups(kinds: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
+    """Places of each of `kinds`, all of them first, then levels in their order and types by how
+    often they occur.
+    """
+    counted = Counter(kinds)
+    names = sorted(counted, key=lambda name: (-counted[name], name))
+    if all(re.fullmatch(r"level \d+", name) for name in names):
+        names.sort(key=lambda name: int(name.split()[1]))
     array = np.array(kinds, dtype=object)
     everything = {ALL: np.arange(len(kinds))} if len(names) != 1 else {}
-    return everything | {str(names[i]): np.flatnonzero(array == names[i]) for i in order}
+    return everything | {name: np.flatnonzero(array == name) for name in names}
