@@ -145,6 +145,9 @@ aligntrain convert --llm
 aligntrain convert --vision-tower
 aligntrain convert output
 aligntrain convert source
+aligntrain export --format
+aligntrain export model
+aligntrain export output
 aligntrain gate --batch-size
 aligntrain gate --by
 aligntrain gate --data

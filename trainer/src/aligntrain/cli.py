@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from alignshared.errors import AlignError
 from aligntrain import terminal
-from aligntrain.commands import ablate, chat, convert, gate, merge, plan, prepare, run
+from aligntrain.commands import ablate, chat, convert, export, gate, merge, plan, prepare, run
 
 _INTERRUPTED = 130
 """What shells answer for a command that Ctrl-C stopped."""
@@ -75,6 +75,7 @@ for command in (
     gate.gate,
     ablate.ablate,
     merge.merge,
+    export.export,
     convert.convert,
 ):
     app.command()(command)
