@@ -89,7 +89,7 @@ class Scatter:
 
 def scatter(x: Sequence[float], y: Sequence[float]) -> Scatter:
     """Points at `x` and `y`, each a stroke without length, which a round cap makes a dot."""
-    across, up = Axis.over(x), Axis.over(y)
+    across, up = Axis.over(x, about=9), Axis.over(y)
     marks = (
         f"M{10 * across.at(a):g} {1000 - 10 * up.at(b):g}h0" for a, b in zip(x, y, strict=True)
     )

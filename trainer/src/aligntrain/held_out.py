@@ -12,6 +12,9 @@ from alignshared import InputError
 SHORT_WORDS = 3
 """Words of a reference answer, at most, for which an exact match is asked."""
 
+MOST_ROWS = 500
+"""Rows of a dataset that are asked about, at most."""
+
 LONGEST_ANSWER = 16
 """Tokens of an answer, at most."""
 
@@ -131,18 +134,22 @@ def scores(questions: Sequence[HeldOut], said: Sequence[str]) -> dict[str, Score
 
 def questions_of_rows(data: str, share: float) -> list[HeldOut]:
     """The questions with short answers in the rows of the dataset `data` that a recipe with the
-    `data.validation_share` `share` keeps from training, typed as `aligntrain gate` does.
+    `data.validation_share` `share` keeps from training, typed as `aligntrain gate` does; of
+    MOST_ROWS of them at most, at equal distances. Rows that cannot be used are left out.
     """
     from aligntrain.data.index import read_index
     from aligntrain.data.shards import Shards
 
     shards = Shards(data, conversations=True)
-    rows = read_index(shards).validation_rows(share).tolist()
+    held_out = read_index(shards).validation_rows(share).tolist()
+    count = min(len(held_out), MOST_ROWS)
+    rows = [held_out[at * len(held_out) // count] for at in range(count)]
     return [question for row in rows for question in _of_row(shards.row(row))]
 
 
 def _of_row(row: Any) -> Iterator[HeldOut]:
     from aligntrain.data.conversation import read_conversation
+    from aligntrain.data.pictures import decode_picture
     from aligntrain.data.unusable import Unusable
     from aligntrain.kinds import kind_of
     from aligntrain.placeholders import IMAGE_MARK
@@ -151,6 +158,7 @@ def _of_row(row: Any) -> Iterator[HeldOut]:
         return
     try:
         exchanges = read_conversation(row.turns, 1).exchanges
+        decode_picture(row.image)
     except Unusable:
         return
     for exchange in exchanges:

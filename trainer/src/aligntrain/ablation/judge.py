@@ -12,6 +12,7 @@ from aligntrain.ablation.cells import Cell
 from aligntrain.ablation.compare import LOSS
 from aligntrain.held_out import HeldOut, ask, scores
 from aligntrain.job import ADAPTER, ending_of
+from aligntrain.lora import LORA
 
 ANSWERS = "held-out.json"
 """In the folder of a run: what it said, and the scores."""
@@ -49,7 +50,7 @@ def _accuracies(
             return {
                 f"right, {kind}": s["right"] / s["asked"] for kind, s in written["scores"].items()
             }
-    if not list(cell.export.glob(_WEIGHTS)):
+    if not list(cell.export.glob(_WEIGHTS)) and not (cell.export / LORA).is_dir():
         raise AlignError(
             f"the model of {cell.folder} was not kept, and these questions were not asked; give "
             "the questions of before, or remove that folder to train it again."
