@@ -122,6 +122,18 @@ aligncurate validate --input
 aligncurate validate --storage-options
 aligntrain --debug
 aligntrain --version
+aligntrain ablate --finetune-data
+aligntrain ablate --keep-models
+aligntrain ablate --nproc
+aligntrain ablate --only
+aligntrain ablate --output
+aligntrain ablate --plan
+aligntrain ablate --pretrain-data
+aligntrain ablate --questions
+aligntrain ablate --recipe
+aligntrain ablate --seeds
+aligntrain ablate --set
+aligntrain ablate design
 aligntrain chat --image
 aligntrain chat --level
 aligntrain chat --max-new-tokens
@@ -142,6 +154,17 @@ aligntrain eval --limit
 aligntrain eval --max-new-tokens
 aligntrain eval --output
 aligntrain eval checkpoint
+aligntrain export --format
+aligntrain export model
+aligntrain export output
+aligntrain gate --batch-size
+aligntrain gate --by
+aligntrain gate --data
+aligntrain gate --limit
+aligntrain gate --output
+aligntrain gate --sweep
+aligntrain gate --sweep-limit
+aligntrain gate checkpoint
 aligntrain merge output
 aligntrain merge run
 aligntrain plan --data

@@ -12,7 +12,19 @@ from typer.core import TyperGroup
 
 from alignshared.errors import AlignError
 from aligntrain import terminal
-from aligntrain.commands import chat, convert, eval, merge, plan, prepare, run, serve
+from aligntrain.commands import (
+    ablate,
+    chat,
+    convert,
+    eval,
+    export,
+    gate,
+    merge,
+    plan,
+    prepare,
+    run,
+    serve,
+)
 
 _INTERRUPTED = 130
 """What shells answer for a command that Ctrl-C stopped."""
@@ -74,7 +86,10 @@ for command in (
     chat.chat,
     eval.eval,
     serve.serve,
+    gate.gate,
+    ablate.ablate,
     merge.merge,
+    export.export,
     convert.convert,
 ):
     app.command()(command)

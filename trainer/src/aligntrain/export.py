@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aligntrain.adapter import PARTS, save_adapter
+from aligntrain.card import write_card
 from aligntrain.job import ADAPTER, EXPORT
 from aligntrain.load import Base
 from aligntrain.lora import LORA, save_lora
@@ -20,6 +21,15 @@ from aligntrain.zero import full_state
 
 if TYPE_CHECKING:
     import torch
+
+USE = """import aligntrain  # registers the model with transformers
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(".")
+processor = AutoProcessor.from_pretrained(".")"""
+LORA_USE = """import aligntrain
+
+model, processor = aligntrain.load_model(".")"""
 
 _UNFINISHED = ".unfinished-export"
 
@@ -31,7 +41,12 @@ def export(model: Any, processor: Any, run: Path) -> None:
     the host's memory.
     """
     state = full_state(model)
-    _on_rank_0(run, lambda folder: write_model(model, processor, folder, state))
+
+    def write(folder: Path) -> None:
+        write_model(model, processor, folder, state)
+        write_card(folder, run, kind="A whole model.", use=USE)
+
+    _on_rank_0(run, write)
 
 
 def export_lora(model: Any, processor: Any, run: Path, base: Base) -> None:
@@ -53,6 +68,8 @@ def export_lora(model: Any, processor: Any, run: Path, base: Base) -> None:
         base.write(folder)
         processor.save_pretrained(folder)
         save_adapter(model, folder / ADAPTER, weights=_adapter(state))
+        notes = "`base.json` says where the weights are that these files lack."
+        write_card(folder, run, kind="What LoRA has learned.", use=LORA_USE, notes=notes)
 
     _on_rank_0(run, write)
 
