@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
-from time import monotonic
+from time import monotonic, time
 from typing import Any
 
 from aligntrain.answering import captions_only
@@ -37,7 +37,7 @@ class Loaded:
         card: dict[str, Any] = {
             "id": name,
             "object": "model",
-            "created": int(os.stat(__file__).st_mtime),
+            "created": int(time()),
             "owned_by": "aligntrain",
             "levels": config.levels if config.has_table else None,
             "mixing": config.mixing,
@@ -126,7 +126,7 @@ class Service:
 
         def make() -> tuple[Prompt, int]:
             pictures = [
-                decode(data or from_data_url(url, place), self.limits.pixels, place)
+                decode(_bytes(url, data, place), self.limits.pixels, place)
                 for place, url, data in zip(
                     _places(request), request.image_urls, fetched, strict=True
                 )
@@ -176,6 +176,10 @@ class Service:
             except FetchError as error:
                 raise refused(f"{url[:200]}", str(error)) from error
         return fetched
+
+
+def _bytes(url: str, fetched: bytes | None, place: str) -> bytes:
+    return from_data_url(url, place) if fetched is None else fetched
 
 
 def _places(request: ChatRequest) -> list[str]:
