@@ -4,6 +4,7 @@ Of a LoRA run only what was learned, some hundred MB where the model has many GB
 form, the adapter file, and where the rest lies. `aligntrain merge` makes a whole model of it.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignshared import AlignError
 from aligntrain.adapter import PARTS, save_adapter
 from aligntrain.card import write_card
 from aligntrain.job import ADAPTER, EXPORT
@@ -31,6 +33,8 @@ LORA_USE = """import aligntrain
 
 model, processor = aligntrain.load_model(".")"""
 
+log = logging.getLogger("aligntrain")
+
 _UNFINISHED = ".unfinished-export"
 
 
@@ -44,7 +48,7 @@ def export(model: Any, processor: Any, run: Path) -> None:
 
     def write(folder: Path) -> None:
         write_model(model, processor, folder, state)
-        write_card(folder, run, kind="A whole model.", use=USE)
+        _card(folder, run, kind="A whole model.", use=USE)
 
     _on_rank_0(run, write)
 
@@ -69,7 +73,7 @@ def export_lora(model: Any, processor: Any, run: Path, base: Base) -> None:
         processor.save_pretrained(folder)
         save_adapter(model, folder / ADAPTER, weights=_adapter(state))
         notes = "`base.json` says where the weights are that these files lack."
-        write_card(folder, run, kind="What LoRA has learned.", use=LORA_USE, notes=notes)
+        _card(folder, run, kind="What LoRA has learned.", use=LORA_USE, notes=notes)
 
     _on_rank_0(run, write)
 
@@ -80,6 +84,14 @@ def write_model(model: Any, processor: Any, folder: Path, state: "dict[str, torc
     model.save_pretrained(folder, state_dict=state)  # which takes the state apart
     processor.save_pretrained(folder)
     save_adapter(model, folder / ADAPTER, weights=adapter)
+
+
+def _card(folder: Path, run: Path, **options: str) -> None:
+    """Write the card of an export; a lineage that cannot be read costs the card and not the run."""
+    try:
+        write_card(folder, run, **options)
+    except (AlignError, OSError, LookupError, TypeError, ValueError) as error:
+        log.warning("the model card of %s was not written: %s", folder, error)
 
 
 def _adapter(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

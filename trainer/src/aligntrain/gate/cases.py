@@ -5,7 +5,7 @@ of one type are alike; of a pair without a conversation, its caption stands for 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,14 +63,17 @@ class Cases:
     unusable: int
 
 
-def read_cases(shards: Shards, *, by: str | None = None, limit: int | None = None) -> Cases:
+def read_cases(
+    shards: Shards, *, by: str | None = None, limit: int | None = None, system: bool = True
+) -> Cases:
     """Questions of `shards`, of type `by` (a column), `limit` of them at most.
 
     With a limit the rows are taken at equal distances, and of each as few questions as will do, in
     turn the first, the second and so on: so there are many different pictures, and all questions of
     a conversation have their part.
-    Types are those of `by`; without it of the first of TYPE_COLUMNS that is there, of the levels
-    where pairs have them, and of the question's first words.
+    Without `system` the rows' own system messages are left out. Types are those of `by`; without it
+    of the first of TYPE_COLUMNS that is there, of the levels where pairs have them, and of the
+    question's first words.
 
     Raises:
         InputError: there is no such column, or no row has a picture and a question.
@@ -93,6 +96,8 @@ def read_cases(shards: Shards, *, by: str | None = None, limit: int | None = Non
         except Unusable:
             unusable += 1
             continue
+        if not system:
+            found = [replace(case, system=None) for case in found]
         if each is not None and each < len(found):
             turned = place % len(found)
             found = [*found[turned:], *found[:turned]][:each]

@@ -89,7 +89,8 @@ def explain_gate(  # noqa: PLR0913 - what a report can be told
     model, processor = _load(checkpoint, device)
     without = _without(model.config, processor, sweep=sweep)
     shards = Shards(data, conversations="caption" not in Dataset(data).schema.names)
-    read = read_cases(shards, by=by, limit=limit)
+    # Of the templates, only the tokenizer's own has a place for a row's system message.
+    read = read_cases(shards, by=by, limit=limit, system=processor.template == "chat")
     if processor.template == "plain" and not read.pairs:
         raise InputError(
             f"{checkpoint} is pretrained and no more, so it reads no questions, and {data} holds "
