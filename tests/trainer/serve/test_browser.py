@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from aligntrain.serve import Limits
 from tests.trainer import tiny
 from tests.trainer.serve.serving import (
     ASKED,
@@ -23,6 +24,8 @@ from tests.trainer.serve.serving import (
 )  # fmt: skip
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+LONG = 3900
+"""More tokens than are written before a click."""
 PICTURE = encoded(tiny.picture(1, 200, 140))
 
 
@@ -193,13 +196,13 @@ def test_the_page_asks_for_the_key(browser: Browser, run: Path) -> None:
 
 
 def test_an_answer_can_be_stopped(browser: Browser, long_run: Path) -> None:
-    with running(long_run) as server:
+    with running(long_run, limits=Limits(new_tokens=LONG)) as server:
         for page in opened(browser, server):
             page.locator("summary").click()
-            page.locator("#longest").fill("900")
+            page.locator("#longest").fill(str(LONG))
             ask(page)
             expect(page.locator(".answer .text")).to_contain_text("!!!")
             page.locator("#stop").click()
             text = answer(page)
-            assert 3 <= len(text) < 900
+            assert 3 <= len(text) < LONG
             expect(page.locator("#send")).to_be_visible()
