@@ -122,6 +122,18 @@ aligncurate validate --input
 aligncurate validate --storage-options
 aligntrain --debug
 aligntrain --version
+aligntrain ablate --finetune-data
+aligntrain ablate --keep-models
+aligntrain ablate --nproc
+aligntrain ablate --only
+aligntrain ablate --output
+aligntrain ablate --plan
+aligntrain ablate --pretrain-data
+aligntrain ablate --questions
+aligntrain ablate --recipe
+aligntrain ablate --seeds
+aligntrain ablate --set
+aligntrain ablate design
 aligntrain chat --image
 aligntrain chat --level
 aligntrain chat --max-new-tokens
@@ -133,6 +145,26 @@ aligntrain convert --llm
 aligntrain convert --vision-tower
 aligntrain convert output
 aligntrain convert source
+aligntrain eval --batch-size
+aligntrain eval --benchmarks
+aligntrain eval --data
+aligntrain eval --judge-model
+aligntrain eval --judge-url
+aligntrain eval --limit
+aligntrain eval --max-new-tokens
+aligntrain eval --output
+aligntrain eval checkpoint
+aligntrain export --format
+aligntrain export model
+aligntrain export output
+aligntrain gate --batch-size
+aligntrain gate --by
+aligntrain gate --data
+aligntrain gate --limit
+aligntrain gate --output
+aligntrain gate --sweep
+aligntrain gate --sweep-limit
+aligntrain gate checkpoint
 aligntrain merge output
 aligntrain merge run
 aligntrain plan --data
@@ -156,6 +188,20 @@ aligntrain run --recipe
 aligntrain run --resume
 aligntrain run --set
 aligntrain run phase
+aligntrain serve --allow-image-urls
+aligntrain serve --api-key
+aligntrain serve --batch
+aligntrain serve --host
+aligntrain serve --max-body
+aligntrain serve --max-images
+aligntrain serve --max-new-tokens
+aligntrain serve --max-pixels
+aligntrain serve --max-prompt-tokens
+aligntrain serve --name
+aligntrain serve --port
+aligntrain serve --queue
+aligntrain serve --timeout
+aligntrain serve model
 """.strip().splitlines()
 
 

@@ -67,18 +67,18 @@ class ImageError(Exception):
         self.detail = detail
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an encoded picture to RGB; of an animation, the first frame.
 
     Raises:
-        ImageError: the bytes are empty, no picture, damaged, of more than MAX_PIXELS pixels, or
-            longer than MAX_ASPECT_RATIO times its width.
+        ImageError: the bytes are empty, no picture, damaged, of more than `max_pixels` or
+            MAX_PIXELS pixels, or longer than MAX_ASPECT_RATIO times its width.
     """
-    return decode_sized(data)[0]
+    return decode_sized(data, max_pixels=max_pixels)[0]
 
 
 def decode_sized(
-    data: bytes, shorter_side: int | None = None
+    data: bytes, shorter_side: int | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, tuple[int, int]]:
     """What `decode_image` gives, and the picture's full width and height as displayed.
 
@@ -93,13 +93,13 @@ def decode_sized(
         raise ImageError(Reason.EMPTY_FILE, "the file has no bytes")
     image = _open(data)
     full = image.size
-    _check_size(*full)
+    _check_size(*full, max_pixels)
     try:
         if shorter_side is not None and image.format == "JPEG":
             image.draft(None, (shorter_side, shorter_side))
         reduced = image.size != full
         image.load()
-        _check_size(*image.size)  # an icon's size is known only now
+        _check_size(*image.size, max_pixels)  # an icon's size is known only now
         upright = to_rgb(image)
         if not reduced:
             return upright, upright.size
@@ -120,12 +120,13 @@ def picture_format(data: bytes) -> str | None:
         return None
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    most = min(max_pixels, MAX_PIXELS)
     if width < 1 or height < 1:
         raise ImageError(Reason.CORRUPT_IMAGE, f"{width} x {height} pixels")
-    if width * height > MAX_PIXELS:
+    if width * height > most:
         raise ImageError(
-            Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels, the limit is {MAX_PIXELS:,}"
+            Reason.TOO_MANY_PIXELS, f"{width} x {height} pixels, the limit is {most:,}"
         )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ImageError(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -13,7 +12,14 @@ from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStr
 
 from alignshared import InputError
 from alignshared.pictures import to_rgb
-from aligntrain.load import load_model
+from aligntrain.answering import (
+    captions_only,
+    check_questions,
+    gate_heard,
+    generation_settings,
+    model_inputs,
+)
+from aligntrain.load import load_to_answer
 from aligntrain.model.processing import read_picture
 from aligntrain.placeholders import IMAGE_MARK
 
@@ -41,9 +47,7 @@ class Chat:
         Raises:
             InputError: there is no such model.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = torch.float32 if device == "cpu" else "auto"
-        return cls(*load_model(folder, dtype=dtype, device=device))
+        return cls(*load_to_answer(folder, device=device))
 
     @property
     def history(self) -> list[tuple[str, str]]:
@@ -85,12 +89,12 @@ class Chat:
             picture = to_rgb(image) if isinstance(image, Image.Image) else read_picture(image)
             content.insert(0, {"type": "image", "image": picture})
         turn = {"role": "user", "content": content}
-        before = [] if self._captions_only else self._messages
-        inputs = self._inputs([*before, turn])
-        self._check(inputs, level, max_new_tokens, temperature)
+        settings = generation_settings(self.model, self.processor, max_new_tokens, temperature)
+        before = [] if captions_only(self.processor) else self._messages
+        inputs = model_inputs(self.model, self.processor, [[*before, turn]])
+        check_questions(self.model, self.processor, inputs, [level], max_new_tokens)
         if level is not None:
             inputs["levels"] = torch.tensor([level], device=self.model.device)
-        settings = self._settings(max_new_tokens, temperature)
         return self._written(turn, inputs, settings)
 
     def _written(
@@ -114,7 +118,7 @@ class Chat:
                 streamer.end()
 
         read: list[str] = []
-        with ThreadPoolExecutor(max_workers=1) as pool, self._listening():
+        with ThreadPoolExecutor(max_workers=1) as pool, gate_heard(self.model, self._hear):
             written = pool.submit(generate)
             try:
                 for piece in streamer:
@@ -133,69 +137,9 @@ class Chat:
         text = "".join(read).strip()
         self._messages += [turn, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        """Keep what the gate says when the prompt is read."""
-
-        def hear(_module: Any, _arguments: Any, output: Any) -> None:
-            if self.gate_weights is None and output.gate_weights is not None:
-                self.gate_weights = output.gate_weights[0].float().tolist()
-
-        hook = self.model.register_forward_hook(hear)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    @property
-    def _captions_only(self) -> bool:
-        """Whether the model is pretrained and no more: it says what a picture shows."""
-        return self.processor.template == "plain"
-
-    def _inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
-        )
-        return dict(batch.to(self.model.device, dtype=self.model.dtype))
-
-    def _check(
-        self, inputs: dict[str, Any], level: int | None, max_new_tokens: int, temperature: float
-    ) -> None:
-        config = self.model.config
-        if max_new_tokens < 1 or temperature < 0:
-            raise InputError(
-                f"max_new_tokens {max_new_tokens} or temperature {temperature} cannot be: give 1 "
-                "or more, and 0 or more."
-            )
-        if "pixel_values" not in inputs and (level is not None or self._captions_only):
-            what = "a level is that of a picture" if level else "this model only captions pictures"
-            raise InputError(f"{what}, and there is none; give one as image.")
-        if level is not None and not config.has_table:
-            raise InputError("the model has mixing none and no levels; leave the level out.")
-        if level is not None and not 1 <= level <= config.levels:
-            raise InputError(f"there is no level {level}; give one from 1 to {config.levels}.")
-        length = inputs["input_ids"].shape[1]
-        limit = getattr(config.text_config, "max_position_embeddings", None)
-        if limit and length + max_new_tokens > limit:
-            raise InputError(
-                f"the conversation has {length} tokens, and with {max_new_tokens} new ones it is "
-                f"longer than the {limit} that the model reads; begin a new one, or ask for fewer."
-            )
-
-    def _settings(self, max_new_tokens: int, temperature: float) -> GenerationConfig:
-        tokenizer = self.processor.tokenizer
-        ends = self.model.generation_config.eos_token_id
-        stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
-        if self._captions_only:
-            # A caption was learned with the line feed behind it, and nothing more.
-            stops.add(tokenizer("a\n", add_special_tokens=False).input_ids[-1])
-        return GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=temperature > 0,
-            temperature=temperature or None,
-            eos_token_id=sorted(stop for stop in stops if stop is not None),
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    def _hear(self, weights: torch.Tensor) -> None:
+        if self.gate_weights is None:
+            self.gate_weights = weights[0].tolist()
 
 
 class _Stop:

@@ -12,7 +12,19 @@ from typer.core import TyperGroup
 
 from alignshared.errors import AlignError
 from aligntrain import terminal
-from aligntrain.commands import chat, convert, merge, plan, prepare, run
+from aligntrain.commands import (
+    ablate,
+    chat,
+    convert,
+    eval,
+    export,
+    gate,
+    merge,
+    plan,
+    prepare,
+    run,
+    serve,
+)
 
 _INTERRUPTED = 130
 """What shells answer for a command that Ctrl-C stopped."""
@@ -35,7 +47,7 @@ class _Commands(TyperGroup):
             terminal.show_error(f"{error}; see where with aligntrain --debug.")
             raise typer.Exit(AlignError.exit_code) from error
         except KeyboardInterrupt as error:
-            terminal.show_error("stopped; the same command with --resume goes on.")
+            terminal.show_error("stopped; the same command goes on, a run with --resume.")
             raise typer.Exit(_INTERRUPTED) from error
 
 
@@ -72,7 +84,12 @@ for command in (
     prepare.prepare,
     plan.plan,
     chat.chat,
+    eval.eval,
+    serve.serve,
+    gate.gate,
+    ablate.ablate,
     merge.merge,
+    export.export,
     convert.convert,
 ):
     app.command()(command)

@@ -4,6 +4,7 @@ Of a LoRA run only what was learned, some hundred MB where the model has many GB
 form, the adapter file, and where the rest lies. `aligntrain merge` makes a whole model of it.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignshared import AlignError
 from aligntrain.adapter import PARTS, save_adapter
+from aligntrain.card import write_card
 from aligntrain.job import ADAPTER, EXPORT
 from aligntrain.load import Base
 from aligntrain.lora import LORA, save_lora
@@ -20,6 +23,17 @@ from aligntrain.zero import full_state
 
 if TYPE_CHECKING:
     import torch
+
+USE = """import aligntrain  # registers the model with transformers
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained(".")
+processor = AutoProcessor.from_pretrained(".")"""
+LORA_USE = """import aligntrain
+
+model, processor = aligntrain.load_model(".")"""
+
+log = logging.getLogger("aligntrain")
 
 _UNFINISHED = ".unfinished-export"
 
@@ -31,7 +45,12 @@ def export(model: Any, processor: Any, run: Path) -> None:
     the host's memory.
     """
     state = full_state(model)
-    _on_rank_0(run, lambda folder: write_model(model, processor, folder, state))
+
+    def write(folder: Path) -> None:
+        write_model(model, processor, folder, state)
+        _card(folder, run, kind="A whole model.", use=USE)
+
+    _on_rank_0(run, write)
 
 
 def export_lora(model: Any, processor: Any, run: Path, base: Base) -> None:
@@ -53,6 +72,8 @@ def export_lora(model: Any, processor: Any, run: Path, base: Base) -> None:
         base.write(folder)
         processor.save_pretrained(folder)
         save_adapter(model, folder / ADAPTER, weights=_adapter(state))
+        notes = "`base.json` says where the weights are that these files lack."
+        _card(folder, run, kind="What LoRA has learned.", use=LORA_USE, notes=notes)
 
     _on_rank_0(run, write)
 
@@ -63,6 +84,14 @@ def write_model(model: Any, processor: Any, folder: Path, state: "dict[str, torc
     model.save_pretrained(folder, state_dict=state)  # which takes the state apart
     processor.save_pretrained(folder)
     save_adapter(model, folder / ADAPTER, weights=adapter)
+
+
+def _card(folder: Path, run: Path, **options: str) -> None:
+    """Write the card of an export; a lineage that cannot be read costs the card and not the run."""
+    try:
+        write_card(folder, run, **options)
+    except (AlignError, OSError, LookupError, TypeError, ValueError) as error:
+        log.warning("the model card of %s was not written: %s", folder, error)
 
 
 def _adapter(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

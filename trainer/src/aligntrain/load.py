@@ -109,6 +109,20 @@ def load_model(
     return model.eval().to(device), processor
 
 
+def load_to_answer(folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+    """Model and processor of `folder` as `load_model` gives them, where they answer best.
+
+    That is a GPU where there is one, as the model is saved; on a CPU it computes in float32.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(folder, dtype=torch.float32 if device == "cpu" else "auto", device=device)
+
+
 def _with_lora(place: Path, dtype: "torch.dtype | str") -> Any:
     import torch
     from transformers import AutoConfig

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignshared import InputError
+from aligntrain.card import run_of, write_card
 from aligntrain.load import is_lora, load_model, model_folder
 
 
@@ -34,7 +35,7 @@ def merge(run: str | Path, output: str | Path) -> Merged:
         raise InputError(f"{place} has no LoRA to merge: it is a whole model; use it as it is.")
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise InputError(f"{output} exists already; give another output.")
-    from aligntrain.export import write_model
+    from aligntrain.export import USE, write_model
     from aligntrain.lora import merge_lora
 
     model, processor = load_model(place)
@@ -42,5 +43,7 @@ def merge(run: str | Path, output: str | Path) -> Merged:
     unfinished = output.with_name(f".unfinished-{output.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     write_model(model, processor, unfinished, model.state_dict())
+    kind = "A whole model, into whose matrices LoRA is merged."
+    write_card(unfinished, run_of(run), kind=kind, use=USE)
     os.rename(unfinished, output)
     return Merged(output, model.num_parameters(), matrices)

@@ -12,6 +12,7 @@ from aligntrain.adapter import load_adapter
 from aligntrain.data.index import read_index
 from aligntrain.data.loader import Loader, Preparation, Share
 from aligntrain.data.order import Order, Rows
+from aligntrain.data.relevel import relevel_of
 from aligntrain.data.shards import Shards
 from aligntrain.job import Job, levels_wanted
 from aligntrain.loop import TrainingData
@@ -101,7 +102,12 @@ def open_data(job: Job, processor: Any) -> TrainingData:
     """
     recipe, data = job.recipe, job.recipe.data
     talks = data.template != "plain"
-    shards = Shards(job.data, levels=levels_wanted(recipe), conversations=talks)
+    shards = Shards(
+        job.data,
+        levels=levels_wanted(recipe),
+        conversations=talks,
+        relevel=relevel_of(data.levels, recipe.seed),
+    )
     if shards.digest != job.data_sha256:
         raise InputError(
             f"{job.data} has changed since the run {job.folder} was made; start a new run on it."

@@ -252,7 +252,8 @@ def _data_of(
     from aligntrain.data.shards import Shards
 
     talks = recipe.data.template != "plain"
-    levels = recipe.model.levels if recipe.phase == "pretrain" else None
+    own = recipe.phase == "pretrain" and recipe.data.levels is None
+    levels = recipe.model.levels if own else None
     shards = Shards(location, levels=levels, conversations=talks)
     index = read_index(shards, conversations=talks)
     train = index.train_rows(share)

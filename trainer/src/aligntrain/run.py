@@ -167,9 +167,15 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _open_data(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
+    from aligntrain.data.relevel import relevel_of
     from aligntrain.data.shards import Shards
 
-    return Shards(data, levels=levels_wanted(recipe), conversations=recipe.data.template != "plain")
+    return Shards(
+        data,
+        levels=levels_wanted(recipe),
+        conversations=recipe.data.template != "plain",
+        relevel=relevel_of(recipe.data.levels, recipe.seed),
+    )
 
 
 def _check_batch(recipe: Recipe, processes: int) -> None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,13 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from aligntrain.ablation.perform import Outcome, Planned
     from aligntrain.convert import Converted
+    from aligntrain.evaluate import Evaluation
+    from aligntrain.gate.explain import GateReport
     from aligntrain.merge import Merged
     from aligntrain.plan import Plan
+    from aligntrain.publish.leave import Left
     from aligntrain.run import RunResult
 
 results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -131,6 +137,32 @@ def show_merged(done: "Merged") -> None:
     )
 
 
+def show_evaluation(done: "Evaluation") -> None:
+    """Scores beside the published values, and where the answers lie."""
+    from aligntrain.evaluate.table import HEADINGS
+
+    rows = [HEADINGS, *(outcome.cells for outcome in done.outcomes)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for place, row in enumerate(rows):
+        # A rich table would cut cells to the terminal's width, and what is cut here is a result.
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        results.print(Text("  ".join(cells).rstrip(), style="" if place else "bold"))
+    for outcome in done.outcomes:
+        for note in outcome.result["notes"]:
+            results.print(f"{outcome.benchmark.title}: {note}.")
+    notes.print(f"answers, one by one, and this table lie in {near(done.output)}")
+
+
+def show_server(name: str, url: str) -> None:
+    """Where the model can be asked."""
+    results.print(f"{name} answers: {url}/v1 for OpenAI's clients, {url} for a browser")
+
+
+def show_left(left: "Left") -> None:
+    """Where the model lies, and in which form."""
+    results.print(f"{near(left.output)}: {left.format}, {left.parameters:,} parameters")
+
+
 def show_gate(weights: list[float] | None) -> None:
     """What the gate gave each local level, as bars."""
     if weights is None:
@@ -138,6 +170,116 @@ def show_gate(weights: list[float] | None) -> None:
         return
     for level, weight in enumerate(weights, start=1):
         notes.print(f"  level {level}  {weight:.3f}  {'█' * round(40 * weight)}")
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Bars of what is counted on a terminal, and nothing in a log: called with what begins and how
+    many there are, it gives what is called with how many are done.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=notes, transient=True) as bars:
+
+        def begin(what: str, count: int) -> Callable[[int], None]:
+            task = bars.add_task(what, total=count)
+            return lambda done: bars.advance(task, done)
+
+        yield begin
+
+
+def show_gate_report(report: "GateReport") -> None:
+    """Mean weights by type, what forcing a level came to, and where the report lies."""
+    if report.without is not None:
+        notes.print(f"{report.without}.")
+    if report.kinds:
+        levels = [str(level) for level in range(1, len(report.kinds[0].weights) + 1)]
+        table = _table("type", "n", *levels, "mean", "entropy")
+        for kind in report.kinds:
+            cells = [f"{weight:.3f}" for weight in kind.weights]
+            means = (f"{kind.mean_level.mean:.2f}", f"{kind.entropy:.2f}")
+            table.add_row(Text(_one_line(kind.kind)), f"{kind.count:,}", *cells, *means)
+        _section("mean weight of each local level, their mean level, and entropy", table)
+    if report.swept:
+        table = _table("vector", "loss", "less that of the own mix", "right")
+        for setting in report.swept:
+            difference, right = setting.difference, setting.accuracy
+            ends = "" if difference is None else f"{difference.mean:+.4f}"
+            if difference is not None and difference.low is not None:
+                ends += f" ({difference.low:+.4f} to {difference.high:+.4f})"
+            table.add_row(
+                "own mix" if setting.level is None else f"level {setting.level}",
+                f"{setting.loss:.4f}",
+                ends,
+                "" if right is None else f"{100 * right.mean:.1f} % of {right.count:,}",
+            )
+        _section("every level forced", table)
+    results.print()
+    results.print(f"{near(report.output / 'report.html')}: {report.questions:,} questions")
+
+
+def show_planned(planned: "Planned") -> None:
+    """Every run with its state, and how long those take that are left."""
+    table = _table("run", "state", "goes on from")
+    for cell in planned.ablation.cells:
+        took = "" if cell.seconds is None else f"finished in {_duration(cell.seconds)}"
+        state = took or ("begun" if cell.begun else "to do")
+        table.add_row(cell.name, state, "" if cell.start is None else f"pretrain/{cell.start.name}")
+    results.print(table)
+    count, left = len(planned.ablation.cells), len(planned.left)
+    time = "how long they take is known when one of each phase is finished"
+    if planned.seconds is not None:
+        time = f"about {_duration(planned.seconds)} by those that are finished"
+    results.print()
+    results.print(f"{left} of {count} runs are left" + (f"; {time}." if left else "."))
+
+
+def show_outcome(outcome: "Outcome") -> None:
+    """A table for each metric, and where the report lies.
+
+    Raises:
+        AlignError: some of the runs failed.
+    """
+    from alignshared import AlignError
+
+    for comparison in outcome.comparisons:
+        scale, digits = (1, 4) if comparison.lower_is_better else (100, 1)
+        table = _table("variant", "seeds", "mean", "difference", "")
+        for line in comparison.lines:
+            difference = line.difference
+            cell = "" if difference is None else f"{scale * difference.mean:+.{digits}f}"
+            if (
+                difference is not None
+                and difference.low is not None
+                and difference.high is not None
+            ):
+                ends = (f"{scale * end:+.{digits}f}" for end in (difference.low, difference.high))
+                cell += f" ({' to '.join(ends)})"
+            mean = f"{scale * line.mean.mean:.{digits}f}"
+            table.add_row(line.variant, str(len(line.values)), mean, cell, line.verdict)
+        unit = "nats a token" if comparison.lower_is_better else "percent"
+        _section(f"{_one_line(comparison.metric)}, {unit}", table)
+    results.print()
+    results.print(near(outcome.ablation.output / "ablation.md"))
+    if outcome.failed:
+        names = ", ".join(outcome.failed)
+        raise AlignError(
+            f"{len(outcome.failed)} of {len(outcome.ablation.cells)} runs failed ({names}); "
+            "ablation.md says why, and the same command goes on with them."
+        )
+
+
+def _one_line(text: str, limit: int = 30) -> str:
+    """`text` of the data, short and without control characters, which might steer a terminal."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
 
 
 def _table(*headings: str) -> "Table":

@@ -5,8 +5,8 @@ from typing import Any
 from aligncurate.reporting.drift import Drift, SizeShift
 from aligncurate.reporting.drift_words import drift_sentences, name_text, shift_word
 from aligncurate.reporting.overlay import lay_out_overlay
-from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.template import render
+from alignshared.palette import level_colours
 
 
 def render_drift(drift: Drift) -> str:

@@ -10,11 +10,11 @@ from aligncurate.reporting.cut import Cut
 from aligncurate.reporting.gallery import Example, Group
 from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
-from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.rejected import RejectedFor
 from aligncurate.reporting.summary import ScoreSummary
 from aligncurate.reporting.template import picture_card, render
 from alignshared import Dataset, Manifest
+from alignshared.palette import level_colours
 
 
 @dataclass(frozen=True, slots=True)

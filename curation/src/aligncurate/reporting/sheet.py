@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligncurate.reporting import words
-from aligncurate.reporting.palette import level_colours
 from aligncurate.reporting.template import picture_card, render
+from alignshared.palette import level_colours
 
 
 @dataclass(frozen=True, slots=True)

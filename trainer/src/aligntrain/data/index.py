@@ -76,7 +76,7 @@ def read_index(shards: Shards, *, conversations: bool = False) -> Index:
         hashes.append(hash_ids(batch.column("id").to_pylist()))
         if "conversations" in columns:
             talking += len(batch) - batch.column("conversations").null_count
-        if shards.levels is not None:
+        if shards.levels is not None and not shards.relevelled:
             _check_levels(batch, has_image[-1], shards, shard)
     if conversations and not talking:
         raise InputError(

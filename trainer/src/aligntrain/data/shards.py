@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from alignshared import ContractError, Dataset, InputError, ShardInfo
 from alignshared.schema import LEVEL_COLUMN, require_columns
 from aligntrain.data.conversation import Turn
+from aligntrain.data.relevel import Relevel
 from aligntrain.data.samples import Row
 
 CACHE_BYTES = 512 << 20
@@ -35,7 +36,7 @@ class Block:
 
 class Shards:
     """The dataset at `location`: a levelled one if `levels` is given, else any with conversations
-    or captions.
+    or captions. With `relevel` its levels are made anew, `levels` of them, and its own not read.
 
     It can be sent to another process, or be there after a fork: open files stay behind.
 
@@ -50,12 +51,14 @@ class Shards:
         *,
         levels: int | None = None,
         conversations: bool = False,
+        relevel: Relevel | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.dataset = Dataset(location)
         self.location = self.dataset.location
         self.digest = self.dataset.digest
         self.levels = levels
+        self.relevelled = levels is not None and relevel is not None
         if not self.dataset.manifest.rows:
             raise InputError(f"{self.location} is empty; its rejects tell why.")
         self.schema: pa.Schema = self.dataset.schema
@@ -66,6 +69,9 @@ class Shards:
         self.blocks: tuple[Block, ...] = tuple(self._blocks())
         self._firsts = [block.first for block in self.blocks]
         self._cache_bytes = cache_bytes
+        self._levels = None
+        if levels is not None and relevel is not None:
+            self._levels = relevel(self, levels)
         self._forget()
 
     def __len__(self) -> int:
@@ -92,7 +98,10 @@ class Shards:
         if not 0 <= number - block.first < block.rows:
             raise IndexError(number)
         table = self._table(at)
-        return _row(table.slice(number - block.first, 1).to_pylist()[0])
+        values = table.slice(number - block.first, 1).to_pylist()[0]
+        if self._levels is not None:
+            values[LEVEL_COLUMN] = int(self._levels[number])
+        return _row(values)
 
     def block_batches(
         self, columns: Sequence[str]
@@ -135,7 +144,7 @@ class Shards:
 
     def _check_levels(self) -> None:
         edges = self.dataset.manifest.level_edges
-        if self.levels is None:
+        if self.levels is None or self.relevelled:
             return
         remedy = f"run aligncurate bucket --levels {self.levels}"
         if edges is None:

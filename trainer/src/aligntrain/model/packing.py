@@ -68,15 +68,24 @@ def prepare_packing(language_model: Any) -> str | None:
     Without SDPA (eager for the models that cap their logits, or a flash-attention package)
     transformers itself finds the samples by their positions.
     """
+    why_not = obstacle(language_model)
+    config = language_model.config.get_text_config()
+    if why_not is None and config._attn_implementation == "sdpa":
+        language_model.set_attn_implementation(SEGMENTS)
+    return why_not
+
+
+def obstacle(language_model: Any) -> str | None:
+    """Why `language_model` cannot be told where a row begins and ends, or None.
+
+    Where there is none, tokens meet by attention alone: rows may stand one behind the other, and
+    one that is read may be put beside others, or taken from them.
+    """
     if "position_ids" not in inspect.signature(language_model.forward).parameters:
         return "it takes no position_ids"
     config = language_model.config.get_text_config()
     others = set(getattr(config, "layer_types", None) or ()) - _KINDS
-    if others:
-        return f"it has layers of {', '.join(sorted(others))}"
-    if config._attn_implementation == "sdpa":
-        language_model.set_attn_implementation(SEGMENTS)
-    return None
+    return f"it has layers of {', '.join(sorted(others))}" if others else None
 
 
 def mask_of(packing: Packing, language_model: Any) -> torch.Tensor | None:

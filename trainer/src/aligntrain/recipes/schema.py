@@ -14,6 +14,7 @@ Mixing = Literal["adaptive", "local", "global", "mean", "none"]
 GateText = Literal["prompt", "full"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
+Relevel = Literal["quantile", "random"]
 Track = Literal["tensorboard", "wandb", "trackio"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -68,6 +69,9 @@ class DataSettings(Section):
     """Crop the middle square of a picture, or pad it to a square with the mean colour."""
     template: Literal["plain", "vicuna_v1", "chat"] = "chat"
     """`chat` is the tokenizer's own."""
+    levels: Relevel | None = None
+    """Levels to pretrain on in the place of the dataset's own, `model.levels` of them: exact
+    quantiles of its scores, or drawn at `random` in equal numbers (ablations); null for its own."""
     validation_share: Share = 0.0
     """Share of the pictures, chosen by hash of their ids, on which the loss is only measured."""
     group_by_length: bool = False

@@ -1,0 +1,43 @@
+"""An OpenAI-compatible endpoint on this machine that replies as a test wants."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Reply = Callable[[dict[str, Any]], str | int]
+"""From what is asked to the reply's text, or to a status."""
+
+
+@contextmanager
+def judging(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The base URL of the endpoint, and all that it was asked."""
+    asked: list[dict[str, Any]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append({**body, "path": self.path, "key": self.headers["Authorization"]})
+            said = reply(body)
+            status = said if isinstance(said, int) else 200
+            content = {"choices": [{"message": {"role": "assistant", "content": said}}]}
+            sent = json.dumps(content if status == 200 else {"error": "no"}).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(sent)))
+            self.end_headers()
+            self.wfile.write(sent)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

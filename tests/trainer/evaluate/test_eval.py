@@ -1,0 +1,294 @@
+"""`aligntrain eval`, whole: from files of each benchmark to scores that are known by hand."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+pytest.importorskip("lmms_eval", reason="the group eval is not installed: uv sync --group eval")
+
+from alignshared import InputError
+from aligntrain.cli import app
+from aligntrain.evaluate import Settings, evaluate
+from aligntrain.evaluate.records import read_lines
+from aligntrain.evaluate.table import TABLE
+from tests.trainer.evaluate import fixtures
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+ALL_LOCAL = "pope,mme,textvqa,vqav2-val,vizwiz-val,gqa,scienceqa,seed,mmbench,mmbench-cn"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is written outside of the tests' own folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = tmp_path_factory.mktemp("datasets")
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", place)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fixtures.everything(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def says_a(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fixtures.run_that_says_a(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def chatters(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fixtures.random_run(tmp_path_factory.mktemp("random"))
+
+
+def result(output: Path, name: str) -> dict[str, Any]:
+    return json.loads((output / name / "result.json").read_text(encoding="utf-8"))
+
+
+def command(*words: Any) -> Any:
+    return CliRunner().invoke(app, ["eval", *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def evaluated(says_a: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the command says of all benchmarks that are scored here, and where."""
+    output = tmp_path_factory.mktemp("eval")
+    said = command(
+        says_a, "--benchmarks", f"{ALL_LOCAL},vqav2,vizwiz,llava-bench,mm-vet", "--data", data,
+        "--output", output, "--max-new-tokens", 1, "--batch-size", 3,
+    )  # fmt: skip
+    assert said.exit_code == 0, said.output
+    return said.output, output
+
+
+SCORES = {
+    "pope": 200 / 3,  # always yes: precision 1/2, recall 1, in each split
+    "mme": 0.0,  # A is neither yes nor no
+    "textvqa": 30.0,  # one of ten
+    "vqav2-val": 30.0,
+    "vizwiz-val": 60.0,  # two of ten
+    "gqa": 200 / 3,
+    "scienceqa": 200 / 3,
+    "seed": 50.0,  # two of the four with one picture
+    "mmbench": 50.0,
+    "mmbench-cn": 50.0,
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_are_those_by_hand(evaluated: Any, name: str) -> None:
+    _, output = evaluated
+    assert result(output, name)["score"] == pytest.approx(SCORES[name])
+    answers = read_lines(output / name / "answers.jsonl")
+    assert {line["text"] for line in answers} == {"A"}
+    assert [line["row"] for line in answers] == list(range(len(answers)))
+    assert all(line["score"] is not None for line in answers)
+
+
+def test_what_was_asked_is_kept(evaluated: Any) -> None:
+    _, output = evaluated
+    first = read_lines(output / "textvqa" / "answers.jsonl")[0]
+    assert first["prompt"] == (
+        "What does IBM write?\nReference OCR token: IBM, 0\n"
+        "Answer the question using a single word or phrase."
+    )
+    assert (first["tokens"], first["finished"], first["score"]) == (1, False, pytest.approx(0.3))
+    assert sum(first["gate_weights"]) == pytest.approx(1)
+    assert first["facts"]["answers"] == fixtures.TEN
+    # Pictures of GQA and of MMBench's rotations lie elsewhere, videos of SEED are left out.
+    assert len(read_lines(output / "gqa" / "answers.jsonl")) == 3
+    assert len(read_lines(output / "seed" / "answers.jsonl")) == 4
+    hint = read_lines(output / "mmbench-cn" / "answers.jsonl")[1]["prompt"]
+    assert hint == "Look up.\nWhich one?\nA. red\nB. blue\n请直接回答选项字母。"
+
+
+def test_the_table_says_what_can_be_compared(evaluated: Any) -> None:
+    said, output = evaluated
+    rows = {line.split("  ")[0]: line for line in said.splitlines()}
+    assert "66.7" in rows["POPE"]
+    assert "85.9" in rows["POPE"]
+    assert "86.0" in rows["POPE"]
+    assert rows["POPE"].rstrip().endswith("no: answers of at most 1 tokens")
+    assert rows["VQAv2 val"].rstrip().endswith("no: the paper's is of test-dev")
+    assert rows["VizWiz val"].rstrip().endswith("no: the paper's is of the test split")
+    assert rows["VQAv2 test-dev"].rstrip().endswith("no score")
+    assert "±20 from run to run" in rows["MME perception"]
+    assert "LLaVA-Bench (Wild): 0 of 3 answers judged." in said
+    written = (output / TABLE).read_text(encoding="utf-8")
+    assert written.startswith("| benchmark | metric | questions | score | LLaVA-1.5-7B |")
+    assert "| POPE | mean of 3 F1 | 6 | 66.7 | 85.9 | 86.0 |" in written
+
+
+def test_servers_get_their_files(evaluated: Any) -> None:
+    said, output = evaluated
+
+    def submitted(name: str) -> Any:
+        return json.loads((output / name / "submission.json").read_text(encoding="utf-8"))
+
+    # "a" is an article, and so the server's own normal form of A is nothing.
+    assert submitted("vqav2") == [{"question_id": 10 + i, "answer": ""} for i in range(2)]
+    assert submitted("vizwiz") == [
+        {"image": f"VizWiz_test_0000000{i}.jpg", "answer": ""} for i in range(2)
+    ]
+    assert submitted("mm-vet") == {f"v1_{i}": "A" for i in range(3)}
+    assert "the server wants every question of the test set: put v2_OpenEnded" in said
+
+
+def test_what_is_done_is_not_done_again(
+    evaluated: Any, says_a: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, output = evaluated
+    before = result(output, "pope")
+
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model is not needed")
+
+    monkeypatch.setattr("aligntrain.evaluate.run.load_to_answer", load)
+    done = evaluate(says_a, "pope", Settings(max_new_tokens=1), output=output)
+    assert done.outcomes[0].result == before
+
+
+def test_other_conditions_are_refused(evaluated: Any, chatters: Path, says_a: Path) -> None:
+    _, output = evaluated
+    said = command(says_a, "--benchmarks", "pope", "--output", output)
+    assert said.exit_code == 2
+    assert "answers under another max_new_tokens (1, now 128)" in " ".join(said.output.split())
+    with pytest.raises(InputError, match="answers under another model"):
+        evaluate(chatters, "pope", Settings(max_new_tokens=1), output=output)
+
+
+def test_the_size_of_a_batch_changes_no_answer(chatters: Path, data: Path, tmp_path: Path) -> None:
+    said: list[list[str]] = []
+    for size in (1, 4):
+        settings = Settings(data=data, max_new_tokens=8, batch_size=size)
+        evaluate(chatters, "pope,textvqa,seed", settings, output=tmp_path / str(size))
+        lines = [
+            line
+            for name in ("pope", "textvqa", "seed")
+            for line in read_lines(tmp_path / str(size) / name / "answers.jsonl")
+        ]
+        said.append([line["text"] for line in lines])
+    assert said[0] == said[1]
+    assert len(set(said[0])) > 3
+
+
+def test_a_killed_evaluation_goes_on_where_it_stopped(
+    chatters: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aligntrain.evaluate import records
+
+    settings = Settings(data=data, max_new_tokens=4)
+    evaluate(chatters, "pope", settings, output=tmp_path / "whole")
+    append = records.Appended.append
+
+    def die_at_the_fourth(self: Any, line: dict[str, Any]) -> None:
+        if line["row"] == 3:
+            with (tmp_path / "cut/pope/answers.jsonl").open("a") as out:
+                out.write('{"row": 3, "te')  # as a write that a kill cut off
+            raise KeyboardInterrupt
+        append(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records.Appended, "append", die_at_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(chatters, "pope", settings, output=tmp_path / "cut")
+    assert not (tmp_path / "cut/pope/result.json").exists()
+    asked: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            records.Appended,
+            "append",
+            lambda self, line: (asked.append(line["row"]), append(self, line)),
+        )
+        evaluate(chatters, "pope", settings, output=tmp_path / "cut")
+    assert asked == [3, 4, 5]
+    both = [read_lines(tmp_path / name / "pope/answers.jsonl") for name in ("whole", "cut")]
+    assert both[0] == both[1]
+
+
+def test_a_limit_cuts_neither_pairs_nor_rotations(says_a: Path, data: Path, tmp_path: Path) -> None:
+    settings = Settings(data=data, limit=2, max_new_tokens=1)
+    done = evaluate(says_a, "mme,mmbench,seed", settings, output=tmp_path)
+    questions = {one.benchmark.name: one.result["questions"] for one in done.outcomes}
+    assert questions == {"mme": 2, "mmbench": 3, "seed": 2}
+    assert all(not one.result["notes"] for one in done.outcomes)
+    assert done.outcomes[0].result["comparable"] == "no: the first 2 questions"
+    three = Settings(data=data, limit=3, max_new_tokens=1)
+    more = evaluate(says_a, "mme", three, output=tmp_path / "three")
+    assert more.outcomes[0].result["questions"] == 4
+
+
+def test_missing_data_is_named_before_anything_is_asked(says_a: Path, tmp_path: Path) -> None:
+    fixtures.pope(tmp_path / "some")
+    said = command(
+        says_a, "--benchmarks", "pope,gqa", "--data", tmp_path / "some", "--output", tmp_path / "o"
+    )
+    assert said.exit_code == 2
+    sentence = " ".join(said.output.split())
+    assert "GQA: no data in" in sentence
+    assert (
+        "put testdev_balanced_instructions/testdev-*.parquet and testdev_balanced_images/ of "
+        "https://huggingface.co/datasets/lmms-lab-encoder/GQA below" in sentence
+    )
+    assert not (tmp_path / "o" / "pope" / "answers.jsonl").exists()
+
+
+def test_damaged_data_is_named(says_a: Path, tmp_path: Path) -> None:
+    (tmp_path / "pope.parquet").write_bytes(b"no table")
+    with pytest.raises(InputError, match=r"pope\.parquet cannot be read"):
+        evaluate(says_a, "pope", Settings(data=tmp_path), output=tmp_path / "o")
+    rows = [{"question": "x", "image": fixtures.encoded(1)}]
+    fixtures.table(tmp_path / "pope.parquet", rows)
+    with pytest.raises(InputError, match=r"pope\.parquet has no column question_id"):
+        evaluate(says_a, "pope", Settings(data=tmp_path), output=tmp_path / "p")
+
+
+def test_a_pretrained_model_is_refused(data: Path, tmp_path: Path) -> None:
+    from aligntrain.job import EXPORT
+    from tests.trainer import tiny
+
+    model = tiny.model()
+    model.save_pretrained(tmp_path / EXPORT)
+    tiny.processor(model.config, template="plain").save_pretrained(tmp_path / EXPORT)
+    with pytest.raises(InputError, match="pretrained and only captions pictures"):
+        evaluate(tmp_path, "pope", Settings(data=data), output=tmp_path / "o")
+
+
+def test_a_question_longer_than_the_model_reads(data: Path, tmp_path: Path) -> None:
+    from aligntrain.job import EXPORT
+    from tests.trainer import tiny
+
+    tiny.saved(tmp_path / EXPORT)
+    with pytest.raises(InputError, match="longer than the 256 that the model reads"):
+        evaluate(tmp_path, "pope", Settings(data=data), output=tmp_path / "o")
+
+
+def test_lmms_eval_finds_the_model_by_its_entry_point(says_a: Path) -> None:
+    """Its own tasks run on our models: what it passes to a model is answered."""
+    from lmms_eval import models
+    from lmms_eval.api.instance import Instance
+
+    kind = models.get_model("aligngpt", True)
+    model = kind.create_from_arg_string(f"pretrained={says_a}", {"batch_size": 2, "device": "cpu"})
+    model.task_dict = {"stock": {"test": [{"image": fixtures.drawing(i)} for i in range(3)]}}
+    requests = [
+        Instance(
+            request_type="generate_until",
+            arguments=(
+                "What is this?", {"until": ["\n\n"], "max_new_tokens": tokens, "top_p": 1.0},
+                lambda row: [row["image"]], i, "stock", "test",
+            ),
+            idx=0,
+            metadata={"task": "stock", "doc_id": i, "repeats": 1},
+        )
+        for i, tokens in enumerate((2, 1, 2))
+    ]  # fmt: skip
+    assert model.generate_until(requests) == ["AA", "A", "AA"]

@@ -1,0 +1,222 @@
+"""Judged benchmarks: good replies, bad ones, none."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from alignshared import InputError
+from aligntrain.evaluate import Judge, Settings, evaluate
+from aligntrain.evaluate.judge import judge_all
+from aligntrain.evaluate.judged import JUDGED, read_correctness, read_pair
+from aligntrain.evaluate.records import fingerprint, read_lines, write_json, write_lines
+from tests.trainer.evaluate.fixtures import run_that_says_a
+from tests.trainer.evaluate.stub_judge import judging
+
+LLAVA, MM_VET = JUDGED["llava-bench"], JUDGED["mm-vet"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        ("8 6\nThe first is better.", [8, 6]),
+        ("8, 6", [8, 6]),
+        ("8.5 7", [8.5, 7]),
+        ("8", None),
+        ("1.5", None),
+        ("8 6 7", None),
+        ("Assistant 1: 8", None),
+        ("8/10 and 4/10", None),
+        ("80 60", None),
+        ("-1 -1", None),
+        ("nan nan", None),
+        ("I cannot say.\n8 6", None),
+        ("", None),
+    ],
+)
+def test_a_pair_of_grades(reply: str, grade: list[float] | None) -> None:
+    assert read_pair(reply) == grade
+
+
+@pytest.mark.parametrize(
+    ("reply", "grade"),
+    [
+        ("0.7", [0.7]),
+        ("1.0 (totally right)", [1.0]),
+        ("0", [0]),
+        ("0.5.", [0.5]),
+        ("1.5", None),
+        ("-0.1", None),
+        ("The score is 0.7", None),
+        ("nan", None),
+        ("", None),
+    ],
+)
+def test_correctness(reply: str, grade: list[float] | None) -> None:
+    assert read_correctness(reply) == grade
+
+
+def llava(row: int = 0, grade: Any = None, category: str = "conv") -> dict[str, Any]:
+    facts = {"question": "What?", "caption": "A disk.", "gpt_answer": "Round.", "id": row}
+    said: dict[str, Any] = {"row": row, "text": "A ring.", "facts": {**facts, "category": category}}
+    return said if grade is None else {**said, "grade": grade}
+
+
+def mm_vet(row: int = 0, grade: Any = None, capability: str = "ocr") -> dict[str, Any]:
+    facts = {"question": "What is x?", "answer": "1<AND>2", "capability": capability, "id": row}
+    return {"row": row, "text": "x = 1", "facts": facts, "grade": grade}
+
+
+def test_llava_bench_is_the_share_of_the_reference() -> None:
+    """Model 6 + 3 + 9 = 18, reference 8 + 6 + 10 = 24."""
+    records = [llava(0, [8, 6]), llava(1, [6, 3]), llava(2, [10, 9], "detail")]
+    score = LLAVA.score(records)
+    assert score.value == pytest.approx(75)
+    assert score.details == {"conv": pytest.approx(900 / 14), "detail": pytest.approx(90)}
+
+
+def test_mm_vet_is_the_mean_also_by_capability() -> None:
+    score = MM_VET.score([mm_vet(0, [0.5], "ocr,math"), mm_vet(1, [1.0], "ocr")])
+    assert score.value == 75
+    assert score.details == {"ocr": 75, "math": 50}
+
+
+@pytest.mark.parametrize(
+    "records", [[llava(0, [8, 6]), llava(1)], [mm_vet(0, [1.0]), mm_vet(1)]], ids=["llava", "mm"]
+)
+def test_a_missing_grade_leaves_no_score(records: list[dict[str, Any]]) -> None:
+    judged = LLAVA if "gpt_answer" in records[0]["facts"] else MM_VET
+    score = judged.score(records)
+    assert score.value is None
+    assert score.notes == ["1 of 2 answers judged"]
+
+
+def test_what_judges_are_asked() -> None:
+    system, asked = LLAVA.ask(llava())
+    assert system["content"].startswith("You are a helpful and precise assistant")
+    assert asked["content"].startswith(
+        "[Context]\nA disk.\n\n[Question]\nWhat?\n\n[Assistant 1]\nRound.\n\n[End of Assistant 1]"
+        "\n\n[Assistant 2]\nA ring.\n\n[End of Assistant 2]\n\n[System]\nWe would like to request"
+    )
+    (only,) = MM_VET.ask(mm_vet())
+    assert only["content"].startswith("Compare the ground truth and prediction")
+    assert "\nQuestion | Ground truth | Prediction | Correctness\n" in only["content"]
+    assert only["content"].endswith("\nWhat is x? | 1 <AND> 2 | x = 1 |")
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_a_judge_is_asked_as_its_benchmark_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with judging(lambda _: "8 6") as (url, asked):
+        (said,) = judge_all(Judge(url, "wise"), LLAVA, [llava()])
+    assert said == {"row": 0, "judge": "wise", "grade": [8, 6], "reply": "8 6"}
+    (one,) = asked
+    assert (one["path"], one["key"]) == ("/v1/chat/completions", "Bearer secret")
+    assert (one["model"], one["temperature"], one["max_tokens"]) == ("wise", 0.2, 1024)
+
+
+@pytest.mark.parametrize("reply", ["1.5", "garbage", ""])
+def test_a_reply_without_a_grade_is_asked_for_once(reply: str) -> None:
+    with judging(lambda _: reply) as (url, asked):
+        (said,) = judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet()])
+    assert said["grade"] is None
+    assert said["reply"] == reply
+    assert len(asked) == 1
+
+
+def test_a_status_that_may_pass_is_tried_again() -> None:
+    replies: list[str | int] = [500, 429, "0.5"]
+    with judging(lambda _: replies.pop(0)) as (url, asked):
+        (said,) = judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet()])
+    assert (said["grade"], len(asked)) == ([0.5], 3)
+
+
+@pytest.mark.parametrize(("status", "tries"), [(500, 3), (401, 1)])
+def test_a_status_that_stays_is_missing(status: int, tries: int) -> None:
+    with judging(lambda _: status) as (url, asked):
+        (said,) = judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet()])
+    assert (said["grade"], said["error"], len(asked)) == (None, f"status {status}", tries)
+
+
+def test_a_judge_that_died_is_not_asked_for_ever() -> None:
+    with judging(lambda _: 500) as (url, _):
+        said = list(judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet(i) for i in range(40)]))
+    assert len(said) == 8
+
+
+def test_one_that_is_not_there_is_told_before_anything_else(tmp_path: Path) -> None:
+    run = run_that_says_a(tmp_path)
+    judge = Judge(f"http://127.0.0.1:{unused_port()}/v1", "wise")
+    with pytest.raises(InputError, match=r"the judge wise at http.* does not answer \(.*refused"):
+        evaluate(run, "mm-vet", Settings(judge=judge))
+    assert not (tmp_path / "eval").exists()
+    with judging(lambda _: 401) as (url, _), pytest.raises(InputError, match="status 401"):
+        evaluate(run, "mm-vet", Settings(judge=Judge(url, "wise")))
+
+
+@pytest.fixture
+def answered(tmp_path: Path) -> Path:
+    """A run of which MM-Vet's answers are there, and no grades."""
+    run = run_that_says_a(tmp_path / "run")
+    folder = run / "eval" / "mm-vet"
+    folder.mkdir(parents=True)
+    write_lines(folder / "answers.jsonl", [mm_vet(i) for i in range(3)])
+    conditions = {"model": fingerprint(run / "export"), "limit": None, "max_new_tokens": 1024}
+    write_json(folder / "conditions.json", conditions)
+    result = {"benchmark": "mm-vet", "score": None, "questions": 3, "notes": [], "limit": None}
+    write_json(folder / "result.json", {**result, "max_new_tokens": 1024, "comparable": "no score"})
+    return run
+
+
+def outcome(run: Path, judge: Judge | None) -> dict[str, Any]:
+    return evaluate(run, "mm-vet", Settings(judge=judge)).outcomes[0].result
+
+
+def test_answers_are_judged_without_asking_the_model_again(answered: Path) -> None:
+    """Nor is lmms-eval needed, or the data: only what was written down."""
+
+    def reply(asked: dict[str, Any]) -> str:
+        return "yes" if "Reply with" in asked["messages"][0]["content"] else "0.5"
+
+    with judging(reply) as (url, asked):
+        graded = outcome(answered, Judge(url, "wise"))
+        assert (graded["score"], graded["judge"]) == (50, "wise")
+        assert graded["comparable"] == "no: another judge than the paper's"
+        assert len(asked) == 4
+        again = outcome(answered, Judge(url, "wise"))
+        assert again["score"] == 50
+        assert len(asked) == 5  # the question whether it is there
+        other = outcome(answered, Judge(url, "wiser"))
+        assert (other["judge"], len(asked)) == ("wiser", 9)
+    kept = outcome(answered, None)
+    assert kept["judge"] == "wiser"
+    lines = read_lines(answered / "eval" / "mm-vet" / "judgements.jsonl")
+    assert [line["judge"] for line in lines] == ["wise"] * 3 + ["wiser"] * 3
+
+
+def test_what_was_not_graded_is_asked_again(answered: Path) -> None:
+    """Half a judgement is no score, neither 0 nor 100; the next run asks for the rest."""
+    replies = {"answers": 0}
+
+    def unsure(asked: dict[str, Any]) -> str | int:
+        if "Reply with" in asked["messages"][0]["content"]:
+            return "yes"
+        replies["answers"] += 1
+        return "1.0" if replies["answers"] == 1 else "1.5"
+
+    with judging(unsure) as (url, _):
+        half = outcome(answered, Judge(url, "wise", pause=0))
+    assert half["score"] is None
+    assert half["notes"] == ["1 of 3 answers judged"]
+    with judging(lambda _: "0.4") as (url, asked):
+        whole = outcome(answered, Judge(url, "wise", pause=0))
+    assert len(asked) == 3
+    assert whole["score"] == pytest.approx(100 * (1 + 0.4 + 0.4) / 3)
+    stored = json.loads((answered / "eval/mm-vet/result.json").read_text())
+    assert stored["score"] == whole["score"]

@@ -1,0 +1,214 @@
+"""The page in a real browser without a window: a picture, a question, an answer, the levels."""
+
+import base64
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from aligntrain.serve import Limits
+from tests.trainer import tiny
+from tests.trainer.serve.serving import (
+    ASKED,
+    NAME,
+    Running,
+    body,
+    data_url,
+    encoded,
+    question,
+    running,
+)  # fmt: skip
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+LONG = 3900
+STOP_WHEN_WRITING = """() => {
+    const text = document.querySelector(".answer .text")?.textContent ?? "";
+    const stop = document.querySelector("#stop");
+    if (!text.includes("!!!") || stop.hidden) return false;
+    stop.click();
+    return true;
+}"""
+PICTURE = encoded(tiny.picture(1, 200, 140))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is on PATH; install Debian's chromium")
+    with sync_playwright() as driver:
+        one = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Running) -> Iterator[Page]:
+    """The page of `server`; what it logs as an error or asks of others fails the test."""
+    yield from opened(browser, server)
+
+
+def opened(browser: Browser, server: Running, **options: Any) -> Iterator[Page]:
+    one = browser.new_page(**options)
+    wrong: list[str] = []
+    one.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+    one.on("pageerror", lambda error: wrong.append(str(error)))
+    one.on("request", lambda asked: wrong.append(asked.url) if outside(asked.url, server) else None)
+    one.goto(server.url)
+    expect(one.locator("#model")).to_have_text(NAME)
+    yield one
+    one.close()
+    # Refusals are logged by the browser itself.
+    assert not [said for said in wrong if "status of 4" not in said]
+
+
+def outside(url: str, server: Running) -> bool:
+    return not url.startswith((server.url, "data:", "blob:"))
+
+
+def choose(page: Page, data: bytes = PICTURE, kind: str = "image/png") -> None:
+    page.set_input_files("#file", {"name": "a.png", "mimeType": kind, "buffer": data})
+    expect(page.locator("#remove")).to_be_visible()
+
+
+def ask(page: Page, text: str = ASKED) -> None:
+    page.locator("#question").fill(text)
+    page.keyboard.press("Enter")
+
+
+def answer(page: Page, place: int = -1) -> str:
+    """The text of an answer, when it is whole."""
+    expect(page.locator(".answer.writing")).to_have_count(0, timeout=30_000)
+    return page.locator(".answer .text").nth(place).text_content() or ""
+
+
+def said(server: Running, **changes: Any) -> tuple[str, list[float] | None]:
+    """What the server answers to a client that asks the same."""
+    part = {"type": "image_url", "image_url": {"url": data_url(PICTURE)}}
+    asked = body(messages=question(ASKED, part), max_tokens=256, gate=True, **changes)
+    answered = server.post(asked).json()
+    return answered["choices"][0]["message"]["content"], answered["gate"]
+
+
+def test_a_picture_a_question_and_the_gate(page: Page, server: Running) -> None:
+    expect(page.locator("#send")).to_be_disabled()
+    choose(page)
+    ask(page)
+    text, gate = said(server)
+    assert answer(page) == text
+    assert gate is not None
+    shown = page.locator("#bars .bar .value").all_text_contents()
+    assert shown == [f"{weight:.2f}" for weight in gate] + ["+1"]
+    assert f"level 1: {gate[0]:.2f}" in (page.locator("#bars").get_attribute("aria-label") or "")
+    expect(page.locator(".answer .tag")).to_have_text("auto")
+
+
+def test_levels_by_keyboard_and_the_same_question_again(page: Page, server: Running) -> None:
+    choose(page)
+    ask(page)
+    first = answer(page)
+    page.locator("#level").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#level-name")).to_have_text("level 2")
+    page.locator(".again").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer")).to_have_count(2)
+    assert answer(page, 0) == first
+    assert answer(page, 1) == said(server, level=2)[0] != first
+    expect(page.locator(".answer .tag").nth(1)).to_have_text("level 2")
+    shown = page.locator("#bars .bar .value").all_text_contents()
+    assert shown == ["", "1.00", "", ""]
+
+
+def test_a_conversation_goes_on_and_begins_anew(page: Page) -> None:
+    choose(page)
+    ask(page)
+    answer(page)
+    ask(page, "and what else?")
+    answer(page)
+    expect(page.locator(".question")).to_have_text([ASKED, "and what else?"])
+    page.locator("#fresh").click()
+    expect(page.locator(".answer")).to_have_count(0)
+    expect(page.locator("#preview")).to_be_visible()  # the picture stays
+    page.locator("#remove").click()
+    expect(page.locator("#preview")).to_be_hidden()
+
+
+@pytest.mark.parametrize("how", ["paste", "drop"])
+def test_pictures_are_pasted_and_dropped(page: Page, how: str) -> None:
+    page.evaluate(
+        """([how, data]) => {
+            const bytes = Uint8Array.from(atob(data), (one) => one.charCodeAt(0));
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([bytes], "a.png", {type: "image/png"}));
+            const options = {bubbles: true, cancelable: true};
+            document.dispatchEvent(how === "drop"
+                ? new DragEvent("drop", {dataTransfer: transfer, ...options})
+                : new ClipboardEvent("paste", {clipboardData: transfer, ...options}));
+        }""",
+        [how, base64.b64encode(PICTURE).decode()],
+    )
+    expect(page.locator("#preview")).to_be_visible()
+
+
+def test_what_is_refused_is_said(page: Page) -> None:
+    choose(page, b"no picture at all")
+    ask(page)
+    expect(page.locator("#trouble")).to_contain_text("holds no picture that can be read")
+    expect(page.locator("#question")).to_have_value(ASKED)  # nothing is lost
+    choose(page)
+    ask(page)
+    assert answer(page)
+    expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_answers_are_text_and_no_markup(page: Page) -> None:
+    ask(page, "<b>bold</b><img src=x onerror=alert(1)>")
+    expect(page.locator(".question")).to_have_text("<b>bold</b><img src=x onerror=alert(1)>")
+    assert page.locator("#turns b, #turns img").count() == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_it_fits_any_width(browser: Browser, server: Running, width: int, scheme: Any) -> None:
+    size: Any = {"width": width, "height": 800}
+    for page in opened(browser, server, viewport=size, color_scheme=scheme):
+        choose(page)
+        ask(page, "word " * 30 + "x" * 60)
+        answer(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        red, green, blue = map(int, re.findall(r"\d+", paper)[:3])
+        assert (red + green + blue > 384) == (scheme == "light")
+
+
+def test_the_page_asks_for_the_key(browser: Browser, run: Path) -> None:
+    with running(run, api_key="sesame") as guarded:
+        page = browser.new_page()
+        page.goto(guarded.url)
+        page.locator("#key").fill("wrong")
+        page.keyboard.press("Enter")
+        expect(page.locator("#trouble")).to_contain_text("missing or wrong")
+        page.locator("#key").fill("sesame")
+        page.keyboard.press("Enter")
+        expect(page.locator("#model")).to_have_text(NAME)
+        expect(page.locator("#key-form")).to_be_hidden()
+        page.close()
+
+
+def test_an_answer_can_be_stopped(browser: Browser, long_run: Path) -> None:
+    with running(long_run, limits=Limits(new_tokens=LONG)) as server:
+        for page in opened(browser, server):
+            page.locator("summary").click()
+            page.locator("#longest").fill(str(LONG))
+            ask(page)
+            # Within the page, as the answer would be whole before a click from outside arrives.
+            page.wait_for_function(STOP_WHEN_WRITING)
+            text = answer(page)
+            assert 3 <= len(text) < LONG
+            expect(page.locator("#send")).to_be_visible()

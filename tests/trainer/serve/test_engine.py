@@ -1,0 +1,250 @@
+"""Answers that are written together are those that are written alone."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from aligntrain.answering import Question, answer
+from aligntrain.model import build_model, build_processor
+from aligntrain.serve.jobs import Failed, Piece
+from aligntrain.serve.metrics import Metrics
+from aligntrain.serve.sampling import Sampling
+from tests.trainer import tiny
+from tests.trainer.families import FAMILIES
+from tests.trainer.serve.serving import Told, job, prompt, started
+
+QUESTIONS: list[tuple[list[int], str, int | None, int]] = [
+    # pictures, text, level, new tokens
+    ([1], "what is it?", None, 14),
+    ([], "tell me a long story about a kite, a beach and two dogs", None, 5),
+    ([2], "and this?", 1, 20),
+    ([3, 4], "which of the two is larger?", None, 9),
+    ([5], "x", 4, 3),
+    ([], "y", None, 17),
+    ([1], "what is it?", 2, 11),
+    ([6], "describe the picture in as many words as you can", None, 1),
+    ([7], "how many?", 3, 16),
+    ([8], "what is it?", None, 13),
+]
+
+
+def messages(pictures: list[int], text: str) -> list[dict[str, Any]]:
+    images = [{"type": "image", "image": tiny.picture(seed)} for seed in pictures]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+def alone(model: Any, processor: Any) -> list[Any]:
+    return [
+        next(answer(model, processor, [Question(messages(p, t), level)], max_new_tokens=new))
+        for p, t, level, new in QUESTIONS
+    ]
+
+
+def loud(model: Any) -> Any:
+    """`model`, in which levels make a difference."""
+    with torch.no_grad():
+        model.model.alignment.table.mul_(20)
+    return model
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[tuple[Any, Any]]:
+    model = loud(tiny.model(text_config=tiny.text_config(max_position_embeddings=1024)))
+    yield model, tiny.processor(model.config)
+
+
+def together(model: Any, processor: Any, rows: int, stagger: bool) -> list[Told]:
+    """The answers to QUESTIONS; staggered, each is asked when the one before has some words."""
+    made = [job(prompt(processor, messages(p, t), level), new) for p, t, level, new in QUESTIONS]
+    with started(model, processor, rows=rows) as engine:
+        if stagger:
+            tells = [told for _, told in made]
+            begun = [False] * len(made)
+
+            def following(place: int) -> Any:
+                def tell(event: Any) -> None:
+                    tells[place](event)
+                    nxt = place + 1
+                    if nxt < len(made) and not begun[nxt]:
+                        begun[nxt] = True
+                        engine.submit(made[nxt][0])
+
+                return tell
+
+            for place, (one, _) in enumerate(made):
+                one.tell = following(place)
+            engine.submit(made[0][0])
+        else:
+            for one, _ in made:
+                engine.submit(one)
+        for _, told in made:
+            assert told.done.wait(60)
+    return [told for _, told in made]
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("stagger", [False, True], ids=["at once", "staggered"])
+def test_a_batch_equals_one_by_one(made: tuple[Any, Any], rows: int, stagger: bool) -> None:
+    model, processor = made
+    expected = alone(model, processor)
+    assert len({one.text for one in expected}) > 5  # they can be told apart
+    told = together(model, processor, rows, stagger)
+    for one, (have, want) in enumerate(zip(told, expected, strict=True)):
+        assert have.text.strip() == want.text, one
+        assert have.ended.tokens == want.tokens
+        assert have.ended.reason == ("stop" if want.finished else "length")
+        if want.gate_weights is None:
+            assert have.gate_weights is None
+        else:
+            assert have.gate_weights == pytest.approx(want.gate_weights, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_of_llms(name: str, tmp_path: Any) -> None:
+    family = FAMILIES[name]
+    vision = tmp_path / "vision"
+    from transformers import CLIPVisionModel
+
+    CLIPVisionModel(tiny.vision_config()).save_pretrained(vision)
+    tiny.image_processor().save_pretrained(vision)
+    llm = family.save(tmp_path / "llm")
+    model = loud(build_model(str(vision), str(llm), levels=4))
+    template: Any = "chat" if family.template else "vicuna_v1"
+    processor = build_processor(str(vision), str(llm), model.config, template=template)
+    expected = alone(model, processor)
+    told = together(model, processor, 4, stagger=True)
+    assert [one.text.strip() for one in told] == [one.text for one in expected]
+
+
+def test_rows_are_written_together_and_join_on_the_way(made: tuple[Any, Any]) -> None:
+    model, processor = made
+    metrics = Metrics()
+    joined = threading.Event()
+    first, told = job(prompt(processor, messages([1], "one")), 40)
+    second, told_second = job(prompt(processor, messages([2], "two")), 5)
+    with started(model, processor, rows=4, metrics=metrics) as engine:
+
+        def tell(event: Any) -> None:
+            told(event)
+            if not joined.is_set():
+                joined.set()
+                engine.submit(second)
+
+        first.tell = tell
+        engine.submit(first)
+        assert told.done.wait(60)
+        assert told_second.done.is_set()  # it did not wait for the first
+    steps = metrics.text().decode()
+    assert 'aligntrain_step_rows_bucket{le="1.0"}' in steps
+    counted = {
+        line.split()[0]: float(line.split()[1]) for line in steps.splitlines() if line[0] != "#"
+    }
+    alone_steps, all_steps = (
+        counted['aligntrain_step_rows_bucket{le="1.0"}'],
+        counted["aligntrain_step_rows_count"],
+    )
+    assert 0 < alone_steps < all_steps
+    assert counted["aligntrain_new_tokens_total"] == told.ended.tokens + told_second.ended.tokens
+
+
+def test_a_seed_draws_the_same_among_any_neighbours(made: tuple[Any, Any]) -> None:
+    model, processor = made
+    asked = prompt(processor, messages([1], "what is it?"))
+    sampling = Sampling(temperature=1.5, top_p=0.9, seed=7)
+
+    def drawn(rows: int, sampling: Sampling) -> str:
+        jobs = [job(asked, 20, sampling=sampling)]
+        jobs += [job(prompt(processor, messages([i], "z")), 9) for i in range(rows - 1)]
+        with started(model, processor, rows=rows) as engine:
+            for one, _ in jobs:
+                engine.submit(one)
+            return jobs[0][1].text if jobs[0][1].ended else ""
+
+    assert drawn(1, sampling) == drawn(4, sampling)
+    assert drawn(1, sampling) != drawn(1, Sampling(1.5, 0.9, seed=8))
+    greedy = drawn(1, Sampling())
+    assert drawn(1, Sampling(temperature=1.5, top_p=1e-6, seed=1)) == greedy
+
+
+def test_a_row_that_is_cancelled_makes_room(made: tuple[Any, Any]) -> None:
+    model, processor = made
+    asked = prompt(processor, messages([1], "what is it?"))
+    first, told = job(asked, 900)
+    second, told_second = job(asked, 3)
+
+    def tell(event: Any) -> None:
+        told(event)
+        first.cancelled = True
+
+    first.tell = tell
+    with started(model, processor, rows=1) as engine:
+        engine.submit(first)
+        engine.submit(second)
+        assert told_second.ended.tokens <= 3
+    assert len(told.events) == 1
+
+
+def test_one_that_fails_does_not_harm_the_others(made: tuple[Any, Any]) -> None:
+    model, processor = made
+    asked = prompt(processor, messages([1], "what is it?"))
+    broken = prompt(processor, messages([1], "what is it?"))
+    object.__setattr__(broken, "input_ids", [10_000_000, *broken.input_ids])
+    good, told = job(asked)
+    bad, told_bad = job(broken)
+    late, told_late = job(asked)
+    with started(model, processor, rows=4) as engine:
+        with engine._news:  # they are read together
+            engine._waiting += [good, bad]
+            engine._news.notify()
+        assert told_bad.done.wait(60)
+        engine.submit(late)
+        assert told.ended.tokens == told_late.ended.tokens
+    assert told.text == told_late.text
+    failed = told_bad.events[-1]
+    assert isinstance(failed, Failed)
+    assert "the model failed at this request" in failed.sentence
+
+
+def test_what_is_unfinished_when_it_stops_is_told_so(made: tuple[Any, Any]) -> None:
+    model, processor = made
+    asked = prompt(processor, messages([1], "what is it?"))
+    jobs = [job(asked, 900) for _ in range(3)]
+    with started(model, processor, rows=2) as engine:
+        for one, _ in jobs:
+            engine.submit(one)
+    for _, told in jobs:
+        assert told.done.is_set()
+    late, told_late = job(asked)
+    engine.submit(late)
+    assert told_late.events == [Failed("the server is stopping.")]
+
+
+def test_an_llm_with_recurrent_layers_answers_one_at_a_time(made: tuple[Any, Any]) -> None:
+    model, processor = made
+    config = model.model.language_model.config
+    kinds = config.layer_types if hasattr(config, "layer_types") else None
+    config.layer_types = ["linear_attention"] * config.num_hidden_layers
+    try:
+        with started(model, processor, rows=4) as engine:
+            assert engine._most_rows == 1
+    finally:
+        config.layer_types = kinds
+
+
+def test_a_stop_text_ends_an_answer(made: tuple[Any, Any]) -> None:
+    model, processor = made
+    asked = prompt(processor, messages([9], "what is it?"))
+    whole, told = job(asked, 30)
+    with started(model, processor) as engine:
+        engine.submit(whole)
+        assert told.ended.tokens == 30
+        stop = told.text[6:8]
+        cut, told_cut = job(asked, 30, stops=(stop,))
+        engine.submit(cut)
+        assert told_cut.ended.reason == "stop"
+    assert told_cut.text == told.text[: told.text.find(stop)]
+    assert told_cut.ended.tokens < 30
+    assert all(isinstance(event, Piece) for event in told_cut.events[1:-1])

@@ -1,0 +1,99 @@
+"""The runs that an ablation comes to: fine-tunings by variant and seed, each on its pre-training.
+
+Variants share a pre-training where it would be the same. In pre-training each pair's own level is
+taken, so mixing, the gate and the table that fine-tuning begins with make no difference to it; only
+`none`, which has no table, has one of its own.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aligntrain.ablation.design import Design, Variant
+from aligntrain.job import EXPORT, ending_of, is_job
+from aligntrain.recipes import Phase, load_recipe
+
+_ALIKE = ("model.mixing=adaptive", "model.table=learned", "model.gate_text=prompt")
+"""What a shared pre-training is made with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of `phase` with `seed`, in `folder`; `overrides` are its changes of the recipe.
+
+    `variant` is whose it is, of a shared pre-training the first one's; `start` is the folder of the
+    pre-training that a fine-tuning goes on from.
+    """
+
+    variant: str
+    seed: int
+    phase: Phase
+    folder: Path
+    overrides: tuple[str, ...]
+    start: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it: `pretrain/adaptive-seed0`."""
+        return f"{self.phase}/{self.folder.name}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was finished by an earlier command."""
+        return is_job(self.folder) and ending_of(self.folder) is not None
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something of it."""
+        return is_job(self.folder)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, None if it is not finished."""
+        ending = ending_of(self.folder) if self.finished else None
+        return None if ending is None else float(ending["seconds"])
+
+    @property
+    def export(self) -> Path:
+        """The folder of its trained model."""
+        return self.folder / EXPORT
+
+
+def cells_of(design: Design, output: Path) -> list[Cell]:
+    """All runs of `design` below `output`, in the order in which they are to be made: seed by seed,
+    so that there is something to compare as early as can be.
+    """
+    cells: list[Cell] = []
+    for seed in design.seeds:
+        shared: dict[str, Cell] = {}
+        for variant in _baseline_first(design):
+            pretrain = _pretrain(design, variant, seed, output)
+            known = shared.setdefault(_key(design, pretrain.overrides), pretrain)
+            if known is pretrain:
+                cells.append(pretrain)
+            folder = output / "finetune" / f"{variant.name}-seed{seed}"
+            overrides = tuple(design.overrides(variant, "finetune", seed))
+            cells.append(
+                Cell(variant.name, seed, "finetune", folder, overrides, start=known.folder)
+            )
+    return cells
+
+
+def _baseline_first(design: Design) -> Sequence[Variant]:
+    return sorted(design.variants, key=lambda variant: variant.name != design.baseline)
+
+
+def _pretrain(design: Design, variant: Variant, seed: int, output: Path) -> Cell:
+    recipe = design.resolved(variant, "pretrain", seed)
+    alike = () if recipe.model.mixing == "none" else _ALIKE
+    overrides = (*design.overrides(variant, "pretrain", seed), *alike)
+    folder = output / "pretrain" / f"{variant.name}-seed{seed}"
+    return Cell(variant.name, seed, "pretrain", folder, overrides)
+
+
+def _key(design: Design, overrides: Sequence[str]) -> str:
+    """The same for pre-trainings that are the same."""
+    settings = load_recipe(design.recipe, "pretrain", overrides).settings
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,72 @@
+"""`aligntrain ablate`."""
+
+from typing import Annotated
+
+import typer
+
+from aligntrain import terminal
+from aligntrain.commands.options import SetOption
+
+
+def ablate(
+    design: Annotated[
+        str, typer.Argument(help="An ablation that ships (demo, paper) or a YAML file.")
+    ] = "demo",
+    pretrain_data: Annotated[
+        str, typer.Option(help="Levelled pairs to pretrain on.")
+    ] = "data/demo/bucket",
+    finetune_data: Annotated[
+        str, typer.Option(help="Conversations to fine-tune on.")
+    ] = "data/demo/ingest",
+    questions: Annotated[
+        str | None,
+        typer.Option(help="JSON of held-out questions; by default from rows held out of the data."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder; by default runs/ablation-<name>.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe in the place of the ablation's own.")
+    ] = None,
+    set: SetOption = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds; by default its own.")] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="This variant, beside the baseline; may be repeated."),
+    ] = None,
+    nproc: Annotated[
+        int | None, typer.Option(help="Processes of a run; by default one per GPU, or one.")
+    ] = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Keep the weights of every run.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show the runs and how long they take; start nothing.")
+    ] = False,
+) -> None:
+    """Train variants of a recipe over several seeds and say what their differences are worth."""
+    from aligntrain.ablation.perform import ablate, open_ablation, plan_ablation
+
+    ablation = open_ablation(
+        design,
+        pretrain_data,
+        finetune_data,
+        output=output,
+        recipe=recipe,
+        overrides=set or (),
+        seeds=seeds,
+        only=only or (),
+    )
+    if plan:
+        terminal.show_planned(plan_ablation(ablation))
+        return
+    terminal.hide_loading()
+    with terminal.counting() as progress:
+        outcome = ablate(
+            ablation,
+            questions=questions,
+            nproc=nproc,
+            keep_models=keep_models,
+            progress=progress,
+        )
+    terminal.show_outcome(outcome)

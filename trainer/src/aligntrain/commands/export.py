@@ -1,0 +1,22 @@
+"""`aligntrain export`."""
+
+from typing import Annotated
+
+import typer
+
+from aligntrain import terminal
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="A run folder, or a model's own.")],
+    output: Annotated[str, typer.Argument(help="Folder to write.")],
+    format: Annotated[
+        str,
+        typer.Option(help="llava: transformers' own LLaVA (mixing none); llm: the LLM alone."),
+    ] = "llava",
+) -> None:
+    """Write a trained model in a form that other programs read, with a model card."""
+    from aligntrain.publish.leave import leave
+
+    terminal.hide_loading()
+    terminal.show_left(leave(model, output, format))

@@ -1,0 +1,183 @@
+"""The routes."""
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from aligntrain.serve.access import Access, refuse
+from aligntrain.serve.refusals import Refusal
+from aligntrain.serve.replies import Reply
+from aligntrain.serve.sampling import Sampling
+from aligntrain.serve.schema import ChatRequest
+from aligntrain.serve.service import Place, Service
+from aligntrain.serve.streaming import AnswerStream, ClientGone, Events, too_late, unless_gone
+
+STATIC = Path(__file__).with_name("static")
+
+_DRAINED = 10
+"""A body of up to so many times the limit is read to its end and dropped, since a client that is
+still sending does not see the response.
+"""
+
+
+def make_app(service: Service, *, api_key: str | None = None, local: bool = True) -> Starlette:
+    """What answers for `service`; see `Access` for the rest."""
+    app = Starlette(
+        routes=[
+            Route("/", _page),
+            Route("/health", _health),
+            Route("/metrics", _metrics),
+            Route("/v1/models", _models),
+            Route("/v1/models/{name:path}", _model),
+            Route("/v1/chat/completions", _chat, methods=["POST"]),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ],
+        middleware=[Middleware(Access, api_key=api_key, local=local)],
+        exception_handlers={HTTPException: _http_error, Exception: _broken},
+    )
+    app.state.service = service
+    return app
+
+
+async def _page(_: Request) -> Response:
+    return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+async def _health(request: Request) -> Response:
+    ready = _service(request).loaded is not None
+    status = "ready" if ready else "loading"
+    return JSONResponse({"status": status}, 200 if ready else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    text = _service(request).metrics.text()
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _models(request: Request) -> Response:
+    loaded = _service(request).loaded
+    return JSONResponse({"object": "list", "data": [] if loaded is None else [loaded.card]})
+
+
+async def _model(request: Request) -> Response:
+    loaded, name = _service(request).loaded, request.path_params["name"]
+    if loaded is None or name != loaded.card["id"]:
+        return refuse(Refusal(404, f"there is no model {name!r} here.", code="model_not_found"))
+    return JSONResponse(loaded.card)
+
+
+async def _chat(request: Request) -> Response:
+    service = _service(request)
+    try:
+        response = await _answered(request, service)
+    except Refusal as refusal:
+        response = refuse(refusal)
+    except (ClientGone, ClientDisconnect):
+        response = Response(status_code=499)  # nobody reads it; the metrics count it
+    service.metrics.requests.labels(str(response.status_code)).inc()
+    return response
+
+
+async def _answered(request: Request, service: Service) -> Response:
+    place = service.take_place()
+    deadline = asyncio.get_running_loop().time() + service.limits.timeout
+    streams = False
+    try:
+        try:
+            async with asyncio.timeout_at(deadline):
+                body = await _body(request, service.limits.body)
+                asked, prompt, new_tokens = await unless_gone(request, service.prompt(body))
+        except TimeoutError as error:
+            raise too_late() from error
+        del body
+        events = Events.of(prompt, new_tokens, _sampling(asked), tuple(asked.stop or ()), deadline)
+        reply = Reply(service.name, len(prompt.input_ids), gate=asked.gate)
+        response = await _begun(request, service, asked, events, reply, place)
+        streams = isinstance(response, AnswerStream)
+        return response
+    finally:
+        if not streams:
+            place.leave()
+
+
+async def _begun(
+    request: Request,
+    service: Service,
+    asked: ChatRequest,
+    events: Events,
+    reply: Reply,
+    place: Place,
+) -> Response:
+    """The response, once the model has read the prompt: until then an error has its status."""
+    assert service.loaded is not None
+    service.loaded.engine.submit(events.job)
+    streams = False
+    try:
+        begun: Any = await unless_gone(request, events.next())
+        service.metrics.first_token.observe(monotonic() - place.arrived)
+        if asked.stream:
+            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            streams = True
+            return AnswerStream(events, begun, reply, place, usage=usage)
+        text, ended = await unless_gone(request, events.rest())
+        return JSONResponse(reply.whole(text, ended.reason, ended.tokens, begun.gate_weights))
+    finally:
+        if not streams:
+            events.job.cancelled = True
+
+
+async def _body(request: Request, most: int) -> bytes:
+    """The body of a JSON request of at most so many bytes."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    # Not least since a page from elsewhere may send other types without asking.
+    if kind != "application/json":
+        raise Refusal(415, f"the content type is {kind or 'not given'}; send application/json.")
+    too_large = Refusal(413, f"the body has more than {most:,} bytes; send less.")
+    length = request.headers.get("content-length", "")
+    known = int(length) if length.isdecimal() else 0
+    if known > most * _DRAINED or (known > most and "expect" in request.headers):
+        raise too_large
+    body = bytearray()
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > most * _DRAINED:
+            raise too_large
+        if max(size, known) <= most:
+            body += piece
+    if max(size, known) > most:
+        raise too_large
+    return bytes(body)
+
+
+def _sampling(asked: ChatRequest) -> Sampling:
+    top_p = 1.0 if asked.top_p is None else asked.top_p
+    return Sampling(asked.temperature or 0.0, top_p, asked.seed)
+
+
+async def _http_error(_: Request, error: Any) -> Response:
+    """A path or a method that is not here, in the form of all errors."""
+    sentence = {404: "there is nothing at this path.", 405: "this path has other methods."}
+    said = sentence.get(error.status_code, f"{error.detail}.")
+    response = refuse(Refusal(error.status_code, said))
+    with suppress(AttributeError):
+        response.headers.update(error.headers or {})
+    return response
+
+
+async def _broken(_: Request, __: Exception) -> Response:
+    return refuse(Refusal(500, "the server failed at this request; its log says how."))
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service

@@ -1,0 +1,286 @@
+"""One thread that writes all answers together: continuous batching.
+
+Rows join between two tokens and leave when they are done, so nobody waits for another's answer to
+end. New prompts are read together, padded on the left, and their keys and values put beside those
+of the rows that are being written. In float32 each row is what it would be alone.
+
+An LLM in which rows meet otherwise than by attention (recurrent layers) answers one at a time.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from aligntrain.answering import generation_settings
+from aligntrain.model.packing import obstacle
+from aligntrain.serve.cached import Cached
+from aligntrain.serve.jobs import Begun, Ended, Failed, Job, Piece
+from aligntrain.serve.metrics import Metrics
+from aligntrain.serve.sampling import Sampler
+from aligntrain.serve.writing import Writing
+
+log = logging.getLogger(__name__)
+
+READ_AT_ONCE = 8192
+"""Tokens of prompts, padding included, that are read in one go; a longer prompt is read alone."""
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    job: Job
+    writing: Writing
+    sampler: Sampler | None
+    tokens: int = 0
+    last: int = 0
+
+
+class Engine:
+    """Answers jobs, `rows` of them at a time, with `model` on its device.
+
+    When its thread dies of what it does not know, `died` is called with that, and every job has
+    failed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        rows: int = 16,
+        metrics: Metrics | None = None,
+        died: Callable[[BaseException], None] = lambda _: None,
+    ) -> None:
+        self._model = model.eval()
+        self._processor = processor
+        why_not = obstacle(model.model.language_model)
+        if why_not is not None and rows > 1:
+            log.warning("the LLM answers one request at a time: %s.", why_not)
+        self._joins = why_not is None
+        self._most_rows = rows if self._joins else 1
+        self._metrics = metrics or Metrics()
+        self._died = died
+        self._ends = frozenset(generation_settings(model, processor, 1, 0.0).eos_token_id)  # pyright: ignore[reportArgumentType]
+        self._waiting: deque[Job] = deque()
+        self._reading: list[Job] = []
+        self._rows: list[_Row] = []
+        self._cached: Cached | None = None
+        self._news = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="aligntrain-engine", daemon=True)
+
+    def start(self) -> "Engine":
+        """Begin to answer."""
+        self._thread.start()
+        return self
+
+    def submit(self, job: Job) -> None:
+        """Have `job` answered when its turn comes."""
+        with self._news:
+            stopped = self._stopping
+            if not stopped:
+                self._waiting.append(job)
+                self._news.notify()
+        if stopped:
+            job.tell(Failed("the server is stopping."))
+
+    def stop(self) -> None:
+        """Answer no more; returns when the last token is written. What is unfinished fails."""
+        with self._news:
+            self._stopping = True
+            self._news.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                while self._wait():
+                    self._drop_cancelled()
+                    self._reading = self._next_jobs()
+                    self._read(self._reading)
+                    self._reading = []
+                    if self._rows:
+                        self._write()
+                    self._metrics.rows.set(len(self._rows))
+        except BaseException as error:
+            self._died(error)
+            raise
+        finally:
+            with self._news:
+                self._stopping = True
+                left = [*self._reading, *(row.job for row in self._rows), *self._waiting]
+            for job in left:
+                _tell(job, Failed("the server is stopping."))
+
+    def _wait(self) -> bool:
+        """Wait for something to do; whether there is."""
+        with self._news:
+            self._news.wait_for(lambda: self._stopping or self._rows or self._waiting)
+            return not self._stopping
+
+    def _drop_cancelled(self) -> None:
+        if any(row.job.cancelled for row in self._rows):
+            self._keep([i for i, row in enumerate(self._rows) if not row.job.cancelled])
+
+    def _next_jobs(self) -> list[Job]:
+        """Those that wait and have room, first come first served."""
+        jobs: list[Job] = []
+        longest = 0
+        with self._news:
+            while self._waiting and len(self._rows) + len(jobs) < self._most_rows:
+                if self._waiting[0].cancelled:
+                    self._waiting.popleft()
+                    continue
+                longest = max(longest, len(self._waiting[0].prompt.input_ids))
+                if jobs and longest * (len(jobs) + 1) > READ_AT_ONCE:
+                    break
+                jobs.append(self._waiting.popleft())
+        return jobs
+
+    def _read(self, jobs: list[Job]) -> None:
+        """Read prompts and write their first tokens; those with a forced level for themselves."""
+        for forced in (False, True):
+            group = [job for job in jobs if (job.prompt.level is not None) == forced]
+            if group:
+                self._read_together(group)
+
+    def _read_together(self, jobs: list[Job]) -> None:
+        try:
+            output, mask = self._prefill([job.prompt for job in jobs])
+        except Exception as error:  # noqa: BLE001 - whatever a model raises, others are served on
+            if len(jobs) > 1:  # one of them may be at fault, and the others not
+                for job in jobs:
+                    self._read_together([job])
+                return
+            self._failed(jobs, error)
+            return
+        rows = [_Row(job, self._writing(job), _sampler(job)) for job in jobs]
+        for row, weights in zip(rows, _gate(output, len(rows)), strict=True):
+            _tell(row.job, Begun(weights))
+        cached = Cached(output.past_key_values, mask)
+        going = self._accept(rows, output.logits[:, -1])
+        if not going:
+            return
+        if len(going) < len(rows):
+            cached = cached.only(going)
+        self._cached = cached if self._cached is None else self._cached.beside(cached)
+        self._rows += [rows[i] for i in going]
+
+    def _prefill(self, prompts: list[Any]) -> tuple[Any, torch.Tensor]:
+        model = self._model
+        padded = self._processor.pad_rows([prompt.input_ids for prompt in prompts], "left")
+        ids, mask = (
+            torch.tensor(padded[name], device=model.device)
+            for name in ("input_ids", "attention_mask")
+        )
+        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if pixels:
+            given["pixel_values"] = torch.cat(pixels).to(model.device, model.dtype)
+        if prompts[0].level is not None:
+            levels = [prompt.level for prompt in prompts]
+            given["levels"] = torch.tensor(levels, device=model.device)
+        # Without a configuration each layer keeps all tokens, those with a sliding window too, so
+        # that rows of any length can be put side by side; the masks see to the windows.
+        cache = DynamicCache() if self._joins else None
+        output = model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._metrics.prompt_tokens.inc(int(mask.sum()))
+        return output, mask
+
+    def _write(self) -> None:
+        """One token more for each row."""
+        assert self._cached is not None
+        cached, rows = self._cached, self._rows
+        self._metrics.step_rows.observe(len(rows))
+        last = torch.tensor([[row.last] for row in rows], device=cached.mask.device)
+        mask = torch.cat([cached.mask, torch.ones_like(last)], dim=1)
+        try:
+            output = self._model(
+                input_ids=last,
+                attention_mask=mask,
+                past_key_values=cached.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        except Exception as error:  # noqa: BLE001 - as above; the cache cannot be trusted any more
+            self._rows, self._cached = [], None
+            self._failed([row.job for row in rows], error)
+            return
+        self._cached = Cached(output.past_key_values, mask)
+        going = self._accept(rows, output.logits[:, -1])
+        if len(going) < len(rows):
+            self._keep(going)
+
+    def _keep(self, places: list[int]) -> None:
+        assert self._cached is not None
+        self._rows = [self._rows[i] for i in places]
+        self._cached = self._cached.only(places) if places else None
+
+    def _accept(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
+        """Give each row its next token, of `logits` [B, V]; the places of those that go on."""
+        likeliest = logits.argmax(dim=-1).tolist()
+        self._metrics.new_tokens.inc(len(rows))
+        going: list[int] = []
+        for place, row in enumerate(rows):
+            try:
+                token = likeliest[place] if row.sampler is None else row.sampler.draw(logits[place])
+            except ArithmeticError as error:
+                _tell(row.job, Failed(f"{error}."))
+                continue
+            if self._goes_on(row, token):
+                going.append(place)
+        return going
+
+    def _goes_on(self, row: _Row, token: int) -> bool:
+        row.tokens += 1
+        row.last = token
+        ended = token in self._ends
+        text = "" if ended else row.writing.add(token)
+        ended = ended or row.writing.stopped
+        cut = not ended and row.tokens >= row.job.max_new_tokens
+        if ended or cut:
+            text += row.writing.end()
+        if text:
+            _tell(row.job, Piece(text))
+        if ended or cut:
+            # The rest may have held the stop.
+            _tell(
+                row.job, Ended("length" if cut and not row.writing.stopped else "stop", row.tokens)
+            )
+        return not (ended or cut)
+
+    def _writing(self, job: Job) -> Writing:
+        return Writing(self._processor.tokenizer, job.stops)
+
+    def _failed(self, jobs: list[Job], error: Exception) -> None:
+        log.error("a step of the model failed: %s", error, exc_info=error)
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            sentence = "the model ran out of memory; ask again later, or for less."
+        else:
+            sentence = "the model failed at this request; the server's log says how."
+        for job in jobs:
+            _tell(job, Failed(sentence))
+
+
+def _sampler(job: Job) -> Sampler | None:
+    return Sampler(job.sampling) if job.sampling.temperature > 0 else None
+
+
+def _gate(output: Any, rows: int) -> list[list[float] | None]:
+    """The gate's weights of each row, None of one that it did not speak for."""
+    if output.gate_weights is None:
+        return [None] * rows
+    weights: list[list[float]] = output.gate_weights.float().tolist()
+    return [row if any(row) else None for row in weights]
+
+
+def _tell(job: Job, event: Begun | Piece | Ended | Failed) -> None:
+    if not job.cancelled:
+        job.tell(event)

@@ -1,0 +1,149 @@
+"""Pictures from http addresses, fetched so that nobody reaches into private networks through us.
+
+A host is resolved once; all its addresses must be public, and the connection goes to one of those
+very addresses, so that a name that resolves differently the second time gains nothing. Each
+redirect is checked alike. No proxy of the environment is used, and no cookie or key is sent.
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+"""The IP addresses of a host, given with its port."""
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "aligntrain"}
+
+
+class FetchError(Exception):
+    """A picture that was not fetched; the message goes on from `the picture …`."""
+
+
+def is_public(address: str) -> bool:
+    """Whether the IP `address` is one of the internet's, and so is any IPv4 address inside it."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None or ip in _NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        inside = [ip.sixtofour, *(ip.teredo or ())]
+        if ip.is_site_local or any(one is not None and not is_public(str(one)) for one in inside):
+            return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """What this machine's resolver says."""
+    loop = asyncio.get_running_loop()
+    found: list[Any] = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+@dataclass(frozen=True, slots=True)
+class Fetcher:
+    """Fetches pictures of at most `size` bytes within `seconds`, redirects and all.
+
+    `resolve` and `transport` (httpx's; it meets addresses, never names) are for those who want to
+    reach the internet in a way of their own.
+    """
+
+    size: int = 20_000_000
+    seconds: float = 10.0
+    redirects: int = 3
+    resolve: Resolve = resolve
+    transport: httpx.AsyncBaseTransport | None = None
+
+    async def fetch(self, address: str) -> bytes:
+        """What lies at `address`.
+
+        Raises:
+            FetchError: it is not public, too large, too slow, no picture, or not there.
+        """
+        try:
+            async with asyncio.timeout(self.seconds):
+                return await self._follow(address)
+        except TimeoutError as error:
+            raise FetchError(f"did not come within {self.seconds:g} seconds") from error
+        except httpx.HTTPError as error:
+            raise FetchError(f"cannot be fetched ({type(error).__name__})") from error
+
+    async def _follow(self, address: str) -> bytes:
+        async with httpx.AsyncClient(
+            transport=self.transport,
+            trust_env=False,
+            follow_redirects=False,
+            timeout=self.seconds,
+        ) as client:
+            url = _url(address)
+            for _ in range(self.redirects + 1):
+                response = await self._get(client, url)
+                try:
+                    if not response.has_redirect_location:
+                        return await self._read(response)
+                    url = _url(str(url.join(response.headers["Location"])))
+                finally:
+                    await response.aclose()
+        raise FetchError(f"is behind more than {self.redirects} redirects")
+
+    async def _get(self, client: httpx.AsyncClient, url: httpx.URL) -> httpx.Response:
+        """The response from the first of the host's addresses that can be connected to."""
+        port = url.port or (443 if url.scheme == "https" else 80)
+        try:
+            addresses = await self.resolve(url.host, port)
+        except OSError as error:
+            raise FetchError("has a host that is not found") from error
+        if not addresses or not all(is_public(one) for one in addresses):
+            raise FetchError("has a host that is not on the public internet")
+        failed: httpx.HTTPError | None = None
+        for one in addresses:
+            request = client.build_request(
+                "GET",
+                url.copy_with(host=one),
+                headers={**_HEADERS, "Host": url.netloc.decode("ascii")},
+                # The certificate must be that of the host's name.
+                extensions={"sni_hostname": url.raw_host.decode("ascii")},
+            )
+            try:
+                return await client.send(request, stream=True)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failed = error
+        raise failed or FetchError("cannot be fetched")
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        headers = response.headers
+        if response.status_code != 200:
+            raise FetchError(f"cannot be fetched (status {response.status_code})")
+        if not headers.get("Content-Type", "").lower().startswith("image/"):
+            raise FetchError("is of no picture's type")
+        if headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise FetchError("came compressed, which was not asked for")
+        too_large = f"has more than {self.size:,} bytes"
+        length = headers.get("Content-Length", "")
+        if length.isdecimal() and int(length) > self.size:
+            raise FetchError(too_large)
+        data = bytearray()
+        async for piece in response.aiter_raw():
+            data += piece
+            if len(data) > self.size:
+                raise FetchError(too_large)
+        return bytes(data)
+
+
+def _url(address: str) -> httpx.URL:
+    try:
+        url = httpx.URL(address)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise FetchError("has no address that can be read") from error
+    if url.scheme not in ("http", "https") or not url.host:
+        raise FetchError("is at no http or https address")
+    if url.userinfo:
+        raise FetchError("has an address with a user's name in it")
+    return url

@@ -1,0 +1,71 @@
+"""What the engine is given to do, and what it tells of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from aligntrain.serve.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What the model reads: `input_ids`, and `pixel_values` [I, 3, H, W] float32 of its pictures;
+    `level` takes that level's vector in the place of the mix.
+    """
+
+    input_ids: list[int]
+    pixel_values: torch.Tensor | None = None
+    level: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The prompt has been read. `gate_weights` are the N - 1 weights of the local levels, None
+    where no gate spoke.
+    """
+
+    gate_weights: list[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """More text of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The answer is whole. `reason` is OpenAI's: `stop`, by itself or by a stop text, or `length`;
+    `tokens` counts what was written, a token that ends it included.
+    """
+
+    reason: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """There will be no answer, or no more of it."""
+
+    sentence: str
+
+
+Event = Begun | Piece | Ended | Failed
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A prompt to be answered. `tell` is called from the engine's thread, with `Begun`, any number
+    of `Piece`, and `Ended`; or at any place `Failed`, after which nothing comes.
+
+    Whoever sets `cancelled` is told no more, and the row makes room for another.
+    """
+
+    prompt: Prompt
+    tell: Callable[[Event], None]
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    stops: tuple[str, ...] = ()
+    cancelled: bool = False

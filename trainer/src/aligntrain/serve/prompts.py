@@ -1,0 +1,126 @@
+"""From a request and its pictures to what the model reads."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from PIL import Image
+
+from alignshared import InputError
+from aligntrain.answering import captions_only, check_questions
+from aligntrain.placeholders import IMAGE_MARK
+from aligntrain.serve.jobs import Prompt
+from aligntrain.serve.refusals import Refusal
+from aligntrain.serve.schema import ChatRequest, Message
+from aligntrain.serve.settings import Limits
+
+
+class Prompter:
+    """Makes prompts for one model, in any thread."""
+
+    def __init__(self, model: Any, processor: Any, limits: Limits) -> None:
+        self._model = model
+        self._processor = processor
+        self._limits = limits
+        context = getattr(model.config.text_config, "max_position_embeddings", None)
+        self._context: int | None = context
+        self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
+
+    @property
+    def most_prompt_tokens(self) -> int | None:
+        """How many tokens a prompt may have, pictures included; None if nothing limits it."""
+        limits = (self._limits.prompt_tokens, self._context)
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def prompt(self, request: ChatRequest, pictures: Sequence[Image.Image]) -> tuple[Prompt, int]:
+        """What the model is to read, and how many tokens it may write.
+
+        `pictures` are those of the request, in reading order.
+
+        Raises:
+            Refusal: it is too long, or not what this model can be asked.
+        """
+        self._check_texts(request.messages)
+        messages = _turns(request.messages, iter(pictures))
+        if captions_only(self._processor):
+            messages = messages[-1:]
+        try:
+            inputs = self._processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True
+            )
+            new_tokens = self._new_tokens(request, inputs["input_ids"].shape[1])
+            check_questions(self._model, self._processor, inputs, [request.level], new_tokens)
+        except InputError as error:
+            raise Refusal(400, str(error), code="invalid_value") from error
+        except TemplateError as error:
+            raise Refusal(
+                400, f"the model's chat template refuses these messages: {error}.", param="messages"
+            ) from error
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        return Prompt(ids, inputs.get("pixel_values"), request.level), new_tokens
+
+    def _check_texts(self, messages: Sequence[Message]) -> None:
+        for place, message in enumerate(messages):
+            where = f"messages[{place}]"
+            if IMAGE_MARK in message.text:
+                raise Refusal(
+                    400,
+                    f"{where} holds the mark {IMAGE_MARK}, which stands for a picture by itself; "
+                    "leave it out and give the picture as a part of type image_url.",
+                    param=where,
+                )
+            if message.role != "user" and message.image_urls:
+                raise Refusal(
+                    400, f"{where} is the {message.role}'s and has a picture; only the user's may.",
+                    param=where,
+                )  # fmt: skip
+        if messages[-1].role != "user":
+            raise Refusal(400, "the last message is not the user's; end with one.",
+                          param="messages")  # fmt: skip
+        most = self.most_prompt_tokens
+        # Before any of it is tokenized: no token is longer than the longest one.
+        if most is not None and sum(len(m.text) for m in messages) > most * self._longest_token:
+            raise _too_long(f"more than {most}", most)
+
+    def _new_tokens(self, request: ChatRequest, length: int) -> int:
+        """How many tokens an answer may have to a prompt of `length` tokens."""
+        limits, most = self._limits, self.most_prompt_tokens
+        if most is not None and length > most:
+            raise _too_long(str(length), most)
+        room = limits.new_tokens
+        if self._context is not None:
+            room = min(room, self._context - length)
+        asked = request.most_tokens
+        if asked is not None and asked > limits.new_tokens:
+            raise Refusal(
+                400,
+                f"{asked} new tokens are asked for, and the server writes at most "
+                f"{limits.new_tokens}; ask for fewer.",
+                code="invalid_value",
+                param="max_completion_tokens" if request.max_completion_tokens else "max_tokens",
+            )
+        if (asked or 1) > room:
+            raise _too_long(f"{length} and {asked or 1} new", self._context or most or 0)
+        return asked or room
+
+
+def _turns(messages: Sequence[Message], pictures: Iterator[Image.Image]) -> list[dict[str, Any]]:
+    """`messages` as the processor takes them."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        role = "system" if message.role == "developer" else message.role
+        content: list[dict[str, Any]] = [
+            {"type": "image", "image": next(pictures)} for _ in message.image_urls
+        ]
+        turns.append({"role": role, "content": [*content, {"type": "text", "text": message.text}]})
+    return turns
+
+
+def _too_long(length: str, most: int) -> Refusal:
+    return Refusal(
+        400,
+        f"the conversation has {length} tokens, and the limit is {most}; begin a new one, or ask "
+        "for fewer.",
+        code="context_length_exceeded",
+        param="messages",
+    )

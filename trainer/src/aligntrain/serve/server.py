@@ -1,0 +1,148 @@
+"""From the folder of a model to a server that answers until it is told to stop."""
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from alignshared import AlignError, InputError
+from aligntrain.job import EXPORT
+from aligntrain.load import load_to_answer, model_folder
+from aligntrain.serve.app import make_app
+from aligntrain.serve.engine import Engine
+from aligntrain.serve.fetching import Fetcher
+from aligntrain.serve.service import Loaded, Service
+from aligntrain.serve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GRACE = 10
+"""Seconds that answers have to end in when the server stops."""
+
+
+class Server:
+    """The model in `folder` behind HTTP; it listens at once and answers when the model is loaded.
+
+    `fetcher` is for those who want pictures fetched in a way of their own.
+
+    Raises:
+        InputError: there is no such model, or the port is taken.
+    """
+
+    def __init__(
+        self, folder: str | Path, settings: Settings, *, fetcher: Fetcher | None = None
+    ) -> None:
+        place = model_folder(folder).resolve()
+        self.name = settings.name or (place.parent if place.name == EXPORT else place).name
+        if settings.api_key is None and not settings.local:
+            log.warning("everybody who reaches %s may ask; give an API key.", settings.host)
+        self._folder = folder
+        self._settings = settings
+        if fetcher is None and settings.image_urls:
+            fetcher = Fetcher(size=settings.limits.body)
+        self._service = Service(self.name, settings.limits, fetcher)
+        key = settings.api_key and settings.api_key.strip()
+        app = make_app(self._service, api_key=key, local=settings.local)
+        self._socket = _bound(settings.host, settings.port)
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=GRACE,
+            )
+        )
+        self._failure: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host, port = self._socket.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until `stop`, SIGINT or SIGTERM; `ready` is called when the model is loaded.
+
+        What is being answered then has GRACE seconds to end.
+
+        Raises:
+            InputError: the model cannot be loaded.
+            AlignError: the model's thread has died.
+        """
+        url = self.url  # the socket is closed at the end
+        log.info("%s listens, and loads %s.", url, self.name)
+        loader = threading.Thread(target=self._load, args=(ready,), daemon=True)
+        with self._stopped_by_signals():
+            loader.start()
+            self._uvicorn.run(sockets=[self._socket])
+        if self._service.loaded is not None:
+            self._service.loaded.engine.stop()
+        self._service.close()
+        if isinstance(self._failure, AlignError):
+            raise self._failure
+        if self._failure is not None:
+            raise AlignError(
+                f"the server stopped, for its model failed ({self._failure}); start it again."
+            ) from self._failure
+
+    def stop(self) -> None:
+        """Have `run` come to its end; from any thread."""
+        self._uvicorn.should_exit = True
+
+    def _load(self, ready: Callable[[], None]) -> None:
+        settings, service = self._settings, self._service
+        try:
+            model, processor = load_to_answer(self._folder, device=settings.device)
+            engine = Engine(
+                model,
+                processor,
+                rows=settings.limits.rows,
+                metrics=service.metrics,
+                died=self._fail,
+            )
+            service.loaded = Loaded.of(model, processor, self.name, settings.limits, engine)
+            engine.start()
+        except BaseException as error:  # noqa: BLE001 - `run` raises it in its own thread
+            self._fail(error)
+        else:
+            ready()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = error
+        self.stop()
+
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        """Uvicorn sends itself anew, when it is done, the signals that it has caught."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kept = {
+            one: signal.signal(one, lambda *_: self.stop())
+            for one in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            yield
+        finally:
+            for one, handler in kept.items():
+                signal.signal(one, handler)
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        raise InputError(
+            f"{host}:{port} cannot be listened on ({error}); give another --host or --port."
+        ) from error

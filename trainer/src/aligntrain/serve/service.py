@@ -1,0 +1,192 @@
+"""One model that is served: what every request shares."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+from time import monotonic, time
+from typing import Any
+
+from aligntrain.answering import captions_only
+from aligntrain.serve.engine import Engine
+from aligntrain.serve.fetching import Fetcher, FetchError
+from aligntrain.serve.jobs import Prompt
+from aligntrain.serve.metrics import Metrics
+from aligntrain.serve.pictures import decode, from_data_url, is_data_url, refused
+from aligntrain.serve.prompts import Prompter
+from aligntrain.serve.refusals import Refusal
+from aligntrain.serve.schema import ChatRequest, read_request
+from aligntrain.serve.settings import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is ready: its engine, and what makes its prompts."""
+
+    engine: Engine
+    prompter: Prompter
+    card: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, name: str, limits: Limits, engine: Engine) -> "Loaded":
+        """`model` with `engine`, under `name`."""
+        config = model.config
+        prompter = Prompter(model, processor, limits)
+        card: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": int(time()),
+            "owned_by": "aligntrain",
+            "levels": config.levels if config.has_table else None,
+            "mixing": config.mixing,
+            "gate": config.has_gate,
+            "captions_only": captions_only(processor),
+            "max_prompt_tokens": prompter.most_prompt_tokens,
+            "max_new_tokens": limits.new_tokens,
+            "max_images": limits.images,
+            "max_body_bytes": limits.body,
+        }
+        return cls(engine, prompter, card)
+
+
+class Place:
+    """A request's place among those in flight, until it leaves."""
+
+    def __init__(self, service: "Service") -> None:
+        self._service: Service | None = service
+        self.arrived = monotonic()
+
+    def leave(self) -> None:
+        """Make room for another; a second time does nothing."""
+        if self._service is not None:
+            self._service.left(monotonic() - self.arrived)
+            self._service = None
+
+
+class Service:
+    """Takes requests in as far as there is room, and makes prompts of them.
+
+    `loaded` is None until the model is. Used from one event loop.
+    """
+
+    def __init__(self, name: str, limits: Limits, fetcher: Fetcher | None = None) -> None:
+        self.name = name
+        self.limits = limits
+        self.metrics = Metrics()
+        self.loaded: Loaded | None = None
+        self._fetcher = fetcher
+        self._in_flight = 0
+        self._mean_seconds = 1.0
+        # Few, so that few large pictures are in memory at once.
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "aligntrain-prompts")
+
+    def take_place(self) -> Place:
+        """A place for one request.
+
+        Raises:
+            Refusal: the model is not loaded, or as many as may wait are waiting.
+        """
+        if self.loaded is None:
+            raise Refusal(503, "the model is still being loaded; come again later.", retry_after=5)
+        limits = self.limits
+        if self._in_flight >= limits.rows + limits.queue:
+            # When those before it are through, if they take as long as the last ones did.
+            turns = self._in_flight / limits.rows
+            wait = min(60, max(1, ceil(turns * self._mean_seconds)))
+            raise Refusal(
+                429,
+                f"{limits.queue} requests are waiting already; come again in {wait} seconds.",
+                code="rate_limit_exceeded",
+                retry_after=wait,
+            )
+        self._in_flight += 1
+        self.metrics.in_flight.set(self._in_flight)
+        return Place(self)
+
+    def left(self, seconds: float) -> None:
+        """A request has left after `seconds`."""
+        self._in_flight -= 1
+        self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
+        self.metrics.in_flight.set(self._in_flight)
+        self.metrics.seconds.observe(seconds)
+
+    async def prompt(self, body: bytes) -> tuple[ChatRequest, Prompt, int]:
+        """The request in `body`, what the model is to read, and how much it may write.
+
+        Raises:
+            Refusal: it cannot be answered.
+        """
+        loaded = self.loaded
+        assert loaded is not None, "only who has a place asks"
+        run = asyncio.get_running_loop().run_in_executor
+        request = await run(self._pool, self._read, body)
+        fetched = await self._fetched(request.image_urls)
+
+        def make() -> tuple[Prompt, int]:
+            pictures = [
+                decode(_bytes(url, data, place), self.limits.pixels, place)
+                for place, url, data in zip(
+                    _places(request), request.image_urls, fetched, strict=True
+                )
+            ]
+            return loaded.prompter.prompt(request, pictures)
+
+        prompt, new_tokens = await run(self._pool, make)
+        return request, prompt, new_tokens
+
+    def close(self) -> None:
+        """Make no more prompts."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, body: bytes) -> ChatRequest:
+        request = read_request(body)
+        if request.model != self.name:
+            raise Refusal(
+                404,
+                f"there is no model {request.model[:200]!r} here; it is {self.name!r}.",
+                code="model_not_found",
+                param="model",
+            )
+        count, most = len(request.image_urls), self.limits.images
+        if count > most:
+            raise Refusal(
+                400,
+                f"the request has {count} pictures, and the limit is {most}; send fewer.",
+                code="too_many_images",
+                param="messages",
+            )
+        for place, url in zip(_places(request), request.image_urls, strict=True):
+            if not is_data_url(url) and self._fetcher is None:
+                raise refused(
+                    place, "is at an address, and this server fetches none; send it as a data URL"
+                )
+        return request
+
+    async def _fetched(self, urls: Sequence[str]) -> list[bytes | None]:
+        """What lies at those of `urls` that are addresses, one after the other."""
+        fetched: list[bytes | None] = []
+        for url in urls:
+            if is_data_url(url) or self._fetcher is None:
+                fetched.append(None)
+                continue
+            try:
+                fetched.append(await self._fetcher.fetch(url))
+            except FetchError as error:
+                raise refused(f"{url[:200]}", str(error)) from error
+        return fetched
+
+
+def _bytes(url: str, fetched: bytes | None, place: str) -> bytes:
+    return from_data_url(url, place) if fetched is None else fetched
+
+
+def _places(request: ChatRequest) -> list[str]:
+    """Where each picture stands in the request."""
+    return [
+        f"messages[{i}].content[{j}]"
+        for i, message in enumerate(request.messages)
+        for j, part in enumerate(message.content)
+        if part.type == "image_url"
+    ]

@@ -1,0 +1,68 @@
+"""How a model is served, and how much may be asked of it."""
+
+import ipaddress
+from dataclasses import dataclass, field, fields
+
+from alignshared import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is refused beyond it.
+
+    `body` is the bytes of a request, pictures inside; `images` the pictures of a request and
+    `pixels` those of one picture; `prompt_tokens` and `new_tokens` what is read and written for a
+    request, None being all that the model can read; `rows` the answers that are written together
+    and `queue` the requests that may wait beside them; `timeout` the seconds from a request's
+    arrival to the end of its answer.
+    """
+
+    body: int = 20_000_000
+    images: int = 8
+    pixels: int = 50_000_000
+    prompt_tokens: int | None = None
+    new_tokens: int = 1024
+    rows: int = 16
+    queue: int = 128
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            least = 0 if one.name in ("images", "queue") else 1
+            if value is not None and value < least:
+                raise InputError(f"the limit {one.name} is {value}; give {least} or more.")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a model is served.
+
+    `port` 0 takes a free one. `name` is what clients call the model, by default its folder's.
+    Without `api_key` everybody may ask who can reach the port. With `image_urls` pictures may be at
+    public http addresses. `device` is torch's, by default a GPU where there is one.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    name: str | None = None
+    image_urls: bool = False
+    limits: Limits = field(default_factory=Limits)
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not self.api_key.strip():
+            raise InputError("the API key is empty; give one, or leave it out.")
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"there is no port {self.port}; give one from 0 to 65535.")
+
+    @property
+    def local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,273 @@
+// The page of `aligntrain serve`: it speaks to /v1 as any client does.
+
+import { answer, models } from "./client.js";
+import { drawBars, drawSmall } from "./bars.js";
+
+const $ = (id) => document.getElementById(id);
+const state = { model: null, picture: null, turns: [], asking: null };
+
+// ---- the model
+
+async function start() {
+  try {
+    state.model = await models();
+  } catch (error) {
+    if (error.status === 503) {
+      trouble("The model is still being loaded…");
+      setTimeout(start, 1500);
+    } else {
+      trouble(error.message, error.status === 401);
+    }
+    return;
+  }
+  trouble(null);
+  const { id, levels, mixing, gate, captions_only: captions, max_new_tokens: most } = state.model;
+  document.title = id;
+  $("model").textContent = id;
+  $("facts").textContent = levels ? `${levels} levels, mixing ${mixing}` : `mixing ${mixing}`;
+  $("longest").max = most;
+  $("longest").value = Math.min(256, most);
+  $("levels").hidden = !levels;
+  $("gate").hidden = !gate;
+  if (captions) {
+    $("question").placeholder = "This model describes pictures; there is nothing to ask";
+    $("question").disabled = true;
+    $("send").textContent = "Describe";
+  }
+  if (levels) drawTicks(levels);
+  drawBars($("bars"), state.model, null);
+  ready();
+}
+
+function drawTicks(levels) {
+  $("level").max = levels;
+  $("ticks").replaceChildren(...Array.from({ length: levels + 1 }, (_, level) => {
+    const tick = document.createElement("span");
+    tick.textContent = level || "auto";
+    return tick;
+  }));
+  showLevel();
+}
+
+function showLevel() {
+  const { levels, gate } = state.model;
+  const level = Number($("level").value);
+  const auto = gate ? "The gate mixes the levels for each question." : "The levels are mixed as in training.";
+  $("level-name").textContent = level ? `level ${level}` : "auto";
+  $("level").setAttribute("aria-valuetext", level ? `level ${level} of ${levels}` : "auto");
+  $("level-help").textContent = level
+    ? `Level ${level}'s vector alone; 1 is the worst aligned, ${levels} the best.` : auto;
+  [...$("ticks").children].forEach((tick, at) => tick.classList.toggle("on", at === level));
+}
+
+// ---- the picture
+
+function take(file) {
+  if (!file) return;
+  if (!file.type.startsWith("image/")) return trouble(`${file.name || "This"} is no picture.`);
+  const most = state.model?.max_body_bytes ?? Infinity;
+  if (file.size * 4 / 3 + 10000 > most) {
+    return trouble(`The picture has ${(file.size / 1e6).toFixed(1)} MB; the server takes requests of at most ${(most / 1e6).toFixed(0)} MB.`);
+  }
+  const reader = new FileReader();
+  reader.onload = () => {
+    if (state.turns.length) fresh();
+    state.picture = reader.result;
+    $("preview").src = state.picture;
+    showPicture();
+    $("question").focus();
+  };
+  reader.readAsDataURL(file);
+}
+
+function showPicture() {
+  const there = state.picture !== null;
+  $("preview").hidden = $("remove").hidden = !there;
+  $("invite").hidden = there;
+  trouble(null);
+  ready();
+}
+
+$("preview").onerror = () => {
+  // Some formats a browser cannot show, and the server can read.
+  $("preview").hidden = true;
+  $("invite").hidden = false;
+};
+$("file").onchange = () => { take($("file").files[0]); $("file").value = ""; };
+$("remove").onclick = () => { fresh(); state.picture = null; $("preview").removeAttribute("src"); showPicture(); $("file").focus(); };
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+  if (file) { event.preventDefault(); take(file); }
+});
+for (const name of ["dragenter", "dragover"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    document.body.classList.add("over");
+  });
+}
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("over");
+});
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("over");
+  take(event.dataTransfer.files[0]);
+});
+
+// ---- asking
+
+function ready() {
+  const words = state.model?.captions_only ? state.picture : $("question").value.trim();
+  $("send").disabled = !state.model || !words || state.asking !== null;
+  $("fresh").disabled = !state.turns.length;
+  $("stop").hidden = state.asking === null;
+  $("send").hidden = state.asking !== null;
+  for (const again of document.querySelectorAll(".again")) again.disabled = state.asking !== null;
+}
+
+function fresh() {
+  state.asking?.abort();
+  state.turns = [];
+  $("turns").replaceChildren();
+  $("empty").hidden = false;
+  $("gate-of").textContent = "";
+  if (state.model) drawBars($("bars"), state.model, null);
+  trouble(null);
+  ready();
+}
+
+// A picture goes with the first question; each turn counts with its last answer.
+function messages(turns, question) {
+  const asked = [...turns.map((turn) => turn.question), question];
+  return asked.flatMap((text, at) => {
+    const content = [{ type: "text", text }];
+    if (at === 0 && state.picture) {
+      content.unshift({ type: "image_url", image_url: { url: state.picture } });
+    }
+    const said = turns[at]?.answer;
+    return [{ role: "user", content }, ...(said === undefined ? [] : [{ role: "assistant", content: said }])];
+  });
+}
+
+async function ask(turn, before) {
+  const level = Number($("level").value);
+  const card = answerCard(turn, before, level);
+  const asking = state.asking = new AbortController();
+  const request = {
+    model: state.model.id,
+    messages: messages(before, turn.question),
+    max_tokens: Number($("longest").value) || undefined,
+    temperature: Number($("temperature").value),
+    gate: true,
+    ...(level && state.picture ? { level } : {}),
+  };
+  trouble(null);
+  ready();
+  let text = "";
+  try {
+    for await (const event of answer(request, asking.signal)) {
+      if ("gate" in event) showGate(card, event.gate, request.level);
+      text += event.choices[0]?.delta.content ?? "";
+      card.text.textContent = text;
+      card.whole.scrollIntoView({ block: "nearest" });
+    }
+  } catch (error) {
+    if (!asking.signal.aborted) trouble(error.message, error.status === 401);
+  }
+  card.whole.classList.remove("writing");
+  const left = state.asking !== asking; // a new conversation has begun
+  if (!left) {
+    state.asking = null;
+    if (text) turn.answer = text; else forget(turn, card);
+  }
+  ready();
+}
+
+function forget(turn, card) {
+  card.whole.remove();
+  if (turn.answer === undefined) {
+    turn.element.remove();
+    state.turns.pop();
+    if (!state.model.captions_only) $("question").value = turn.question;
+    $("empty").hidden = state.turns.length > 0;
+  }
+}
+
+function answerCard(turn, before, level) {
+  const make = (kind, name) => Object.assign(document.createElement(kind), { className: name });
+  const whole = make("div", "answer writing"), text = make("div", "text"), foot = make("footer", "");
+  const tag = make("span", "tag"), small = make("span", "small");
+  tag.textContent = level && state.picture ? `level ${level}` : state.picture && state.model.levels ? "auto" : "";
+  foot.append(tag, small);
+  for (const old of document.querySelectorAll(".again")) old.remove();
+  const again = make("button", "quiet again");
+  again.type = "button";
+  again.textContent = "Ask again";
+  again.title = "The same question, with the level as it is set now";
+  again.onclick = () => ask(turn, before);
+  foot.append(again);
+  whole.append(text, foot);
+  turn.element.append(whole);
+  return { whole, text, small };
+}
+
+function showGate(card, weights, level) {
+  const shown = { weights, level };
+  drawBars($("bars"), state.model, shown);
+  drawSmall(card.small, state.model, shown);
+  $("gate-of").textContent = level ? `level ${level} forced` : "";
+  $("gate-help").textContent = weights
+    ? `Weights of levels 1 to ${weights.length}, which add up to 1${state.model.mixing === "adaptive" ? `; level ${state.model.levels} is added whole` : ""}.`
+    : level ? "The gate was not asked: one level's vector is taken as it is." : "Without a picture the gate is silent.";
+}
+
+$("ask").onsubmit = (event) => {
+  event.preventDefault();
+  if ($("send").disabled) return;
+  const turn = { question: $("question").value.trim(), answer: undefined, element: document.createElement("li") };
+  if (state.model.captions_only) turn.question = "Describe the picture.";
+  const words = Object.assign(document.createElement("div"), { className: "question", textContent: turn.question });
+  turn.element.append(words);
+  $("turns").append(turn.element);
+  $("empty").hidden = true;
+  const before = [...state.turns];
+  state.turns.push(turn);
+  if (!state.model.captions_only) $("question").value = "";
+  grow();
+  ask(turn, before);
+};
+$("question").onkeydown = (event) => {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+    event.preventDefault();
+    $("ask").requestSubmit();
+  }
+};
+$("question").oninput = () => { grow(); ready(); };
+$("stop").onclick = () => state.asking?.abort();
+$("fresh").onclick = () => { fresh(); $("question").focus(); };
+$("level").oninput = showLevel;
+$("temperature").oninput = () => {
+  const value = Number($("temperature").value);
+  $("temperature-name").textContent = value ? value.toFixed(1) : "0: the likeliest words";
+};
+$("key-form").onsubmit = (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("key", $("key").value);
+  $("key-form").hidden = true;
+  start();
+};
+
+function grow() {
+  const area = $("question");
+  area.style.height = "auto";
+  area.style.height = `${area.scrollHeight + 2}px`;
+}
+
+function trouble(sentence, key = false) {
+  $("trouble").textContent = sentence ?? "";
+  $("trouble").hidden = !sentence;
+  $("key-form").hidden = !key;
+  if (key) $("key").focus();
+}
+
+start();
