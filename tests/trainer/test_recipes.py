@@ -273,6 +273,12 @@ def test_what_lora_may_not_be(override: str, says: str) -> None:
     assert says in problem("vicuna-7b", override, phase="finetune")
 
 
+def test_zero_3_leaves_nothing_to_compile() -> None:
+    says = "compile should have zero_stage 2 or less, not 3"
+    assert says in problem("vicuna-7b", "compile=true", phase="finetune")
+    assert load_recipe("vicuna-7b", "finetune", ["compile=true", "zero_stage=2"]).compile
+
+
 def test_lora_has_no_place_in_pretraining(tmp_path: Path) -> None:
     says = "sets lora in pretrain, where the LLM does not train; set it in finetune alone."
     assert says in problem("vicuna-7b", "lora.rank=8")

@@ -42,6 +42,7 @@ FREE_KEYS = frozenset(
         "batch.packing",
         "checkpoint.every",
         "checkpoint.keep",
+        "compile",
         "data.verify",
         "data.workers",
         "gradient_checkpointing",

@@ -1,13 +1,18 @@
 """The demo's two towers: the shipped CLIP, and SmolLM2-135M-Instruct out of its Python package."""
 
+import io
+import logging
 import os
 import shutil
 import tempfile
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from alignshared import InputError
 from alignshared.demo import clip_path
+
+log = logging.getLogger("aligntrain")
 
 CACHE = Path("~/.cache/alignstack/demo-llm")
 """Where the demo LLM is laid, dequantised, for all later runs."""
@@ -51,7 +56,9 @@ def demo_llm_path() -> Path:
             raise InputError(
                 f"{Path(spec.origin).parent} holds no .gguf file; reinstall {_DISTRIBUTION}."
             )
-        dequantise(files[0], folder)
+        log.info("unpacking the demo's language model to %s, once.", folder)
+        with redirect_stderr(io.StringIO()):  # transformers draws a bar that nothing turns off
+            dequantise(files[0], folder)
     return folder
 
 

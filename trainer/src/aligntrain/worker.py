@@ -92,6 +92,10 @@ def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
     engine = zero.build_engine(model, job.recipe, micro_batches=micro_batches)
     if found is not None:
         checkpoints.load_state(found, zero.MasterState(engine))
+    if job.recipe.compile:
+        from aligntrain.compiling import compile_layers
+
+        compile_layers(engine.module)
     ending = _train(job, engine, data, start, profile)
     if job.recipe.lora is None:
         export(engine.module, processor, run)

@@ -138,6 +138,9 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Any
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False
     )
+    if recipe.zero_stage == 0 and torch.distributed.get_world_size() == 1:
+        # There is nobody to average with, yet every gradient would be copied into a bucket and back.
+        engine.enable_backward_allreduce = False
     # DeepSpeed 0.19 links the moments after the first group's first step, when those of the other
     # groups are not there yet, and does not look again.
     MasterState(engine).begin(0)

@@ -204,6 +204,8 @@ class Settings(Section):
     """What is kept in the host's memory: the optimizer's states, or all that can be."""
     gradient_checkpointing: bool = False
     """Whether activations are computed anew going backward, to save memory."""
+    compile: bool = False
+    """Whether torch.compile fuses the operations of each layer; its first steps then take longer."""
     seed: int = 0
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
@@ -215,6 +217,11 @@ class Settings(Section):
             raise ValueError(
                 f"offload {self.offload} should have zero_stage {least} or more, not "
                 f"{self.zero_stage}"
+            )
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile should have zero_stage 2 or less, not 3, which gathers a layer's weights "
+                "from within the layer"
             )
         if self.lora is not None and self.lora.quantize == "4bit" and self.zero_stage == 3:
             raise ValueError(
