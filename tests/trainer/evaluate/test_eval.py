@@ -97,7 +97,7 @@ def test_what_was_asked_is_kept(evaluated: Any) -> None:
     _, output = evaluated
     first = read_lines(output / "textvqa" / "answers.jsonl")[0]
     assert first["prompt"] == (
-        "What does IBM write?\nReference OCR token: IBM, 0\n"
+        "What does ibm write?\nReference OCR token: IBM, 0\n"
         "Answer the question using a single word or phrase."
     )
     assert (first["tokens"], first["finished"], first["score"]) == (1, False, pytest.approx(0.3))

@@ -23,13 +23,14 @@ def short(row: Row) -> str:
 
 
 def vizwiz(row: Row) -> str:
-    """VizWiz: with a way out."""
-    return row["question"].strip() + UNANSWERABLE + SHORT
+    """VizWiz: with a way out, the question in sentence case and with the spaces around it."""
+    return row["question"].capitalize() + UNANSWERABLE + SHORT
 
 
 def textvqa(row: Row) -> str:
-    """TextVQA: with the words that an OCR system (Rosetta) has read."""
-    return f"{row['question'].strip()}\nReference OCR token: {', '.join(row['ocr_tokens'])}{SHORT}"
+    """TextVQA: in sentence case, with the words that an OCR system (Rosetta) has read."""
+    question, words = row["question"].strip().capitalize(), ", ".join(row["ocr_tokens"])
+    return f"{question}\nReference OCR token: {words}{SHORT}"
 
 
 def mme(row: Row) -> str:
