@@ -15,6 +15,10 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTER_CN = "\n请直接回答选项字母。"
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 YES_NO = "Please answer yes or no."
+PROTOCOL = 1
+"""Counts the ways in which models have been asked: texts, pictures, limits of an answer. Answers
+given under another number are not reused.
+"""
 
 
 def short(row: Row) -> str:
