@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from alignshared import InputError
-from aligntrain.answering import Answer, Question, answer
+from aligntrain.answering import Answer, Question, answer, model_inputs
 from aligntrain.chat import Chat
 from tests.trainer import tiny
 
@@ -171,6 +171,34 @@ def test_the_longest_row_of_a_batch_does_not_count_for_the_others(asked: tuple[A
     """A short question has room for its answer beside a long one that would have none."""
     long = question("x" * 700)
     assert len(answers(asked, [long, MIXED[0]], batch_size=2, max_new_tokens=100)) == 2
+
+
+def length(asked: tuple[Any, Any], one: Question) -> int:
+    return model_inputs(*asked, [one.messages])["input_ids"].shape[1]
+
+
+def test_a_long_question_is_answered_in_what_room_is_left(
+    asked: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asked[0].generation_config, "eos_token_id", 257)
+    most = 1024 - length(asked, question("")) - 3
+    long, short = question("x" * most), MIXED[0]
+    assert length(asked, long) == 1024 - 3
+    alone = answers(asked, [short])
+    assert alone[0].tokens == 16
+    for size in (1, 2):
+        said = answers(asked, [long, short], batch_size=size, shorten=True)
+        assert (said[0].tokens, said[0].finished) == (3, False)
+        assert said[1].text == alone[0].text
+    with pytest.raises(InputError, match="longer than the 1024 that the model reads"):
+        answers(asked, [long, short])
+
+
+def test_a_question_without_room_for_an_answer_is_named(asked: tuple[Any, Any]) -> None:
+    filling = question("x" * (1024 - length(asked, question(""))))
+    named = Question(filling.messages, name="pope, row 7")
+    with pytest.raises(InputError, match="pope, row 7 has 1024 tokens, and with an answer is"):
+        answers(asked, [MIXED[0], named], batch_size=2, shorten=True)
 
 
 def test_a_level_of_a_model_without_levels() -> None:

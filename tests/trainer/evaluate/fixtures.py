@@ -10,7 +10,9 @@ import torch
 from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 from PIL import ImageDraw
+from typer.testing import CliRunner
 
+from aligntrain.cli import app
 from aligntrain.job import EXPORT
 from tests.trainer import tiny
 
@@ -226,3 +228,13 @@ def random_run(folder: Path) -> Path:
     text = tiny.text_config(max_position_embeddings=4096)
     tiny.saved(folder / EXPORT, text_config=text)
     return folder
+
+
+def command(*words: Any) -> Any:
+    """What `aligntrain eval` says."""
+    return CliRunner().invoke(app, ["eval", *map(str, words)])
+
+
+def result(output: Path, name: str) -> dict[str, Any]:
+    """What an evaluation in `output` has kept of a benchmark."""
+    return json.loads((output / name / "result.json").read_text(encoding="utf-8"))

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Reply = Callable[[dict[str, Any]], str | int]
-"""From what is asked to the reply's text, or to a status."""
+Reply = Callable[[dict[str, Any]], str | int | tuple[int, Any] | bytes | None]
+"""From what is asked to the reply's text (None: it has none), to a status, alone or with a body, or
+to bytes in the place of all that HTTP would say.
+"""
 
 
 @contextmanager
@@ -21,9 +23,14 @@ def judging(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append({**body, "path": self.path, "key": self.headers["Authorization"]})
             said = reply(body)
-            status = said if isinstance(said, int) else 200
-            content = {"choices": [{"message": {"role": "assistant", "content": said}}]}
-            sent = json.dumps(content if status == 200 else {"error": "no"}).encode()
+            if isinstance(said, bytes):
+                self.wfile.write(said)
+                return
+            status, content = said if isinstance(said, tuple) else (said, {"error": "no"})
+            if not isinstance(status, int):
+                message = {"role": "assistant", "content": said}
+                status, content = 200, {"choices": [{"message": message}]}
+            sent = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()

@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 from alignshared import InputError
 from aligntrain.cli import app
 from aligntrain.evaluate.benchmarks import BENCHMARKS, PAPER, chosen
-from aligntrain.evaluate.data import find_data, split_files
+from aligntrain.evaluate.data import fetched, find_data, split_files
 from aligntrain.evaluate.pictures import pictures_of
 from tests.trainer.evaluate.fixtures import run_that_says_a
+from tests.trainer.evaluate.stub_hub import Hub, serving, unreachable
 
 
 def test_names_are_read() -> None:
@@ -47,14 +48,32 @@ def test_a_folder_may_hold_one_file_or_those_of_the_hub(tmp_path: Path) -> None:
         find_data(BENCHMARKS["mme"], tmp_path / "nothing", None)
 
 
-def test_without_network_the_sentence_says_what_to_put_where(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
+def touched(*files: Path) -> None:
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(InputError) as told:
+
+def test_a_part_of_the_files_is_not_the_data(tmp_path: Path) -> None:
+    some = [tmp_path / f"pope/data/test-0000{i}-of-00003.parquet" for i in range(3)]
+    touched(some[0], some[2])
+    with pytest.raises(InputError, match=r"POPE: only 2 of 3 files like data/test-00000-of-00003"):
+        find_data(BENCHMARKS["pope"], tmp_path, None)
+    touched(some[1])
+    assert len(find_data(BENCHMARKS["pope"], tmp_path, None).files) == 3
+
+
+def test_questions_of_gqa_are_nothing_without_pictures(tmp_path: Path) -> None:
+    one = "testdev-00000-of-00001.parquet"
+    touched(tmp_path / "gqa" / "testdev_balanced_instructions" / one)
+    with pytest.raises(InputError, match=r"GQA: no testdev_balanced_images/ in .*; put testdev_"):
+        find_data(BENCHMARKS["gqa"], tmp_path, None)
+    touched(tmp_path / "gqa" / "testdev_balanced_images" / one)
+    assert find_data(BENCHMARKS["gqa"], tmp_path, None).pictures
+
+
+def test_without_network_the_sentence_says_what_to_put_where(tmp_path: Path) -> None:
+    with unreachable(tmp_path), pytest.raises(InputError) as told:
         find_data(BENCHMARKS["pope"], None, None)
     assert str(told.value) == (
         "POPE: its data is not here and the Hub cannot give it (HF_HUB_OFFLINE is set); put "
@@ -63,22 +82,48 @@ def test_without_network_the_sentence_says_what_to_put_where(
     )
 
 
-def test_what_was_fetched_before_is_found_without_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from huggingface_hub import constants
+OLD, NEW = "a" * 40, "b" * 40
+PARTS = [f"data/test-0000{i}-of-00002.parquet" for i in range(2)]
 
-    commit = "a" * 40
-    place = tmp_path / "datasets--lmms-lab-encoder--POPE"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text(commit)
-    file = place / "snapshots" / commit / "data" / "test-00000-of-00001.parquet"
-    file.parent.mkdir(parents=True)
-    file.touch()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    found = find_data(BENCHMARKS["pope"], None, None)
-    assert (found.files, found.revision) == ([str(file)], commit)
+
+@pytest.fixture
+def hub() -> Hub:
+    """One whose main is NEW."""
+    return Hub({commit: dict.fromkeys(PARTS, commit.encode()) for commit in (OLD, NEW)}, NEW)
+
+
+@pytest.mark.parametrize(("revision", "commit"), [(None, NEW), ("main", NEW), (OLD, OLD)])
+def test_what_was_fetched_before_is_found_without_network(
+    hub: Hub, revision: str | None, commit: str, tmp_path: Path
+) -> None:
+    pope = BENCHMARKS["pope"]
+    with serving(hub, tmp_path):
+        found = find_data(pope, None, revision)
+        assert (found.revision, found.files) == (commit, PARTS)
+        assert not list(tmp_path.rglob("*.parquet"))  # found, not fetched
+        before = fetched(pope, found)
+    with unreachable(tmp_path):
+        again = find_data(pope, None, revision)
+    assert again == before
+    assert [Path(file).read_text() for file in again.files] == [commit] * 2
+
+
+def test_half_of_what_was_to_be_fetched_is_not_found_without_network(
+    hub: Hub, tmp_path: Path
+) -> None:
+    with serving(hub, tmp_path):
+        fetched(BENCHMARKS["pope"], find_data(BENCHMARKS["pope"], None, None))
+    next(tmp_path.rglob("test-00001*")).unlink()
+    with unreachable(tmp_path), pytest.raises(InputError, match="POPE: its data is not here"):
+        find_data(BENCHMARKS["pope"], None, None)
+
+
+def test_data_that_changes_while_it_is_fetched_is_refused(hub: Hub, tmp_path: Path) -> None:
+    with serving(hub, tmp_path):
+        found = find_data(BENCHMARKS["pope"], None, None)
+        hub.main = OLD
+        with pytest.raises(InputError, match=r"main of the Hub's .* has changed while it was"):
+            fetched(BENCHMARKS["pope"], found)
 
 
 def test_a_picture_that_cannot_be_read() -> None:
@@ -106,6 +151,15 @@ def test_numbers_that_cannot_be(tmp_path: Path, name: str) -> None:
     run = run_that_says_a(tmp_path)
     with pytest.raises(InputError, match=f"{name} 0 cannot be"):
         evaluate(run, "pope", Settings(**{name: 0}))
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_that_says_a(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    said = CliRunner().invoke(app, ["eval", str(run), "--benchmarks", "pope"])
+    assert said.exit_code == 2
+    sentence = " ".join(said.output.split())
+    assert "by one process, and a launcher started 4 (WORLD_SIZE); start one for each" in sentence
 
 
 def test_half_a_judge_is_none(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from alignshared import InputError
 from aligntrain.evaluate import Judge, Settings, evaluate
 from aligntrain.evaluate.judge import judge_all
 from aligntrain.evaluate.judged import JUDGED, read_correctness, read_pair
+from aligntrain.evaluate.prompts import PROTOCOL
 from aligntrain.evaluate.records import fingerprint, read_lines, write_json, write_lines
 from tests.trainer.evaluate.fixtures import run_that_says_a
 from tests.trainer.evaluate.stub_judge import judging
@@ -121,13 +122,99 @@ def test_a_judge_is_asked_as_its_benchmark_says(monkeypatch: pytest.MonkeyPatch)
     assert (one["model"], one["temperature"], one["max_tokens"]) == ("wise", 0.2, 1024)
 
 
-@pytest.mark.parametrize("reply", ["1.5", "garbage", ""])
-def test_a_reply_without_a_grade_is_asked_for_once(reply: str) -> None:
+@pytest.mark.parametrize("reply", ["1.5", "garbage", "8/10", "it is 0.5 or 0.6", ""])
+def test_a_reply_without_a_grade_is_asked_for_three_times_more(reply: str) -> None:
     with judging(lambda _: reply) as (url, asked):
         (said,) = judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet()])
     assert said["grade"] is None
     assert said["reply"] == reply
-    assert len(asked) == 1
+    assert [one["temperature"] for one in asked] == [0, 0.5, 1, 1.5]
+
+
+def test_another_reply_may_hold_the_grade() -> None:
+    replies = ["Correctness: 0.8", "0.7"]
+    with judging(lambda _: replies.pop(0)) as (url, asked):
+        (said,) = judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet()])
+    assert (said["grade"], said["reply"], len(asked)) == ([0.7], "0.7", 2)
+
+
+@pytest.mark.parametrize("reply", ["Correctness: 0.8", "**0.8**\nIt lacks 2 words.", "(.8)"])
+def test_a_judge_that_never_begins_with_the_number_is_read_at_last(reply: str) -> None:
+    with judging(lambda _: reply) as (url, asked):
+        (said,) = judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet()])
+    assert (said["grade"], said["reply"], len(asked)) == ([0.8], reply, 4)
+
+
+def test_llava_bench_asks_for_a_reply_without_grades_once() -> None:
+    with judging(lambda _: "Assistant 1: 8") as (url, asked):
+        (said,) = judge_all(Judge(url, "wise", pause=0), LLAVA, [llava()])
+    assert (said["grade"], len(asked)) == (None, 1)
+
+
+REFUSED = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+    "'max_completion_tokens' instead.",
+    "temperature": "Unsupported value: 'temperature' does not support 0.2 with this model.",
+}
+
+
+def test_a_judge_that_takes_no_limit_or_temperature_is_asked_without() -> None:
+    def newer(asked: dict[str, Any]) -> Any:
+        refused = next((told for name, told in REFUSED.items() if name in asked), None)
+        return "8 6" if refused is None else (400, {"error": {"message": refused}})
+
+    with judging(newer) as (url, asked):
+        judge = Judge(url, "wise")
+        judge.ping()
+        said = list(judge_all(judge, LLAVA, [llava(0), llava(1)]))
+    assert [one["grade"] for one in said] == [[8, 6], [8, 6]]
+    assert len(asked) == 5  # what it does not take is asked about once
+    assert all("temperature" not in one for one in asked[2:])
+    # Room for what it thinks beside what it says.
+    assert [one["max_completion_tokens"] for one in asked[3:]] == [1024 + 4096] * 2
+
+
+def test_a_temperature_that_is_too_high_does_not_change_the_next_question() -> None:
+    def modest(asked: dict[str, Any]) -> Any:
+        return (400, REFUSED) if asked.get("temperature", 0) > 1 else "hm"
+
+    with judging(modest) as (url, asked):
+        list(judge_all(Judge(url, "wise"), MM_VET, [mm_vet()]))
+        list(judge_all(Judge(url, "wise"), MM_VET, [mm_vet()]))
+    assert [one.get("temperature") for one in asked] == [0, 0.5, 1, 1.5, None] * 2
+
+
+def test_what_an_endpoint_says_of_its_error_is_told() -> None:
+    told = {"error": {"message": "The model `wise` does not exist. " + "x" * 300}}
+    with judging(lambda _: (404, told)) as (url, _):
+        (said,) = judge_all(Judge(url, "wise"), MM_VET, [mm_vet()])
+        with pytest.raises(InputError, match=r"\(status 404: .*The model `wise` does not exist"):
+            Judge(url, "wise").ping()
+    assert said["error"].startswith('status 404: {"error": {"message": "The model `wise` does not')
+    assert len(said["error"]) == len("status 404: ") + 200
+
+
+def test_a_judge_that_thinks_through_the_first_question_is_there() -> None:
+    with judging(lambda _: None) as (url, _):
+        judge = Judge(url, "wise")
+        judge.ping()
+        (said,) = judge_all(judge, MM_VET, [mm_vet()])
+    assert (said["grade"], said["error"]) == (None, "a reply without text, ended by None")
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (b"no HTTP at all\r\n\r\n", "no HTTP at all"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\n{", "IncompleteRead"),
+    ],
+)
+def test_a_reply_that_is_no_http_is_missing(sent: bytes, told: str) -> None:
+    with judging(lambda _: sent) as (url, asked):
+        (said,) = judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet()])
+    assert said["grade"] is None
+    assert told in said["error"]
+    assert len(asked) == 3
 
 
 def test_a_status_that_may_pass_is_tried_again() -> None:
@@ -141,7 +228,8 @@ def test_a_status_that_may_pass_is_tried_again() -> None:
 def test_a_status_that_stays_is_missing(status: int, tries: int) -> None:
     with judging(lambda _: status) as (url, asked):
         (said,) = judge_all(Judge(url, "wise", pause=0), MM_VET, [mm_vet()])
-    assert (said["grade"], said["error"], len(asked)) == (None, f"status {status}", tries)
+    error = f'status {status}: {{"error": "no"}}'
+    assert (said["grade"], said["error"], len(asked)) == (None, error, tries)
 
 
 def test_a_judge_that_died_is_not_asked_for_ever() -> None:
@@ -167,8 +255,8 @@ def answered(tmp_path: Path) -> Path:
     folder = run / "eval" / "mm-vet"
     folder.mkdir(parents=True)
     write_lines(folder / "answers.jsonl", [mm_vet(i) for i in range(3)])
-    conditions = {"model": fingerprint(run / "export"), "limit": None, "max_new_tokens": 1024}
-    write_json(folder / "conditions.json", conditions)
+    conditions = {"model": fingerprint(run / "export"), "protocol": PROTOCOL, "limit": None}
+    write_json(folder / "conditions.json", {**conditions, "max_new_tokens": 1024})
     result = {"benchmark": "mm-vet", "score": None, "questions": 3, "notes": [], "limit": None}
     write_json(folder / "result.json", {**result, "max_new_tokens": 1024, "comparable": "no score"})
     return run
@@ -213,7 +301,11 @@ def test_what_was_not_graded_is_asked_again(answered: Path) -> None:
     with judging(unsure) as (url, _):
         half = outcome(answered, Judge(url, "wise", pause=0))
     assert half["score"] is None
-    assert half["notes"] == ["1 of 3 answers judged"]
+    for_its_grader = "MM-Vet's own grader takes it: https://github.com/yuweihao/MM-Vet"
+    assert half["notes"] == [
+        "1 of 3 answers judged",
+        f"submission.json is written; {for_its_grader}",
+    ]
     with judging(lambda _: "0.4") as (url, asked):
         whole = outcome(answered, Judge(url, "wise", pause=0))
     assert len(asked) == 3

@@ -95,13 +95,23 @@ def test_a_question_is_right_when_all_its_rotations_are() -> None:
 
 
 def test_a_question_that_lacks_a_rotation_is_left_out() -> None:
-    """Two of three rotations, both right: neither right nor wrong in all three."""
-    lacking = turned(9, ("A", "A"), ("B", "B"), options=3)
+    """The first and the third of three, both right: neither right nor wrong in every one."""
+    first, _, third = turned(9, ("A", "A"), ("B", "B"), ("C", "C"), options=3)
     whole = turned(7, ("A", "A"), ("hm", "B"))
-    score = score_circular([*lacking, *whole])
+    score = score_circular([first, third, *whole])
     assert score.value == 0
     assert score.notes == ["1 questions lack a rotation and are left out"]
-    assert score_circular(lacking).value is None
+    assert score_circular([first, third]).value is None
+    assert score_circular([third]).value is None
+
+
+def test_there_may_be_fewer_rotations_than_options() -> None:
+    """The dev file has four options in three rotations 53 times, and all of them count."""
+    right = turned(7, ("A", "A"), ("D", "D"), ("C", "C"), options=4)
+    wrong = turned(8, ("A", "A"), ("D", "D"), ("A", "C"), options=4)
+    score = score_circular([*right, *wrong])
+    assert score.value == 50
+    assert score.notes == []
 
 
 def test_rotations_may_come_in_any_order() -> None:

@@ -20,13 +20,13 @@ GOLDEN: list[tuple[str, dict[str, Any], str]] = [
     (
         "vizwiz",
         {"question": "What does IBM make?"},
-        "What does IBM make?\nWhen the provided information is insufficient, respond with "
+        "What does ibm make?\nWhen the provided information is insufficient, respond with "
         "'Unanswerable'.\nAnswer the question using a single word or phrase.",
     ),
     (
         "vizwiz-val",
-        {"question": "what is this?"},
-        "what is this?\nWhen the provided information is insufficient, respond with "
+        {"question": "what is this? "},
+        "What is this? \nWhen the provided information is insufficient, respond with "
         "'Unanswerable'.\nAnswer the question using a single word or phrase.",
     ),
     (
@@ -42,12 +42,12 @@ GOLDEN: list[tuple[str, dict[str, Any], str]] = [
     (
         "textvqa",
         {"question": "who makes this IBM part?", "ocr_tokens": ["IBM", "42"]},
-        f"who makes this IBM part?\nReference OCR token: IBM, 42{SHORT}",
+        f"Who makes this ibm part?\nReference OCR token: IBM, 42{SHORT}",
     ),
     (
         "textvqa",
         {"question": "what is written?", "ocr_tokens": []},
-        f"what is written?\nReference OCR token: {SHORT}",
+        f"What is written?\nReference OCR token: {SHORT}",
     ),
     ("pope", {"question": "Is there a dog?"}, f"Is there a dog?{SHORT}"),
     (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,11 +20,12 @@ class Question:
     """A conversation that waits for its next turn.
 
     `messages` are what `processor.apply_chat_template` takes, pictures inside; `level`, 1 to N,
-    takes that level's vector in the place of the mix.
+    takes that level's vector in the place of the mix; `name` is what an error calls it.
     """
 
     messages: Messages
     level: int | None = None
+    name: str = "the conversation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +34,8 @@ class Answer:
 
     `gate_weights` are the N - 1 weights of the local levels, None where no gate spoke: without a
     picture, with a forced level, with a mixing without a gate. `tokens` counts what was written,
-    the token that ends it included; `finished` says that it ended by itself and not by
-    `max_new_tokens`.
+    the token that ends it included; `finished` says that it ended by itself and not for
+    want of tokens.
     """
 
     text: str
@@ -50,12 +52,14 @@ def answer(
     max_new_tokens: int = 128,
     batch_size: int = 1,
     temperature: float = 0.0,
+    shorten: bool = False,
 ) -> Iterator[Answer]:
     """The answer to each of `questions`, in their order, `batch_size` of them at a time.
 
     With `temperature` 0 each token is the likeliest, and in float32 the texts are the same at any
     batch size; in 16 bits a near tie may fall otherwise. Batches are padded on the left, each row
-    counting its own positions. Questions are taken as they are needed.
+    counting its own positions. Questions are taken as they are needed. With `shorten`, a question
+    that leaves no room for `max_new_tokens` is answered in as many as there is room for.
 
     Raises:
         InputError: the numbers cannot be; or, when its turn comes, a question is too long for the
@@ -70,7 +74,7 @@ def answer(
     def answers() -> Iterator[Answer]:
         waiting = iter(questions)
         while batch := list(islice(waiting, batch_size)):
-            yield from _batch(model, processor, batch, settings)
+            yield from _batch(model, processor, batch, settings, shorten)
 
     return answers()
 
@@ -135,7 +139,7 @@ def check_questions(
 ) -> None:
     """Raise InputError unless the model can answer each row of `inputs` with its level."""
     config = model.config
-    limit = getattr(config.text_config, "max_position_embeddings", None)
+    limit = _positions(model)
     pictured = (inputs["input_ids"] == config.image_token_id).any(dim=1).tolist()
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     for level, has_picture, length in zip(levels, pictured, lengths, strict=True):
@@ -170,7 +174,11 @@ def gate_heard(model: Any, tell: Callable[[torch.Tensor], None]) -> Iterator[Non
 
 
 def _batch(
-    model: Any, processor: Any, questions: Sequence[Question], settings: GenerationConfig
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    settings: GenerationConfig,
+    shorten: bool,
 ) -> list[Answer]:
     """Those with a forced level are read together, and so are those for which the gate speaks."""
     answers: dict[int, Answer] = {}
@@ -178,16 +186,54 @@ def _batch(
         places = [i for i, one in enumerate(questions) if (one.level is not None) == forced]
         if places:
             together = [questions[i] for i in places]
-            answers |= zip(places, _together(model, processor, together, settings), strict=True)
+            said = _together(model, processor, together, settings, shorten)
+            answers |= zip(places, said, strict=True)
     return [answers[i] for i in range(len(questions))]
 
 
+def _room(
+    model: Any, inputs: dict[str, torch.Tensor], questions: Sequence[Question], most: int
+) -> int:
+    """How many new tokens, up to `most`, the model can read behind each of `questions`.
+
+    Raises:
+        InputError: none behind one of them.
+    """
+    limit = _positions(model)
+    if limit is None:
+        return most
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    for question, length in zip(questions, lengths, strict=True):
+        if length >= limit:
+            raise InputError(
+                f"{question.name} has {length} tokens, and with an answer is longer than the "
+                f"{limit} that the model reads; leave it out, or take a model that reads more."
+            )
+    return min(most, limit - max(lengths))
+
+
+def _positions(model: Any) -> int | None:
+    return getattr(model.config.text_config, "max_position_embeddings", None)
+
+
 def _together(
-    model: Any, processor: Any, questions: Sequence[Question], settings: GenerationConfig
+    model: Any,
+    processor: Any,
+    questions: Sequence[Question],
+    settings: GenerationConfig,
+    shorten: bool,
 ) -> Iterator[Answer]:
     inputs = model_inputs(model, processor, [question.messages for question in questions])
+    most = settings.max_new_tokens or 0
+    if shorten and (room := _room(model, inputs, questions, most)) < most:
+        if len(questions) > 1:  # apart, so that each has its own room, as in a batch of one
+            for question in questions:
+                yield from _together(model, processor, [question], settings, shorten)
+            return
+        most, settings = room, copy(settings)
+        settings.max_new_tokens = room
     levels = [question.level for question in questions]
-    check_questions(model, processor, inputs, levels, settings.max_new_tokens or 0)
+    check_questions(model, processor, inputs, levels, most)
     if levels[0] is not None:
         inputs["levels"] = torch.tensor(levels, device=model.device)
     heard: list[torch.Tensor] = []

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from alignshared import InputError
 from alignshared.hub import require_hub
@@ -11,33 +12,41 @@ from aligntrain.evaluate.benchmarks import Benchmark
 
 GQA_PICTURES = "testdev_balanced_images"
 """GQA's questions and pictures are two tables."""
+_NUMBERED = re.compile(r"-\d+-of-(\d+)(?:-[0-9a-f]+)?\.parquet$")
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """The files of one benchmark, and what they are called in results: a folder, or an id on the
-    Hub with its commit. `pictures` are GQA's.
+    Hub with its commit. `pictures` are GQA's. With `at`, a revision, they are names of files that
+    are yet to be fetched from the Hub.
     """
 
     files: list[str]
     source: str
     revision: str | None = None
     pictures: list[str] | None = None
+    at: str | None = None
 
     @property
-    def folder(self) -> Path:
-        """Where they lie."""
-        return Path(self.files[0]).parent
+    def mark(self) -> dict[str, Any]:
+        """By what it is known again: the commit, or the sizes of files in a folder."""
+        if self.revision is not None:
+            return {"revision": self.revision, "files": None}
+        sizes = {Path(file).name: Path(file).stat().st_size for file in self.files}
+        return {"revision": None, "files": sizes}
 
 
 def find_data(benchmark: Benchmark, folder: str | Path | None, revision: str | None) -> Data:
-    """The data of `benchmark`: below `folder`, or from the Hub at `revision`.
+    """The data of `benchmark`: below `folder`, or on the Hub at `revision`, where it is only found
+    and not `fetched`.
 
     In a folder that is `NAME.parquet`, for MMBench also its own `NAME.tsv`, or `NAME/` with Parquet
     files as the Hub has them (`[CONFIG/]SPLIT-00000-of-00001.parquet`, at any depth).
 
     Raises:
-        InputError: it is not there; says which file is looked for, from where, and put where.
+        InputError: it is not there, or not all of it; says which file is looked for, from where,
+            and put where.
     """
     if folder is None:
         return _from_hub(benchmark, revision)
@@ -45,16 +54,43 @@ def find_data(benchmark: Benchmark, folder: str | Path | None, revision: str | N
     if not root.is_dir():
         raise InputError(f"there is no folder {root}; give the benchmarks' files as data.")
     single = [root / f"{benchmark.name}.{ending}" for ending in ("parquet", "tsv")]
-    found = [str(file) for file in single if file.is_file()][:1]
+    alone = [str(file) for file in single if file.is_file()][:1]
     inside = root / benchmark.name
     names = [path.relative_to(inside).as_posix() for path in sorted(inside.rglob("*.parquet"))]
-    found = found or [str(inside / name) for name in split_files(names, benchmark)]
-    if not found:
-        raise InputError(f"{benchmark.title}: no data in {root}; {_wanted(benchmark, root)}.")
-    pictures = None
-    if benchmark.name == "gqa":
-        pictures = [str(inside / name) for name in split_files(names, benchmark, GQA_PICTURES)]
-    return Data(found, str(root), pictures=pictures or None)
+    rows, pictures = _needed(benchmark, names)
+    lacking = None if alone else _lacking(benchmark, rows, pictures)
+    if lacking:
+        raise InputError(f"{benchmark.title}: {lacking} in {root}; {_wanted(benchmark, root)}.")
+    files = alone or [str(inside / name) for name in rows]
+    return Data(files, str(root), pictures=[str(inside / name) for name in pictures] or None)
+
+
+def fetched(benchmark: Benchmark, data: Data) -> Data:
+    """`data` with its files on this machine.
+
+    They are asked for by the name that was given for the revision, so that the Hub's client also
+    finds them by that name when there is no network.
+
+    Raises:
+        InputError: the Hub does not give them.
+    """
+    if data.at is None:
+        return data
+    from huggingface_hub import hf_hub_download
+
+    local: dict[str, str] = {}
+    try:
+        for name in (*data.files, *(data.pictures or [])):
+            local[name] = hf_hub_download(data.source, name, repo_type="dataset", revision=data.at)
+    except OSError as error:  # what the Hub's client raises is one
+        raise _unreachable(benchmark, error) from error
+    if any(data.revision not in Path(file).parts for file in local.values()):
+        raise InputError(
+            f"{benchmark.title}: {data.at} of the Hub's {data.source} has changed while it was "
+            "fetched; run the command again."
+        )
+    pictures = data.pictures and [local[name] for name in data.pictures]
+    return replace(data, files=[local[n] for n in data.files], pictures=pictures, at=None)
 
 
 def split_files(names: Iterable[str], benchmark: Benchmark, config: str | None = None) -> list[str]:
@@ -76,36 +112,43 @@ def _wanted(benchmark: Benchmark, root: str | Path) -> str:
     )
 
 
+def _needed(benchmark: Benchmark, names: list[str]) -> tuple[list[str], list[str]]:
+    pictures = split_files(names, benchmark, GQA_PICTURES) if benchmark.name == "gqa" else []
+    return split_files(names, benchmark), pictures
+
+
+def _lacking(benchmark: Benchmark, rows: list[str], pictures: list[str]) -> str | None:
+    """What is missing among the files found, in words; None where it is all there."""
+    if not rows:
+        return "no data"
+    if benchmark.name == "gqa" and not pictures:
+        return f"no {GQA_PICTURES}/"
+    for names in (rows, pictures):
+        counts = [match for name in names if (match := _NUMBERED.search(name))]
+        if counts and len(counts) < int(counts[0][1]):
+            return f"only {len(counts)} of {int(counts[0][1])} files like {names[0]}"
+    return None
+
+
 def _from_hub(benchmark: Benchmark, revision: str | None) -> Data:
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
     try:
         require_hub()
     except OSError as error:
         return _from_cache(benchmark, revision, error)
-    api = HfApi()
     try:
-        info = api.dataset_info(benchmark.hub, revision=revision)
-        names = [one.rfilename for one in info.siblings or []]
-        files = _needed(benchmark, names)
-        local = {
-            name: hf_hub_download(benchmark.hub, name, repo_type="dataset", revision=info.sha)
-            for name in (*files[0], *files[1])
-        }
+        info = HfApi().dataset_info(benchmark.hub, revision=revision)
     except OSError as error:  # what the Hub's client raises is one
         raise _unreachable(benchmark, error) from error
-    if not files[0]:
+    rows, pictures = _needed(benchmark, [one.rfilename for one in info.siblings or []])
+    lacking = _lacking(benchmark, rows, pictures)
+    if lacking:
         raise InputError(
-            f"{benchmark.title}: the Hub's {benchmark.hub} at {info.sha} has no file for the split "
-            f"{benchmark.split}; give another revision as {benchmark.name}@REVISION."
+            f"{benchmark.title}: the Hub's {benchmark.hub} at {info.sha} has {lacking} for the "
+            f"split {benchmark.split}; give another revision as {benchmark.name}@REVISION."
         )
-    pictures = [local[name] for name in files[1]]
-    return Data([local[n] for n in files[0]], benchmark.hub, info.sha, pictures or None)
-
-
-def _needed(benchmark: Benchmark, names: list[str]) -> tuple[list[str], list[str]]:
-    pictures = split_files(names, benchmark, GQA_PICTURES) if benchmark.name == "gqa" else []
-    return split_files(names, benchmark), pictures
+    return Data(rows, benchmark.hub, info.sha, pictures or None, at=revision or "main")
 
 
 def _from_cache(benchmark: Benchmark, revision: str | None, reason: OSError) -> Data:
@@ -120,7 +163,7 @@ def _from_cache(benchmark: Benchmark, revision: str | None, reason: OSError) -> 
         raise _unreachable(benchmark, reason) from error
     names = [path.relative_to(place).as_posix() for path in Path(place).rglob("*.parquet")]
     rows, pictures = _needed(benchmark, names)
-    if not rows:
+    if _lacking(benchmark, rows, pictures):
         raise _unreachable(benchmark, reason)
     paths = [[str(Path(place) / name) for name in some] for some in (rows, pictures)]
     return Data(paths[0], benchmark.hub, Path(place).name, paths[1] or None)

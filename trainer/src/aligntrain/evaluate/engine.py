@@ -11,9 +11,11 @@ otherwise than the paper in most of the twelve. Its other tasks reach our models
 `lmms_eval.models`, for which `manifest` stands.
 """
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict, Image, List, disable_progress_bars, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from lmms_eval.api import task
@@ -68,7 +70,7 @@ class AlignGPTLmm(lmms):
         if asked is None:
             if pretrained is None:
                 raise InputError("which model is missing; give --model_args pretrained=FOLDER.")
-            asked = load_to_answer(pretrained, device=device)
+            asked = load_to_answer(pretrained, device=device or _own_gpu())
         self._asked = asked  # in a tuple: modules that it finds, lmms-eval deletes after a task
         self._batch_size = int(batch_size)
         self.device = asked[0].device
@@ -87,14 +89,20 @@ class AlignGPTLmm(lmms):
         if not requests:
             return iter(())
         questions = (self._question(request) for request in requests)
-        most = _most(requests[0])
-        return answer(*self._asked, questions, max_new_tokens=most, batch_size=self._batch_size)
+        return answer(
+            *self._asked,
+            questions,
+            max_new_tokens=_most(requests[0]),
+            batch_size=self._batch_size,
+            shorten=True,
+        )
 
     def _question(self, request: Any) -> Question:
         text, _, to_pictures, row, name, split = request.args
         shown = to_pictures(self.task_dict[name][split][row]) or []
-        content = [{"type": "image", "image": picture} for picture in shown]
-        return Question([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
+        content: list[dict[str, Any]] = [{"type": "image", "image": picture} for picture in shown]
+        content.append({"type": "text", "text": text})
+        return Question([{"role": "user", "content": content}], name=f"{name}, row {row}")
 
     def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
         raise NotImplementedError("this model only generates; take the task's generating form.")
@@ -103,12 +111,20 @@ class AlignGPTLmm(lmms):
         raise NotImplementedError("this model answers one question at a time.")
 
 
+def _own_gpu() -> str | None:
+    """That of this process where a launcher has started several, one for each GPU."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
 def _most(request: Any) -> int:
     return int(request.args[1].get("max_new_tokens", LOADER_TOKENS))
 
 
 class _Recorder(AlignGPTLmm):
-    """Writes each answer down as it comes, and asks no question whose answer is there already."""
+    """Writes each answer down as it comes, and asks no question whose answer is there already, by
+    row and text.
+    """
 
     def __init__(
         self, asked: tuple[Any, Any], batch_size: int, answers: Appended, console: Console | None
@@ -118,7 +134,12 @@ class _Recorder(AlignGPTLmm):
         self._console = console
 
     def generate_until(self, requests: Any) -> list[str]:
-        known = {line["row"]: line for line in self._kept.lines}
+        prompts = {request.args[3]: request.args[0] for request in requests}
+        known = {
+            line["row"]: line
+            for line in self._kept.lines
+            if prompts.get(line["row"]) == line["prompt"]
+        }
         waiting = [request for request in requests if request.args[3] not in known]
         said = self.answers(waiting)
         title = requests[0].args[4]
@@ -185,8 +206,9 @@ def answer_benchmark(
 ) -> list[dict[str, Any]]:
     """Ask the model and processor `asked` all questions of `benchmark`; the facts of its rows.
 
-    Answers are appended to `answers` as they come; rows that stand there are not asked again. With
-    `limit` the first so many questions are asked, and what is scored together with them.
+    Answers are appended to `answers` as they come; rows that stand there with the text that would
+    be asked are not asked again. With `limit` the first so many questions are asked, and what is
+    scored together with them.
 
     Raises:
         InputError: the data cannot be read or lacks a column, or a question is too long.

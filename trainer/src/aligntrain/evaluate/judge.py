@@ -1,5 +1,6 @@
 """A judge behind any OpenAI-compatible endpoint: asked, never trusted to answer."""
 
+import http.client
 import json
 import os
 import time
@@ -7,7 +8,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 from alignshared import InputError
@@ -21,6 +23,13 @@ _TRIES = 3
 _AT_ONCE = 4
 _FAILURES_IN_A_ROW = 8
 _TIMEOUT_S = 120.0
+_PING_TOKENS = 256
+_THOUGHT_TOKENS = 4096
+"""What models that think count under `max_completion_tokens` beside their reply."""
+
+_REFUSABLE = {"max_tokens", "temperature"}
+_SHOWN = 200
+_WARMER = 0.5
 _PASSING = {408, 409, 429, 500, 502, 503, 504}
 
 
@@ -39,14 +48,18 @@ class Judge:
     model: str
     pause: float = 2.0
 
+    refused: set[str] = field(default_factory=set[str], compare=False, repr=False)
+    """Options that the model does not take, as `ping` has found."""
+
     def ping(self) -> None:
-        """Ask one short question.
+        """Ask one short question; any reply will do.
 
         Raises:
             InputError: there is no reply; says why.
         """
+        question = [{"role": "user", "content": "Reply with the word yes."}]
         try:
-            self.ask([{"role": "user", "content": "Reply with the word yes."}], 0.0, 16, tries=1)
+            self._choice(question, 0.0, _PING_TOKENS, self.refused, tries=1)
         except JudgeError as error:
             raise InputError(
                 f"the judge {self.model} at {self.url} does not answer ({error}); see that the URL "
@@ -54,30 +67,47 @@ class Judge:
                 f"is in {KEY}."
             ) from error
 
-    def ask(
-        self, messages: Any, temperature: float, max_tokens: int, *, tries: int = _TRIES
-    ) -> str:
+    def ask(self, messages: Any, temperature: float, max_tokens: int) -> str:
         """The reply to `messages`.
 
         Raises:
-            JudgeError: there is none, after `tries`, or after one that no other would mend.
+            JudgeError: there is none, after three tries, or after one that no other would mend.
         """
-        reason = "it was not asked"
-        asked = {
-            "model": self.model,
-            "messages": messages,
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-        }
-        for attempt in range(1, tries + 1):
+        # A copy, for what is refused here may be a temperature and not all of them.
+        choice = self._choice(messages, temperature, max_tokens, {*self.refused}, tries=_TRIES)
+        content = choice["message"].get("content")
+        if not isinstance(content, str):
+            raise JudgeError(f"a reply without text, ended by {choice.get('finish_reason')}")
+        return content
+
+    def _choice(
+        self,
+        messages: Any,
+        temperature: float,
+        max_tokens: int,
+        refused: set[str],
+        *,
+        tries: int,
+    ) -> dict[str, Any]:
+        """The first choice of the reply; adds to `refused` what the model does not take."""
+        attempt, reason = 0, "it was not asked"
+        while attempt < tries:
+            attempt += 1
+            asked = _options(temperature, max_tokens, refused)
             try:
-                return self._reply(asked)
+                return self._post({"model": self.model, "messages": messages, **asked})
             except urllib.error.HTTPError as error:
-                reason = f"status {error.code}"
+                body = _body(error)
+                reason = f"status {error.code}: {body[:_SHOWN]}".rstrip(": ")
+                named = {name for name in _REFUSABLE if name in asked and name in body}
+                if error.code == 400 and named:
+                    refused |= named
+                    attempt -= 1
+                    continue
                 if error.code not in _PASSING:
                     break
-            except OSError as error:
-                reason = str(getattr(error, "reason", error))
+            except (OSError, http.client.HTTPException) as error:
+                reason = str(getattr(error, "reason", error)) or type(error).__name__
             except (ValueError, LookupError, TypeError):
                 reason = "a reply that is no chat completion"
                 break
@@ -85,7 +115,8 @@ class Judge:
                 time.sleep(self.pause * attempt)
         raise JudgeError(reason)
 
-    def _reply(self, asked: dict[str, Any]) -> str:
+    def _post(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """The first choice of the reply; its `message` may be without text."""
         key = os.environ.get(KEY)
         request = urllib.request.Request(
             f"{self.url.rstrip('/')}/chat/completions",
@@ -96,10 +127,25 @@ class Judge:
             },
         )
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            content = json.load(response)["choices"][0]["message"]["content"]
-        if not isinstance(content, str):
-            raise TypeError("no text")
-        return content
+            choice = json.load(response)["choices"][0]
+        if not isinstance(choice["message"], dict):
+            raise TypeError("no message")
+        return choice
+
+
+def _options(temperature: float, max_tokens: int, refused: set[str]) -> dict[str, Any]:
+    """Limit and temperature, as far and in such words as they are not refused."""
+    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+    if "max_tokens" in refused:
+        options["max_completion_tokens"] = max_tokens + _THOUGHT_TOKENS
+    return {name: value for name, value in options.items() if name not in refused}
+
+
+def _body(error: urllib.error.HTTPError) -> str:
+    """What the endpoint says of it, in one line."""
+    with suppress(OSError, http.client.HTTPException):
+        return " ".join(error.read().decode(errors="replace").split())
+    return ""
 
 
 def judge_all(
@@ -115,11 +161,9 @@ def judge_all(
     def one(record: Record) -> dict[str, Any]:
         said: dict[str, Any] = {"row": record["row"], "judge": judge.model, "grade": None}
         try:
-            messages = judging.ask(record)
-            reply = judge.ask(messages, judging.temperature, judging.max_tokens)
+            return said | _graded(judge, judging, record)
         except JudgeError as error:
             return said | {"error": str(error)}
-        return said | {"reply": reply, "grade": judging.read(reply)}
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         for start in range(0, len(records), _AT_ONCE):
@@ -128,3 +172,20 @@ def judge_all(
                 yield said
             if failures >= _FAILURES_IN_A_ROW:
                 return
+
+
+def _graded(judge: Judge, judging: Judging, record: Record) -> dict[str, Any]:
+    """`reply` and `grade`; asked again as often as the benchmark's own evaluation does."""
+    messages = judging.ask(record)
+    replies: list[str] = []
+    for again in range(judging.asked_again + 1):
+        temperature = judging.temperature + again * _WARMER
+        replies.append(judge.ask(messages, temperature, judging.max_tokens))
+        grade = judging.read(replies[-1])
+        if grade is not None:
+            return {"reply": replies[-1], "grade": grade}
+    for reply in replies:
+        grade = judging.read_last(reply) if judging.read_last else None
+        if grade is not None:
+            return {"reply": reply, "grade": grade}
+    return {"reply": replies[0], "grade": None}

@@ -3,6 +3,7 @@
 A grade that cannot be read is no grade. A benchmark of which any is missing has no score.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -13,18 +14,25 @@ from aligntrain.evaluate.score import Record, Score, grouped
 Messages = list[dict[str, str]]
 Grade = list[float]
 
+_ANY_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
 _SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """How one benchmark is judged, with the settings of its own evaluation."""
+    """How one benchmark is judged, with the settings of its own evaluation.
+
+    A reply that `read` finds no grade in is asked for again `asked_again` times, each time at a
+    higher temperature; then `read_last` is tried on the replies.
+    """
 
     ask: Callable[[Record], Messages]
     read: Callable[[str], Grade | None]
     score: Callable[[Sequence[Record]], Score]
     temperature: float
     max_tokens: int
+    asked_again: int = 0
+    read_last: Callable[[str], Grade | None] | None = None
 
 
 def _prompt(name: str) -> str:
@@ -93,6 +101,12 @@ def read_correctness(reply: str) -> Grade | None:
     return [grade] if grade is not None and 0 <= grade <= 1 else None
 
 
+def read_only_number(reply: str) -> Grade | None:
+    """The number from 0 to 1 that is the only one on the first line of `reply`, else None."""
+    numbers = _ANY_NUMBER.findall(reply.strip().split("\n", 1)[0])
+    return read_correctness(numbers[0]) if len(numbers) == 1 else None
+
+
 def score_mm_vet(records: Sequence[Record]) -> Score:
     """Mean correctness in percent, and of the questions that need each capability."""
     points = [record.get("grade") for record in records]
@@ -122,5 +136,13 @@ def _number(word: str) -> float | None:
 
 JUDGED = {
     "llava-bench": Judging(_ask_llava, read_pair, score_llava, temperature=0.2, max_tokens=1024),
-    "mm-vet": Judging(_ask_mm_vet, read_correctness, score_mm_vet, temperature=0.0, max_tokens=128),
+    "mm-vet": Judging(
+        _ask_mm_vet,
+        read_correctness,
+        score_mm_vet,
+        temperature=0.0,
+        max_tokens=128,
+        asked_again=3,
+        read_last=read_only_number,
+    ),
 }

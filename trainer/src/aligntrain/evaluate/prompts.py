@@ -15,6 +15,10 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTER_CN = "\n请直接回答选项字母。"
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 YES_NO = "Please answer yes or no."
+PROTOCOL = 1
+"""Counts the ways in which models have been asked: texts, pictures, limits of an answer. Answers
+given under another number are not reused.
+"""
 
 
 def short(row: Row) -> str:
@@ -23,13 +27,14 @@ def short(row: Row) -> str:
 
 
 def vizwiz(row: Row) -> str:
-    """VizWiz: with a way out."""
-    return row["question"].strip() + UNANSWERABLE + SHORT
+    """VizWiz: with a way out, the question in sentence case and with the spaces around it."""
+    return row["question"].capitalize() + UNANSWERABLE + SHORT
 
 
 def textvqa(row: Row) -> str:
-    """TextVQA: with the words that an OCR system (Rosetta) has read."""
-    return f"{row['question'].strip()}\nReference OCR token: {', '.join(row['ocr_tokens'])}{SHORT}"
+    """TextVQA: in sentence case, with the words that an OCR system (Rosetta) has read."""
+    question, words = row["question"].strip().capitalize(), ", ".join(row["ocr_tokens"])
+    return f"{question}\nReference OCR token: {words}{SHORT}"
 
 
 def mme(row: Row) -> str:

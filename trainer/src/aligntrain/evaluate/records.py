@@ -1,8 +1,8 @@
 """What an evaluation leaves on disk, written so that a killed one goes on where it stopped.
 
-In the folder of each benchmark: `conditions.json` and `data.json`, under what the answers were
-given and to which files; `answers.jsonl`, one line for each question, appended as answers come;
-`judgements.jsonl`, one line for each answer that a judge was asked about; `result.json`, last.
+In the folder of each benchmark: `conditions.json`, under what the answers were given and to which
+data; `answers.jsonl`, one line for each question, appended as answers come; `judgements.jsonl`, one
+line for each answer that a judge was asked about; `result.json`, last.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from alignshared import InputError
+from aligntrain.lora import LORA
 
 ANSWERS, JUDGEMENTS, RESULT = "answers.jsonl", "judgements.jsonl", "result.json"
-CONDITIONS, DATA = "conditions.json", "data.json"
+CONDITIONS = "conditions.json"
 _ENDS = 1 << 20
 
 
@@ -67,19 +68,20 @@ def _line(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def keep_conditions(folder: Path, conditions: dict[str, Any], name: str = CONDITIONS) -> None:
-    """Write down `conditions` as the file `name`, or see that they are what stands there.
+def kept_conditions(folder: Path) -> dict[str, Any]:
+    """Under what the answers in `folder` were given; nothing where there are none."""
+    file = folder / CONDITIONS
+    return json.loads(file.read_bytes()) if file.is_file() else {}
+
+
+def check_conditions(folder: Path, conditions: dict[str, Any]) -> None:
+    """See that the answers in `folder`, if any, were given under `conditions`.
 
     Raises:
-        InputError: they are not.
+        InputError: they were not.
     """
-    file = folder / name
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, conditions)
-        return
-    before = json.loads(file.read_bytes())
-    differing = [key for key in conditions if before.get(key) != conditions[key]]
+    before = kept_conditions(folder)
+    differing = [key for key in conditions if before and before.get(key) != conditions[key]]
     if differing:
         key = differing[0]
         then, now = str(before.get(key))[:60], str(conditions[key])[:60]
@@ -89,9 +91,22 @@ def keep_conditions(folder: Path, conditions: dict[str, Any], name: str = CONDIT
         )
 
 
+def keep_conditions(folder: Path, conditions: dict[str, Any]) -> None:
+    """Write down `conditions`, all of them, or see that they are what stands there.
+
+    Raises:
+        InputError: they are not.
+    """
+    check_conditions(folder, conditions)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONDITIONS, conditions)
+
+
 def fingerprint(model: Path) -> str:
     """A digest by which the model in the folder `model` is known again: of its configuration, and
     of the sizes, first and last megabytes of its weights.
+
+    What else lies there, as the answers of an evaluation in `eval/`, is no part of it.
     """
     digest = hashlib.sha256()
     for file in _weights_and_config(model):
@@ -105,6 +120,6 @@ def fingerprint(model: Path) -> str:
 
 
 def _weights_and_config(model: Path) -> Iterator[Path]:
-    for file in sorted(model.rglob("*")):
+    for file in (*sorted(model.glob("*")), *sorted((model / LORA).glob("*"))):
         if file.suffix in (".safetensors", ".json", ".jinja") and file.is_file():
             yield file

@@ -1,6 +1,7 @@
 """`aligntrain eval`: answers, then grades where a judge is asked, then scores, each kept."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -12,18 +13,20 @@ from typing import Any
 from rich.console import Console
 
 from alignshared import InputError
-from aligntrain.evaluate.benchmarks import Benchmark, chosen
-from aligntrain.evaluate.data import Data, find_data
+from aligntrain.evaluate.benchmarks import BENCHMARKS, Benchmark, chosen
+from aligntrain.evaluate.data import Data, fetched, find_data
 from aligntrain.evaluate.judge import Judge, judge_all
 from aligntrain.evaluate.judged import JUDGED
+from aligntrain.evaluate.prompts import PROTOCOL
 from aligntrain.evaluate.records import (
     ANSWERS,
-    DATA,
     JUDGEMENTS,
     RESULT,
     Appended,
+    check_conditions,
     fingerprint,
     keep_conditions,
+    kept_conditions,
     read_lines,
     write_json,
     write_lines,
@@ -81,37 +84,74 @@ def evaluate(
             progress is shown.
 
     Raises:
-        InputError: a name is wrong, data is missing, the judge does not answer, the model only
-            captions pictures, or lmms-eval is not installed.
+        InputError: a name is wrong, data is missing, what is kept was given under other conditions,
+            the judge does not answer, the model only captions pictures, lmms-eval is not installed,
+            or a launcher has started several processes.
     """
     settings = settings or Settings()
     place, wanted = model_folder(model), chosen(benchmarks)
     target = Path(output) if output is not None else Path(model) / "eval"
     _check(settings)
-    waiting = [(one, at) for one, at in wanted if not (target / one.name / RESULT).is_file()]
     if settings.judge is not None and any(one.judged for one, _ in wanted):
         settings.judge.ping()
-    if waiting:
+    if not all((target / one.name / RESULT).is_file() for one, _ in wanted):
         _require_engine()
-    if settings.data is not None:
-        for one, at in waiting:  # what is missing shows before anything is asked
-            find_data(one, settings.data, at)
-    asked = cache(lambda: _asked(place, device))
     mark = fingerprint(place)
+    # What is missing, or does not belong together, shows before anything is asked.
+    tasks = [_task(one, at, target / one.name, mark, settings) for one, at in wanted]
+    asked = cache(lambda: _asked(place, device))
     outcomes: list[Outcome] = []
-    for benchmark, revision in wanted:
-        folder = target / benchmark.name
-        keep_conditions(
-            folder,
-            {
-                "model": mark,
-                "limit": settings.limit,
-                "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
-            },
-        )
-        outcomes.append(_outcome(benchmark, revision, folder, settings, asked))
-        write_table(outcomes, target / TABLE)
+    for task in tasks:
+        outcomes.append(_outcome(task, settings, asked))
+        write_table(_all_of(mark, target), target / TABLE)
     return Evaluation(target, outcomes)
+
+
+def _all_of(model: str, target: Path) -> list[Outcome]:
+    """What `target` holds of the model with that fingerprint, earlier calls' too, as they are
+    listed in the paper's table.
+    """
+    folders = [target / name for name in BENCHMARKS]
+    return [
+        Outcome.of(json.loads((folder / RESULT).read_bytes()))
+        for folder in folders
+        if (folder / RESULT).is_file() and kept_conditions(folder).get("model") == model
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A benchmark to be done in `folder`, under `conditions`; `data` is None where it is answered
+    already.
+    """
+
+    benchmark: Benchmark
+    folder: Path
+    conditions: dict[str, Any]
+    data: Data | None
+
+
+def _task(
+    benchmark: Benchmark, revision: str | None, folder: Path, mark: str, settings: Settings
+) -> _Task:
+    """How `benchmark` is to be done.
+
+    Raises:
+        InputError: its data is missing, or `folder` holds answers under other conditions.
+    """
+    conditions = {
+        "model": mark,
+        "protocol": PROTOCOL,
+        "limit": settings.limit,
+        "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
+    }
+    check_conditions(folder, conditions)
+    done, kept = (folder / RESULT).is_file(), kept_conditions(folder).get("revision")
+    if done and settings.data is None and revision in (None, kept):
+        return _Task(benchmark, folder, conditions, None)
+    data = find_data(benchmark, settings.data, revision or kept)
+    check_conditions(folder, data.mark)
+    return _Task(benchmark, folder, conditions | data.mark, None if done else data)
 
 
 def _check(settings: Settings) -> None:
@@ -119,6 +159,13 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise InputError(f"{name} {value} cannot be: give 1 or more.")
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise InputError(
+            f"the benchmarks are asked by one process, and a launcher started {processes} "
+            "(WORLD_SIZE); start one for each GPU by itself, with CUDA_VISIBLE_DEVICES set and "
+            "other benchmarks for each."
+        )
 
 
 def _require_engine() -> None:
@@ -140,21 +187,18 @@ def _asked(place: Path, device: str | None) -> tuple[Any, Any]:
     return model, processor
 
 
-def _outcome(
-    benchmark: Benchmark, revision: str | None, folder: Path, settings: Settings, asked: Asked
-) -> Outcome:
-    result_file = folder / RESULT
-    if result_file.is_file():
-        result = json.loads(result_file.read_bytes())
+def _outcome(task: _Task, settings: Settings, asked: Asked) -> Outcome:
+    benchmark, folder = task.benchmark, task.folder
+    if task.data is None:
+        result = json.loads((folder / RESULT).read_bytes())
         if benchmark.judged and settings.judge is None:
             return Outcome(benchmark, result)  # graded by whom it was, or not yet
         records = read_lines(folder / ANSWERS)
     else:
-        data = find_data(benchmark, settings.data, revision)
-        records = _answered(benchmark, data, folder, settings, asked)
+        data = fetched(benchmark, task.data)
+        records = _answered(task, data, settings, asked)
         result = _facts(benchmark, data, settings, asked)
-        submission = write_submission(benchmark.name, records, folder, data.folder)
-        result["submission"] = submission
+    submission = write_submission(benchmark.name, records, folder, settings.data)
     if benchmark.judged:
         _judge(benchmark, folder, records, settings)
         result["judge"] = settings.judge.model if settings.judge else None
@@ -162,24 +206,21 @@ def _outcome(
     for record, points in zip(records, score.points, strict=True):
         record["score"] = points
     write_lines(folder / ANSWERS, records)
-    notes = [*score.notes, *([result["submission"]] if result.get("submission") else [])]
+    notes = [*score.notes, *([submission] if submission else [])]
     result |= {"score": score.value, "details": score.details, "questions": len(records)}
     result |= {"notes": notes, "comparable": comparable(benchmark, result)}
-    write_json(result_file, result)
+    write_json(folder / RESULT, result)
     return Outcome(benchmark, result)
 
 
-def _answered(
-    benchmark: Benchmark, data: Data, folder: Path, settings: Settings, asked: Asked
-) -> list[dict[str, Any]]:
-    """The benchmark's answers with the facts that its scorer needs, kept in `folder`."""
+def _answered(task: _Task, data: Data, settings: Settings, asked: Asked) -> list[dict[str, Any]]:
+    """The benchmark's answers with the facts that its scorer needs, kept in its folder."""
     from aligntrain.evaluate.engine import answer_benchmark
 
-    sizes = {Path(file).name: Path(file).stat().st_size for file in data.files}
-    keep_conditions(folder, {"revision": data.revision, "files": sizes}, DATA)
-    answers = Appended(folder / ANSWERS)
+    keep_conditions(task.folder, {**task.conditions, "precision": _precision(asked)})
+    answers = Appended(task.folder / ANSWERS)
     facts = answer_benchmark(
-        benchmark,
+        task.benchmark,
         data,
         asked(),
         answers,
@@ -188,8 +229,12 @@ def _answered(
         batch_size=settings.batch_size,
         console=settings.console,
     )
-    by_row = {line["row"]: line for line in answers.lines}
+    by_row = {line["row"]: line for line in answers.lines}  # the last of a row is the valid one
     return [{**by_row[row], "facts": known} for row, known in enumerate(facts)]
+
+
+def _precision(asked: Asked) -> str:
+    return str(asked()[0].dtype).removeprefix("torch.")
 
 
 def _facts(benchmark: Benchmark, data: Data, settings: Settings, asked: Asked) -> dict[str, Any]:
@@ -203,7 +248,7 @@ def _facts(benchmark: Benchmark, data: Data, settings: Settings, asked: Asked) -
         "limit": settings.limit,
         "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
         "batch_size": settings.batch_size,
-        "precision": str(asked()[0].dtype).removeprefix("torch."),
+        "precision": _precision(asked),
         "published": published and {"llava": published.llava, "aligngpt": published.aligngpt},
         "versions": {name: _version(name) for name in _PACKAGES},
     }
