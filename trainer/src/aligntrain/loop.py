@@ -32,7 +32,7 @@ from aligntrain.recipes import Recipe
 from aligntrain.recorder import Recorder
 from aligntrain.schedule import rate_factor, total_steps
 from aligntrain.throughput import Speed
-from aligntrain.zero import MasterState, set_rates
+from aligntrain.zero import MasterState, is_plain, set_rates
 
 log = logging.getLogger("aligntrain")
 
@@ -324,11 +324,11 @@ def _not_finite(batch: Any, output: Any) -> list[str]:
 
 
 def _own_norm(engine: Any) -> float | None:
-    """The norm of all gradients where DeepSpeed keeps none: without ZeRO, in fp32.
+    """The norm of all gradients where DeepSpeed keeps none.
 
     The gradients are those of all ranks by then.
     """
-    if engine.zero_optimization_stage() or engine.fp16_enabled() or engine.bfloat16_enabled():
+    if not is_plain(engine):
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
