@@ -205,7 +205,7 @@ class Settings(Section):
     gradient_checkpointing: bool = False
     """Whether activations are computed anew going backward, to save memory."""
     compile: bool = False
-    """Whether torch.compile fuses the operations of each layer; the first steps then wait for it."""
+    """Whether torch.compile fuses the operations of each layer; first steps then wait for it."""
     seed: int = 0
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
