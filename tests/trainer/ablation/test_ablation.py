@@ -1,7 +1,6 @@
 """Ablations: which runs they come to, what their differences are worth, and what goes wrong."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,59 +10,12 @@ from typer.testing import CliRunner
 
 from alignshared import AlignError, InputError
 from aligntrain import run as running
-from aligntrain import worker
 from aligntrain.ablation.cells import cells_of
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
 from aligntrain.ablation.design import design_names, load_design
 from aligntrain.ablation.figure import draw
 from aligntrain.ablation.perform import ablate, open_ablation, plan_ablation
 from aligntrain.cli import app
-from tests.trainer import rows, runs
-
-DESIGN = """
-recipe: {recipe}
-set: [max_steps=2, checkpoint.every=2, log.validate_every=2]
-seeds: [0, 1]
-variants:
-  adaptive: []
-  mean: [model.mixing=mean]
-  levels-3: [model.levels=3, data.levels=quantile]
-  random-levels: [data.levels=random]
-  none: {{pretrain: [model.mixing=none], finetune: [model.mixing=none]}}
-"""
-
-
-def short_talks(count: int) -> list[dict[str, Any]]:
-    made = rows.talk_rows(count, text_every=9)
-    for row in made:
-        row["conversations"][1]["value"] = "yes"
-    return made
-
-
-@pytest.fixture
-def design(tmp_path: Path) -> Path:
-    path = tmp_path / "design.yaml"
-    path.write_text(DESIGN.format(recipe=runs.recipe_file(tmp_path)), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> tuple[str, str]:
-    pairs = runs.pairs(tmp_path / "pairs")
-    talks = rows.write_rows(tmp_path / "talks", short_talks(40))
-    return pairs.location, talks.location
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs are made in this process, which is quicker; `launch` has its own tests."""
-
-    def work(folder: Path, *, resume: bool, **_: Any) -> None:
-        with runs.as_worker():
-            worker.work(folder, resume=resume)
-
-    monkeypatch.setattr(running, "launch", work)
-    yield
 
 
 def test_what_ships_can_be_read() -> None:
