@@ -88,6 +88,23 @@ def test_the_figure_is_well_formed_and_escaped() -> None:
     assert "a" in texts
 
 
+def test_nothing_in_the_figure_is_cut_or_squeezed() -> None:
+    long = "a-variant-with-quite-a-long-name"
+    values = {"base": {0: 0.1, 1: 0.2, 2: 0.3}, long: {0: 0.2, 1: 0.2, 2: 0.2}}
+    two = {"base": {0: 0.1, 1: 0.2}, "two": {0: 0.2, 1: 0.2}}
+    drawn = [compare(f"right, {'kind of question ' * 3}{n}", values, "base") for n in range(7)]
+    svg = ElementTree.fromstring(draw([*drawn, compare(LOSS, two, "base")]))
+    assert float(svg.attrib["width"]) < 1200  # three panels side by side, and no more
+    texts = [element for element in svg.iter() if element.text]
+    names = [element for element in texts if element.text == long]
+    assert len(names) == 3  # beside each row of panels
+    assert all(float(element.attrib["x"]) > 6 * len(long) for element in names)
+    assert max(len(e.text or "") for e in texts if (e.text or "").startswith("right, ")) <= 36
+    # The interval of two seeds would be 12.7 standard errors to each side.
+    wide = [e for e in svg.iter() if e.attrib.get("stroke-width") == "2"]
+    assert len(wide) == 7
+
+
 def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_process: None) -> None:
     """Five variants, two seeds: made, judged, written; and taken over when it is called again."""
     ablation = open_ablation(design, *data, output=tmp_path / "out", only=["mean", "none"])
