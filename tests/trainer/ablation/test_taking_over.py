@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from alignshared import InputError
+from aligntrain import terminal
 from aligntrain.ablation.asked import choose_questions
 from aligntrain.ablation.cells import cells_of
 from aligntrain.ablation.compare import LOSS, RIGHT_ALL
@@ -23,24 +24,28 @@ def seeds_of(outcome: Outcome, metric: str) -> dict[str, list[int]]:
 
 
 def test_a_part_of_it_keeps_the_rest_and_the_questions(
-    design: Path, data: tuple[str, str], questions: Path, tmp_path: Path
-) -> None:
+    design: Path, data: tuple[str, str], questions: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     folder = tmp_path / "out"
-    first = open_ablation(design, *data, output=folder, seeds=1, only=["mean"])
+    first = open_ablation(design, *data, output=folder, seeds=1, only=["none"])
     ablate(first, questions=questions)
-    part = open_ablation(design, *data, output=folder, seeds=2, only=["none"])
+    part = open_ablation(design, *data, output=folder, seeds=2, only=["mean"])
     outcome = ablate(part)
     assert outcome.failed == {}
-    wanted = {"adaptive": [0, 1], "mean": [0], "none": [0, 1]}
+    wanted = {"adaptive": [0, 1], "mean": [0, 1], "none": [0]}
+    assert list(seeds_of(outcome, LOSS)) == list(wanted)  # in the order of the file
     assert [c.metric for c in outcome.comparisons] == [
         LOSS, RIGHT_ALL, "right, group", "right, is_this"
     ]  # fmt: skip
     assert all(seeds_of(outcome, c.metric) == wanted for c in outcome.comparisons)
     page = (folder / "ablation.md").read_text(encoding="utf-8")
-    assert "3 variants, 2 seeds; 9 of 9 runs are finished" in page
+    assert "3 variants, 2 seeds; 8 of 8 runs are finished" in page
     assert "## Right answers, all (6 questions, percent; the best constant answer to each" in page
     assert "group (4 questions, percent; the best constant answer has 75.0)" in page
     assert "other questions" in page
+    terminal.show_outcome(outcome)
+    assert "group (4 questions, percent; the best constant" in capsys.readouterr().out
     kept = load_design(folder / "ablation.yaml")
     assert len(kept.variants) == 5
     assert kept.seeds == (0, 1)

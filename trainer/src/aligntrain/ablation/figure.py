@@ -115,10 +115,8 @@ def _ends(line: Line) -> list[float]:
     d = line.difference
     if d is None:
         return []
-    return [
-        d.mean,
-        *(e for e in (d.low, d.high) if e is not None and d.count >= LEAST_SEEDS),
-    ]
+    ends = (d.low, d.high) if d.count >= LEAST_SEEDS else ()
+    return [d.mean, *(end for end in ends if end is not None)]
 
 
 def _title(comparison: Comparison) -> tuple[str, str]:

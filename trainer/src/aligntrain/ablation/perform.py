@@ -221,7 +221,11 @@ class _Found:
 
     def outcome(self, ablation: Ablation, asked: Asked) -> Outcome:
         order = sorted(self.values, key=lambda m: (m != LOSS, m != RIGHT_ALL, m))
-        compared = [compare(m, self.values[m], ablation.design.baseline) for m in order]
+        names = [variant.name for variant in ablation.design.variants]
+        compared = [
+            compare(metric, {n: found[n] for n in names if n in found}, ablation.design.baseline)
+            for metric, found in ((m, self.values[m]) for m in order)
+        ]
         return Outcome(ablation, asked, compared, dict(self.failed), list(self.unasked))
 
 
