@@ -124,6 +124,7 @@ aligntrain --debug
 aligntrain --version
 aligntrain ablate --finetune-data
 aligntrain ablate --keep-models
+aligntrain ablate --kinds
 aligntrain ablate --nproc
 aligntrain ablate --only
 aligntrain ablate --output

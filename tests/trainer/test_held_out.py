@@ -52,3 +52,20 @@ def test_rows_that_training_leaves_out_are_asked_about(tmp_path: Path) -> None:
     assert all(isinstance(question, HeldOut) for question in found)
     assert all(len(question.answer.split()) <= 3 for question in found)  # most have more words
     assert questions_of_rows(data.location, 0.0) == []
+
+
+def test_of_a_conversation_the_first_question_alone_is_asked(tmp_path: Path) -> None:
+    """The others may lean on it: what asks for a single word often stands there alone."""
+    talks = rows.talk_rows(4, text_every=5)
+    for number, row in enumerate(talks):
+        short, long = ("red", "it is a red kite") if number % 2 else ("it is a red kite", "red")
+        turns = [("<image>\nWhich colour?\nUse a single word.", short), ("And this?", long)]
+        row["conversations"] = [
+            {"from": who, "value": text}
+            for question, answer in turns
+            for who, text in (("human", question), ("gpt", answer))
+        ]
+    data = rows.write_rows(tmp_path, talks)
+    found = questions_of_rows(data.location, 0.999)
+    assert [(q.id, q.answer) for q in found] == [("talk-0001", "red"), ("talk-0003", "red")]
+    assert all(q.question.endswith("Use a single word.") for q in found)

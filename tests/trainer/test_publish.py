@@ -138,6 +138,20 @@ def test_the_llm_alone(tmp_path: Path, mixing: str) -> None:
     assert matter["pipeline_tag"] == "text-generation"
 
 
+def test_the_llm_alone_ends_its_answers_as_the_whole_model_does(tmp_path: Path) -> None:
+    model, processor = saved(tmp_path / "model", mixing="adaptive")
+    model.generation_config.eos_token_id = [2, 5]  # where the LLM's own settings name 257
+    model.save_pretrained(tmp_path / "model")
+    done = leave(tmp_path / "model", tmp_path / "llm", "llm")
+    llm = AutoModelForCausalLM.from_pretrained(done.output)
+    assert llm.generation_config.eos_token_id == [2, 5]
+    tokenizer: Any = AutoTokenizer.from_pretrained(done.output)
+    turn = [{"role": "user", "content": "why?"}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert text == processor.apply_chat_template(turn, add_generation_prompt=True)
+    assert text.endswith("USER: why? ASSISTANT:")
+
+
 def front_matter(card: Path) -> dict[str, Any]:
     _, matter, _ = card.read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(matter)
@@ -218,6 +232,34 @@ def test_a_card_goes_back_to_the_pretraining(finished: Path, tmp_path: Path) -> 
     rows.write_rows(tmp_path / "talks", rows.talk_rows(5))
     write_card(tmp_path, job.folder, kind="A model.", use="pass")
     assert "changed since" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_names_no_levels_and_no_pretraining_but_its_own(
+    finished: Path, tmp_path: Path
+) -> None:
+    file = runs.recipe_file(tmp_path)
+    pairs = runs.pairs(tmp_path / "pairs")
+    anew = load_recipe(file, "pretrain", ["data.levels=quantile"])
+    job = Job(tmp_path / "runs/anew", anew, pairs.location, pairs.digest)
+    write_job(job)
+    write_card(tmp_path, job.folder, kind="A model.", use="pass")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- levels: made anew for this run: quantile" in text
+    assert "0.25, 0.5, 0.75" not in text  # the edges of the dataset
+
+    adapter = finished / EXPORT / "adapter.safetensors"
+    adapter.write_bytes(b"as it was")
+    start = Start.of(adapter)
+    adapter.write_bytes(b"trained again")
+    talks = runs.talks(tmp_path / "talks")
+    tuned = Job(
+        tmp_path / "runs/tuned", load_recipe(file, "finetune"), talks.location, talks.digest, start
+    )
+    write_job(tuned)
+    write_card(tmp_path, tuned.folder, kind="A model.", use="pass")
+    _, _, text = (tmp_path / "README.md").read_text("utf-8").partition("## Data of pretrain")
+    assert f"adapter `{start.sha256}`, changed since" in text
+    assert "manifest" not in text
 
 
 def test_licences_are_those_that_base_models_name(tmp_path: Path) -> None:

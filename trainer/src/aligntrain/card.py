@@ -11,7 +11,16 @@ from typing import Any
 import yaml
 
 from alignshared import AlignError, Dataset
-from aligntrain.job import METRICS, Job, ending_of, is_job, read_job
+from aligntrain.job import (
+    METRICS,
+    Job,
+    Start,
+    ending_of,
+    is_job,
+    levels_wanted,
+    read_job,
+    versions_of,
+)
 from aligntrain.recipes.text import read_yaml, write_yaml
 
 CARD = "README.md"
@@ -123,21 +132,25 @@ def _sections(job: Job) -> list[str]:
         ("recipe", _code(recipe.name)),
     ]
     sections = ["## Base models\n\n" + _list(bases), "## Training\n\n" + _list(made + _ending(job))]
-    for heading, phase in _phases(job):
-        sections.append(f"## {heading}\n\n" + _list(_lineage(phase)))
+    sections.append(f"## Data of {recipe.phase}\n\n" + _list(_lineage(job)))
+    sections += _before(job)
     matter = write_yaml(recipe.settings)
     sections.append(f"## Recipe\n\n{_fenced(matter, 'yaml')}")
     return sections
 
 
-def _phases(job: Job) -> list[tuple[str, Job]]:
-    """This run and, where it is at hand, the one that it started from."""
-    found = [(f"Data of {job.recipe.phase}", job)]
+def _before(job: Job) -> list[str]:
+    """The data of the run that `job` started from, where that is at hand and still the same."""
     start = None if job.start is None else run_of(Path(job.start.adapter).parent)
-    if start is not None and start.absolute() != job.folder.absolute():
-        before = read_job(start)
-        found.append((f"Data of {before.recipe.phase}", before))
-    return found
+    if job.start is None or start is None or start.absolute() == job.folder.absolute():
+        return []
+    before = read_job(start)
+    heading = f"## Data of {before.recipe.phase}\n\n"
+    adapter = Path(job.start.adapter)
+    if not adapter.is_file() or Start.of(adapter).sha256 != job.start.sha256:
+        run = f"{_code(os.fspath(start))}, adapter `{job.start.sha256}`, changed since"
+        return [heading + _list([("run", run)])]
+    return [heading + _list(_lineage(before))]
 
 
 def _ending(job: Job) -> list[tuple[str, str]]:
@@ -145,7 +158,7 @@ def _ending(job: Job) -> list[tuple[str, str]]:
     facts = [("steps", "steps", "{:,}"), ("loss", "loss", "{:.4f}")]
     facts += [("validation_loss", "held-out loss", "{:.4f}"), ("seconds", "seconds", "{:,.0f}")]
     found = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
-    versions = json.loads((job.folder / "run.json").read_bytes()).get("versions", {})
+    versions = versions_of(job.folder)
     if versions:
         found.append(("versions", ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items())))
     return found
@@ -165,6 +178,9 @@ def _last_metrics(run: Path) -> dict[str, Any]:
 def _lineage(job: Job) -> list[tuple[str, str]]:
     """The dataset of `job` and what it was made from, as far as that is at hand."""
     facts: list[tuple[str, str]] = []
+    anew = job.recipe.data.levels if levels_wanted(job.recipe) is not None else None
+    if anew is not None:
+        facts.append(("levels", f"made anew for this run: {anew}"))
     location, digest = job.data, job.data_sha256
     for _ in range(_HOPS):
         line = f"{_code(location)}, manifest `{digest}`"
@@ -178,7 +194,7 @@ def _lineage(job: Job) -> list[tuple[str, str]]:
             break
         manifest = dataset.manifest
         facts.append((manifest.stage, f"{line}, {manifest.rows:,} rows"))
-        if manifest.level_edges is not None and manifest.edges is not None:
+        if anew is None and manifest.level_edges is not None and manifest.edges is not None:
             edges = ", ".join(f"{edge:.6g}" for edge in manifest.edges)
             facts.append(("edges", f"{manifest.scheme}: {edges}"))
         if manifest.model is not None and manifest.stage == "score":

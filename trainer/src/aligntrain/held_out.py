@@ -1,5 +1,6 @@
 """Questions with short answers that no phase saw, and how many of them a model answers right."""
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,9 @@ MOST_ROWS = 500
 
 LONGEST_ANSWER = 16
 """Tokens of an answer, at most."""
+
+ALL = "all"
+"""What the kinds of questions together are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,11 @@ class Score:
 
 def is_right(said: str, expected: str) -> bool:
     """Whether `said` is `expected`, but for case and a full stop."""
-    return said.strip(" .\n").lower() == expected.strip(" .\n").lower()
+    return _plain(said) == _plain(expected)
+
+
+def _plain(answer: str) -> str:
+    return answer.strip(" .\n").lower()
 
 
 def is_short(reference: str | None) -> bool:
@@ -119,32 +127,65 @@ def ask(
 
 def scores(questions: Sequence[HeldOut], said: Sequence[str]) -> dict[str, Score]:
     """How many answers are right, by kind of question."""
-    by_kind: defaultdict[str, list[tuple[str, bool]]] = defaultdict(list)
+    right: Counter[str] = Counter()
     for question, text in zip(questions, said, strict=True):
-        by_kind[question.kind].append((question.answer, is_right(text, question.answer)))
+        right[question.kind] += is_right(text, question.answer)
     return {
-        kind: Score(
-            len(found),
-            sum(right for _, right in found),
-            Counter(expected for expected, _ in found).most_common(1)[0][1] / len(found),
-        )
-        for kind, found in by_kind.items()
+        kind: Score(count, right[kind], best / count)
+        for kind, (count, best) in constant_answers(questions).items()
     }
+
+
+def constant_answers(questions: Sequence[HeldOut]) -> dict[str, tuple[int, int]]:
+    """By kind how many of `questions` there are, and how many of them the best constant answer gets
+    right.
+    """
+    expected: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for question in questions:
+        expected[question.kind][_plain(question.answer)] += 1
+    return {
+        kind: (answers.total(), answers.most_common(1)[0][1]) for kind, answers in expected.items()
+    }
+
+
+def digest_of(questions: Sequence[HeldOut]) -> str:
+    """A SHA-256 that is the same for the same `questions` in the same order; of pictures in files
+    it knows the names.
+    """
+    digest = hashlib.sha256()
+    for one in questions:
+        picture = one.picture if isinstance(one.picture, bytes) else one.picture.name.encode()
+        for part in (one.id, one.kind, one.question, one.answer):
+            digest.update(part.encode() + b"\0")
+        digest.update(hashlib.sha256(picture).digest())
+    return digest.hexdigest()
 
 
 def questions_of_rows(data: str, share: float) -> list[HeldOut]:
     """The questions with short answers in the rows of the dataset `data` that a recipe with the
     `data.validation_share` `share` keeps from training, typed as `aligntrain gate` does; of
     MOST_ROWS of them at most, at equal distances. Rows that cannot be used are left out.
+
+    Of a conversation that is the first question alone: a later one may be none without what was
+    said before it, such as the line that asks for a single word.
     """
+    shards, held_out = _held_out_rows(data, share)
+    count = min(len(held_out), MOST_ROWS)
+    rows = [held_out[at * len(held_out) // count] for at in range(count)]
+    return [question for row in rows for question in _of_row(shards.row(row))]
+
+
+def holds_out(data: str, share: float) -> bool:
+    """Whether such a recipe keeps any row of `data` from training."""
+    return bool(_held_out_rows(data, share)[1])
+
+
+def _held_out_rows(data: str, share: float) -> tuple[Any, list[int]]:
     from aligntrain.data.index import read_index
     from aligntrain.data.shards import Shards
 
     shards = Shards(data, conversations=True)
-    held_out = read_index(shards).validation_rows(share).tolist()
-    count = min(len(held_out), MOST_ROWS)
-    rows = [held_out[at * len(held_out) // count] for at in range(count)]
-    return [question for row in rows for question in _of_row(shards.row(row))]
+    return shards, read_index(shards).validation_rows(share).tolist()
 
 
 def _of_row(row: Any) -> Iterator[HeldOut]:
@@ -157,14 +198,13 @@ def _of_row(row: Any) -> Iterator[HeldOut]:
     if not row.image:
         return
     try:
-        exchanges = read_conversation(row.turns, 1).exchanges
+        first = read_conversation(row.turns, 1).exchanges[0]
         decode_picture(row.image)
     except Unusable:
         return
-    for exchange in exchanges:
-        question = exchange.question.replace(IMAGE_MARK, "").strip()
-        if is_short(exchange.answer):
-            yield HeldOut(row.id, kind_of(question), question, exchange.answer, row.image)
+    question = first.question.replace(IMAGE_MARK, "").strip()
+    if is_short(first.answer):
+        yield HeldOut(row.id, kind_of(question), question, first.answer, row.image)
 
 
 def _messages(question: HeldOut) -> list[dict[str, Any]]:

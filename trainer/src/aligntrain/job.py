@@ -109,6 +109,14 @@ def read_job(folder: Path) -> Job:
         ) from error
 
 
+def versions_of(folder: Path) -> dict[str, str]:
+    """The packages that the run in `folder` was begun with; none where that cannot be read."""
+    try:
+        return dict(json.loads((folder / RUN).read_bytes())["versions"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
 def finish(folder: Path, ending: dict[str, Any]) -> None:
     """Write down how the run in `folder` ended, which makes it a finished one."""
     _write(folder / FINISHED, _json(ending))

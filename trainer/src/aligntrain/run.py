@@ -115,6 +115,23 @@ def prepare(
     return job.folder
 
 
+def open_shards(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
+    """The dataset `data` as a run of `recipe` reads it.
+
+    Raises:
+        InputError: it cannot be trained on with this recipe.
+    """
+    from aligntrain.data.relevel import relevel_of
+    from aligntrain.data.shards import Shards
+
+    return Shards(
+        data,
+        levels=levels_wanted(recipe),
+        conversations=recipe.data.template != "plain",
+        relevel=relevel_of(recipe.data.levels, recipe.seed),
+    )
+
+
 def _prepared(
     phase: Phase,
     data: str | os.PathLike[str],
@@ -130,7 +147,7 @@ def _prepared(
     resolved = load_recipe(recipe, phase, overrides)
     check_trackers(resolved)
     folder = _folder(resolved, output)
-    shards = _open_data(resolved, data)
+    shards = open_shards(resolved, data)
     there = read_job(folder) if _has_begun(folder) else None
     # A run that is there keeps its start, whatever has been pretrained since.
     begin = there.start if there is not None and start is None else _start(phase, start, folder)
@@ -164,18 +181,6 @@ def _has_begun(folder: Path) -> bool:
 
 def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not {p.name for p in folder.iterdir()} - _WHATEVER_THERE
-
-
-def _open_data(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
-    from aligntrain.data.relevel import relevel_of
-    from aligntrain.data.shards import Shards
-
-    return Shards(
-        data,
-        levels=levels_wanted(recipe),
-        conversations=recipe.data.template != "plain",
-        relevel=relevel_of(recipe.data.levels, recipe.seed),
-    )
 
 
 def _check_batch(recipe: Recipe, processes: int) -> None:

@@ -248,7 +248,9 @@ def show_outcome(outcome: "Outcome") -> None:
         AlignError: some of the runs failed.
     """
     from alignshared import AlignError
+    from aligntrain.ablation.record import heading, kinds_of
 
+    kinds = kinds_of(outcome)
     for comparison in outcome.comparisons:
         scale, digits = (1, 4) if comparison.lower_is_better else (100, 1)
         table = _table("variant", "seeds", "mean", "difference", "")
@@ -264,10 +266,11 @@ def show_outcome(outcome: "Outcome") -> None:
                 cell += f" ({' to '.join(ends)})"
             mean = f"{scale * line.mean.mean:.{digits}f}"
             table.add_row(line.variant, str(len(line.values)), mean, cell, line.verdict)
-        unit = "nats a token" if comparison.lower_is_better else "percent"
-        _section(f"{_one_line(comparison.metric)}, {unit}", table)
+        _section(_one_line(heading(comparison, kinds), 120), table)
     results.print()
     results.print(near(outcome.ablation.output / "ablation.md"))
+    if outcome.unasked:
+        notes.print(f"not asked, as their models were not kept: {', '.join(outcome.unasked)}")
     if outcome.failed:
         names = ", ".join(outcome.failed)
         raise AlignError(

@@ -7,6 +7,7 @@ taken, so mixing, the gate and the table that fine-tuning begins with make no di
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from aligntrain.recipes import Phase, load_recipe
 
 _ALIKE = ("model.mixing=adaptive", "model.table=learned", "model.gate_text=prompt")
 """What a shared pre-training is made with."""
+
+_TUNED = "finetune"
+_WHOLE = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +68,37 @@ class Cell:
 def cells_of(design: Design, output: Path) -> list[Cell]:
     """All runs of `design` below `output`, in the order in which they are to be made: seed by seed,
     so that there is something to compare as early as can be.
+
+    Of variants that are not chosen, and of other seeds, those are among them that are finished: an
+    ablation that is called for a part of it keeps what it has.
     """
     cells: list[Cell] = []
-    for seed in design.seeds:
+    for seed in (*design.seeds, *_other_seeds(design, output)):
         shared: dict[str, Cell] = {}
+        # Over all variants, so that a pre-training has one folder whichever are chosen.
         for variant in _baseline_first(design):
             pretrain = _pretrain(design, variant, seed, output)
-            known = shared.setdefault(_key(design, pretrain.overrides), pretrain)
-            if known is pretrain:
-                cells.append(pretrain)
-            folder = output / "finetune" / f"{variant.name}-seed{seed}"
+            start = shared.setdefault(_key(design, pretrain.overrides), pretrain)
+            folder = output / _TUNED / f"{variant.name}-seed{seed}"
             overrides = tuple(design.overrides(variant, "finetune", seed))
-            cells.append(
-                Cell(variant.name, seed, "finetune", folder, overrides, start=known.folder)
-            )
+            tuned = Cell(variant.name, seed, "finetune", folder, overrides, start=start.folder)
+            wanted = variant.name in design.chosen and seed in design.seeds
+            if start not in cells and (wanted or (tuned.finished and start.finished)):
+                cells.append(start)
+            if wanted or tuned.finished:
+                cells.append(tuned)
     return cells
+
+
+def _other_seeds(design: Design, output: Path) -> list[int]:
+    """Those of runs that are there beside the seeds of `design`, ascending."""
+    names = {variant.name for variant in design.variants}
+    found: set[int] = set()
+    for folder in (output / _TUNED).glob("*-seed*"):
+        name, _, seed = folder.name.rpartition("-seed")
+        if name in names and _WHOLE.fullmatch(seed):
+            found.add(int(seed))
+    return sorted(found - set(design.seeds))
 
 
 def _baseline_first(design: Design) -> Sequence[Variant]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from aligntrain.held_out import ALL
 from aligntrain.intervals import Interval, mean_interval
 
 LEAST_SEEDS = 3
@@ -11,6 +12,9 @@ to each side.
 """
 
 LOSS = "validation loss"
+RIGHT = "right, "
+"""Before the kind of question: the share of right answers."""
+RIGHT_ALL = RIGHT + ALL
 
 Values = Mapping[str, Mapping[int, float]]
 """Of each variant, the value of each seed that has one."""

@@ -11,7 +11,7 @@ slow-gate: {finetune: [optimizer.gate_lr=1e-4]}
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
@@ -39,13 +39,16 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """An ablation: `variants` of `recipe`, each with all `seeds`, held against `baseline`."""
+    """An ablation: `variants` of `recipe`, held against `baseline`. Those that are `chosen`, all
+    unless some were named, are to be made with all `seeds`.
+    """
 
     name: str
     recipe: str
     baseline: str
     seeds: tuple[int, ...]
     variants: tuple[Variant, ...]
+    chosen: frozenset[str]
 
     def resolved(self, variant: Variant, phase: Phase, seed: int) -> Recipe:
         """The recipe of one run.
@@ -59,14 +62,14 @@ class Design:
         """What is changed in one run, as `--set` takes it."""
         return [*variant.changes[phase], f"seed={seed}"]
 
-    def text(self) -> str:
-        """As YAML, with everything written out."""
+    def text(self, seeds: Sequence[int]) -> str:
+        """As YAML with these `seeds`, everything written out."""
         variants = {v.name: {p: list(v.changes[p]) for p in PHASES} for v in self.variants}
         return write_yaml(
             {
                 "recipe": self.recipe,
                 "baseline": self.baseline,
-                "seeds": list(self.seeds),
+                "seeds": list(seeds),
                 "variants": variants,
             }
         )
@@ -88,12 +91,12 @@ def load_design(
 ) -> Design:
     """The ablation called `name_or_file`, or in that file.
 
-    `recipe` takes the place of its own; `overrides` change every run and have the last word;
-    `seeds` is how many to take: its own first, then the next whole numbers; `only` names variants,
-    beside the baseline.
+    `recipe` takes the place of its own; `overrides` change every run and have the last word, so
+    none may change what a chosen variant does; `seeds` is how many to take: its own first, then the
+    next whole numbers; `only` names the variants that are chosen, beside the baseline.
 
     Raises:
-        InputError: there is no such ablation, or something in it is wrong.
+        InputError: there is no such ablation, or something in it or in `overrides` is wrong.
     """
     where, text = _read(name_or_file)
     try:
@@ -102,21 +105,27 @@ def load_design(
         raise InputError(f"{where} is no YAML: {' '.join(str(error).split())}.") from error
     _check(content, where)
     common = _several(content.get("set") or [], f"set of {where}")
-    variants = tuple(
-        Variant(str(name), _changes(changes, common, overrides, f"{name} of {where}"))
+    own = {
+        str(name): _own(changes, f"{name} of {where}")
         for name, changes in content["variants"].items()
+    }
+    baseline = content.get("baseline", next(iter(own)))
+    _check_names(list(own), baseline, only, where)
+    chosen = frozenset(name for name in own if not only or name in (baseline, *only))
+    _check_overrides(overrides, {name: own[name] for name in own if name in chosen})
+    variants = tuple(
+        Variant(name, {p: (*common, *changes[p], *overrides) for p in PHASES})
+        for name, changes in own.items()
     )
-    baseline = content.get("baseline", variants[0].name)
-    _check_names(variants, baseline, only, where)
-    chosen = tuple(v for v in variants if not only or v.name in (baseline, *only))
     design = Design(
         Path(where).stem,
         recipe or content["recipe"],
         baseline,
         _seeds(content.get("seeds", [0, 1, 2]), seeds, where),
+        variants,
         chosen,
     )
-    for variant in chosen:  # what is wrong shows before anything runs
+    for variant in variants:  # what is wrong shows before anything runs
         for phase in PHASES:
             design.resolved(variant, phase, design.seeds[0])
     return design
@@ -154,23 +163,43 @@ def _several(values: Any, where: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _changes(
-    given: Any, common: Sequence[str], overrides: Sequence[str], where: str
-) -> dict[Phase, tuple[str, ...]]:
+def _own(given: Any, where: str) -> dict[Phase, tuple[str, ...]]:
+    """What a variant itself changes, by phase."""
     by_phase: dict[str, Any] = given if isinstance(given, dict) else dict.fromkeys(PHASES, given)
     unknown = sorted(set(by_phase) - set(PHASES))
     if unknown:
         raise InputError(f"{where} has the phase {unknown[0]}; give {' or '.join(PHASES)}.")
-    return {
-        phase: (*common, *_several(by_phase.get(phase) or [], where), *overrides)
-        for phase in PHASES
-    }
+    return {phase: _several(by_phase.get(phase) or [], where) for phase in PHASES}
 
 
-def _check_names(
-    variants: Sequence[Variant], baseline: str, only: Sequence[str], where: str
+def _check_overrides(
+    overrides: Sequence[str], own: Mapping[str, Mapping[Phase, Sequence[str]]]
 ) -> None:
-    names = [variant.name for variant in variants]
+    """Raise InputError for one that would undo what a variant does, which then would be another
+    under its name.
+    """
+    for override in overrides:
+        key = _key(override)
+        if key == "seed":
+            raise InputError(
+                f"--set {override} cannot be: every run has a seed of the ablation's own; say how "
+                "many with --seeds, or which in a YAML file of your own."
+            )
+        for name, changes in own.items():
+            for change in (change for phase in PHASES for change in changes[phase]):
+                if f"{key}.".startswith(f"{_key(change)}.") or _key(change).startswith(f"{key}."):
+                    raise InputError(
+                        f"--set {override} would undo {change} of the variant {name}; leave it "
+                        "out, choose other variants with --only, or write it under set: in a YAML "
+                        "file of your own, where a variant's changes come after it."
+                    )
+
+
+def _key(change: str) -> str:
+    return change.partition("=")[0]
+
+
+def _check_names(names: Sequence[str], baseline: str, only: Sequence[str], where: str) -> None:
     for name in names:
         if not _NAME.fullmatch(name):
             raise InputError(

@@ -4,22 +4,29 @@ import csv
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aligntrain.ablation.compare import LEAST_SEEDS, Comparison, Line, expected_by_chance
+from aligntrain.ablation.compare import (
+    LEAST_SEEDS,
+    RIGHT,
+    RIGHT_ALL,
+    Comparison,
+    Line,
+    expected_by_chance,
+)
 from aligntrain.ablation.figure import draw
+from aligntrain.held_out import ALL, constant_answers
 from aligntrain.intervals import Interval
+from aligntrain.job import versions_of
 
 if TYPE_CHECKING:
-    from aligntrain.ablation.perform import Outcome
+    from aligntrain.ablation.perform import Ablation, Outcome
 
 REPORT = "ablation.md"
 FIGURE = "ablation.svg"
-_PACKAGES = ("aligntrain", "torch", "transformers", "deepspeed")
 
 
 def write_outcome(folder: Path, outcome: "Outcome") -> None:
@@ -38,43 +45,80 @@ def write_outcome(folder: Path, outcome: "Outcome") -> None:
 
 
 def markdown(outcome: "Outcome") -> str:
-    """The report: what was done, a table for each metric, and what failed."""
-    design = outcome.ablation.design
-    finished = sum(cell.finished for cell in outcome.ablation.cells)
-    seeds = len(design.seeds)
-    lines = [
-        f"# Ablation {design.name}",
-        "",
-        f"Recipe `{design.recipe}`, {len(design.variants)} variants, {seeds} "
-        f"seed{'s' if seeds > 1 else ''}; {finished} of {len(outcome.ablation.cells)} runs are "
-        f"finished. Differences are from `{design.baseline}`, paired by seed. In brackets the 95 % "
-        "interval of the mean by Student's t; a difference whose interval holds 0 is within noise, "
-        f"and fewer than {LEAST_SEEDS} pairs are too few to say.",
-    ]
+    """The report: what was done, a table for each metric, what was not asked, and what failed."""
+    lines = [f"# Ablation {outcome.ablation.design.name}", "", _introduction(outcome)]
     chance = expected_by_chance(outcome.comparisons)
     if chance:
         lines.append(
             f"Were there no differences at all, about {chance:.1f} of those judged here would yet "
             "be called better or worse."
         )
-    if not outcome.questions:
+    if not outcome.asked.questions:
         lines += ["", "No question was asked: nothing with a short answer is held out."]
     if outcome.comparisons:
         lines += ["", f"![Differences by variant]({FIGURE})"]
+    kinds = kinds_of(outcome)
     for comparison in outcome.comparisons:
-        lines += ["", f"## {_heading(comparison, outcome.questions)}", "", *_table(comparison)]
+        title = _escaped(heading(comparison, kinds))
+        lines += ["", f"## {title}", "", *_table(comparison)]
+    if outcome.unasked:
+        lines += ["", "## Not asked", "", "Their models were not kept before there were questions."]
+        lines += ["", *(f"- `{name}`" for name in outcome.unasked)]
     if outcome.failed:
         lines += ["", "## Failed", ""]
         lines += [f"- `{name}`: {_escaped(reason)}" for name, reason in outcome.failed.items()]
-    versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
-    return "\n".join([*lines, "", f"{versions}."]) + "\n"
+    made = [f"{package} {' and '.join(v)}" for package, v in _versions(outcome.ablation).items()]
+    if made:
+        lines += ["", f"The runs were made with {', '.join(made)}."]
+    return "\n".join(lines) + "\n"
 
 
-def _heading(comparison: Comparison, questions: dict[str, int]) -> str:
-    kind = comparison.metric.partition(", ")[2]
-    if comparison.lower_is_better or kind not in questions:
+def _introduction(outcome: "Outcome") -> str:
+    ablation = outcome.ablation
+    variants = {cell.variant for cell in ablation.cells if cell.phase == "finetune"}
+    seeds = len(ablation.seeds)
+    return (
+        f"Recipe `{ablation.design.recipe}`, {len(variants)} "
+        f"variant{'s' if len(variants) > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}; "
+        f"{sum(cell.finished for cell in ablation.cells)} of {len(ablation.cells)} runs are "
+        f"finished. Differences are from `{ablation.design.baseline}`, paired by seed. In brackets "
+        "the 95 % interval of the mean by Student's t; a difference whose interval holds 0 is "
+        f"within noise, and fewer than {LEAST_SEEDS} pairs are too few to say. The noise is that "
+        "of the seeds: how far other questions or other held-out rows would have moved the numbers "
+        "is not in the intervals."
+    )
+
+
+def kinds_of(outcome: "Outcome") -> dict[str, tuple[int, int]]:
+    """By kind, and of all together, how many questions were asked, and how many of them the best
+    constant answer to each kind gets right.
+    """
+    kinds = constant_answers(outcome.asked.questions)
+    count, right = (sum(numbers[at] for numbers in kinds.values()) for at in (0, 1))
+    return {ALL: (count, right)} | kinds
+
+
+def heading(comparison: Comparison, kinds: Mapping[str, tuple[int, int]]) -> str:
+    """What `comparison` compares, in which unit; `kinds` are those of `kinds_of`."""
+    if comparison.lower_is_better:
         return f"{comparison.metric.capitalize()} (nats a token, less is better)"
-    return f"Right answers, {_escaped(kind)} ({questions[kind]} questions, percent)"
+    kind = comparison.metric.removeprefix(RIGHT)
+    count, right = kinds[kind]
+    to = " to each kind" if comparison.metric == RIGHT_ALL else ""
+    return (
+        f"Right answers, {kind} ({count} questions, percent; the best constant answer{to} has "
+        f"{100 * right / count:.1f})"
+    )
+
+
+def _versions(ablation: "Ablation") -> dict[str, list[str]]:
+    """Of each package those that the runs which have begun were made with, which may be several."""
+    found: dict[str, set[str]] = {}
+    for cell in ablation.cells:
+        if cell.begun:
+            for package, version in versions_of(cell.folder).items():
+                found.setdefault(package, set()).add(version)
+    return {package: sorted(versions) for package, versions in found.items()}
 
 
 def _table(comparison: Comparison) -> list[str]:
@@ -109,17 +153,25 @@ def _plain(outcome: "Outcome") -> dict[str, Any]:
         "name": ablation.design.name,
         "recipe": ablation.design.recipe,
         "baseline": ablation.design.baseline,
-        "seeds": list(ablation.design.seeds),
+        "seeds": ablation.seeds,
         "pretrain_data": ablation.pretrain_data,
         "finetune_data": ablation.finetune_data,
-        "questions": outcome.questions,
+        "questions": {
+            "file": outcome.asked.file,
+            "sha256": outcome.asked.sha256,
+            "kinds": {
+                kind: {"asked": count, "constant": right / count}
+                for kind, (count, right) in constant_answers(outcome.asked.questions).items()
+            },
+        },
         "runs": {
             cell.name: {"seconds": cell.seconds, "start": cell.start and cell.start.name}
             for cell in ablation.cells
         },
         "comparisons": [asdict(comparison) for comparison in outcome.comparisons],
+        "unasked": outcome.unasked,
         "failed": outcome.failed,
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": _versions(ablation),
     }
 
 

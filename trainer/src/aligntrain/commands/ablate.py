@@ -20,7 +20,12 @@ def ablate(
     ] = "data/demo/ingest",
     questions: Annotated[
         str | None,
-        typer.Option(help="JSON of held-out questions; by default from rows held out of the data."),
+        typer.Option(
+            help="JSON of held-out questions; by default those of before, or of held-out rows."
+        ),
+    ] = None,
+    kinds: Annotated[
+        list[str] | None, typer.Option(help="Questions of this kind alone; may be repeated.")
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="Folder; by default runs/ablation-<name>.")
@@ -61,12 +66,12 @@ def ablate(
         terminal.show_planned(plan_ablation(ablation))
         return
     terminal.hide_loading()
-    with terminal.counting() as progress:
-        outcome = ablate(
-            ablation,
-            questions=questions,
-            nproc=nproc,
-            keep_models=keep_models,
-            progress=progress,
-        )
+    outcome = ablate(
+        ablation,
+        questions=questions,
+        kinds=kinds or (),
+        nproc=nproc,
+        keep_models=keep_models,
+        progress=terminal.counting,
+    )
     terminal.show_outcome(outcome)

@@ -97,9 +97,13 @@ def _llava(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
 
 
 def _llm(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
-    llm = model.model.language_model
+    llm, tokenizer = model.model.language_model, processor.tokenizer
+    # What ends an answer, and the words around it, are the whole model's to say.
+    llm.generation_config = model.generation_config
+    if processor.template != "plain":  # in which a question has no place
+        tokenizer.chat_template = processor.chat_template
     llm.save_pretrained(folder)
-    processor.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     write_card(
         folder,
         run,

@@ -1,7 +1,6 @@
 """Ablations: which runs they come to, what their differences are worth, and what goes wrong."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,59 +10,12 @@ from typer.testing import CliRunner
 
 from alignshared import AlignError, InputError
 from aligntrain import run as running
-from aligntrain import worker
 from aligntrain.ablation.cells import cells_of
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
 from aligntrain.ablation.design import design_names, load_design
 from aligntrain.ablation.figure import draw
 from aligntrain.ablation.perform import ablate, open_ablation, plan_ablation
 from aligntrain.cli import app
-from tests.trainer import rows, runs
-
-DESIGN = """
-recipe: {recipe}
-set: [max_steps=2, checkpoint.every=2, log.validate_every=2]
-seeds: [0, 1]
-variants:
-  adaptive: []
-  mean: [model.mixing=mean]
-  levels-3: [model.levels=3, data.levels=quantile]
-  random-levels: [data.levels=random]
-  none: {{pretrain: [model.mixing=none], finetune: [model.mixing=none]}}
-"""
-
-
-def short_talks(count: int) -> list[dict[str, Any]]:
-    made = rows.talk_rows(count, text_every=9)
-    for row in made:
-        row["conversations"][1]["value"] = "yes"
-    return made
-
-
-@pytest.fixture
-def design(tmp_path: Path) -> Path:
-    path = tmp_path / "design.yaml"
-    path.write_text(DESIGN.format(recipe=runs.recipe_file(tmp_path)), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> tuple[str, str]:
-    pairs = runs.pairs(tmp_path / "pairs")
-    talks = rows.write_rows(tmp_path / "talks", short_talks(40))
-    return pairs.location, talks.location
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Runs are made in this process, which is quicker; `launch` has its own tests."""
-
-    def work(folder: Path, *, resume: bool, **_: Any) -> None:
-        with runs.as_worker():
-            worker.work(folder, resume=resume)
-
-    monkeypatch.setattr(running, "launch", work)
-    yield
 
 
 def test_what_ships_can_be_read() -> None:
@@ -134,6 +86,23 @@ def test_the_figure_is_well_formed_and_escaped() -> None:
     texts = [element.text for element in one.iter() if element.text]
     assert "right, <b>" in texts
     assert "a" in texts
+
+
+def test_nothing_in_the_figure_is_cut_or_squeezed() -> None:
+    long = "a-variant-with-quite-a-long-name"
+    values = {"base": {0: 0.1, 1: 0.2, 2: 0.3}, long: {0: 0.2, 1: 0.2, 2: 0.2}}
+    two = {"base": {0: 0.1, 1: 0.2}, "two": {0: 0.2, 1: 0.2}}
+    drawn = [compare(f"right, {'kind of question ' * 3}{n}", values, "base") for n in range(7)]
+    svg = ElementTree.fromstring(draw([*drawn, compare(LOSS, two, "base")]))
+    assert float(svg.attrib["width"]) < 1200  # three panels side by side, and no more
+    texts = [element for element in svg.iter() if element.text]
+    names = [element for element in texts if element.text == long]
+    assert len(names) == 3  # beside each row of panels
+    assert all(float(element.attrib["x"]) > 6 * len(long) for element in names)
+    assert max(len(e.text or "") for e in texts if (e.text or "").startswith("right, ")) <= 36
+    # The interval of two seeds would be 12.7 standard errors to each side.
+    wide = [e for e in svg.iter() if e.attrib.get("stroke-width") == "2"]
+    assert len(wide) == 7
 
 
 def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_process: None) -> None:
