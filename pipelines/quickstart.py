@@ -1,4 +1,4 @@
-"""The whole method on the shipped pictures, into data/demo: levels, then a model that answers.
+"""The whole method on the shipped pictures: levels in data/demo, then a model that answers in runs.
 
 uv run python pipelines/quickstart.py
 """
@@ -15,11 +15,11 @@ LEVELS = [
     "aligncurate report --input data/demo/bucket --output data/demo/report",
 ]
 TRAINING = [
-    "aligntrain run pretrain --data data/demo/bucket --output data/demo/pretrain --resume",
+    "aligntrain run pretrain --data data/demo/bucket --resume",
     "python pipelines/demo_data/build_instructions.py --output data/demo/instructions",
     "aligncurate ingest --input data/demo/instructions/instructions.json --output data/demo/ingest",
-    "aligntrain run finetune --data data/demo/ingest --output data/demo/finetune --resume",
-    "python pipelines/demo_data/answer_questions.py data/demo/finetune --kinds group --untrained",
+    "aligntrain run finetune --data data/demo/ingest --resume",
+    "python pipelines/demo_data/answer_questions.py runs/demo-finetune --kinds group --untrained",
 ]
 
 

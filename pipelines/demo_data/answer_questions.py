@@ -1,6 +1,6 @@
 """Ask a trained model about demo pictures it has never seen, and count its right answers.
 
-uv run python pipelines/demo_data/answer_questions.py data/demo/finetune
+uv run python pipelines/demo_data/answer_questions.py runs/demo-finetune
 
 An answer is right if it is the expected one, but for case and a full stop. Two baselines stand
 beside the model: the best constant answer to each kind of question, and with `--untrained` the same
