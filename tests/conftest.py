@@ -1,6 +1,7 @@
 """What all tests share: no network beyond this machine, and a folder to work in."""
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,10 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Tests run side by side, and threads that wait for others of their kind where there are more of them
+# than cores make small models many times slower. Programs that tests start take it over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # On a busy machine the first example of a property may take seconds.
 settings.register_profile("busy", deadline=None, database=None)
