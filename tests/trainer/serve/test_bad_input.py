@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from PIL import Image
 
 from aligntrain.serve.settings import Limits
 from tests.trainer import tiny
@@ -99,6 +100,13 @@ def test_pictures_that_cannot_be_used(small: Running, name: str) -> None:
     assert error["code"] == "invalid_image"
     assert error["param"] == "messages[0].content[1]"
     assert said in error["message"]
+
+
+def test_a_line_of_a_picture_is_no_bomb(server: Running) -> None:
+    """Padded as it is, it would take 30 GB."""
+    line = Image.new("1", (100_000, 500), 1)
+    answered = server.post(body(messages=question(ASKED, part(data_url(encoded(line))))))
+    assert answered.status_code == 200
 
 
 def test_two_hundred_pictures(small: Running) -> None:

@@ -125,12 +125,12 @@ class Service:
         fetched = await self._fetched(request.image_urls)
 
         def make() -> tuple[Prompt, int]:
-            pictures = [
+            pictures = (  # decoded when they are asked for, as each may have a hundred megabytes
                 decode(_bytes(url, data, place), self.limits.pixels, place)
                 for place, url, data in zip(
                     _places(request), request.image_urls, fetched, strict=True
                 )
-            ]
+            )
             return loaded.prompter.prompt(request, pictures)
 
         prompt, new_tokens = await run(self._pool, make)
