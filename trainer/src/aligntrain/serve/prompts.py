@@ -96,8 +96,11 @@ class Prompter:
             raise Refusal(400, "the last message is not the user's; end with one.",
                           param="messages")  # fmt: skip
         most = self.most_prompt_tokens
+        if most is None:
+            return
         # Before any of it is tokenized: no token is longer than the longest one.
-        if most is not None and sum(len(m.text) for m in messages) > most * self._longest_token:
+        least = sum(len(m.text) for m in messages) / self._longest_token
+        if max(least, len(messages)) > most:
             raise _too_long(f"more than {most}", most)
 
     def _new_tokens(self, request: ChatRequest, length: int) -> int:
