@@ -132,17 +132,17 @@ def test_a_prompt_beyond_what_the_model_reads(server: Running) -> None:
     assert "and 600 new tokens, and the limit is 1024" in answered.json()["error"]["message"]
 
 
+NAMES = {f"a{i}": 1 for i in range(30_000)}
+EMPTY = {"type": "text", "text": ""}
 CROWDS: dict[str, dict[str, Any]] = {
     "messages of numbers": {"messages": [1] * 100_000},
     "empty messages": {"messages": [{"role": "user", "content": ""}] * 20_000},
     "parts of numbers": {"messages": [{"role": "user", "content": [1] * 100_000}]},
-    "empty parts": {"messages": [{"role": "user", "content": [{"type": "text", "text": ""}] * 20_000}]},
+    "empty parts": {"messages": [{"role": "user", "content": [EMPTY] * 20_000}]},
     "stops": {"stop": [1] * 100_000},
-    "parameters": {f"a{i}": 1 for i in range(30_000)},
-    "names in a part": {
-        "messages": [{"role": "user", "content": [{"type": "text", **{f"a{i}": 1 for i in range(30_000)}}]}]
-    },
-}  # fmt: skip
+    "parameters": NAMES,
+    "names in a part": {"messages": [{"role": "user", "content": [EMPTY | NAMES]}]},
+}
 
 
 @pytest.mark.parametrize("name", CROWDS)
