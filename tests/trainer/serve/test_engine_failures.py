@@ -221,11 +221,9 @@ def test_jobs_of_clients_that_left_are_let_go(made: tuple[Any, Any]) -> None:
         engine.submit(first)
         assert begun.wait(60)
         engine.submit(behind)
-        for one in left:
-            engine.submit(one)
-            one.cancelled = True
-        del one
-        left.clear()
+        while left:
+            engine.submit(left[-1])
+            left.pop().cancelled = True
         written = len(told.events)
         while len(told.events) < written + 5:
             assert not told.done.is_set()

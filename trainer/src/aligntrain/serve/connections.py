@@ -38,7 +38,7 @@ class Connection(H11Protocol):
 
     def _await_head(self) -> None:
         """Have the time run while no request is being answered, from when that began."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self.cycle and not self.cycle.response_complete:
             self._stop_waiting()
         elif self._silence is None:
             self._silence = self.loop.call_later(self.head_seconds, self.transport.close)
