@@ -82,17 +82,14 @@ def bodies(count: int, tokens: int) -> list[dict[str, Any]]:
     return asked
 
 
-async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Answered:
-    """One request, its answer read to the end.
-
-    Raises:
-        RuntimeError: it was not answered.
-    """
+async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Answered | None:
+    """One request, its answer read to the end; None if it was refused or broke off."""
     began = time.perf_counter()
     first, tokens, done = None, 0, False
     async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answered:
         if answered.status_code != 200:
-            raise RuntimeError((await answered.aread()).decode())
+            sys.stderr.write(f"{(await answered.aread()).decode()}\n")
+            return None
         async for line in answered.aiter_lines():
             if not line.startswith("data: "):
                 continue
@@ -101,29 +98,36 @@ async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Answ
             if not done and (usage := json.loads(line[6:]).get("usage")):
                 tokens = usage["completion_tokens"]
     if first is None or not done:
-        raise RuntimeError("the answer broke off")
+        return None
     return Answered(first, time.perf_counter() - began, tokens)
 
 
 async def load(url: str, clients: int, asked: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What `clients` meet that share `asked` among them, each asking again when it is answered."""
     waiting = iter(asked)
-    answers: list[Answered] = []
+    asked_for: list[Answered | None] = []
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(timeout=None, limits=limits, trust_env=False) as client:
 
         async def one() -> None:
             for body in waiting:
-                answers.append(await ask(client, url, body))
+                try:
+                    asked_for.append(await ask(client, url, body))
+                except httpx.HTTPError as error:
+                    sys.stderr.write(f"{error!r}\n")
+                    asked_for.append(None)
 
         began = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(clients)))
         seconds = time.perf_counter() - began
+    answers = [one for one in asked_for if one is not None]
+    if not answers:
+        raise SystemExit("no request was answered")
     whole, first = [a.whole for a in answers], [a.first for a in answers]
     return {
         "clients": clients,
         "requests": len(asked),
-        "answered": len(answers),
+        "failed": len(asked_for) - len(answers),
         "requests_per_s": round(len(answers) / seconds, 3),
         "tokens_per_s": round(sum(a.tokens for a in answers) / seconds, 1),
         "latency_p50_s": round(statistics.median(whole), 3),
@@ -161,14 +165,14 @@ def main() -> None:
             ):
                 results.append({"answers": name, **asyncio.run(load(url, clients, asked))})
                 sys.stderr.write(f"{results[-1]}\n")
-    header = ["clients", "answers", "requests", "answered", "requests/s", "tokens/s",
+    header = ["clients", "answers", "requests", "failed", "requests/s", "tokens/s",
               "latency p50 (s)", "p95", "first token p50 (s)", "p95"]  # fmt: skip
-    keys = ["clients", "answers", "requests", "answered", "requests_per_s", "tokens_per_s",
+    keys = ["clients", "answers", "requests", "failed", "requests_per_s", "tokens_per_s",
             "latency_p50_s", "latency_p95_s", "first_token_p50_s", "first_token_p95_s"]  # fmt: skip
     rows = [[one[key] for key in keys] for one in results]
     report = (
         f"The model in `{given.model.name}`, answers of at most {given.tokens} tokens, each with"
-        "  a picture of the demo, streamed. Clients ask again as soon as they are "
+        " a picture of the demo, streamed. Clients ask again as soon as they are "
         "answered; clients and server share the machine.\n\n" + table(header, rows)
     )
     packages = ["torch", "transformers", "starlette", "uvicorn"]

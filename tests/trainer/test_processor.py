@@ -80,6 +80,21 @@ def test_pad_keeps_the_whole_picture_on_the_mean_colour() -> None:
     assert colours(cropped.pixel_values([wide])).min() == 255
 
 
+def test_a_line_of_a_picture_makes_no_square_of_gigabytes() -> None:
+    line = Image.new("1", (100_000, 500), 1)  # 6 KB as a PNG; its square would be 30 GB
+    seen = processor(aspect="pad").pixel_values([line])
+    assert seen.shape == (1, 3, 12, 12)
+    assert len(seen[0, 0].unique()) > 1  # it is seen, on the mean colour
+
+
+def test_pictures_up_to_the_largest_square_are_padded_as_they_are() -> None:
+    wide = tiny.picture(1, 4096, 1000)
+    grey = tuple(int(value * 255) for value in processor().image_processor.image_mean)
+    square = Image.new("RGB", (4096, 4096), grey)
+    square.paste(wide, (0, 1548))
+    assert torch.equal(*(processor().pixel_values([one]) for one in (wide, square)))
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     _, before = tiny.saved(tmp_path)
     after = AutoProcessor.from_pretrained(tmp_path)

@@ -1,5 +1,6 @@
 """What clients may send, meaning well or not: the right status, and the others are served."""
 
+import gc
 import json
 import socket
 import struct
@@ -13,7 +14,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from PIL import Image
 
+from aligntrain.serve.refusals import Refusal
+from aligntrain.serve.schema import ChatRequest, read_request
 from aligntrain.serve.settings import Limits
 from tests.trainer import tiny
 from tests.trainer.serve.serving import (
@@ -101,6 +105,13 @@ def test_pictures_that_cannot_be_used(small: Running, name: str) -> None:
     assert said in error["message"]
 
 
+def test_a_line_of_a_picture_is_no_bomb(server: Running) -> None:
+    """Padded as it is, it would take 30 GB."""
+    line = Image.new("1", (100_000, 500), 1)
+    answered = server.post(body(messages=question(ASKED, part(data_url(encoded(line))))))
+    assert answered.status_code == 200
+
+
 def test_two_hundred_pictures(small: Running) -> None:
     answered = small.post(body(messages=question(ASKED, *[image_part()] * 200)))
     assert answered.status_code == 400
@@ -119,6 +130,48 @@ def test_a_prompt_beyond_what_the_model_reads(server: Running) -> None:
     answered = server.post(body(messages=question("x" * 500), max_tokens=600))
     assert answered.status_code == 400
     assert "and 600 new tokens, and the limit is 1024" in answered.json()["error"]["message"]
+
+
+NAMES = {f"a{i}": 1 for i in range(30_000)}
+EMPTY = {"type": "text", "text": ""}
+CROWDS: dict[str, dict[str, Any]] = {
+    "messages of numbers": {"messages": [1] * 100_000},
+    "empty messages": {"messages": [{"role": "user", "content": ""}] * 20_000},
+    "parts of numbers": {"messages": [{"role": "user", "content": [1] * 100_000}]},
+    "empty parts": {"messages": [{"role": "user", "content": [EMPTY] * 20_000}]},
+    "stops": {"stop": [1] * 100_000},
+    "parameters": NAMES,
+    "names in a part": {"messages": [{"role": "user", "content": [EMPTY | NAMES]}]},
+}
+
+
+@pytest.mark.parametrize("name", CROWDS)
+def test_a_crowd_is_refused_at_once(server: Running, name: str) -> None:
+    """Each error of a million was made a text, while nobody else was served."""
+    asked = json.dumps({"model": NAME, "messages": question(), **CROWDS[name]}).encode()
+    began = time.process_time()
+    with pytest.raises(Refusal) as caught:
+        read_request(asked)
+    assert time.process_time() - began < 0.5
+    assert len(caught.value.sentence) < 200
+    assert server.post(json.loads(asked)).status_code == 400
+
+
+def test_more_messages_than_the_model_reads(small: Running) -> None:
+    answered = small.post(body(messages=[{"role": "user", "content": ""}] * 201))
+    assert answered.json()["error"]["code"] == "context_length_exceeded"
+    assert "more than 200 tokens" in answered.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"x" * 100_000: 1}, {"messages": [{"role": "user", "content": [{"type": "x" * 100_000}]}]}],
+    ids=["name", "type"],
+)
+def test_what_was_sent_is_not_quoted_at_length(small: Running, changes: dict[str, Any]) -> None:
+    answered = small.post(body(**changes))
+    assert answered.status_code == 400
+    assert len(answered.text) < 1000
 
 
 def test_a_body_that_is_too_large(small: Running) -> None:
@@ -216,6 +269,19 @@ def test_a_client_that_goes_while_it_waits(long_run: Path) -> None:
         assert 'status="499"' in server.get("/metrics").text
 
 
+def test_a_request_is_let_go_while_it_is_answered(long_run: Path) -> None:
+    """With its pictures, of which there may be many megabytes of text."""
+    with running(long_run, limits=Limits(rows=1, new_tokens=3000)) as server:
+        asked = body(max_tokens=3000)
+        waiting = threading.Thread(target=lambda: server.post(asked))
+        waiting.start()
+        wait_for(lambda: number(server, "aligntrain_new_tokens_total") > 5)
+        kept = [one for one in gc.get_objects() if type(one) is ChatRequest]
+        assert number(server, "aligntrain_requests_in_flight") == 1
+        assert not kept
+        waiting.join(60)
+
+
 def test_a_full_queue_says_when_to_come_again(long_run: Path) -> None:
     with running(long_run, limits=Limits(rows=1, queue=1, new_tokens=3000)) as server:
         path = f"{server.url}/v1/chat/completions"
@@ -244,6 +310,11 @@ def test_answers_that_take_too_long(long_run: Path) -> None:
         # The model writes some hundred tokens a second.
         answered = server.post(body(max_tokens=3000))
         assert answered.status_code == 408
+        assert answered.headers["x-should-retry"] == "false"
+        with server.client(max_retries=2) as client, pytest.raises(openai.APIStatusError):
+            client.chat.completions.create(model=NAME, messages=question(), max_tokens=3000)
+        counted = 'aligntrain_requests_total{status="408"}'
+        assert number(server, counted) == 2  # the client has not asked again
         assert answered.json()["error"]["code"] == "timeout"
         with server.client() as client, pytest.raises(openai.APIError, match="not ready in time"):
             list(client.chat.completions.create(

@@ -32,6 +32,18 @@ STOP_WHEN_WRITING = """() => {
     stop.click();
     return true;
 }"""
+WATCH_BUSY = """() => {
+    window.busy = [];
+    new MutationObserver((records) => {
+        for (const { target } of records) {
+            if (!target.matches(".text, .answer")) continue;
+            const now = target.closest(".answer").getAttribute("aria-busy");
+            if (window.busy.at(-1) !== now || !window.busy.length) window.busy.push(now);
+        }
+    }).observe(
+        document.querySelector("#turns"), {subtree: true, childList: true, attributes: true}
+    );
+}"""
 PICTURE = encoded(tiny.picture(1, 200, 140))
 
 
@@ -165,6 +177,53 @@ def test_what_is_refused_is_said(page: Page) -> None:
     ask(page)
     assert answer(page)
     expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_what_fails_again_can_be_asked_again(browser: Browser, run: Path) -> None:
+    with running(run) as server:
+        page = browser.new_page()
+        page.goto(server.url)
+        expect(page.locator("#model")).to_have_text(NAME)
+        choose(page)
+        ask(page)
+        first = answer(page)
+        page.route("**/v1/chat/completions", lambda route: route.abort())
+        page.locator(".again").click()
+        expect(page.locator("#trouble")).to_contain_text("does not answer")
+        expect(page.locator(".answer .again")).to_have_count(1)
+        page.unroute("**/v1/chat/completions")
+        page.locator(".again").click()
+        expect(page.locator(".answer")).to_have_count(2)
+        assert answer(page) == first
+        page.close()
+
+
+def test_a_new_conversation_takes_nothing_of_what_was_asked(page: Page) -> None:
+    page.route("**/v1/chat/completions", lambda _: None)  # no word comes
+    ask(page, "the first")
+    expect(page.locator(".answer.writing")).to_be_visible()
+    left = page.evaluate(
+        """async () => {
+            document.querySelector("#fresh").click();
+            await new Promise((done) => setTimeout(done, 200));
+            return document.querySelector("#question").value;
+        }"""
+    )
+    assert left == ""
+    page.unroute("**/v1/chat/completions")
+    ask(page, "the second")
+    assert answer(page)
+    expect(page.locator(".question")).to_have_text(["the second"])
+
+
+def test_an_answer_is_read_out_when_it_is_whole(page: Page) -> None:
+    ask(page)
+    answer(page)
+    page.evaluate(WATCH_BUSY)
+    ask(page, "and what else?")
+    answer(page)
+    assert page.evaluate("window.busy") == ["true", None]
+    expect(page.get_by_role("log").get_by_role("listitem")).to_have_count(2)
 
 
 def test_answers_are_text_and_no_markup(page: Page) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -232,6 +233,29 @@ def test_an_llm_with_recurrent_layers_answers_one_at_a_time(made: tuple[Any, Any
             assert engine._most_rows == 1
     finally:
         config.layer_types = kinds
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotary_frequencies_that_follow_the_longest_row(kind: str) -> None:
+    """A long neighbour would change them for all, and so the answers."""
+    short = 200  # tokens; some of the prompts have more
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 100.0, "factor": 8.0}
+    if kind == "longrope":
+        factors = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4}
+        rope |= {"original_max_position_embeddings": short, **factors}
+
+    def made() -> tuple[Any, Any]:  # anew, as dynamic frequencies depend on what was read before
+        longest = short if kind == "dynamic" else 1024
+        text = tiny.text_config(max_position_embeddings=longest, rope_parameters=rope)
+        model = loud(tiny.model(text_config=text))
+        # What may be asked, not what the LLM's frequencies are made of.
+        model.config.text_config = deepcopy(text)
+        model.config.text_config.max_position_embeddings = 1024
+        return model, tiny.processor(model.config)
+
+    expected = alone(*made())
+    told = together(*made(), 16, stagger=False)
+    assert [one.text.strip() for one in told] == [one.text for one in expected]
 
 
 def test_a_stop_text_ends_an_answer(made: tuple[Any, Any]) -> None:

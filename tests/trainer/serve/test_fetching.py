@@ -5,6 +5,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -14,6 +15,8 @@ import httpx
 import pytest
 
 from aligntrain.serve.fetching import Fetcher, FetchError, is_public
+from aligntrain.serve.service import FETCHING
+from aligntrain.serve.settings import Limits
 from tests.trainer import tiny
 from tests.trainer.serve.serving import ASKED, body, encoded, question, running
 
@@ -102,11 +105,24 @@ class Names:
         return NAMES[host]
 
 
+class Waiting(Names):
+    """One that takes its time, and says how many waited for it at once."""
+
+    now = most = 0
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(0.2)
+        self.now -= 1
+        return await super().__call__(host, port)
+
+
 def fetch(host: Any, address: str, **options: Any) -> tuple[bytes, Names]:
     names = Names()
     fetcher = Fetcher(
         **{"size": 20_000, "seconds": 5.0, "resolve": names, **options},
-        transport=ToLocal(host.server_address[1]),
+        transport=lambda: ToLocal(host.server_address[1]),
     )
     return asyncio.run(fetcher.fetch(address)), names
 
@@ -152,6 +168,9 @@ def test_pictures_of_the_public_internet(host: Any, address: str) -> None:
         ("http://pictures.example/zip", "came compressed"),
         ("http://pictures.example/gone", "status 404"),
         ("https://pictures.example/a.png", "cannot be fetched"),
+        ("http://pictures.example:99999/a.png", "at port 99999"),
+        ("http://pictures.example/to/http://xn--/", "cannot be fetched"),
+        ("http://pictures.example/to/http://[::1", "cannot be fetched|can be read"),
     ],
 )
 def test_what_is_not_fetched(host: Any, address: str, said: str) -> None:
@@ -173,6 +192,8 @@ def test_what_takes_too_long(host: Any) -> None:
         "fec0::1",
         "2001:db8::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1",
         "2002:7f00:1::", "2002:a00:1::1", "no address", "",
+        "192.0.0.192", "168.63.129.16", "192.88.99.1", "3fff::1", "::ffff:192.0.0.192",
+        "64:ff9b::a83f:8110", "100.100.100.200", "fd00:ec2::254",
     ],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
@@ -184,6 +205,12 @@ def test_addresses_that_are_not_public(address: str) -> None:
 )
 def test_addresses_that_are(address: str) -> None:
     assert is_public(address)
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".com", "a..b", "xn--"])
+def test_names_that_cannot_be(host: str) -> None:
+    with pytest.raises(FetchError, match=r"host that is not found|no address that can be read"):
+        asyncio.run(Fetcher().fetch(f"http://{host}/x"))
 
 
 @pytest.mark.parametrize(
@@ -204,7 +231,7 @@ def test_the_machines_own_resolver_is_checked(host: str) -> None:
 
 
 def test_a_server_that_fetches(run: Path, host: Any) -> None:
-    fetcher = Fetcher(resolve=Names(), transport=ToLocal(host.server_address[1]))
+    fetcher = Fetcher(resolve=Names(), transport=lambda: ToLocal(host.server_address[1]))
 
     def asked(url: str) -> dict[str, Any]:
         return body(messages=question(ASKED, {"type": "image_url", "image_url": {"url": url}}))
@@ -217,6 +244,40 @@ def test_a_server_that_fetches(run: Path, host: Any) -> None:
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "invalid_image"
         assert "not on the public internet" in refused.json()["error"]["message"]
+
+
+def test_what_is_fetched_for_a_request_is_limited_in_all(run: Path, host: Any) -> None:
+    fetcher = Fetcher(resolve=Names(), transport=lambda: ToLocal(host.server_address[1]))
+    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+    limits = Limits(body=len(PICTURE) * 5 // 2)
+    with running(run, fetcher=fetcher, limits=limits) as server:
+        assert server.post(body(messages=question(ASKED, part, part))).status_code == 200
+        refused = server.post(body(messages=question(ASKED, *[part] * 3)))
+        assert refused.status_code == 400
+        said = refused.json()["error"]["message"]
+        assert f"more than {limits.body - 2 * len(PICTURE):,} bytes, which is what" in said
+
+
+def test_few_requests_have_their_pictures_fetched_at_once(run: Path, host: Any) -> None:
+    names = Waiting()
+    fetcher = Fetcher(resolve=names, transport=lambda: ToLocal(host.server_address[1]))
+    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+    with running(run, fetcher=fetcher) as server, ThreadPoolExecutor(10) as pool:
+        asked = body(messages=question(ASKED, part), max_tokens=1)
+        fetched = [pool.submit(server.post, asked) for _ in range(10)]
+        assert server.post(body(max_tokens=1)).status_code == 200  # others do not wait for them
+        assert {one.result().status_code for one in fetched} == {200}
+    assert names.most == FETCHING
+
+
+def test_what_the_server_fails_at_is_counted(run: Path) -> None:
+    async def broken(host: str, port: int) -> list[str]:
+        raise TypeError("a bug")
+
+    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+    with running(run, fetcher=Fetcher(resolve=broken)) as server:
+        assert server.post(body(messages=question(ASKED, part))).status_code == 500
+        assert 'aligntrain_requests_total{status="500"} 1.0' in server.get("/metrics").text
 
 
 def test_a_server_that_was_told_to_fetch_does_so_with_care(run: Path) -> None:

@@ -172,7 +172,21 @@ def test_the_models(server: Running) -> None:
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "sound"}]}]},
-            openai.BadRequestError, "messages[0].content[0]", None,
+            openai.BadRequestError, "messages[0].content[0]", "messages[0].content[0]",
+        ),
+        (
+            {"messages": question(ASKED, {"type": "image_url", "image_url": {"url": 3}})},
+            openai.BadRequestError, "valid string", "messages[0].content[1].image_url.url",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]},
+            openai.BadRequestError, "valid string", "messages[0].content[0].text",
+        ),
+        (
+            {"messages": [
+                {"role": "assistant", "content": "", "tool_calls": [{"id": "a"}]}, *question(),
+            ]},
+            openai.BadRequestError, "not supported here", "messages[0].tool_calls",
         ),
     ],
 )  # fmt: skip
@@ -191,8 +205,29 @@ def test_errors_are_the_clients_own(
 def test_what_asks_for_nothing_is_no_error(client: Any) -> None:
     client.create(
         model=NAME, messages=question(), max_completion_tokens=2, n=1, presence_penalty=0,
-        response_format={"type": "text"}, user="somebody", tools=[],
+        response_format={"type": "text"}, user="somebody", tools=[], stream=None,
+        stream_options=None, prompt_cache_key="a",
+        extra_body={"gate": None, "prompt_cache_retention": "24h", "prompt_cache_options": {}},
     )  # fmt: skip
+    chunks = client.create(
+        model=NAME, messages=question(), max_tokens=2, stream=True,
+        stream_options={"include_usage": None},
+    )  # fmt: skip
+    assert all(chunk.choices for chunk in chunks)
+
+
+def test_who_says_how_to_draw_has_it_drawn(client: Any) -> None:
+    """At OpenAI's temperature of 1, where none is given."""
+    asked: dict[str, Any] = {
+        "model": NAME, "messages": question(ASKED, image_part(3)), "max_tokens": 40,
+    }  # fmt: skip
+
+    def said(**changes: Any) -> str:
+        return client.create(**asked, **changes).choices[0].message.content
+
+    assert said(seed=3) == said(seed=3, temperature=1) != said()
+    assert said(top_p=1e-6) == said() == said(seed=3, temperature=0)
+    assert said(top_p=0.99) != said()
 
 
 def test_the_api_key(run: Path) -> None:

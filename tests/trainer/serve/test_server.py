@@ -1,11 +1,14 @@
 """The server as a process: it starts, says where, and ends when it is told to."""
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +21,12 @@ from typer.testing import CliRunner
 from alignshared import AlignError, InputError
 from aligntrain.cli import app
 from aligntrain.serve import Limits, Settings
+from aligntrain.serve.connections import Connection
 from aligntrain.serve.server import Server
 from tests.trainer.serve.serving import NAME, body, running
+
+SILENT_AFTER_ONE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"
+"""A whole request and the beginning of another, after which uvicorn's own time does not run."""
 
 
 @contextmanager
@@ -151,6 +158,8 @@ def test_the_page_and_its_files_are_all_there_is_to_load(run: Path) -> None:
         (["RUN", "--batch", "0"], "the limit rows is 0; give 1 or more"),
         (["RUN", "--host", "192.0.2.77"], "cannot be listened on"),
         (["RUN", "--port", "99999"], "there is no port 99999"),
+        (["RUN", "--api-key", "schlüssel"], "can have letters, digits and signs of ASCII"),
+        (["RUN", "--api-key", "two\nlines"], "can have letters, digits and signs of ASCII"),
     ],
 )
 def test_arguments_that_cannot_be(run: Path, arguments: list[str], said: str) -> None:
@@ -158,6 +167,47 @@ def test_arguments_that_cannot_be(run: Path, arguments: list[str], said: str) ->
     answered = CliRunner().invoke(app, ["serve", *given])
     assert answered.exit_code == 2
     assert said in " ".join(answered.output.split())
+
+
+def test_every_local_address_is_one(run: Path) -> None:
+    with running(run, host="127.0.0.2") as server:
+        assert "//127.0.0.2:" in server.url
+        assert server.get("/v1/models").status_code == 200
+        for host, status in (
+            ("[::1]:80", 200),
+            ("LOCALHOST", 200),
+            ("127.0.0.1.evil.example", 403),
+        ):
+            assert server.get("/v1/models", headers={"Host": host}).status_code == status
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nHost: loc", SILENT_AFTER_ONE])
+def test_connections_that_say_nothing_are_closed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(Connection, "head_seconds", 0.5)
+    with running(run) as server:
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
+            raw.sendall(said)
+            while raw.recv(1000):
+                pass
+
+
+def test_a_request_may_take_longer_than_its_head(
+    long_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Connection, "head_seconds", 0.2)
+    with running(long_run, limits=Limits(new_tokens=300)) as server:
+        data = json.dumps(body(max_tokens=300)).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        port = int(server.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as raw:
+            raw.sendall(head + data[:10])
+            time.sleep(0.6)
+            raw.sendall(data[10:])
+            assert raw.recv(1000).startswith(b"HTTP/1.1 200")
 
 
 def test_a_port_that_is_taken(run: Path) -> None:

@@ -52,6 +52,9 @@ CHAT_TEMPLATES: dict[str, str] = {
 }
 """Templates that a model may be trained with though its tokenizer has another or none."""
 
+LARGEST_SQUARE = 4096
+"""Pixels of a side up to which pictures are padded as they are; no tower sees as many."""
+
 
 class AlignGPTProcessor(ProcessorMixin):
     """Image processor and tokenizer as one, writing the placeholders that the model fills.
@@ -310,10 +313,17 @@ def read_picture(path: str | Path) -> Image.Image:
 
 
 def _on_square(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """`picture` in the middle of a square of `colour`, as large as its longer side."""
+    """`picture` in the middle of a square of `colour`, as large as its longer side.
+
+    A side of more than LARGEST_SQUARE pixels is reduced by a whole number first: a line of
+    100,000 x 500 pixels, some kilobytes of PNG, would make a square of 30 GB.
+    """
     side = max(picture.size)
     if picture.size == (side, side):
         return picture
+    if side > LARGEST_SQUARE:
+        picture = picture.reduce(-(-side // LARGEST_SQUARE))
+        side = max(picture.size)
     square = Image.new("RGB", (side, side), colour)
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
     return square

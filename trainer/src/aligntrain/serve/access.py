@@ -8,6 +8,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from aligntrain.serve.refusals import Refusal
+from aligntrain.serve.settings import is_loopback
 
 _GUARDED = ("/v1/", "/metrics")
 """Not guarded are the page, which knows nothing, and /health, which tells nothing."""
@@ -76,4 +77,4 @@ class Access:
 
 def _is_local(host: str) -> bool:
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-    return name.lower() in ("localhost", "127.0.0.1", "[::1]")
+    return is_loopback(name.removeprefix("[").removesuffix("]"))

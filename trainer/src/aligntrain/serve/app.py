@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -84,6 +85,9 @@ async def _chat(request: Request) -> Response:
         response = refuse(refusal)
     except (ClientGone, ClientDisconnect):
         response = Response(status_code=499)  # nobody reads it; the metrics count it
+    except Exception:
+        service.metrics.requests.labels("500").inc()  # which `_broken` says
+        raise
     service.metrics.requests.labels(str(response.status_code)).inc()
     return response
 
@@ -99,10 +103,12 @@ async def _answered(request: Request, service: Service) -> Response:
                 asked, prompt, new_tokens = await unless_gone(request, service.prompt(body))
         except TimeoutError as error:
             raise too_late() from error
-        del body
         events = Events.of(prompt, new_tokens, _sampling(asked), tuple(asked.stop or ()), deadline)
-        reply = Reply(service.name, len(prompt.input_ids), gate=asked.gate)
-        response = await _begun(request, service, asked, events, reply, place)
+        reply = Reply(service.name, len(prompt.input_ids), gate=bool(asked.gate))
+        form = Form(stream=bool(asked.stream), usage=asked.usage)
+        # The pictures' text, of which there may be megabytes, is not kept while the answer comes.
+        del body, asked
+        response = await _begun(request, service, form, events, reply, place)
         streams = isinstance(response, AnswerStream)
         return response
     finally:
@@ -110,10 +116,18 @@ async def _answered(request: Request, service: Service) -> Response:
             place.leave()
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How an answer is to come: as a stream, and if so, with the count of tokens at its end."""
+
+    stream: bool
+    usage: bool
+
+
 async def _begun(
     request: Request,
     service: Service,
-    asked: ChatRequest,
+    form: Form,
     events: Events,
     reply: Reply,
     place: Place,
@@ -125,10 +139,9 @@ async def _begun(
     try:
         begun: Any = await unless_gone(request, events.next())
         service.metrics.first_token.observe(monotonic() - place.arrived)
-        if asked.stream:
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
+        if form.stream:
             streams = True
-            return AnswerStream(events, begun, reply, place, usage=usage)
+            return AnswerStream(events, begun, reply, place, usage=form.usage)
         text, ended = await unless_gone(request, events.rest())
         return JSONResponse(reply.whole(text, ended.reason, ended.tokens, begun.gate_weights))
     finally:
@@ -162,7 +175,7 @@ async def _body(request: Request, most: int) -> bytes:
 
 def _sampling(asked: ChatRequest) -> Sampling:
     top_p = 1.0 if asked.top_p is None else asked.top_p
-    return Sampling(asked.temperature or 0.0, top_p, asked.seed)
+    return Sampling(asked.warmth, top_p, asked.seed)
 
 
 async def _http_error(_: Request, error: Any) -> Response:

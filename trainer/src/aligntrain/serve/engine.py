@@ -4,15 +4,17 @@ Rows join between two tokens and leave when they are done, so nobody waits for a
 end. New prompts are read together, padded on the left, and their keys and values put beside those
 of the rows that are being written. In float32 each row is what it would be alone.
 
-An LLM in which rows meet otherwise than by attention (recurrent layers) answers one at a time.
+An LLM in which rows meet otherwise than by attention (recurrent layers, or rotary frequencies that
+follow the longest row) answers one at a time.
 """
 
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from transformers import DynamicCache
@@ -27,8 +29,13 @@ from aligntrain.serve.writing import Writing
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 READ_AT_ONCE = 8192
 """Tokens of prompts, padding included, that are read in one go; a longer prompt is read alone."""
+
+_FULL = Failed("the model ran out of memory; ask again later, or for less.")
+_BROKEN = Failed("the model failed at this request; the server's log says how.", final=True)
 
 
 @dataclass(slots=True, eq=False)
@@ -58,7 +65,7 @@ class Engine:
     ) -> None:
         self._model = model.eval()
         self._processor = processor
-        why_not = obstacle(model.model.language_model)
+        why_not = _obstacle(model.model.language_model)
         if why_not is not None and rows > 1:
             log.warning("the LLM answers one request at a time: %s.", why_not)
         self._joins = why_not is None
@@ -133,10 +140,9 @@ class Engine:
         jobs: list[Job] = []
         longest = 0
         with self._news:
+            # Wherever they stand, or clients that come and go would fill the memory meanwhile.
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
             while self._waiting and len(self._rows) + len(jobs) < self._most_rows:
-                if self._waiting[0].cancelled:
-                    self._waiting.popleft()
-                    continue
                 longest = max(longest, len(self._waiting[0].prompt.input_ids))
                 if jobs and longest * (len(jobs) + 1) > READ_AT_ONCE:
                     break
@@ -151,28 +157,39 @@ class Engine:
                 self._read_together(group)
 
     def _read_together(self, jobs: list[Job]) -> None:
-        try:
-            output, mask = self._prefill([job.prompt for job in jobs])
-        except Exception as error:  # noqa: BLE001 - whatever a model raises, others are served on
-            if len(jobs) > 1:  # one of them may be at fault, and the others not
-                for job in jobs:
-                    self._read_together([job])
+        read = self._tried(lambda: self._prefill([job.prompt for job in jobs]))
+        if isinstance(read, Failed):
+            if len(jobs) == 1:
+                _tell(jobs[0], read)
                 return
-            self._failed(jobs, error)
+            for job in jobs:  # one of them may be at fault, and the others not
+                self._read_together([job])
             return
+        output, mask, likeliest = read
         rows = [_Row(job, self._writing(job), _sampler(job)) for job in jobs]
         for row, weights in zip(rows, _gate(output, len(rows)), strict=True):
             _tell(row.job, Begun(weights))
-        cached = Cached(output.past_key_values, mask)
-        going = self._accept(rows, output.logits[:, -1])
-        if not going:
-            return
-        if len(going) < len(rows):
-            cached = cached.only(going)
-        self._cached = cached if self._cached is None else self._cached.beside(cached)
-        self._rows += [rows[i] for i in going]
+        going = self._accept(rows, output.logits[:, -1], likeliest)
+        if going:
+            self._join([rows[i] for i in going], Cached(output.past_key_values, mask), going)
 
-    def _prefill(self, prompts: list[Any]) -> tuple[Any, torch.Tensor]:
+    def _join(self, rows: list[_Row], read: Cached, places: list[int]) -> None:
+        """Write `rows` too, which stand at `places` of what was `read`."""
+
+        def joined() -> Cached:
+            mine = read.only(places) if len(places) < len(read.mask) else read
+            return mine if self._cached is None else self._cached.beside(mine)
+
+        cached = self._tried(joined)
+        if isinstance(cached, Failed):
+            for row in rows:
+                _tell(row.job, cached)
+            return
+        self._cached = cached
+        self._rows += rows
+
+    def _prefill(self, prompts: list[Any]) -> tuple[Any, torch.Tensor, list[int]]:
+        """The model's output, the mask [B, T] of what it read, and the likeliest tokens [B]."""
         model = self._model
         padded = self._processor.pad_rows([prompt.input_ids for prompt in prompts], "left")
         ids, mask = (
@@ -190,50 +207,86 @@ class Engine:
         # that rows of any length can be put side by side; the masks see to the windows.
         cache = DynamicCache() if self._joins else None
         output = model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        likeliest = _likeliest(output)
         self._metrics.prompt_tokens.inc(int(mask.sum()))
-        return output, mask
+        return output, mask, likeliest
 
     def _write(self) -> None:
         """One token more for each row."""
         assert self._cached is not None
         cached, rows = self._cached, self._rows
         self._metrics.step_rows.observe(len(rows))
-        last = torch.tensor([[row.last] for row in rows], device=cached.mask.device)
-        mask = torch.cat([cached.mask, torch.ones_like(last)], dim=1)
-        try:
+        last = [[row.last] for row in rows]
+
+        def step() -> tuple[Any, torch.Tensor, list[int]]:
+            ids = torch.tensor(last, device=cached.mask.device)
+            mask = torch.cat([cached.mask, torch.ones_like(ids)], dim=1)
             output = self._model(
-                input_ids=last,
+                input_ids=ids,
                 attention_mask=mask,
                 past_key_values=cached.cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        except Exception as error:  # noqa: BLE001 - as above; the cache cannot be trusted any more
-            self._rows, self._cached = [], None
-            self._failed([row.job for row in rows], error)
+            return output, mask, _likeliest(output)
+
+        written = self._tried(step)
+        if isinstance(written, Failed):  # the cache cannot be trusted any more
+            self._lose(written)
             return
+        output, mask, likeliest = written
         self._cached = Cached(output.past_key_values, mask)
-        going = self._accept(rows, output.logits[:, -1])
+        going = self._accept(rows, output.logits[:, -1], likeliest)
         if len(going) < len(rows):
             self._keep(going)
 
     def _keep(self, places: list[int]) -> None:
-        assert self._cached is not None
+        cached = self._cached
+        assert cached is not None
         self._rows = [self._rows[i] for i in places]
-        self._cached = self._cached.only(places) if places else None
+        kept = self._tried(lambda: cached.only(places)) if places else None
+        if isinstance(kept, Failed):
+            self._lose(kept)
+        else:
+            self._cached = kept
 
-    def _accept(self, rows: list[_Row], logits: torch.Tensor) -> list[int]:
-        """Give each row its next token, of `logits` [B, V]; the places of those that go on."""
-        likeliest = logits.argmax(dim=-1).tolist()
+    def _lose(self, failed: Failed) -> None:
+        """Go on without the rows that are being written."""
+        rows, self._rows, self._cached = self._rows, [], None
+        if len(rows) > 1:  # one of them may be at fault, and the others not
+            failed = replace(failed, final=False)
+        for row in rows:
+            _tell(row.job, failed)
+
+    def _tried(self, work: Callable[[], T]) -> T | Failed:
+        """What `work` gives, or what is to be told of its failure: whatever a model raises, others
+        are served on. But a GPU that has failed at anything but memory serves nobody any more.
+        """
+        try:
+            return work()
+        except Exception as error:
+            full = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+            if isinstance(error, torch.AcceleratorError) and not full:
+                raise
+            log.error("a step of the model failed: %s", error, exc_info=error)
+            failed = _FULL if full else _BROKEN
+        # Out of the handler, as the error holds by its traceback all that the model had computed.
+        torch.cuda.empty_cache()
+        return failed
+
+    def _accept(self, rows: list[_Row], logits: torch.Tensor, likeliest: list[int]) -> list[int]:
+        """Give each row its next token, drawn of `logits` [B, V] or the `likeliest`; the places of
+        those that go on.
+        """
         self._metrics.new_tokens.inc(len(rows))
         going: list[int] = []
         for place, row in enumerate(rows):
-            try:
-                token = likeliest[place] if row.sampler is None else row.sampler.draw(logits[place])
-            except ArithmeticError as error:
-                _tell(row.job, Failed(f"{error}."))
-                continue
-            if self._goes_on(row, token):
+            token = likeliest[place]
+            if row.sampler is not None:
+                token = self._tried(partial(_drawn, row.sampler, logits[place]))
+            if isinstance(token, Failed):
+                _tell(row.job, token)
+            elif self._goes_on(row, token):
                 going.append(place)
         return going
 
@@ -258,19 +311,34 @@ class Engine:
     def _writing(self, job: Job) -> Writing:
         return Writing(self._processor.tokenizer, job.stops)
 
-    def _failed(self, jobs: list[Job], error: Exception) -> None:
-        log.error("a step of the model failed: %s", error, exc_info=error)
-        if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            sentence = "the model ran out of memory; ask again later, or for less."
-        else:
-            sentence = "the model failed at this request; the server's log says how."
-        for job in jobs:
-            _tell(job, Failed(sentence))
+
+def _obstacle(language_model: Any) -> str | None:
+    """Why rows of `language_model` that are written together are not what they would be alone, or
+    None.
+    """
+    rope = getattr(language_model.config.get_text_config(), "rope_parameters", None) or {}
+    # One for all layers, or one for each kind of them.
+    kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
+    changing = kinds & {"dynamic", "longrope"}
+    if changing:
+        return f"its rotary frequencies ({changing.pop()}) follow the longest row"
+    return obstacle(language_model)
 
 
 def _sampler(job: Job) -> Sampler | None:
     return Sampler(job.sampling) if job.sampling.temperature > 0 else None
+
+
+def _drawn(sampler: Sampler, logits: torch.Tensor) -> int | Failed:
+    try:
+        return sampler.draw(logits)
+    except ArithmeticError as error:
+        return Failed(f"{error}.", final=True)
+
+
+def _likeliest(output: Any) -> list[int]:
+    """The likeliest token of each row. On a GPU whatever has gone wrong is raised here at last."""
+    return output.logits[:, -1].argmax(dim=-1).tolist()
 
 
 def _gate(output: Any, rows: int) -> list[list[float] | None]:

@@ -18,6 +18,13 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 """The IP addresses of a host, given with its port."""
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_NEVER = [
+    ipaddress.ip_network(one)
+    for one in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "3fff::/20")
+]
+"""What some version of Python or all of them call global: a cloud's services to its own machines
+(Azure's here, Oracle's in the next), protocol assignments, 6to4 relays, documentation.
+"""
 _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "aligntrain"}
 
 
@@ -37,6 +44,8 @@ def is_public(address: str) -> bool:
         inside = [ip.sixtofour, *(ip.teredo or ())]
         if ip.is_site_local or any(one is not None and not is_public(str(one)) for one in inside):
             return False
+    if any(ip in network for network in _NEVER):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
@@ -51,33 +60,35 @@ async def resolve(host: str, port: int) -> list[str]:
 class Fetcher:
     """Fetches pictures of at most `size` bytes within `seconds`, redirects and all.
 
-    `resolve` and `transport` (httpx's; it meets addresses, never names) are for those who want to
-    reach the internet in a way of their own.
+    `resolve` and `transport` (a new one of httpx's for each picture; it meets addresses, never
+    names) are for those who want to reach the internet in a way of their own.
     """
 
     size: int = 20_000_000
     seconds: float = 10.0
     redirects: int = 3
     resolve: Resolve = resolve
-    transport: httpx.AsyncBaseTransport | None = None
+    transport: Callable[[], httpx.AsyncBaseTransport] | None = None
 
-    async def fetch(self, address: str) -> bytes:
-        """What lies at `address`.
+    async def fetch(self, address: str, most: int | None = None) -> bytes:
+        """What lies at `address`, of at most `most` bytes where that is less than `size`.
 
         Raises:
             FetchError: it is not public, too large, too slow, no picture, or not there.
         """
         try:
             async with asyncio.timeout(self.seconds):
-                return await self._follow(address)
+                return await self._follow(
+                    address, self.size if most is None else min(self.size, most)
+                )
         except TimeoutError as error:
             raise FetchError(f"did not come within {self.seconds:g} seconds") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise FetchError(f"cannot be fetched ({type(error).__name__})") from error
 
-    async def _follow(self, address: str) -> bytes:
+    async def _follow(self, address: str, most: int) -> bytes:
         async with httpx.AsyncClient(
-            transport=self.transport,
+            transport=self.transport and self.transport(),
             trust_env=False,
             follow_redirects=False,
             timeout=self.seconds,
@@ -87,7 +98,7 @@ class Fetcher:
                 response = await self._get(client, url)
                 try:
                     if not response.has_redirect_location:
-                        return await self._read(response)
+                        return await self._read(response, most)
                     url = _url(str(url.join(response.headers["Location"])))
                 finally:
                     await response.aclose()
@@ -98,7 +109,7 @@ class Fetcher:
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = await self.resolve(url.host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # a label of a name may be too long, or empty
             raise FetchError("has a host that is not found") from error
         if not addresses or not all(is_public(one) for one in addresses):
             raise FetchError("has a host that is not on the public internet")
@@ -117,7 +128,7 @@ class Fetcher:
                 failed = error
         raise failed or FetchError("cannot be fetched")
 
-    async def _read(self, response: httpx.Response) -> bytes:
+    async def _read(self, response: httpx.Response, most: int) -> bytes:
         headers = response.headers
         if response.status_code != 200:
             raise FetchError(f"cannot be fetched (status {response.status_code})")
@@ -125,14 +136,15 @@ class Fetcher:
             raise FetchError("is of no picture's type")
         if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise FetchError("came compressed, which was not asked for")
-        too_large = f"has more than {self.size:,} bytes"
+        left = ", which is what the pictures before it have left" if most < self.size else ""
+        too_large = f"has more than {most:,} bytes{left}"
         length = headers.get("Content-Length", "")
-        if length.isdecimal() and int(length) > self.size:
+        if length.isdecimal() and int(length) > most:
             raise FetchError(too_large)
         data = bytearray()
         async for piece in response.aiter_raw():
             data += piece
-            if len(data) > self.size:
+            if len(data) > most:
                 raise FetchError(too_large)
         return bytes(data)
 
@@ -140,10 +152,13 @@ class Fetcher:
 def _url(address: str) -> httpx.URL:
     try:
         url = httpx.URL(address)
+        host = url.host  # decoded only now
     except (httpx.InvalidURL, ValueError) as error:
         raise FetchError("has no address that can be read") from error
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not host:
         raise FetchError("is at no http or https address")
+    if (url.port or 0) > 65535:
+        raise FetchError(f"is at port {url.port}, which there is not")
     if url.userinfo:
         raise FetchError("has an address with a user's name in it")
     return url

@@ -47,9 +47,12 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There will be no answer, or no more of it."""
+    """There will be no answer, or no more of it; `final` is that of a prompt which would always
+    fail.
+    """
 
     sentence: str
+    final: bool = False
 
 
 Event = Begun | Piece | Ended | Failed

@@ -1,6 +1,6 @@
 """From a request and its pictures to what the model reads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -8,7 +8,7 @@ from PIL import Image
 
 from alignshared import InputError
 from aligntrain.answering import captions_only, check_questions
-from aligntrain.placeholders import IMAGE_MARK
+from aligntrain.placeholders import IMAGE_MARK, join, tokenize_pieces
 from aligntrain.serve.jobs import Prompt
 from aligntrain.serve.refusals import Refusal
 from aligntrain.serve.schema import ChatRequest, Message
@@ -22,6 +22,7 @@ class Prompter:
         self._model = model
         self._processor = processor
         self._limits = limits
+        self._captions_only = captions_only(processor)
         context = getattr(model.config.text_config, "max_position_embeddings", None)
         self._context: int | None = context
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
@@ -32,23 +33,23 @@ class Prompter:
         limits = (self._limits.prompt_tokens, self._context)
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def prompt(self, request: ChatRequest, pictures: Sequence[Image.Image]) -> tuple[Prompt, int]:
+    def prompt(self, request: ChatRequest, pictures: Iterable[Image.Image]) -> tuple[Prompt, int]:
         """What the model is to read, and how many tokens it may write.
 
-        `pictures` are those of the request, in reading order.
+        `pictures` are those of the request, in reading order; none is asked for before the rest is
+        known to be right, and one is let go before the next.
 
         Raises:
             Refusal: it is too long, or not what this model can be asked.
         """
+        import torch
+
         self._check_texts(request.messages)
-        messages = _turns(request.messages, iter(pictures))
-        if captions_only(self._processor):
-            messages = messages[-1:]
+        messages = request.messages[-1:] if self._captions_only else request.messages
         try:
-            inputs = self._processor.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True
-            )
-            new_tokens = self._new_tokens(request, inputs["input_ids"].shape[1])
+            inputs = self._row(messages)
+            length = inputs["input_ids"].shape[1]
+            new_tokens = self._new_tokens(request, length)
             check_questions(self._model, self._processor, inputs, [request.level], new_tokens)
         except InputError as error:
             raise Refusal(400, str(error), code="invalid_value") from error
@@ -56,8 +57,25 @@ class Prompter:
             raise Refusal(
                 400, f"the model's chat template refuses these messages: {error}.", param="messages"
             ) from error
+        pixels = [*map(self._pixels, pictures)]
+        # A model that only captions reads the last message alone.
+        seen = pixels[len(pixels) - sum(len(one.image_urls) for one in messages) :]
         ids: list[int] = inputs["input_ids"][0].tolist()
-        return Prompt(ids, inputs.get("pixel_values"), request.level), new_tokens
+        return Prompt(ids, torch.cat(seen) if seen else None, request.level), new_tokens
+
+    def _row(self, messages: Sequence[Message]) -> dict[str, Any]:
+        """`input_ids` and `attention_mask` [1, T] int64 of `messages`."""
+        import torch
+
+        processor = self._processor
+        text = processor.apply_chat_template(
+            [_turn(one) for one in messages], add_generation_prompt=True
+        )
+        ids = join(tokenize_pieces(processor.tokenizer, text), processor.layout)
+        return {name: torch.tensor(rows) for name, rows in processor.pad_rows([ids]).items()}
+
+    def _pixels(self, picture: Image.Image) -> Any:
+        return self._processor.pixel_values([picture])
 
     def _check_texts(self, messages: Sequence[Message]) -> None:
         for place, message in enumerate(messages):
@@ -78,8 +96,11 @@ class Prompter:
             raise Refusal(400, "the last message is not the user's; end with one.",
                           param="messages")  # fmt: skip
         most = self.most_prompt_tokens
+        if most is None:
+            return
         # Before any of it is tokenized: no token is longer than the longest one.
-        if most is not None and sum(len(m.text) for m in messages) > most * self._longest_token:
+        least = sum(len(m.text) for m in messages) / self._longest_token
+        if max(least, len(messages)) > most:
             raise _too_long(f"more than {most}", most)
 
     def _new_tokens(self, request: ChatRequest, length: int) -> int:
@@ -104,16 +125,11 @@ class Prompter:
         return asked or room
 
 
-def _turns(messages: Sequence[Message], pictures: Iterator[Image.Image]) -> list[dict[str, Any]]:
-    """`messages` as the processor takes them."""
-    turns: list[dict[str, Any]] = []
-    for message in messages:
-        role = "system" if message.role == "developer" else message.role
-        content: list[dict[str, Any]] = [
-            {"type": "image", "image": next(pictures)} for _ in message.image_urls
-        ]
-        turns.append({"role": role, "content": [*content, {"type": "text", "text": message.text}]})
-    return turns
+def _turn(message: Message) -> dict[str, Any]:
+    """`message` as the processor takes it."""
+    role = "system" if message.role == "developer" else message.role
+    marks = [{"type": "image"} for _ in message.image_urls]
+    return {"role": role, "content": [*marks, {"type": "text", "text": message.text}]}
 
 
 def _too_long(length: str, most: int) -> Refusal:

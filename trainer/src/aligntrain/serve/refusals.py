@@ -15,7 +15,8 @@ class Refusal(Exception):
     """A request that is not answered: an HTTP status, and one sentence that says why.
 
     `code` is OpenAI's word for it, where there is one; `param` names the part of the request;
-    `retry_after` says in how many seconds to come again.
+    `retry_after` says in how many seconds to come again; with `final` it is said that the same
+    request would end the same, since OpenAI's clients send it twice more after 408 and 5xx.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Refusal(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
+        final: bool = False,
     ) -> None:
         super().__init__(sentence)
         self.status = status
@@ -33,6 +35,7 @@ class Refusal(Exception):
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.final = final
 
     @property
     def body(self) -> dict[str, Any]:
@@ -51,6 +54,8 @@ class Refusal(Exception):
         headers: dict[str, str] = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
+        if self.final:
+            headers["x-should-retry"] = "false"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers

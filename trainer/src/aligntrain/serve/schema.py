@@ -3,15 +3,16 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 from pydantic_core import from_json
 
 from aligntrain.serve.refusals import Refusal
 
 _IGNORED = frozenset(
     {
-        "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "safety_identifier",
-        "service_tier", "store", "user",
+        "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key",
+        "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "service_tier",
+        "store", "user",
     }
 )  # fmt: skip
 """What changes nothing in an answer."""
@@ -23,6 +24,14 @@ _ONLY: dict[str, Any] = {
     "tools": [], "top_logprobs": 0, "verbosity": "medium", "web_search_options": None,
 }  # fmt: skip
 """What OpenAI's API has and this server has not, with the one value that asks for nothing."""
+
+MOST_VALUES = 50_000
+"""Values in a request's JSON, at whatever depth: some ten thousand messages. A body of the usual
+limit holds millions of empty ones, and the whole server stands still while they are looked at.
+"""
+
+_MOST_ERRORS = 100
+"""Those of a request with more are not told apart, as each would be made a text."""
 
 
 def _as_parts(content: Any) -> Any:
@@ -57,13 +66,21 @@ class ImagePart(_Part):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+Nothing = Annotated[None, BeforeValidator(lambda given: given or None)]
+"""What may be there if it is empty."""
+
+
 class Message(BaseModel):
-    """A turn. What else a client says of it, as it does of answers that it sends back, is left."""
+    """A turn. What else a client says of it, as it does of answers that it sends back, is left;
+    but not calls of tools, without which the conversation would be another.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], BeforeValidator(_as_parts)]
+    content: Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
+    tool_calls: Nothing = None
+    function_call: Nothing = None
 
     @property
     def text(self) -> str:
@@ -79,8 +96,8 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream says beside the answer; `include_obfuscation` changes nothing."""
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -90,14 +107,14 @@ class ChatRequest(BaseModel):
     """What `/v1/chat/completions` takes.
 
     `level`, 1 to N, takes that level's vector in the place of the gate's mix; `gate` asks for the
-    gate's weights. Without `temperature` each token is the likeliest, as `aligntrain chat` has it.
+    gate's weights. What is null is as if it were left out.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    messages: list[Message] = Field(min_length=1)
-    stream: bool = False
+    messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -108,12 +125,26 @@ class ChatRequest(BaseModel):
         list[Stop] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
     ] = Field(None, max_length=4)
     level: int | None = None
-    gate: bool = False
+    gate: bool | None = None
 
     @property
     def image_urls(self) -> list[str]:
         """Where the pictures are, in reading order."""
         return [url for message in self.messages for url in message.image_urls]
+
+    @property
+    def warmth(self) -> float:
+        """The temperature: OpenAI's 1 where the client says no more than how to draw, and 0 where
+        it says nothing, for which each token is the likeliest, as `aligntrain chat` has it.
+        """
+        if self.temperature is None:
+            return 0.0 if self.top_p is None and self.seed is None else 1.0
+        return self.temperature
+
+    @property
+    def usage(self) -> bool:
+        """Whether a stream is to end with the count of tokens."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def most_tokens(self) -> int | None:
@@ -141,6 +172,7 @@ def read_request(body: bytes) -> ChatRequest:
                 code="unsupported_parameter",
                 param=name,
             )
+    _check_count(given)
     known = {k: v for k, v in given.items() if k not in _ONLY and k not in _IGNORED}
     try:
         return ChatRequest.model_validate(known)
@@ -148,24 +180,51 @@ def read_request(body: bytes) -> ChatRequest:
         raise _refused(error) from error
 
 
+def _check_count(given: dict[str, Any]) -> None:
+    count, left = 0, [given]
+    while left:
+        one: Any = left.pop()
+        inner = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        count += len(inner)
+        if count > MOST_VALUES:
+            raise Refusal(
+                400,
+                f"the request has more than {MOST_VALUES:,} values in it; send less.",
+                code="invalid_value",
+            )
+        left += inner
+
+
 def _refused(error: ValidationError) -> Refusal:
     """The first thing that is wrong, with its place in the request."""
+    if error.error_count() > _MOST_ERRORS:
+        return Refusal(
+            400, f"more than {_MOST_ERRORS} things are wrong with the request; send what "
+            "/v1/chat/completions takes.", code="invalid_value",
+        )  # fmt: skip
     first = error.errors(include_url=False, include_input=False)[0]
     place = _place(first["loc"])
     if first["type"] == "extra_forbidden":
         return Refusal(
             400, f"there is no parameter {place}.", code="unknown_parameter", param=place
         )
-    said = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "none_required":
+        return Refusal(
+            400, f"{place} is not supported here; leave it out.", code="unsupported_parameter",
+            param=place,
+        )  # fmt: skip
+    said = first["msg"].removeprefix("Value error, ")[:300]  # it may quote what was sent
     return Refusal(400, f"{place} cannot be: {said}.", code="invalid_value", param=place)
 
 
 def _place(location: Sequence[str | int]) -> str:
-    """`messages[0].content[1].text` of its steps; names of a union's members are left out."""
+    """`messages[0].content[1].text` of its steps; the type of a part, which pydantic names before
+    the part's fields, is left out.
+    """
     path = ""
-    for step in location:
+    for at, step in enumerate(location):
         if isinstance(step, int):
             path += f"[{step}]"
-        elif step not in ("text", "image_url") or not path.endswith("]"):
+        elif at < 4 or location[at - 2] != "content":
             path += f".{step}" if path else step
-    return path
+    return path[:200]

@@ -14,6 +14,7 @@ from alignshared import AlignError, InputError
 from aligntrain.job import EXPORT
 from aligntrain.load import load_to_answer, model_folder
 from aligntrain.serve.app import make_app
+from aligntrain.serve.connections import Connection
 from aligntrain.serve.engine import Engine
 from aligntrain.serve.fetching import Fetcher
 from aligntrain.serve.service import Loaded, Service
@@ -52,7 +53,7 @@ class Server:
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,

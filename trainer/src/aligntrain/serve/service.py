@@ -20,6 +20,9 @@ from aligntrain.serve.refusals import Refusal
 from aligntrain.serve.schema import ChatRequest, read_request
 from aligntrain.serve.settings import Limits
 
+FETCHING = 4
+"""Requests whose pictures are fetched at once; those of each are in memory until it is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -79,6 +82,7 @@ class Service:
         self._fetcher = fetcher
         self._in_flight = 0
         self._mean_seconds = 1.0
+        self._fetching = asyncio.Semaphore(FETCHING)
         # Few, so that few large pictures are in memory at once.
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "aligntrain-prompts")
 
@@ -122,19 +126,21 @@ class Service:
         assert loaded is not None, "only who has a place asks"
         run = asyncio.get_running_loop().run_in_executor
         request = await run(self._pool, self._read, body)
-        fetched = await self._fetched(request.image_urls)
 
-        def make() -> tuple[Prompt, int]:
-            pictures = [
+        def make(fetched: Sequence[bytes | None]) -> tuple[Prompt, int]:
+            pictures = (  # decoded when they are asked for, as each may have a hundred megabytes
                 decode(_bytes(url, data, place), self.limits.pixels, place)
                 for place, url, data in zip(
                     _places(request), request.image_urls, fetched, strict=True
                 )
-            ]
+            )
             return loaded.prompter.prompt(request, pictures)
 
-        prompt, new_tokens = await run(self._pool, make)
-        return request, prompt, new_tokens
+        if all(map(is_data_url, request.image_urls)):
+            return request, *await run(self._pool, make, [None] * len(request.image_urls))
+        async with self._fetching:
+            fetched = await self._fetched(request.image_urls, self.limits.body)
+            return request, *await run(self._pool, make, fetched)
 
     def close(self) -> None:
         """Make no more prompts."""
@@ -164,17 +170,21 @@ class Service:
                 )
         return request
 
-    async def _fetched(self, urls: Sequence[str]) -> list[bytes | None]:
-        """What lies at those of `urls` that are addresses, one after the other."""
+    async def _fetched(self, urls: Sequence[str], left: int) -> list[bytes | None]:
+        """What lies at those of `urls` that are addresses, one after the other, and has no more
+        than `left` bytes in all.
+        """
         fetched: list[bytes | None] = []
         for url in urls:
             if is_data_url(url) or self._fetcher is None:
                 fetched.append(None)
                 continue
             try:
-                fetched.append(await self._fetcher.fetch(url))
+                data = await self._fetcher.fetch(url, left)
             except FetchError as error:
                 raise refused(f"{url[:200]}", str(error)) from error
+            left -= len(data)
+            fetched.append(data)
         return fetched
 
 

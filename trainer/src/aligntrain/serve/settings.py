@@ -54,15 +54,24 @@ class Settings:
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
             raise InputError("the API key is empty; give one, or leave it out.")
+        if not ((key := self.api_key or "").isascii() and key.isprintable()):
+            raise InputError(
+                "the API key can have letters, digits and signs of ASCII; give another."
+            )
         if not 0 <= self.port <= 65535:
             raise InputError(f"there is no port {self.port}; give one from 0 to 65535.")
 
     @property
     def local(self) -> bool:
         """Whether only this machine can reach the server."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host`, a name or an IP address without brackets, is this machine itself."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

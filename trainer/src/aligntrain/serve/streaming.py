@@ -60,7 +60,7 @@ class Events:
         except TimeoutError as error:
             raise too_late() from error
         if isinstance(event, Failed):
-            raise Refusal(503, event.sentence)
+            raise Refusal(503, event.sentence, final=event.final)
         return event
 
     async def rest(self) -> tuple[str, Ended]:
@@ -75,7 +75,7 @@ class Events:
 def too_late() -> Refusal:
     """What a client is told that had to wait too long."""
     return Refusal(408, "the answer was not ready in time; ask for less, or come again later.",
-                   code="timeout")  # fmt: skip
+                   code="timeout", final=True)  # fmt: skip
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -127,6 +127,7 @@ function ready() {
 
 function fresh() {
   state.asking?.abort();
+  state.asking = null;
   state.turns = [];
   $("turns").replaceChildren();
   $("empty").hidden = false;
@@ -175,6 +176,7 @@ async function ask(turn, before) {
     if (!asking.signal.aborted) trouble(error.message, error.status === 401);
   }
   card.whole.classList.remove("writing");
+  card.whole.removeAttribute("aria-busy"); // it is read out once, whole
   const left = state.asking !== asking; // a new conversation has begun
   if (!left) {
     state.asking = null;
@@ -185,6 +187,7 @@ async function ask(turn, before) {
 
 function forget(turn, card) {
   card.whole.remove();
+  card.giveBack(); // the answer before can be asked for again
   if (turn.answer === undefined) {
     turn.element.remove();
     state.turns.pop();
@@ -199,7 +202,9 @@ function answerCard(turn, before, level) {
   const tag = make("span", "tag"), small = make("span", "small");
   tag.textContent = level && state.picture ? `level ${level}` : state.picture && state.model.levels ? "auto" : "";
   foot.append(tag, small);
-  for (const old of document.querySelectorAll(".again")) old.remove();
+  whole.setAttribute("aria-busy", "true");
+  const old = document.querySelector(".again"), place = old?.parentElement;
+  old?.remove();
   const again = make("button", "quiet again");
   again.type = "button";
   again.textContent = "Ask again";
@@ -208,7 +213,7 @@ function answerCard(turn, before, level) {
   foot.append(again);
   whole.append(text, foot);
   turn.element.append(whole);
-  return { whole, text, small };
+  return { whole, text, small, giveBack: () => place?.append(old) };
 }
 
 function showGate(card, weights, level) {
