@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-# Tests run side by side, and threads that wait for others of their kind where there are more of them
-# than cores make small models many times slower. Programs that tests start take it over.
+# Tests run side by side, and threads waiting for one another where there are more of them than
+# cores make small models many times slower. Programs that tests start take it over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # On a busy machine the first example of a property may take seconds.
