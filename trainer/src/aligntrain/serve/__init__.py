@@ -1,9 +1,9 @@
 """A trained model behind HTTP: OpenAI's chat endpoint with pictures, and a page to try it.
 
-From the request inwards: `app` (routes), `access` (who may ask), `schema` (what may be asked),
-`pictures` and `fetching` (what is to be seen), `prompts` (what the model reads), `service` (as many
-as there is room for), `engine` (one thread that writes all answers together), `streaming` and
-`replies` (what goes back). `server` runs them.
+From the request inwards: `connections` (closed where nothing comes), `app` (routes), `access` (who
+may ask), `schema` (what may be asked), `pictures` and `fetching` (what is to be seen), `prompts`
+(what the model reads), `service` (as many as there is room for), `engine` (one thread that writes
+all answers together), `streaming` and `replies` (what goes back). `server` runs them.
 """
 
 from collections.abc import Callable
