@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from alignshared import AlignError, Dataset
+from aligntrain.files import write_whole
 from aligntrain.job import (
     METRICS,
     Job,
@@ -47,9 +48,7 @@ def write_card(
     """
     job = read_job(run) if run is not None and is_job(run) else None
     text = _front_matter(job, task) + _body(job, folder, kind, use, notes)
-    unfinished = folder / f".unfinished-{CARD}"
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, folder / CARD)
+    write_whole(folder / CARD, text)
 
 
 def run_of(model: str | Path) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Any
 from alignshared import InputError
 from aligntrain.ablation.cells import Cell
 from aligntrain.ablation.judge import answers_of, has_model
+from aligntrain.files import write_whole
 from aligntrain.held_out import HeldOut, digest_of, questions_of_rows, read_questions
 
 ASKED = "asked.json"
@@ -33,9 +34,7 @@ class Asked:
     def write(self, folder: Path) -> None:
         """Keep in the ablation's `folder` which they are."""
         record = {"file": self.file, "kinds": list(self.kinds), "sha256": self.sha256}
-        unfinished = folder / f".unfinished-{ASKED}"
-        unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        os.replace(unfinished, folder / ASKED)
+        write_whole(folder / ASKED, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def choose_questions(

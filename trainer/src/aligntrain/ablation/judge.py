@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from alignshared import AlignError
 from aligntrain.ablation.cells import Cell
 from aligntrain.ablation.compare import LOSS, RIGHT, RIGHT_ALL
+from aligntrain.files import write_whole
 from aligntrain.held_out import ALL, HeldOut, ask, digest_of, scores
 from aligntrain.job import ADAPTER, ending_of
 from aligntrain.lora import LORA
@@ -104,10 +104,7 @@ def _ask(
         "scores": {kind: asdict(score) for kind, score in scores(questions, said).items()},
         "said": said,
     }
-    path = cell.folder / ANSWERS
-    unfinished = path.with_name(f".unfinished-{path.name}")
-    unfinished.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(cell.folder / ANSWERS, json.dumps(record, indent=1, ensure_ascii=False))
     return record
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from aligntrain.ablation.compare import (
     expected_by_chance,
 )
 from aligntrain.ablation.figure import draw
+from aligntrain.files import write_whole
 from aligntrain.held_out import ALL, constant_answers
 from aligntrain.intervals import Interval
 from aligntrain.job import versions_of
@@ -39,9 +39,7 @@ def write_outcome(folder: Path, outcome: "Outcome") -> None:
     if outcome.comparisons:
         content[FIGURE] = draw(outcome.comparisons)
     for name, text in content.items():
-        unfinished = folder / f".unfinished-{name}"
-        unfinished.write_text(text, encoding="utf-8", newline="")
-        os.replace(unfinished, folder / name)
+        write_whole(folder / name, text)
 
 
 def markdown(outcome: "Outcome") -> str:

@@ -7,12 +7,12 @@ line for each answer that a judge was asked about; `result.json`, last.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from alignshared import InputError
+from aligntrain.files import write_whole
 from aligntrain.lora import LORA
 
 ANSWERS, JUDGEMENTS, RESULT = "answers.jsonl", "judgements.jsonl", "result.json"
@@ -30,13 +30,6 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
             break
         lines.append(json.loads(line))
     return lines
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write `file` under another name, and rename it."""
-    unfinished = file.with_name(f".unfinished-{file.name}")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, file)
 
 
 def write_json(file: Path, content: Any) -> None:
