@@ -43,7 +43,7 @@ orange paper park
 
 def write_dataset(folder: Path, rows: int) -> dict[str, Any]:
     """Write `folder`/scored through the contract; only the shards are linked in `folder`/shards."""
-    from aligncurate.output import finish, provenance, shard_name
+    from aligncurate.output.folder import finish, provenance, shard_name
     from alignshared import Manifest, Storage
     from alignshared.shards import writing_shard
 

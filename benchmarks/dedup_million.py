@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from recording import record, table
 
 from aligncurate.core.vectors import unit_rows
-from aligncurate.output import finish, provenance, shard_name
+from aligncurate.output.folder import finish, provenance, shard_name
 from alignshared import Dataset, Manifest, ShardInfo, Storage
 from alignshared.schema import IMAGE_TYPE, embedding_type, with_features
 from alignshared.shards import writing_shard

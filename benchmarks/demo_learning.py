@@ -19,8 +19,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from recording import record, table
 
-from aligntrain.metrics import read_metrics
 from aligntrain.recipes import PHASES
+from aligntrain.train.metrics import read_metrics
 
 logger = logging.getLogger("demo_learning")
 

@@ -25,7 +25,7 @@ from recording import record, table
 
 from aligncurate.core.clip import ClipModel, one_torch_thread, pixel_view, resolve_clip
 from aligncurate.core.clip.resolve import ResolvedClip
-from aligncurate.stages.task import REDUCED_MARGIN
+from aligncurate.scoring.spec import REDUCED_MARGIN
 from alignshared import demo
 from alignshared.pictures import decode_sized
 

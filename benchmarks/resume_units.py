@@ -145,7 +145,7 @@ class WorkUnit:
     def __call__(self) -> Callable[[Any], Any]:
         """The function from unit to record."""
         from aligncurate.sources.source import parquet_rows
-        from aligncurate.units import FinishedBatch, Timing, write_unit
+        from aligncurate.units.records import FinishedBatch, Timing, write_unit
         from alignshared import Storage
 
         function, output = self.work(), Storage(self.output)
@@ -162,9 +162,9 @@ class WorkUnit:
 
 def _run_units(work: Path, *, small: bool) -> None:
     from aligncurate.engine import Step, map_on_ray
-    from aligncurate.output import RUN_FOLDER, open_output
+    from aligncurate.output.folder import RUN_FOLDER, open_output
     from aligncurate.sources.source import cut_into_units
-    from aligncurate.stages.run_units import Failed, UnitRun
+    from aligncurate.units.run import Failed, UnitRun
     from alignshared import Storage
 
     output = Storage(work / "out")

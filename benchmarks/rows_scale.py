@@ -33,7 +33,7 @@ def write_dataset(folder: Path, rows: int, picture_bytes: int) -> None:
     from PIL import Image
 
     from aligncurate import bucket
-    from aligncurate.output import finish, provenance, shard_name
+    from aligncurate.output.folder import finish, provenance, shard_name
     from alignshared import Manifest, Storage
     from alignshared.schema import scored_schema
     from alignshared.shards import writing_shard

@@ -24,10 +24,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from aligntrain.data.encode import IGNORED, Encoder
+from aligntrain.data.dataset import Shards
 from aligntrain.data.samples import Sample, make_sample
-from aligntrain.data.shards import Shards
-from aligntrain.placeholders import Layout, own_bos
+from aligntrain.prompts.encode import IGNORED, Encoder
+from aligntrain.prompts.placeholders import Layout, own_bos
 
 IMAGE_ID = 259
 """The tokenizer's <unk>, which stands in no text of the benchmark."""

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from aligntrain import zero
-from aligntrain.job import Job
-from aligntrain.parts import build_parts, device_of_rank
-from aligntrain.plan import plan
+from aligntrain.plan.estimate import plan
 from aligntrain.recipes import Recipe, load_recipe
+from aligntrain.runs.folder import Job
+from aligntrain.train import deepspeed_engine as zero
+from aligntrain.train.setup import build_parts, device_of_rank
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _TEXT = 100

@@ -12,4 +12,4 @@ set -euo pipefail
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8} TOKENIZERS_PARALLELISM=false
 exec torchrun --nnodes "$NODES" --nproc-per-node "${GPUS:-gpu}" \
     --rdzv-id "$(basename "$RUN")" --rdzv-backend c10d --rdzv-endpoint "$HEAD:${PORT:-29500}" \
-    -m aligntrain.worker "$RUN" --resume
+    -m aligntrain.train "$RUN" --resume

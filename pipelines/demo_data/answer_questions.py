@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from aligntrain.held_out import HeldOut, Score, ask, read_questions, scores
-from aligntrain.load import load_model
+from aligntrain.evaluate.short_answers import HeldOut, Score, ask, read_questions, scores
+from aligntrain.inference.load import load_model
 from aligntrain.model.build import build_model, build_processor
 from aligntrain.recipes import load_recipe
 from aligntrain.terminal import counting, hide_loading

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from aligncurate.output import add_reasons, finish, shard_name, write_rejects
+from aligncurate.output.folder import add_reasons, finish, shard_name, write_rejects
 from alignshared import (
     Dataset,
     LevelEdges,

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from aligntrain.load import load_model
-from aligntrain.metrics import read_metrics
+from aligntrain.inference.load import load_model
+from aligntrain.train.metrics import read_metrics
 
 ROOM = Path("runs/demo-finetune")
 RUN = (

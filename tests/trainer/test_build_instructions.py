@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from aligntrain.data.dataset import Shards
 from aligntrain.data.index import read_index
-from aligntrain.data.shards import Shards
 
 SHARE = 0.1
 

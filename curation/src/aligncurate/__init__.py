@@ -7,10 +7,10 @@ Everything that a command does can be called: `from aligncurate import score, bu
 import typing
 
 if typing.TYPE_CHECKING:
+    from aligncurate.scoring.execution import Execution
+    from aligncurate.selection.conditions import Conditions
     from aligncurate.stages.bucket import bucket
-    from aligncurate.stages.conditions import Conditions
     from aligncurate.stages.dedup import dedup
-    from aligncurate.stages.execution import Execution
     from aligncurate.stages.export import export
     from aligncurate.stages.filter import filter
     from aligncurate.stages.ingest import ingest
@@ -38,8 +38,8 @@ __all__ = [
 ]
 
 _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
-    "Conditions": "aligncurate.stages.conditions",
-    "Execution": "aligncurate.stages.execution",
+    "Conditions": "aligncurate.selection.conditions",
+    "Execution": "aligncurate.scoring.execution",
 }
 
 

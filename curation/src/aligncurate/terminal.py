@@ -146,7 +146,7 @@ def _section(title: str, content: "Table | Text") -> None:
 
 def show_next(command: str, location: str) -> None:
     """The command that comes next; without --input where it would take `location` by itself."""
-    from aligncurate.places import DATA_ROOT
+    from aligncurate.output.locations import DATA_ROOT
 
     here = near(location)
     found = here.startswith(f"{DATA_ROOT}{os.sep}")

@@ -14,13 +14,13 @@ import pytest
 from aligncurate import Execution, score
 from aligncurate.progress import silent
 from aligncurate.sources import RawBatch, Unit
-from aligncurate.stages.in_process import LineStep, Work, work_in_process
 from aligncurate.stages.validate import validate
-from aligncurate.units import FinishedBatch, Timing, UnitFailure
+from aligncurate.units.local import LineStep, Work, work_in_process
+from aligncurate.units.records import FinishedBatch, Timing, UnitFailure
 from alignshared import AlignError, Dataset, Storage
 from tests.curation.inputs import reject_rows, rows_of, write_parquet
 from tests.curation.pictures import photo
-from tests.curation.test_score import assert_same
+from tests.curation.stages.test_score import assert_same
 
 FILES, ROWS = 4, 6
 
@@ -134,7 +134,7 @@ def test_units_that_never_end_do_not_hold_up_the_others(tmp_path: Path):
 def test_where_everything_fails_the_run_ends_early(
     parts: Path, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("aligncurate.stages.in_process._PAUSE_S", 0)
+    monkeypatch.setattr("aligncurate.units.local._PAUSE_S", 0)
     for number in range(FILES, 40):
         shutil.copy(parts / "part-0.parquet", parts / f"part-{number:02d}.parquet")
     for file in parts.iterdir():

@@ -11,7 +11,7 @@ import pytest
 
 from alignshared import AlignError
 from tests.curation.faults.killing import PAIRS, Job, write_input
-from tests.curation.test_score import assert_same
+from tests.curation.stages.test_score import assert_same
 
 pytestmark = pytest.mark.slow
 

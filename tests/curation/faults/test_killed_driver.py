@@ -19,7 +19,7 @@ from tests.curation.faults.killing import (
     start,
     write_input,
 )
-from tests.curation.test_score import assert_same
+from tests.curation.stages.test_score import assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

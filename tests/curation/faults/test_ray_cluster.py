@@ -21,8 +21,8 @@ from aligncurate.engine import ItemFailure, Limits, Step, connected, map_on_ray
 from aligncurate.sources import webdataset
 from alignshared import Dataset, InputError
 from tests.curation.faults.killing import GONE, Job, forkserver, start, write_input
+from tests.curation.stages.test_score import assert_same
 from tests.curation.tars import good_tar
-from tests.curation.test_score import assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

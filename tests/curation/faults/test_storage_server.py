@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from aligncurate import ingest
-from aligncurate.lock import LEASE_S
+from aligncurate.output.lock import LEASE_S
 from alignshared import AlignError, Dataset, Storage
 from tests.curation.faults.killing import PAIRS, SHARD_ROWS, write_input
 from tests.curation.faults.storage_server import BUCKET, Weather, s3_behind_proxy

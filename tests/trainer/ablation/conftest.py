@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from aligntrain import run as running
-from aligntrain import worker
+from aligntrain.train import main as worker
+from aligntrain.train import run as running
 from tests.trainer import rows, runs
 
 DESIGN = """

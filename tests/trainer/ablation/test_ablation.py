@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from alignshared import AlignError, InputError
-from aligntrain import run as running
-from aligntrain.ablation.cells import cells_of
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
 from aligntrain.ablation.design import design_names, load_design
 from aligntrain.ablation.figure import draw
-from aligntrain.ablation.perform import ablate, open_ablation, plan_ablation
+from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
+from aligntrain.ablation.runs import cells_of
 from aligntrain.cli import app
+from aligntrain.train import run as running
 
 
 def test_what_ships_can_be_read() -> None:

@@ -11,14 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from alignshared import AlignError, InputError
-from aligntrain import run as running
 from aligntrain.ablation.compare import LOSS
 from aligntrain.ablation.design import load_design
-from aligntrain.ablation.judge import judge
-from aligntrain.ablation.perform import ablate, open_ablation
+from aligntrain.ablation.runner import ablate, open_ablation
+from aligntrain.ablation.score import judge
 from aligntrain.cli import app
-from aligntrain.held_out import read_questions
+from aligntrain.evaluate.short_answers import read_questions
 from aligntrain.model import AlignGPTForConditionalGeneration
+from aligntrain.train import run as running
 from tests.trainer import rows
 
 pytestmark = pytest.mark.usefixtures("in_process")

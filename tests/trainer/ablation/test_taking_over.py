@@ -9,11 +9,11 @@ import pytest
 
 from alignshared import InputError
 from aligntrain import terminal
-from aligntrain.ablation.asked import choose_questions
-from aligntrain.ablation.cells import cells_of
 from aligntrain.ablation.compare import LOSS, RIGHT_ALL
 from aligntrain.ablation.design import load_design
-from aligntrain.ablation.perform import Outcome, ablate, open_ablation
+from aligntrain.ablation.questions import choose_questions
+from aligntrain.ablation.runner import Outcome, ablate, open_ablation
+from aligntrain.ablation.runs import cells_of
 
 pytestmark = pytest.mark.usefixtures("in_process")
 

@@ -13,7 +13,7 @@ from PIL import ImageDraw
 from typer.testing import CliRunner
 
 from aligntrain.cli import app
-from aligntrain.job import EXPORT
+from aligntrain.runs.folder import EXPORT
 from tests.trainer import tiny
 
 TEN = ["red", "red", "red", "A", "blue", "blue", "blue", "blue", "blue", "blue"]

@@ -10,7 +10,7 @@ pytest.importorskip("lmms_eval", reason="the group eval is not installed: uv syn
 
 from alignshared import InputError
 from aligntrain.evaluate import Settings, evaluate
-from aligntrain.evaluate.records import read_lines
+from aligntrain.evaluate.store import read_lines
 from aligntrain.evaluate.table import TABLE
 from tests.trainer.evaluate import fixtures
 from tests.trainer.evaluate.fixtures import command, result
@@ -161,7 +161,7 @@ def test_damaged_data_is_named(says_a: Path, tmp_path: Path) -> None:
 
 
 def test_a_pretrained_model_is_refused(data: Path, tmp_path: Path) -> None:
-    from aligntrain.job import EXPORT
+    from aligntrain.runs.folder import EXPORT
     from tests.trainer import tiny
 
     model = tiny.model()
@@ -172,7 +172,7 @@ def test_a_pretrained_model_is_refused(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_question_longer_than_the_model_reads(data: Path, tmp_path: Path) -> None:
-    from aligntrain.job import EXPORT
+    from aligntrain.runs.folder import EXPORT
     from tests.trainer import tiny
 
     tiny.saved(tmp_path / EXPORT)
@@ -209,7 +209,7 @@ def test_lmms_eval_finds_the_model_by_its_entry_point(says_a: Path) -> None:
 
 
 def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    from aligntrain.evaluate.engine import AlignGPTLmm
+    from aligntrain.evaluate.lmms_eval import AlignGPTLmm
 
     class Loaded(Exception):
         pass
@@ -217,7 +217,7 @@ def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPa
     def load(_: str, *, device: str | None) -> None:
         raise Loaded(device)
 
-    monkeypatch.setattr("aligntrain.evaluate.engine.load_to_answer", load)
+    monkeypatch.setattr("aligntrain.evaluate.lmms_eval.load_to_answer", load)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for rank, given, taken in (("3", None, "cuda:3"), ("3", "cpu", "cpu"), (None, None, "None")):
         if rank is None:

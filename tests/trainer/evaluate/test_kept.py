@@ -11,7 +11,7 @@ pytest.importorskip("lmms_eval", reason="the group eval is not installed: uv syn
 
 from alignshared import InputError
 from aligntrain.evaluate import Settings, evaluate
-from aligntrain.evaluate.records import read_lines, write_lines
+from aligntrain.evaluate.store import read_lines, write_lines
 from aligntrain.evaluate.table import TABLE
 from tests.trainer.evaluate import fixtures
 from tests.trainer.evaluate.fixtures import command, result
@@ -150,7 +150,7 @@ def test_the_listing_of_a_server_may_come_when_all_is_answered(
 def test_a_killed_evaluation_goes_on_where_it_stopped(
     chatters: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from aligntrain.evaluate import records
+    from aligntrain.evaluate import store as records
 
     settings = Settings(data=data, max_new_tokens=4)
     evaluate(chatters, "pope", settings, output=tmp_path / "whole")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from aligntrain.evaluate.open_answers import normal_answer, score_exact, score_vqa, vqa_accuracy
+from aligntrain.evaluate.scorers import normal_answer, score_exact, score_vqa, vqa_accuracy
 
 
 def record(text: str, **facts: Any) -> dict[str, Any]:

@@ -14,10 +14,10 @@ import openai
 import torch
 from PIL import Image
 
-from aligntrain.job import EXPORT
+from aligntrain.runs.folder import EXPORT
 from aligntrain.serve.engine import Engine
-from aligntrain.serve.fetching import Fetcher
-from aligntrain.serve.jobs import Begun, Ended, Event, Failed, Job, Piece, Prompt
+from aligntrain.serve.images import Fetcher
+from aligntrain.serve.request import Begun, Ended, Event, Failed, Job, Piece, Prompt
 from aligntrain.serve.sampling import Sampling
 from aligntrain.serve.server import Server
 from aligntrain.serve.settings import Limits, Settings

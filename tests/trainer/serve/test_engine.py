@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from aligntrain.answering import Question, answer
+from aligntrain.inference.generate import Question, answer
 from aligntrain.model import build_model, build_processor
-from aligntrain.serve.jobs import Failed, Piece
 from aligntrain.serve.metrics import Metrics
+from aligntrain.serve.request import Failed, Piece
 from aligntrain.serve.sampling import Sampling
 from tests.trainer import tiny
 from tests.trainer.families import FAMILIES

@@ -11,7 +11,7 @@ import torch
 
 from aligntrain.serve import cached as cached_module
 from aligntrain.serve import sampling as sampling_module
-from aligntrain.serve.jobs import Begun, Event, Failed, Job, Piece
+from aligntrain.serve.request import Begun, Event, Failed, Job, Piece
 from aligntrain.serve.sampling import Sampling
 from tests.trainer import tiny
 from tests.trainer.serve.serving import Told, job, prompt, started

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from aligntrain.serve.fetching import Fetcher, FetchError, is_public
+from aligntrain.serve.images import Fetcher, FetchError, is_public
 from aligntrain.serve.service import FETCHING
 from aligntrain.serve.settings import Limits
 from tests.trainer import tiny

@@ -6,8 +6,8 @@ from typing import Any
 import openai
 import pytest
 
-from aligntrain.answering import Question, answer
-from aligntrain.load import load_to_answer
+from aligntrain.inference.generate import Question, answer
+from aligntrain.inference.load import load_to_answer
 from tests.trainer import tiny
 from tests.trainer.serve.serving import (
     ASKED,

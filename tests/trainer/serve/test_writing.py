@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligntrain.serve.writing import Writing
+from aligntrain.serve.detokenizer import Writing
 from tests.trainer import rows, tiny
 
 TOKENIZERS = {

@@ -9,8 +9,7 @@ import typing
 from wrapt import when_imported as _when_imported
 
 if typing.TYPE_CHECKING:
-    from aligntrain.adapter import load_adapter, save_adapter
-    from aligntrain.load import load_model
+    from aligntrain.inference.load import load_model
     from aligntrain.model import (
         AlignGPTConfig,
         AlignGPTForConditionalGeneration,
@@ -18,6 +17,7 @@ if typing.TYPE_CHECKING:
         build_model,
         build_processor,
     )
+    from aligntrain.model.adapter import load_adapter, save_adapter
 
 __all__ = [
     "AlignGPTConfig",
@@ -31,9 +31,9 @@ __all__ = [
 ]
 
 _HOME = dict.fromkeys(__all__, "aligntrain.model") | {
-    "load_adapter": "aligntrain.adapter",
-    "load_model": "aligntrain.load",
-    "save_adapter": "aligntrain.adapter",
+    "load_adapter": "aligntrain.model.adapter",
+    "load_model": "aligntrain.inference.load",
+    "save_adapter": "aligntrain.model.adapter",
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 from typing import Any
 
-from aligntrain.intervals import Interval
+from aligntrain.evaluate.intervals import Interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,14 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aligntrain.ablation.perform import Outcome, Planned
-    from aligntrain.convert import Converted
+    from aligntrain.ablation.runner import Outcome, Planned
     from aligntrain.evaluate import Evaluation
+    from aligntrain.export.convert import Converted
+    from aligntrain.export.merge import Merged
+    from aligntrain.export.model import Left
     from aligntrain.gate.explain import GateReport
-    from aligntrain.merge import Merged
-    from aligntrain.plan import Plan
-    from aligntrain.publish.leave import Left
-    from aligntrain.run import RunResult
+    from aligntrain.plan.estimate import Plan
+    from aligntrain.train.run import RunResult
 
 results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -63,7 +63,7 @@ def near(path: str | os.PathLike[str]) -> str:
 
 def show_run(result: "RunResult") -> None:
     """Where the run lies and how it ended."""
-    from aligntrain.job import EXPORT
+    from aligntrain.runs.folder import EXPORT
 
     ending = result.ending
     facts = [f"{ending['steps']:,} steps", f"loss {ending['loss']:.4f}"]
@@ -248,7 +248,7 @@ def show_outcome(outcome: "Outcome") -> None:
         AlignError: some of the runs failed.
     """
     from alignshared import AlignError
-    from aligntrain.ablation.record import heading, kinds_of
+    from aligntrain.ablation.report import heading, kinds_of
 
     kinds = kinds_of(outcome)
     for comparison in outcome.comparisons:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from aligncurate.checks.problems import Kind, Problem
-from aligncurate.output import RUN_FOLDER
+from aligncurate.output.folder import RUN_FOLDER
 from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, STATISTICS_FILE
 

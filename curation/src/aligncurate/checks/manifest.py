@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aligncurate.output import RUN_FOLDER
+from aligncurate.output.folder import RUN_FOLDER
 from alignshared import ContractError, Dataset, InputError, Storage
 from alignshared.manifest import MANIFEST_FILE
 

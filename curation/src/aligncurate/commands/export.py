@@ -48,7 +48,7 @@ def export(
 
 def _show(done: "Export") -> None:
     """How much was written, and where."""
-    from aligncurate.reporting.words import bytes_text, count_text
+    from aligncurate.reporting.format import bytes_text, count_text
 
     size = sum(file.bytes for file in done.files)
     beside = f" and {count_text(done.pictures, 'picture')} beside" if done.pictures else ""

@@ -53,7 +53,7 @@ def filter(
 ) -> None:
     """Keep the pairs that fulfil all of the conditions given; bounds are inclusive."""
     from aligncurate.progress import showing
-    from aligncurate.stages.conditions import Conditions
+    from aligncurate.selection.conditions import Conditions
     from aligncurate.stages.filter import FILTERED_STAGES, filter
 
     conditions = Conditions(
@@ -80,7 +80,7 @@ def _show(dataset: "Dataset") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from aligncurate.reporting.words import clip_text, share_text
+    from aligncurate.reporting.format import clip_text, share_text
     from aligncurate.stages.filter import condition_counts
 
     manifest = dataset.manifest

@@ -6,7 +6,7 @@ from aligncurate.commands.options import DatasetOption, StorageOption, dataset_a
 
 def inspect(input: DatasetOption = None, storage_options: StorageOption = None) -> None:
     """Tell what is in a dataset, from its manifest."""
-    from aligncurate.places import READABLE_STAGES
+    from aligncurate.output.locations import READABLE_STAGES
     from aligncurate.stages.inspect import inspect
 
     # Not opened as a dataset if it is named: an unfinished run can be inspected too.

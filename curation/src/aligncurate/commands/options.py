@@ -56,7 +56,7 @@ StorageOption = Annotated[
 
 def dataset_at(input: str | None, *stages: str) -> "Dataset":
     """The dataset at `input`, or the newest one under `data/` that one of `stages` wrote."""
-    from aligncurate.places import newest_dataset
+    from aligncurate.output.locations import newest_dataset
     from alignshared import Dataset
 
     if input is not None:

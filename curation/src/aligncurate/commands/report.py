@@ -22,7 +22,7 @@ def report(
     storage_options: StorageOption = None,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
-    from aligncurate.places import READABLE_STAGES
+    from aligncurate.output.locations import READABLE_STAGES
     from aligncurate.progress import showing
     from aligncurate.stages.report import report
 

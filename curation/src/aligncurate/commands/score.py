@@ -102,7 +102,7 @@ def score(
 ) -> None:
     """Score pairs: write each with the cosine of its image and caption under CLIP."""
     from aligncurate.progress import showing
-    from aligncurate.stages.execution import Execution
+    from aligncurate.scoring.execution import Execution
     from aligncurate.stages.score import score
 
     execution = Execution(

@@ -61,7 +61,7 @@ def search(
 def _table(result: "SearchResult") -> "Table":
     from rich.table import Table
 
-    from aligncurate.reporting.words import clip_middle, clip_text, score_text
+    from aligncurate.reporting.format import clip_middle, clip_text, score_text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("rank", justify="right")

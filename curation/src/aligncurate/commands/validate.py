@@ -8,7 +8,7 @@ from aligncurate.commands.options import DatasetOption, StorageOption, dataset_a
 
 def validate(input: DatasetOption = None, storage_options: StorageOption = None) -> None:
     """Check that a dataset keeps the contract: checksums, columns, ids, counts, levels."""
-    from aligncurate.places import READABLE_STAGES
+    from aligncurate.output.locations import READABLE_STAGES
     from aligncurate.progress import showing
     from aligncurate.stages.validate import validate
 

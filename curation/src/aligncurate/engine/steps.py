@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from aligncurate.engine.ledger import Standing, start_ledger
 from aligncurate.engine.worker import ITEM, POSITION, Bench, Function, call, made
-from aligncurate.units import UNIT_ATTEMPTS
+from aligncurate.units.records import UNIT_ATTEMPTS
 from alignshared import AlignError
 from alignshared.storage_options import carrying_storage_options
 

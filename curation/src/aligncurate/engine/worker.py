@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.local import on_beat
-from aligncurate.units import UNIT_ATTEMPTS, OutputError, why
+from aligncurate.threads import on_beat
+from aligncurate.units.records import UNIT_ATTEMPTS, OutputError, why
 from alignshared import AlignError
 
 POSITION, ITEM = "position", "item"

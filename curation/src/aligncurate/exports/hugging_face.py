@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 
 from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, batches_of
+from aligncurate.reporting.format import count_text, printable, score_text, share_text
 from aligncurate.reporting.lineage import ancestors
-from aligncurate.reporting.words import count_text, printable, score_text, share_text
 from alignshared import Dataset, Storage
 from alignshared.schema import type_name, with_features
 from alignshared.shards import writing_shard

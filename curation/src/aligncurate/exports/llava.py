@@ -11,7 +11,7 @@ from typing import Any
 
 from aligncurate.exports.naming import json_line, picture_suffix, row_name
 from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, row_dicts
-from aligncurate.output import RUN_FOLDER
+from aligncurate.output.folder import RUN_FOLDER
 from alignshared import Dataset, Storage
 from alignshared.schema import LEVEL_COLUMN
 

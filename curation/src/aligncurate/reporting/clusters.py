@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aligncurate.reporting.format import clip_middle, clip_text, score_text
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.rows import read_rows
 from aligncurate.reporting.template import picture_card
-from aligncurate.reporting.words import clip_middle, clip_text, score_text
 from alignshared import Dataset, DuplicateInfo
 
 _CLUSTERS = 6

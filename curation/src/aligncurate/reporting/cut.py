@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aligncurate.local import available_cores, map_ordered
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.summary import level_values, score_values
+from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, ShardInfo
 from alignshared.schema import LEVEL_COLUMN
 

@@ -15,10 +15,10 @@ from aligncurate.core.drift import (
 )
 from aligncurate.core.histogram import BIN_WIDTH
 from aligncurate.core.sizes import SizeCounts
-from aligncurate.local import available_cores, map_ordered
 from aligncurate.reporting.lineage import ancestors
 from aligncurate.reporting.page import dataset_name
 from aligncurate.reporting.summary import ScoreSummary, score_values
+from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, InputError, LevelEdges, ModelInfo, ShardInfo
 
 _BATCH_ROWS = 1 << 19

@@ -3,7 +3,7 @@
 from aligncurate.core.drift import PSI_LARGE, PSI_SMALL
 from aligncurate.core.sizes import SizeCounts
 from aligncurate.reporting.drift import Drift, SizeShift
-from aligncurate.reporting.words import clip_middle, printable, score_text, share_text
+from aligncurate.reporting.format import clip_middle, printable, score_text, share_text
 
 _NOTABLE_DISTANCE = 0.1
 """Of lengths and sides: a smaller Kolmogorov-Smirnov distance is not spoken of."""

@@ -10,9 +10,9 @@ from PIL import ImageOps
 
 from aligncurate.core.histogram import Histogram
 from aligncurate.reporting.chart import level_areas
+from aligncurate.reporting.format import printable, score_text, share_text
 from aligncurate.reporting.gallery import Example, Group
 from aligncurate.reporting.overlay import shares_in_bins
-from aligncurate.reporting.words import printable, score_text, share_text
 from alignshared import LevelEdges, LevelStatistics
 from alignshared.palette import level_colours
 from alignshared.thumbnails import thumbnail

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from aligncurate.reporting import words
+from aligncurate.reporting import format as words
 from aligncurate.reporting.chart import lay_out
 from aligncurate.reporting.clusters import Clusters, cluster_cards
 from aligncurate.reporting.cut import Cut

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from aligncurate.reporting import words
+from aligncurate.reporting import format as words
 from aligncurate.reporting.template import picture_card, render
 from alignshared.palette import level_colours
 

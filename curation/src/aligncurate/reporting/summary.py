@@ -17,9 +17,9 @@ from aligncurate.core.columns import column_values
 from aligncurate.core.histogram import Histogram
 from aligncurate.core.moments import Moment, Moments
 from aligncurate.core.sizes import SizeCounts
-from aligncurate.local import available_cores, map_ordered
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.shortlist import Pick, Shortlist
+from aligncurate.threads import available_cores, map_ordered
 from alignshared import AlignError, ContractError, Dataset, LevelStatistics, Manifest, ShardInfo
 from alignshared.manifest import STATISTICS_FILE
 from alignshared.schema import LEVEL_COLUMN, require_columns

@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from aligncurate.reporting import words
+from aligncurate.reporting import format as words
 from alignshared.thumbnails import data_uri, thumbnail
 
 

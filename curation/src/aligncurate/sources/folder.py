@@ -7,13 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.local import map_ordered
 from aligncurate.sources.captions import as_text, caption_problem, is_valid_text, writable
 from aligncurate.sources.files import PICTURE_SUFFIXES, picture_root, read_text
 from aligncurate.sources.index import index_rows, write_index
 from aligncurate.sources.listing import FoundFile, dataset_name, find_files, listing_digest
 from aligncurate.sources.metadata import MAX_TEXT_BYTES
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
+from aligncurate.threads import map_ordered
 from alignshared import InputError, Reason, Reject, Storage
 from alignshared.filesystems import is_remote, normal_location
 from alignshared.pictures import ImageError

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.output import RUN_FOLDER
+from aligncurate.output.folder import RUN_FOLDER
 from aligncurate.sources.captions import as_text, caption_problem, is_valid_text
 from aligncurate.sources.columns import (
     Columns,

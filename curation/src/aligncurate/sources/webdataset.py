@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.local import available_cores, map_ordered
 from aligncurate.sources.captions import as_text, caption_problem
 from aligncurate.sources.duplicates import IdColumn, marked_duplicates
 from aligncurate.sources.index import write_index
@@ -37,6 +36,7 @@ from aligncurate.sources.metadata import (
 )
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
 from aligncurate.sources.tar_index import TAR_INDEX_SCHEMA, index_tar
+from aligncurate.threads import available_cores, map_ordered
 from alignshared import InputError, Reason, Reject, Storage
 from alignshared.filesystems import is_remote, normal_location
 from alignshared.schema import CONVERSATIONS_TYPE, IMAGE_TYPE, SOURCE_COLUMNS

@@ -4,14 +4,14 @@ import logging
 import os
 from typing import Any, get_args
 
-from aligncurate.local import available_cores
-from aligncurate.output import OutputState, add_reasons, finish, open_output, provenance
-from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.levels.edges import EdgesFile, count_scores, find_edges, read_edges
+from aligncurate.levels.label import Labelled, label
+from aligncurate.output.folder import OutputState, add_reasons, finish, open_output, provenance
+from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
-from aligncurate.stages.copying import finished_already
-from aligncurate.stages.find_edges import EdgesFile, count_scores, find_edges, read_edges
-from aligncurate.stages.label import Labelled, label
-from aligncurate.units import released_if_empty
+from aligncurate.selection.copy import finished_already
+from aligncurate.threads import available_cores
+from aligncurate.units.records import released_if_empty
 from alignshared import Dataset, InputError, LevelEdges, Manifest, Parent, Storage
 from alignshared.levels import Scheme, check_level_count, levels_to_json
 from alignshared.manifest import LEVELS_FILE, REJECTS_FOLDER

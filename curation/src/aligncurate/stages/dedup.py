@@ -15,21 +15,21 @@ import pyarrow as pa
 
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.core.columns import column_of
-from aligncurate.core.components import Components
-from aligncurate.core.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
-from aligncurate.core.neighbours import NeighbourSearch, SearchFacts
 from aligncurate.core.vectors import Vectors
-from aligncurate.local import available_cores
-from aligncurate.output import RUN_FOLDER, OutputState, finish, open_output
-from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.dedup.components import Components
+from aligncurate.dedup.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
+from aligncurate.dedup.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
+from aligncurate.dedup.neighbours import NeighbourSearch, SearchFacts
+from aligncurate.output.folder import RUN_FOLDER, OutputState, finish, open_output
+from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
-from aligncurate.stages.copying import (
+from aligncurate.selection.copy import (
     as_mask,
     copy_chosen,
     finished_already,
 )
-from aligncurate.stages.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
-from aligncurate.units import released_if_empty
+from aligncurate.threads import available_cores
+from aligncurate.units.records import released_if_empty
 from alignshared import ContractError, Dataset, DuplicateInfo, InputError, ShardInfo, Storage
 from alignshared.duplicates import (
     DUPLICATE_SCHEMA,

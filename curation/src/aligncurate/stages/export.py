@@ -15,16 +15,16 @@ from aligncurate.exports.spans import (
     cut_into_spans,
 )
 from aligncurate.exports.webdataset import PAIRS_PER_TAR, WebdatasetExporter
-from aligncurate.local import available_cores, map_ordered
-from aligncurate.output import (
+from aligncurate.output.folder import (
     RUN_FOLDER,
     OutputState,
     open_output,
     provenance,
 )
-from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
-from aligncurate.units import released_if_empty
+from aligncurate.threads import available_cores, map_ordered
+from aligncurate.units.records import released_if_empty
 from alignshared import Dataset, InputError, Storage
 from alignshared.schema import require_columns
 

@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aligncurate.local import available_cores
-from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
-from aligncurate.stages.conditions import Condition, Conditions, conditions_over
-from aligncurate.stages.copying import (
+from aligncurate.selection.conditions import Condition, Conditions, conditions_over
+from aligncurate.selection.copy import (
     choose_rows,
     finished_already,
     write_chosen,
 )
+from aligncurate.threads import available_cores
 from alignshared import Dataset, InputError, Storage
 
 FILTERED_STAGES = ("bucket", "score")

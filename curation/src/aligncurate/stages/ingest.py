@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from aligncurate.local import available_cores
-from aligncurate.output import (
+from aligncurate.output.folder import (
     RUN_FOLDER,
     OutputState,
     add_reasons,
@@ -18,14 +17,15 @@ from aligncurate.output import (
     open_output,
     provenance,
 )
-from aligncurate.places import default_output, refuse_to_write_over
+from aligncurate.output.locations import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.sources.files import read_picture
 from aligncurate.sources.instructions import InstructionSource
-from aligncurate.stages.in_process import UNIT_TIMEOUT_S, LineStep, Work, work_in_process
-from aligncurate.stages.run_units import Failed, Outcomes, UnitRun
-from aligncurate.units import FinishedBatch, Timing, UnitRecord, released_if_empty
+from aligncurate.threads import available_cores
+from aligncurate.units.local import UNIT_TIMEOUT_S, LineStep, Work, work_in_process
+from aligncurate.units.records import FinishedBatch, Timing, UnitRecord, released_if_empty
+from aligncurate.units.run import Failed, Outcomes, UnitRun
 from alignshared import Dataset, InputError, Manifest, Parent, Reject, Storage
 from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import IMAGE_TYPE, ingested_schema

@@ -5,12 +5,12 @@ import os
 from aligncurate.checks.files import UNREADABLE
 from aligncurate.checks.levels import edges_of
 from aligncurate.checks.manifest import is_unfinished, open_dataset
-from aligncurate.output import RUN_FOLDER, add_reasons
-from aligncurate.places import READABLE_STAGES, newest_dataset
+from aligncurate.output.folder import RUN_FOLDER, add_reasons
+from aligncurate.output.locations import READABLE_STAGES, newest_dataset
 from aligncurate.reporting.inspection import Column, Inspection
 from aligncurate.reporting.lineage import ancestors
 from aligncurate.reporting.summary import known_summary
-from aligncurate.units import finished_units
+from aligncurate.units.records import finished_units
 from alignshared import AlignError, Dataset, InputError, Storage
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from aligncurate.checks.manifest import open_dataset
-from aligncurate.places import READABLE_STAGES, newest_dataset, sibling_output
+from aligncurate.output.locations import READABLE_STAGES, newest_dataset, sibling_output
 from aligncurate.progress import OnProgress, silent
 from alignshared import ContractError, Dataset, InputError, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns

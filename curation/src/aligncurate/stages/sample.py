@@ -18,16 +18,16 @@ from aligncurate.core.sampling import (
     balanced_quotas,
     sampling_keys,
 )
-from aligncurate.local import available_cores, map_ordered
-from aligncurate.places import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.levels.edges import open_checked
+from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.summary import level_values
-from aligncurate.stages.copying import (
+from aligncurate.selection.copy import (
     as_mask,
     finished_already,
     write_chosen,
 )
-from aligncurate.stages.find_edges import open_checked
+from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from aligncurate.core.clip import LongCaptions, Precision, ResolvedClip, View
-from aligncurate.output import (
+from aligncurate.output.folder import (
     RUN_FOLDER,
     OutputState,
     add_reasons,
@@ -18,10 +18,9 @@ from aligncurate.output import (
     provenance,
     read_rejects,
 )
-from aligncurate.places import default_output, refuse_to_write_over
+from aligncurate.output.locations import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
-from aligncurate.sources import open_source
-from aligncurate.stages.execution import (
+from aligncurate.scoring.execution import (
     Execution,
     device_of,
     engine_of,
@@ -29,11 +28,12 @@ from aligncurate.stages.execution import (
     score_locally,
     score_on_ray,
 )
-from aligncurate.stages.models import refuse_taken_columns, resolve_models
-from aligncurate.stages.preparing import prepare_on_cluster
-from aligncurate.stages.run_units import Failed, UnitRun
-from aligncurate.stages.task import Decode, Scoring
-from aligncurate.units import Timing, UnitRecord, released_if_empty
+from aligncurate.scoring.models import refuse_taken_columns, resolve_models
+from aligncurate.scoring.preparing import prepare_on_cluster
+from aligncurate.scoring.spec import Decode, Scoring
+from aligncurate.sources import open_source
+from aligncurate.units.records import Timing, UnitRecord, released_if_empty
+from aligncurate.units.run import Failed, UnitRun
 from alignshared import Dataset, InputError, Manifest, Parent, Storage
 
 log = logging.getLogger("aligncurate")

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.core.best import Best
 from aligncurate.core.vectors import Units, embedding_rows, unit_rows
-from aligncurate.local import available_cores, map_ordered
-from aligncurate.places import newest_dataset
+from aligncurate.output.locations import newest_dataset
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.rows import read_rows
-from aligncurate.stages.copying import open_matching
+from aligncurate.selection.copy import open_matching
+from aligncurate.threads import available_cores, map_ordered
 from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo
 from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import EMBEDDING_COLUMNS, LEVEL_COLUMN, require_columns

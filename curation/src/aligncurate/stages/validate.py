@@ -16,9 +16,9 @@ from aligncurate.checks.problems import Problem, ProblemList
 from aligncurate.checks.rejects import check_rejects, check_sums
 from aligncurate.checks.rows import RowChecker, first_schema
 from aligncurate.core.idhash import RepeatFinder
-from aligncurate.local import available_cores, map_ordered
-from aligncurate.places import READABLE_STAGES, newest_dataset
+from aligncurate.output.locations import READABLE_STAGES, newest_dataset
 from aligncurate.progress import OnProgress, silent
+from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, LevelEdges, ShardInfo
 from alignshared.levels import LevelAccumulator
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from aligntrain.held_out import ALL
-from aligntrain.intervals import Interval, mean_interval
+from aligntrain.evaluate.intervals import Interval, mean_interval
+from aligntrain.evaluate.short_answers import ALL
 
 LEAST_SEEDS = 3
 """Pairs of runs below which a difference is not judged: the interval of two is 12.7 standard errors

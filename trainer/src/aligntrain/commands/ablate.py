@@ -50,7 +50,7 @@ def ablate(
     ] = False,
 ) -> None:
     """Train variants of a recipe over several seeds and say what their differences are worth."""
-    from aligntrain.ablation.perform import ablate, open_ablation, plan_ablation
+    from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
 
     ablation = open_ablation(
         design,

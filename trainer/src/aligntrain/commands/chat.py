@@ -22,7 +22,7 @@ def chat(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
 ) -> None:
     """Ask a trained model about a picture; the answer comes as it is written."""
-    from aligntrain.chat import Chat
+    from aligntrain.inference.chat import Chat
 
     terminal.hide_loading()
     conversation = Chat.load(model)

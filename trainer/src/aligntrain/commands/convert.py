@@ -18,7 +18,7 @@ def convert(
     ] = None,
 ) -> None:
     """Read AlignGPT's or LLaVA-1.5's own files and write a model in transformers' form."""
-    from aligntrain.convert import convert
+    from aligntrain.export.convert import convert
 
     terminal.hide_loading()
     terminal.show_converted(convert(source, output, vision_tower=vision_tower, llm=llm))

@@ -16,7 +16,7 @@ def export(
     ] = "llava",
 ) -> None:
     """Write a trained model in a form that other programs read, with a model card."""
-    from aligntrain.publish.leave import leave
+    from aligntrain.export.model import leave
 
     terminal.hide_loading()
     terminal.show_left(leave(model, output, format))

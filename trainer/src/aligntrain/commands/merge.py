@@ -12,7 +12,7 @@ def merge(
     output: Annotated[str, typer.Argument(help="Folder to write.")],
 ) -> None:
     """Add what a LoRA run has learned to the LLM's own weights and write the whole model."""
-    from aligntrain.merge import merge
+    from aligntrain.export.merge import merge
 
     terminal.hide_loading()
     terminal.show_merged(merge(run, output))

@@ -19,6 +19,6 @@ def plan(
     ] = None,
 ) -> None:
     """Tell what a run would need, from configurations alone: nothing is loaded."""
-    from aligntrain.plan import plan
+    from aligntrain.plan.estimate import plan
 
     terminal.show_plan(plan(recipe, phase, gpus=gpus, data=data, rows=rows, overrides=set or ()))

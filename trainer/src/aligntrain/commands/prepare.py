@@ -19,7 +19,7 @@ def prepare(
     start: Annotated[str | None, typer.Option("--from", help="As for run.")] = None,
 ) -> None:
     """Make a run folder and start nothing: torchrun or the deepspeed launcher work on it."""
-    from aligntrain.run import prepare
+    from aligntrain.train.run import prepare
 
     folder = prepare(
         phase, data, recipe=recipe, overrides=set or (), output=output, start=start, resume=True

@@ -38,7 +38,7 @@ def run(
     ] = None,
 ) -> None:
     """Train one phase: into a run folder with its recipe, metrics, checkpoints and the model."""
-    from aligntrain.run import run
+    from aligntrain.train.run import run
 
     done = run(
         phase,

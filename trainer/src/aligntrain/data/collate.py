@@ -5,8 +5,8 @@ from typing import TypedDict
 
 import torch
 
-from aligntrain.data.encode import IGNORED
 from aligntrain.data.samples import Sample
+from aligntrain.prompts.encode import IGNORED
 
 
 class Batch(TypedDict):

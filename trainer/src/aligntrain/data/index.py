@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from alignshared import ContractError, InputError, ShardInfo
 from alignshared.schema import LEVEL_COLUMN
-from aligntrain.data.shards import Shards
+from aligntrain.data.dataset import Shards
 
 _HASH_RANGE = 1 << 64
 

@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from alignshared import AlignError, InputError
 from aligntrain.data.collate import Batch, collate
-from aligntrain.data.encode import Encoder
-from aligntrain.data.order import GlobalBatch, Rows, rank_part
+from aligntrain.data.dataset import Shards
 from aligntrain.data.pictures import decode_picture
+from aligntrain.data.sampler import GlobalBatch, Rows, rank_part
 from aligntrain.data.samples import Sample, make_sample
-from aligntrain.data.shards import Shards
-from aligntrain.data.unusable import Unusable
+from aligntrain.prompts.encode import Encoder
+from aligntrain.prompts.unusable import Unusable
 
 log = logging.getLogger("aligntrain")
 

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from alignshared.pictures import ImageError, decode_image
-from aligntrain.data.unusable import Unusable, Why
+from aligntrain.prompts.unusable import Unusable, Why
 
 
 def decode_picture(data: bytes) -> Image.Image:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from alignshared import ContractError, InputError, LevelEdges
 
 if TYPE_CHECKING:
-    from aligntrain.data.shards import Shards
+    from aligntrain.data.dataset import Shards
 
 Levels = npt.NDArray[np.int8]
 Relevel = Callable[["Shards", int], Levels]

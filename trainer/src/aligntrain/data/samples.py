@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from aligntrain.data.conversation import Turn
-from aligntrain.data.encode import Encoder
-from aligntrain.data.unusable import Unusable, Why
+from aligntrain.prompts.conversation import Turn
+from aligntrain.prompts.encode import Encoder
+from aligntrain.prompts.unusable import Unusable, Why
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignshared import InputError
-from aligntrain.evaluate import letters, open_answers, prompts, yes_no
+from aligntrain.evaluate import letters, prompts, yes_no
+from aligntrain.evaluate import scorers as open_answers
 from aligntrain.evaluate.prompts import Row
 from aligntrain.evaluate.score import Record, Score
 

@@ -18,7 +18,8 @@ from aligntrain.evaluate.data import Data, fetched, find_data
 from aligntrain.evaluate.judge import Judge, judge_all
 from aligntrain.evaluate.judged import JUDGED
 from aligntrain.evaluate.prompts import PROTOCOL
-from aligntrain.evaluate.records import (
+from aligntrain.evaluate.score import Score
+from aligntrain.evaluate.store import (
     ANSWERS,
     JUDGEMENTS,
     RESULT,
@@ -31,11 +32,10 @@ from aligntrain.evaluate.records import (
     write_json,
     write_lines,
 )
-from aligntrain.evaluate.score import Score
 from aligntrain.evaluate.submissions import write_submission
 from aligntrain.evaluate.table import TABLE, Outcome, comparable, write_table
 from aligntrain.evaluate.watch import watched
-from aligntrain.load import load_to_answer, model_folder
+from aligntrain.inference.load import load_to_answer, model_folder
 
 Asked = Callable[[], tuple[Any, Any]]
 _PACKAGES = ("aligntrain", "lmms-eval", "torch", "transformers")
@@ -177,7 +177,7 @@ def _require_engine() -> None:
 
 
 def _asked(place: Path, device: str | None) -> tuple[Any, Any]:
-    from aligntrain.answering import captions_only
+    from aligntrain.inference.generate import captions_only
 
     model, processor = load_to_answer(place, device=device)
     if captions_only(processor):
@@ -215,7 +215,7 @@ def _outcome(task: _Task, settings: Settings, asked: Asked) -> Outcome:
 
 def _answered(task: _Task, data: Data, settings: Settings, asked: Asked) -> list[dict[str, Any]]:
     """The benchmark's answers with the facts that its scorer needs, kept in its folder."""
-    from aligntrain.evaluate.engine import answer_benchmark
+    from aligntrain.evaluate.lmms_eval import answer_benchmark
 
     keep_conditions(task.folder, {**task.conditions, "precision": _precision(asked)})
     answers = Appended(task.folder / ANSWERS)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from aligntrain.evaluate.open_answers import normal_answer
-from aligntrain.evaluate.records import write_json
 from aligntrain.evaluate.score import Record
+from aligntrain.evaluate.scorers import normal_answer
+from aligntrain.evaluate.store import write_json
 
 SUBMISSION = "submission.json"
 ALL_OF_VQAV2 = "v2_OpenEnded_mscoco_test2015_questions.json"

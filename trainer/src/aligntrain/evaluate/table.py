@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aligntrain.evaluate.benchmarks import BENCHMARKS, Benchmark
-from aligntrain.files import write_whole
+from aligntrain.runs.files import write_whole
 
 TABLE = "table.md"
 HEADINGS = (

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from alignshared import Dataset, InputError
-from aligntrain.data.shards import Shards
-from aligntrain.gate.cases import Case, Cases, read_cases
+from aligntrain.data.dataset import Shards
 from aligntrain.gate.findings import Findings
 from aligntrain.gate.measure import batches, gate_weights, with_pictures
-from aligntrain.gate.page import EXAMPLES, render_page
+from aligntrain.gate.questions import Case, Cases, read_cases
 from aligntrain.gate.record import samples_table, summary_of
+from aligntrain.gate.report import EXAMPLES, render_page
 from aligntrain.gate.summary import (
     KindWeights,
     Setting,
@@ -27,7 +27,7 @@ from aligntrain.gate.summary import (
     settings_by_kind,
 )
 from aligntrain.gate.sweep import Swept, sweep_levels
-from aligntrain.load import load_model
+from aligntrain.inference.load import load_model
 
 REPORT = "report.html"
 SUMMARY = "gate.json"

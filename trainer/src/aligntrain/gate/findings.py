@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from alignshared import Dataset
-from aligntrain.gate.cases import Case, Cases
+from aligntrain.gate.questions import Case, Cases
 from aligntrain.gate.summary import Weights
 from aligntrain.gate.sweep import Swept
 

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
+from aligntrain.data.dataset import Shards
 from aligntrain.data.pictures import decode_picture
-from aligntrain.data.shards import Shards
-from aligntrain.data.unusable import Unusable
-from aligntrain.gate.cases import Case
-from aligntrain.placeholders import IMAGE_MARK
+from aligntrain.gate.questions import Case
+from aligntrain.prompts.placeholders import IMAGE_MARK
+from aligntrain.prompts.unusable import Unusable
 
 T = TypeVar("T")
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from aligntrain.gate.cases import Case
-from aligntrain.gate.sweep import Swept
-from aligntrain.intervals import (
+from aligntrain.evaluate.intervals import (
     Correlation,
     Interval,
     mean_interval,
@@ -18,6 +16,8 @@ from aligntrain.intervals import (
     share_interval,
     spearman,
 )
+from aligntrain.gate.questions import Case
+from aligntrain.gate.sweep import Swept
 
 ALL = "all"
 """The name of the row for questions of every type."""

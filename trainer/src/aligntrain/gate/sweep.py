@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from aligntrain.answering import Question, answer
 from aligntrain.data.collate import collate
-from aligntrain.data.conversation import Turn
 from aligntrain.data.loader import Preparation
 from aligntrain.data.samples import Row, Sample, make_sample
-from aligntrain.data.unusable import Unusable
+from aligntrain.evaluate.short_answers import LONGEST_ANSWER, is_right, is_short
 from aligntrain.gate.measure import Asked, batches, gate_weights
-from aligntrain.held_out import LONGEST_ANSWER, is_right, is_short
+from aligntrain.inference.generate import Question, answer
+from aligntrain.prompts.conversation import Turn
+from aligntrain.prompts.unusable import Unusable
 
 CAPTION_PROMPT = "Give a short caption."
 """What is asked about a pair, whose caption is the answer that is wanted."""

@@ -2,7 +2,7 @@
 
 import unicodedata
 
-from aligntrain.intervals import Correlation, Interval
+from aligntrain.evaluate.intervals import Correlation, Interval
 
 TEXT_LIMIT = 110
 DASH = "\N{EN DASH}"

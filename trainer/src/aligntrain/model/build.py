@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from alignshared import InputError
-from aligntrain.demo import demo_llm_path, demo_vision_path
 from aligntrain.model import open_clip
 from aligntrain.model.configuration import AlignGPTConfig, FeatureSelect, GateText, Mixing
+from aligntrain.model.demo import demo_llm_path, demo_vision_path
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 from aligntrain.model.processing import AlignGPTProcessor, Aspect, Template
 

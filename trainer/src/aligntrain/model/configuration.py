@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from alignshared import InputError
-from aligntrain.model.scales import check_scales, tiles_of
+from aligntrain.model.multi_scale import check_scales, tiles_of
 
 Mixing = Literal["adaptive", "local", "global", "mean", "none"]
 GateText = Literal["prompt", "full"]

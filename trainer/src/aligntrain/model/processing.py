@@ -17,9 +17,9 @@ from transformers.image_utils import load_image
 
 from alignshared import InputError
 from alignshared.pictures import ImageError, decode_image, to_rgb
-from aligntrain import vicuna
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
+from aligntrain.prompts import vicuna
+from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
 
 Aspect = Literal["pad", "crop"]
 Template = Literal["plain", "vicuna_v1", "chat"]
@@ -132,7 +132,7 @@ class AlignGPTProcessor(ProcessorMixin):
 
     @property
     def layout(self) -> Layout:
-        """What `aligntrain.placeholders` needs to write rows for this model."""
+        """What `aligntrain.prompts.placeholders` needs to write rows for this model."""
         return Layout(
             image_token_id=self.image_token_id,
             align_token_id=self.align_token_id,

@@ -7,7 +7,7 @@ from torch import nn
 
 from alignshared import InputError
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.model.scales import multi_scale
+from aligntrain.model.multi_scale import multi_scale
 
 
 def image_features(

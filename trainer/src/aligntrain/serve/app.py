@@ -16,10 +16,10 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from aligntrain.serve.access import Access, refuse
+from aligntrain.serve.protocol import ChatRequest
 from aligntrain.serve.refusals import Refusal
 from aligntrain.serve.replies import Reply
 from aligntrain.serve.sampling import Sampling
-from aligntrain.serve.schema import ChatRequest
 from aligntrain.serve.service import Place, Service
 from aligntrain.serve.streaming import AnswerStream, ClientGone, Events, too_late, unless_gone
 

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 import torch
 from transformers import DynamicCache
 
-from aligntrain.answering import generation_settings
+from aligntrain.inference.generate import generation_settings
 from aligntrain.model.packing import obstacle
 from aligntrain.serve.cached import Cached
-from aligntrain.serve.jobs import Begun, Ended, Failed, Job, Piece
+from aligntrain.serve.detokenizer import Writing
 from aligntrain.serve.metrics import Metrics
+from aligntrain.serve.request import Begun, Ended, Failed, Job, Piece
 from aligntrain.serve.sampling import Sampler
-from aligntrain.serve.writing import Writing
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from alignshared import InputError
-from aligntrain.answering import captions_only, check_questions
-from aligntrain.placeholders import IMAGE_MARK, join, tokenize_pieces
-from aligntrain.serve.jobs import Prompt
+from aligntrain.inference.generate import captions_only, check_questions
+from aligntrain.prompts.placeholders import IMAGE_MARK, join, tokenize_pieces
+from aligntrain.serve.protocol import ChatRequest, Message
 from aligntrain.serve.refusals import Refusal
-from aligntrain.serve.schema import ChatRequest, Message
+from aligntrain.serve.request import Prompt
 from aligntrain.serve.settings import Limits
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import uvicorn
 
 from alignshared import AlignError, InputError
-from aligntrain.job import EXPORT
-from aligntrain.load import load_to_answer, model_folder
+from aligntrain.inference.load import load_to_answer, model_folder
+from aligntrain.runs.folder import EXPORT
 from aligntrain.serve.app import make_app
 from aligntrain.serve.connections import Connection
 from aligntrain.serve.engine import Engine
-from aligntrain.serve.fetching import Fetcher
+from aligntrain.serve.images import Fetcher
 from aligntrain.serve.service import Loaded, Service
 from aligntrain.serve.settings import Settings
 

@@ -9,15 +9,15 @@ from math import ceil
 from time import monotonic, time
 from typing import Any
 
-from aligntrain.answering import captions_only
+from aligntrain.inference.generate import captions_only
 from aligntrain.serve.engine import Engine
-from aligntrain.serve.fetching import Fetcher, FetchError
-from aligntrain.serve.jobs import Prompt
+from aligntrain.serve.images import Fetcher, FetchError
 from aligntrain.serve.metrics import Metrics
 from aligntrain.serve.pictures import decode, from_data_url, is_data_url, refused
 from aligntrain.serve.prompts import Prompter
+from aligntrain.serve.protocol import ChatRequest, read_request
 from aligntrain.serve.refusals import Refusal
-from aligntrain.serve.schema import ChatRequest, read_request
+from aligntrain.serve.request import Prompt
 from aligntrain.serve.settings import Limits
 
 FETCHING = 4

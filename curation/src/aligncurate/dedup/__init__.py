@@ -1,0 +1,1 @@
+"""Near-duplicate pairs: fingerprints, neighbours, recall, components."""

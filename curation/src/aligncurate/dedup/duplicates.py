@@ -1,0 +1,169 @@
+"""Which rows of a dataset are duplicates of which other, and which of them stays.
+
+Rows come in an order of preference. A row is a duplicate only of a row that stays and that is
+itself the same or near enough: where A is like B and B like C, but A not like C, A does not stand
+for C, however long the chain.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from aligncurate.core.vectors import Rows, Units, Vectors
+from aligncurate.dedup.components import Components
+
+_LEADERS_AT_A_TIME = 1024
+
+
+class Verdict(IntEnum):
+    """What becomes of a row: it stays, or goes as a duplicate of one that does."""
+
+    KEPT = 0
+    EXACT = 1
+    NEAR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """For every row [n]: the row that stands for it (itself if it stays), the cosine of the two
+    pictures (1 where they are equal to the byte), and what it is.
+
+    `components` are those of more than one row, exact duplicates apart, and `largest` the rows of
+    the largest.
+    """
+
+    kept: Rows
+    cosine: npt.NDArray[np.float32]
+    verdict: npt.NDArray[np.int8]
+    components: int = 0
+    largest: int = 0
+
+    def count(self, verdict: Verdict) -> int:
+        """How many rows are this."""
+        return int(np.count_nonzero(self.verdict == verdict))
+
+
+def exact_duplicates(digests: npt.NDArray[np.uint8], rank: Rows) -> Duplicates:
+    """Rows with equal `digests` [n, b]; of each such group the one with the least `rank` [n] stays.
+
+    A digest of zeros stands for no picture, which is like nothing.
+    """
+    count, width = digests.shape
+    verdict = np.zeros(count, np.int8)
+    kept = np.arange(count)
+    pictured = np.flatnonzero(digests.any(axis=1))
+    if len(pictured):
+        texts = np.ascontiguousarray(digests[pictured]).view(f"V{width}").reshape(-1)
+        _, group = np.unique(texts, return_inverse=True)
+        order = np.lexsort((rank[pictured], group))
+        first_of_group = np.flatnonzero(np.diff(group[order], prepend=-1))
+        kept[pictured] = pictured[order[first_of_group]][group]
+        verdict[kept != np.arange(count)] = Verdict.EXACT
+    return Duplicates(kept, np.ones(count, np.float32), verdict)
+
+
+def near_duplicates(
+    exact: Duplicates,
+    components: Components,
+    rows: Rows,
+    rank: Rows,
+    vectors: Vectors,
+    threshold: float,
+    *,
+    whole_chains: bool = False,
+) -> Duplicates:
+    """`exact` and what `components` join: their nodes are `rows` [m], those that differ.
+
+    Of each component the row with the least `rank` [n] stays. Of the others those go whose cosine
+    with it is at least `threshold`; of the rest again the first stays, and so on. With
+    `whole_chains` one row of each component stays, whatever the cosine.
+
+    Args:
+        exact: what `exact_duplicates` found.
+        components: of the pairs with a cosine of at least `threshold`.
+        rows: the row of each node, ascending.
+        rank: place of each row in the order of preference.
+        vectors: the embeddings of the nodes.
+        threshold: least cosine of a row with the one that stands for it.
+        whole_chains: see above.
+    """
+    kept, cosine = exact.kept.copy(), exact.cosine.copy()
+    verdict = exact.verdict.copy()
+    groups = components.groups()
+    for group in groups:
+        nodes = group[np.argsort(rank[rows[group]], kind="stable")]
+        members = rows[nodes]
+        leader, alike = lead(nodes, vectors, -2.0 if whole_chains else threshold)
+        gone = leader != np.arange(len(members))
+        kept[members] = members[leader]
+        cosine[members] = alike
+        verdict[members[gone]] = Verdict.NEAR
+    # A row whose equal is gone for a near one is near to that one too.
+    behind = np.flatnonzero(verdict == Verdict.EXACT)
+    behind = behind[verdict[kept[behind]] == Verdict.NEAR]
+    cosine[behind], kept[behind] = cosine[kept[behind]], kept[kept[behind]]
+    verdict[behind] = Verdict.NEAR
+    return Duplicates(kept, cosine, verdict, len(groups), max(map(len, groups), default=0))
+
+
+def lead(
+    nodes: Rows, vectors: Vectors, threshold: float
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """For each of `nodes` [m], the most preferred first, the place among them of the one that
+    stands for it, and their cosine.
+
+    A node that no leader before it is near becomes a leader; another follows the nearest of them.
+    A block of nodes at a time is in memory, beside the leaders.
+    """
+    leader = np.arange(len(nodes))
+    alike = np.ones(len(nodes), np.float32)
+    places: list[int] = []
+    led: list[Units] = []
+    for begin in range(0, len(nodes), _LEADERS_AT_A_TIME):
+        units = vectors.units(nodes[begin : begin + _LEADERS_AT_A_TIME])
+        best = np.full(len(units), -np.inf, np.float32)
+        for first, block in _blocks_of(led):
+            cosines = units @ block.T
+            at = cosines.argmax(axis=1)
+            value = np.take_along_axis(cosines, at[:, None], axis=1)[:, 0]
+            nearer = value > best
+            best[nearer] = value[nearer]
+            leader[begin + np.flatnonzero(nearer)] = np.asarray(places)[first + at[nearer]]
+        _lead_within(units, begin, best, leader, threshold)
+        new = np.flatnonzero(leader[begin : begin + len(units)] == begin + np.arange(len(units)))
+        alike[begin : begin + len(units)] = np.clip(best, -1, 1)
+        alike[begin + new] = 1
+        places += (begin + new).tolist()
+        led.append(units[new])
+    return leader, alike
+
+
+def _lead_within(
+    units: Units,
+    begin: int,
+    best: npt.NDArray[np.float32],
+    leader: npt.NDArray[np.intp],
+    threshold: float,
+) -> None:
+    """Go through one block in order; `best` is the cosine with the nearest leader so far."""
+    among = units @ units.T
+    for row in range(len(units)):
+        if best[row] >= threshold:
+            continue
+        leader[begin + row] = begin + row
+        later = np.arange(row + 1, len(units))
+        nearer = later[among[row, later] > best[later]]
+        best[nearer] = among[row, nearer]
+        leader[begin + nearer] = begin + row
+
+
+def _blocks_of(led: list[Units]) -> Iterator[tuple[int, Units]]:
+    """The leaders in blocks, and the place of the first of each."""
+    first = 0
+    for block in led:
+        if len(block):
+            yield first, block
+        first += len(block)

@@ -1,0 +1,233 @@
+"""Pairs of rows whose unit embeddings have a cosine of at least a threshold.
+
+Few rows are compared each with each (faiss IndexFlatIP). Many are sorted into cells around
+centroids, as an inverted file is (faiss Kmeans and IndexFlatIP), and each is compared with the rows
+of the cells nearest to it alone: so many cells that on a sample of the rows the share of pairs that
+are found, against a comparison with all rows, reaches a target. That share is told. All rows that
+look into a cell are compared with its rows by one product of matrices, which on a CPU is several
+times as fast as faiss's own search of one query after another.
+
+With GPUs and faiss-gpu each row is compared with each on them, up to many more rows. The only place
+that imports faiss.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from aligncurate.core.vectors import Rows, Units, Vectors
+from aligncurate.dedup.recall import PairSample, probes_for, sample_pairs
+
+EXACT_MAX_ROWS = 20_000
+"""Up to so many rows each is compared with each, which takes seconds."""
+
+GPU_EXACT_MAX_ROWS = 10_000_000
+"""The same on GPUs: 10 GB of float16 at 512 dimensions, and minutes."""
+
+_TRAINING_ROUNDS = 8
+_TRAINING_ROWS_PER_CELL = 40
+_BLOCK_ROWS = 2048
+_FIRST_BLOCK_ROWS = 256
+_MEMBERS_AT_A_TIME = 4096
+_MOST_PAIRS = 1 << 22
+"""Pairs of a block that are aimed at: 50 MB of what faiss returns."""
+
+_FIRST_K, _MOST_K = 32, 2048
+"""Neighbours asked of a GPU at first, and the most that faiss has it give."""
+
+
+@dataclass(frozen=True, slots=True)
+class PairBlock:
+    """Pairs found with `rows` more rows done: `first` [m] and `second` [m] int64, never equal.
+
+    A pair may come twice, once from either side.
+    """
+
+    rows: int
+    first: Rows
+    second: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class SearchFacts:
+    """How the pairs are searched for, and how many of them are found.
+
+    `recall` is 1 for an exact search. Else it was measured on `recall_pairs` pairs, found by
+    comparing `recall_rows` rows with all; with `planted`, on copies that were turned away from
+    these rows up to the threshold, since too few pairs were found.
+    """
+
+    method: Literal["exact", "ivf"]
+    device: Literal["cpu", "gpu"]
+    cells: int | None = None
+    probes: int | None = None
+    recall: float = 1.0
+    recall_rows: int = 0
+    recall_pairs: int = 0
+    planted: bool = False
+
+
+class NeighbourSearch:
+    """Finds the pairs of `vectors`, n of d values, with a cosine of at least `threshold` > 0.
+
+    The index of an exact search takes 4 d bytes for each row; of a search in cells 24 bytes for
+    each row and each cell that it looks into. Beside it stands a block of rows and its pairs.
+
+    Args:
+        target: recall to reach at least, in (0, 1].
+        exact_max: rows up to which the search is exact; None takes what suits the device.
+        threads: of faiss; 0 leaves them as they are.
+        seed: of the samples for centroids and recall.
+    """
+
+    def __init__(
+        self,
+        vectors: Vectors,
+        threshold: float,
+        *,
+        target: float = 0.99,
+        exact_max: int | None = None,
+        threads: int = 0,
+        seed: int = 0,
+    ) -> None:
+        import faiss
+
+        if threads:
+            faiss.omp_set_num_threads(threads)
+        self._faiss: Any = faiss
+        self._vectors = vectors
+        self._threshold = threshold
+        gpus: int = faiss.get_num_gpus()
+        limit = exact_max
+        if limit is None:
+            limit = GPU_EXACT_MAX_ROWS if gpus else EXACT_MAX_ROWS
+        if len(vectors) <= limit:
+            self.facts = SearchFacts("exact", "gpu" if gpus else "cpu")
+            return
+        rng = np.random.default_rng(seed)
+        self._cells = self._centroids(rng)
+        sample = sample_pairs(vectors, threshold, rng)
+        self.facts = self._facts_of(sample, target)
+
+    def pairs(self) -> Iterator[PairBlock]:
+        """All pairs, block by block."""
+        if self.facts.method == "ivf":
+            return self._pairs_in_cells(self.facts.probes or 1)
+        return self._pairs_on_gpu() if self.facts.device == "gpu" else self._all_pairs()
+
+    def _all_pairs(self) -> Iterator[PairBlock]:
+        index = self._faiss.IndexFlatIP(self._vectors.dim)
+        # faiss takes what is greater than the radius, we what is not less than the threshold.
+        radius = float(np.nextafter(np.float32(self._threshold), np.float32(-2)))
+        begin, size = 0, _FIRST_BLOCK_ROWS
+        while begin < len(self._vectors):
+            rows = self._vectors.units(slice(begin, begin + size))
+            index.add(rows)  # rows before it are all that a row has to be compared with
+            starts, _, found = index.range_search(rows, radius)
+            per_row = np.diff(starts.astype(np.int64))
+            first = np.repeat(np.arange(begin, begin + len(rows)), per_row)
+            yield _without_itself(len(rows), first, found)
+            begin += len(rows)
+            # Crowds of like pictures lie together in many collections.
+            size = int(np.clip(_MOST_PAIRS // max(int(per_row.max()), 1), 16, _BLOCK_ROWS))
+
+    def _centroids(self, rng: np.random.Generator) -> Any:
+        """An index of the centroids, 3 √n of them, of a sample of the rows."""
+        count = len(self._vectors)
+        cells = max(int(3 * count**0.5), 1)
+        chosen = rng.choice(count, min(count, cells * _TRAINING_ROWS_PER_CELL), replace=False)
+        kmeans = self._faiss.Kmeans(
+            self._vectors.dim, cells, niter=_TRAINING_ROUNDS, spherical=True,
+            min_points_per_centroid=1, max_points_per_centroid=_TRAINING_ROWS_PER_CELL,
+            seed=int(rng.integers(1 << 31)),
+        )  # fmt: skip
+        kmeans.train(self._vectors.units(np.sort(chosen)))
+        return kmeans.index
+
+    def _facts_of(self, sample: PairSample, target: float) -> SearchFacts:
+        cells: int = self._cells.ntotal
+        probes, recall = probes_for(sample, target, cells, self._nearest_cells)
+        return SearchFacts(
+            "ivf", "cpu", cells, probes, recall, sample.rows, len(sample.first), sample.planted
+        )
+
+    def _nearest_cells(self, units: Units, probes: int) -> Rows:
+        """The `probes` cells nearest to each of `units` [m, d]: [m, probes], the own one first."""
+        return self._cells.search(units, probes)[1]
+
+    def _pairs_in_cells(self, probes: int) -> Iterator[PairBlock]:
+        count = len(self._vectors)
+        looked_into = np.empty((count, probes), np.int32)
+        for begin, rows in self._blocks():
+            looked_into[begin : begin + len(rows)] = self._nearest_cells(rows, probes)
+        for members, queries in _by_cell(looked_into, self._cells.ntotal):
+            for begin in range(0, len(members), _MEMBERS_AT_A_TIME):
+                some = members[begin : begin + _MEMBERS_AT_A_TIME]
+                units = self._vectors.units(some)
+                for at in range(0, len(queries), _BLOCK_ROWS):
+                    asking = queries[at : at + _BLOCK_ROWS]
+                    cosines = self._vectors.units(asking) @ units.T
+                    first, second = np.nonzero(cosines >= self._threshold)
+                    yield _without_itself(0, asking[first], some[second])
+            yield PairBlock(len(members), members[:0], members[:0])
+
+    def _pairs_on_gpu(self) -> Iterator[PairBlock]:
+        """A GPU gives the k nearest, not all within a range: k grows where they do not suffice."""
+        faiss, options = self._faiss, self._faiss.GpuMultipleClonerOptions()
+        options.useFloat16 = options.shard = True
+        empty = faiss.IndexFlatIP(self._vectors.dim)
+        index = faiss.index_cpu_to_all_gpus(empty, co=options)
+        for _, rows in self._blocks():
+            index.add(rows)
+        for begin, rows in self._blocks():
+            first, second = nearest_pairs(index, rows, self._threshold, self._vectors)
+            yield _without_itself(len(rows), first + begin, second)
+
+    def _blocks(self) -> Iterator[tuple[int, Units]]:
+        for begin in range(0, len(self._vectors), _BLOCK_ROWS):
+            yield begin, self._vectors.units(slice(begin, begin + _BLOCK_ROWS))
+
+
+def _by_cell(looked_into: np.ndarray[Any, Any], cells: int) -> Iterator[tuple[Rows, Rows]]:
+    """For each cell the rows whose own it is, and all rows that look into it, both ascending."""
+    own = np.argsort(looked_into[:, 0], kind="stable")
+    own_ends = np.cumsum(np.bincount(looked_into[:, 0], minlength=cells))
+    flat = looked_into.reshape(-1)
+    asking = np.argsort(flat, kind="stable") // looked_into.shape[1]
+    asking_ends = np.cumsum(np.bincount(flat, minlength=cells))
+    for cell in range(cells):
+        begin, first = (ends[cell - 1] if cell else 0 for ends in (own_ends, asking_ends))
+        yield own[begin : own_ends[cell]], asking[first : asking_ends[cell]]
+
+
+def nearest_pairs(
+    index: Any, queries: Units, threshold: float, vectors: Vectors
+) -> tuple[Rows, Rows]:
+    """Which of `queries` [q, d] has which rows of `index` at a cosine of at least `threshold`.
+
+    Works on any faiss index that can name the nearest; a query with more neighbours than a GPU can
+    name is compared with all `vectors`.
+    """
+    firsts, seconds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    waiting, k = np.arange(len(queries)), _FIRST_K
+    while len(waiting) and k <= _MOST_K:
+        cosines, found = index.search(queries[waiting], min(k, len(vectors)))
+        inside = (cosines >= threshold) & (found >= 0)
+        done = ~inside[:, -1] | (k >= len(vectors))
+        rows, columns = np.nonzero(inside & done[:, None])
+        firsts.append(waiting[rows])
+        seconds.append(found[rows, columns])
+        waiting, k = waiting[~done], k * 8
+    for begin in range(0, len(vectors) if len(waiting) else 0, _BLOCK_ROWS):
+        cosines = queries[waiting] @ vectors.units(slice(begin, begin + _BLOCK_ROWS)).T
+        rows, columns = np.nonzero(cosines >= threshold)
+        firsts.append(waiting[rows])
+        seconds.append(columns + begin)
+    return np.concatenate(firsts), np.concatenate(seconds)
+
+
+def _without_itself(rows: int, first: Rows, second: Rows) -> PairBlock:
+    others = first != second
+    return PairBlock(rows, first[others], second[others])

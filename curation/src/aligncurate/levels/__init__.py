@@ -1,0 +1,1 @@
+"""The edges between levels, and every pair's level."""

@@ -1,0 +1,1 @@
+"""The folder that a stage writes: its lock, its location, its shards."""

@@ -1,0 +1,1 @@
+"""A scoring run: its specification, models, preprocessing, scorer and workers."""

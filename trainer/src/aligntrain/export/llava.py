@@ -1,0 +1,140 @@
+# transformers types its classes for its own use.
+# pyright: reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false
+"""A model of mixing `none` as transformers' own LLaVA, which needs no other package."""
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from transformers import (
+    AddedToken,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
+    LlavaProcessor,
+)
+
+from alignshared import InputError
+from aligntrain.model.head import body_of
+from aligntrain.prompts.placeholders import IMAGE_MARK
+
+USE = """from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+model = LlavaForConditionalGeneration.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER)
+turn = {"role": "user", "content": [
+    {"type": "image", "path": "cat.jpg"}, {"type": "text", "text": "What is this?"}
+]}
+inputs = processor.apply_chat_template(
+    [turn], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
+
+_STRINGS = (
+    "{%- set said = namespace(turns=[]) -%}"
+    "{%- for turn in messages -%}"
+    "{%- if turn.content is string -%}"
+    "{%- set said.turns = said.turns + [turn] -%}"
+    "{%- else -%}"
+    "{%- set text = namespace(marks='', words='') -%}"
+    "{%- for part in turn.content -%}"
+    "{%- if part.type == 'image' -%}{%- set text.marks = text.marks + '<image>\\n' -%}"
+    "{%- else -%}{%- set text.words = text.words + part.text -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- set said.turns = said.turns + "
+    "[{'role': turn.role, 'content': text.marks + text.words}] -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- set messages = said.turns -%}"
+)
+"""Written before a template of text turns: contents in parts become text, pictures first."""
+
+
+def check_llava(model: Any, where: object) -> None:
+    """Raise InputError unless `model`, which lies in `where`, can be transformers' own LLaVA."""
+    config = model.config
+    if config.mixing != "none":
+        raise InputError(
+            f"{where} has mixing {config.mixing}: an alignment vector stands before its pictures, "
+            "for which transformers' LLaVA has no place; use it with aligntrain, or train a model "
+            "with model.mixing=none."
+        )
+    if config.scales is not None:
+        raise InputError(
+            f"{where} reads pictures at the scales {config.scales}, which transformers' LLaVA "
+            "cannot; use it with aligntrain."
+        )
+    llm = model.model.language_model
+    head = llm.get_output_embeddings()
+    if body_of(llm) is None or head.bias is not None:
+        raise InputError(
+            f"{where} has the LLM {config.text_config.model_type}, whose head is more than one "
+            "matrix, and transformers' LLaVA has no place for the rest; use it with aligntrain."
+        )
+
+
+def to_llava(model: Any, processor: Any) -> tuple[Any, Any]:
+    """`model`, which `check_llava` has passed, and its processor, as transformers' own; the weights
+    are shared, and the LLM's vocabulary grows by the mark of a picture.
+
+    Logits are those of `model`, with one more for that mark, which `generate` is told never to
+    write.
+    """
+    config = model.config
+    tokenizer = _with_mark(processor.tokenizer)
+    mark = int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
+    strategy = (
+        "default" if config.has_class_token and config.vision_feature_select == "patch" else "full"
+    )
+    theirs = LlavaConfig(
+        vision_config=config.vision_config,
+        text_config=config.text_config,
+        image_token_index=mark,
+        image_seq_length=config.image_tokens,
+        projector_hidden_act=config.projector_act,
+        vision_feature_select_strategy=strategy,
+        vision_feature_layer=config.vision_feature_layer,
+    )
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(theirs)
+    own = model.model
+    llava.model.vision_tower = own.vision_tower
+    llava.model.language_model = body_of(own.language_model)
+    llava.lm_head = own.language_model.get_output_embeddings()
+    projector = llava.model.multi_modal_projector
+    projector.linear_1, projector.act, projector.linear_2 = own.projector
+    if mark >= config.text_config.vocab_size:
+        llava.resize_token_embeddings(mark + 1, mean_resizing=False)
+    llava.generation_config = model.generation_config
+    llava.generation_config.suppress_tokens = [mark]
+    return llava.eval(), _processor(processor, tokenizer, config, strategy)
+
+
+def _with_mark(tokenizer: Any) -> Any:
+    """A copy of `tokenizer` that knows the mark of a picture as one token."""
+    copied = deepcopy(tokenizer)
+    mark = AddedToken(IMAGE_MARK, special=True, normalized=False)
+    copied.add_tokens([mark], special_tokens=True)
+    return copied
+
+
+def _processor(ours: Any, tokenizer: Any, config: Any, strategy: str) -> Any:
+    images = ours.image_processor
+    settings = images.to_dict()
+    for name in ("image_processor_type", "_processor_class", "processor_class"):
+        settings.pop(name, None)
+    height, width = config.picture_size
+    if not settings.get("crop_size"):
+        settings |= {"do_center_crop": False, "crop_size": {"height": height, "width": width}}
+    picture = LlavaImageProcessorPil(**(settings | {"do_pad": ours.aspect == "pad"}))
+    template = ours.chat_template
+    return LlavaProcessor(
+        picture,
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=strategy,
+        chat_template=_STRINGS + template if template else None,
+        image_token=IMAGE_MARK,
+        num_additional_image_tokens=int(config.has_class_token),
+    )

@@ -1,0 +1,115 @@
+"""`aligntrain export`: a trained model in a form that other programs read."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from alignshared import InputError
+from aligntrain.inference.load import is_lora, load_model, model_folder
+from aligntrain.runs.card import run_of, write_card
+
+Format = Literal["llava", "llm"]
+
+_LLM_USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)"""
+
+_NOT_HERE = {
+    "gguf": "no maintained package on PyPI writes GGUF from a model folder: export --format llm, "
+    "and give that to convert_hf_to_gguf.py of llama.cpp",
+    "onnx": "the exporter of optimum needs transformers 4, and this is transformers 5: export "
+    "--format llm, and convert that in an environment of its own",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What `leave` wrote: where, in which form, of how many parameters."""
+
+    output: Path
+    format: Format
+    parameters: int
+
+
+def leave(model: str | Path, output: str | Path, format: str) -> Left:
+    """Write the model of `model`, a run or a model's own folder, to `output` in the form `format`,
+    with a model card.
+
+    `llava`: transformers' `LlavaForConditionalGeneration` and `LlavaProcessor`; for mixing `none`.
+    `llm`: the language model alone with its tokenizer, as any causal LM. What LoRA has learned is
+    merged. Works on the CPU and holds the model in memory.
+
+    Raises:
+        InputError: there is no such model, it has no place in that form, or there is something in
+            `output` already.
+    """
+    if format not in get_args(Format):
+        reason = _NOT_HERE.get(format, f"there are {' and '.join(get_args(Format))}")
+        raise InputError(f"--format {format} cannot be written: {reason}.")
+    place, output = model_folder(model), Path(output)
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise InputError(f"{output} exists already; give another output.")
+    trained, processor = load_model(place)
+    write = _llava if format == "llava" else _llm
+    if format == "llava":
+        from aligntrain.export.llava import check_llava
+
+        check_llava(trained, place)
+    if is_lora(place):
+        from aligntrain.model.lora import merge_lora
+
+        merge_lora(trained)
+    parameters = _whole(output, lambda folder: write(trained, processor, folder, run_of(model)))
+    return Left(output, "llava" if format == "llava" else "llm", parameters)
+
+
+def _whole(output: Path, write: Callable[[Path], int]) -> int:
+    """Have `write` fill `output` under another name, and rename it."""
+    unfinished = output.with_name(f".unfinished-{output.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    parameters = write(unfinished)
+    if output.is_dir():
+        output.rmdir()
+    os.rename(unfinished, output)
+    return parameters
+
+
+def _llava(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
+    from aligntrain.export.llava import USE, to_llava
+
+    theirs, with_it = to_llava(model, processor)
+    theirs.save_pretrained(folder)
+    with_it.save_pretrained(folder)
+    write_card(
+        folder,
+        run,
+        kind="A LLaVA of transformers: it needs no other package.",
+        use=USE.replace("FOLDER", '"."'),
+        notes="Its vocabulary has the mark of a picture as one token more than the LLM's own; "
+        "`generation_config.json` keeps it from being written.",
+    )
+    return theirs.num_parameters()
+
+
+def _llm(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
+    llm, tokenizer = model.model.language_model, processor.tokenizer
+    # What ends an answer, and the words around it, are the whole model's to say.
+    llm.generation_config = model.generation_config
+    if processor.template != "plain":  # in which a question has no place
+        tokenizer.chat_template = processor.chat_template
+    llm.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_card(
+        folder,
+        run,
+        kind="The language model alone, as it came out of training with pictures.",
+        use=_LLM_USE.replace("FOLDER", '"."'),
+        notes="It reads text only: vision tower, projector and alignment vectors are not here.",
+        task="text-generation",
+    )
+    return llm.num_parameters()

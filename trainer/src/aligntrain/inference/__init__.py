@@ -1,0 +1,1 @@
+"""Loading a finished run or an export, and answering with it."""

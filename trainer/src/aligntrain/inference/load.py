@@ -1,0 +1,158 @@
+"""A trained model, from the folder of its run: whole, or put together from a base and LoRA."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignshared import InputError
+from aligntrain.model.adapter import load_adapter
+from aligntrain.model.lora import LORA, load_lora
+from aligntrain.runs.folder import ADAPTER, EXPORT, Job
+
+if TYPE_CHECKING:
+    import torch
+
+BASE = "base.json"
+"""In the export of a LoRA run: where the weights are that it lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Where the weights are that a LoRA run has left as they were: vision tower and LLM, which
+    `build_model` takes with `choices`, or the folder `model` of a whole model.
+    """
+
+    vision_tower: str
+    llm: str
+    model: str | None
+    choices: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: Job) -> "Base":
+        """That of the run `job`."""
+        names, start = job.recipe.model, job.start
+        model = None if start is None else start.model
+        return cls(_lasting(names.vision_tower), _lasting(names.llm), model, names.choices)
+
+    @property
+    def name(self) -> str:
+        """Where the LLM is from."""
+        return self.llm if self.model is None else self.model
+
+    def write(self, folder: Path) -> None:
+        """Keep it in the export `folder`."""
+        (folder / BASE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Base":
+        """That of the export `folder`.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        try:
+            return cls(**json.loads((folder / BASE).read_bytes()))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(
+                f"{folder / BASE} cannot be read ({error}); it should name vision_tower, llm, "
+                "model and choices."
+            ) from error
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Where the model of `folder` lies: a run's folder, its export, or a model's own.
+
+    Raises:
+        InputError: there is none.
+    """
+    for place in (Path(folder), Path(folder) / EXPORT):
+        if (place / "config.json").is_file():
+            return place
+    raise InputError(
+        f"{folder} holds no finished model; give a run's folder in which {EXPORT}/ was written, or "
+        "a model's own."
+    )
+
+
+def is_lora(place: Path) -> bool:
+    """Whether the model in `place` (see `model_folder`) is the export of a LoRA run."""
+    return (place / LORA).is_dir()
+
+
+def load_model(
+    folder: str | Path, *, dtype: "torch.dtype | str" = "auto", device: str = "cpu"
+) -> tuple[Any, Any]:
+    """Model and processor of `folder`: a run's, or one that `save_pretrained` wrote.
+
+    That of a LoRA run is its base with LoRA beside the LLM's matrices, in 16 or 32 bits also where
+    it was trained in 4. `dtype` auto is what was saved.
+
+    Raises:
+        InputError: there is no such model, or its base is not where it was.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    place = model_folder(folder)
+    try:
+        processor: Any = AutoProcessor.from_pretrained(place)
+        if is_lora(place):
+            model: Any = _with_lora(place, dtype)
+        else:
+            model = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the model in {place} cannot be loaded: {reason}; give the folder of a finished run."
+        ) from error
+    return model.eval().to(device), processor
+
+
+def load_to_answer(folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+    """Model and processor of `folder` as `load_model` gives them, where they answer best.
+
+    That is a GPU where there is one, as the model is saved; on a CPU it computes in float32.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(folder, dtype=torch.float32 if device == "cpu" else "auto", device=device)
+
+
+def _with_lora(place: Path, dtype: "torch.dtype | str") -> Any:
+    import torch
+    from transformers import AutoConfig
+
+    if dtype == "auto":
+        saved = str(AutoConfig.from_pretrained(place).dtype)
+        dtype = getattr(torch, saved.removeprefix("torch."))
+    model = _base_model(place, dtype)
+    load_adapter(model, place / ADAPTER)
+    load_lora(model, place / LORA)
+    return model
+
+
+def _base_model(place: Path, dtype: Any) -> Any:
+    """The model that a LoRA run started from, its projector, table and gate yet to come."""
+    from aligntrain.model import AlignGPTForConditionalGeneration, build_model
+
+    base = Base.read(place)
+    try:
+        if base.model is not None:
+            return AlignGPTForConditionalGeneration.from_pretrained(base.model, dtype=dtype)
+        return build_model(base.vision_tower, base.llm, dtype=dtype, **base.choices)
+    except (OSError, ValueError, InputError) as error:
+        reason = " ".join(str(error).partition(";")[0].split())[:300]
+        raise InputError(
+            f"{place} holds what a LoRA run has learned, and what it learned on cannot be loaded: "
+            f"{reason}; if it has moved, write its new place into {place / BASE}."
+        ) from error
+
+
+def _lasting(name: str) -> str:
+    """`name` as it can be found from any folder."""
+    return os.fspath(Path(name).absolute()) if name != "demo" and Path(name).exists() else name

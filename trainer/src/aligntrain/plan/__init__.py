@@ -1,0 +1,1 @@
+"""Parameters, memory and steps of a run, before anything is loaded."""

@@ -1,0 +1,263 @@
+"""What a run would need, before anything is loaded: from configurations alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from alignshared import InputError
+from aligntrain.model import lora
+from aligntrain.plan import memory
+from aligntrain.plan.memory import States, Working
+from aligntrain.recipes import Phase, Recipe, load_recipe
+from aligntrain.train.phases import PartSize, part_sizes
+
+ZERO_STAGES = (0, 1, 2, 3)
+
+_CHARACTERS_PER_TOKEN = 4
+"""Of English in the vocabularies of today's LLMs, about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What training reads: samples, and their mean length in tokens, about, where it is known."""
+
+    samples: int
+    tokens_per_sample: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run of `recipe` on `gpus` GPUs would need. Sizes are in bytes.
+
+    `states` are of one GPU, by zero stage; `working` is of one micro-batch of the longest
+    sequences with an image each, by whether activations are checkpointed.
+    """
+
+    recipe: Recipe
+    gpus: int
+    parts: list[PartSize]
+    image_tokens: int
+    states: dict[int, States]
+    working: dict[bool, Working]
+    tiles_per_image: int
+    data: Data | None
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def trainable(self) -> int:
+        """Parameters that train in this phase."""
+        return sum(part.parameters for part in self.parts if part.trains)
+
+    def memory(self, zero_stage: int | None = None, checkpointing: bool | None = None) -> int:
+        """Bytes on one GPU; both as the recipe has them by default."""
+        stage = self.recipe.zero_stage if zero_stage is None else zero_stage
+        kept = self.recipe.gradient_checkpointing if checkpointing is None else checkpointing
+        stay = stage == 3 or self.accumulation > 1
+        return self.working[kept].peak(self.states[stage], gradients_stay=stay, checkpointing=kept)
+
+    @property
+    def host_memory(self) -> int:
+        """Bytes of offloaded states, for all GPUs together."""
+        return self.gpus * self.states[self.recipe.zero_stage].host
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one GPU in a step."""
+        return self.recipe.batch.global_size // (self.recipe.batch.micro_size * self.gpus)
+
+    @property
+    def steps(self) -> int | None:
+        """Of the optimizer; None where the recipe counts epochs and the data is not known."""
+        if self.recipe.max_steps is not None or self.data is None:
+            return self.recipe.max_steps
+        per_epoch = self.data.samples // self.recipe.batch.global_size
+        return int(self.recipe.epochs * per_epoch)
+
+    @property
+    def samples(self) -> int | None:
+        """That all steps take together."""
+        return None if self.steps is None else self.steps * self.recipe.batch.global_size
+
+    @property
+    def tokens(self) -> int | None:
+        """Of all samples, about; at most so many where the data's lengths are not known."""
+        longest = self.recipe.data.max_length
+        length = longest if self.data is None else self.data.tokens_per_sample or longest
+        return None if self.samples is None else self.samples * length
+
+    @property
+    def flops_per_token(self) -> int:
+        """Of the LLM: 2 for each parameter forward, 2 backward, 2 more where it trains (Kaplan et
+        al. 2020, arXiv 2001.08361, section 2.1).
+        """
+        sizes = {part.part: part for part in self.parts}
+        llm, lora = sizes["llm"], sizes.get("lora")
+        return (6 if llm.trains else 4) * llm.parameters + (6 * lora.parameters if lora else 0)
+
+    @property
+    def flops_per_image(self) -> int:
+        """Of the vision tower, which reads each image forward alone, at all its scales."""
+        tower = next(part for part in self.parts if part.part == "vision_tower")
+        return 2 * tower.parameters * self.image_tokens * self.tiles_per_image
+
+
+def plan(
+    recipe: str | Path | Recipe,
+    phase: Phase | None = None,
+    *,
+    gpus: int = 1,
+    data: str | Path | None = None,
+    rows: int | None = None,
+    overrides: Sequence[str] = (),
+) -> Plan:
+    """What a run of `recipe` needs on `gpus` GPUs; `data` is its dataset, or `rows` its size.
+
+    Of the model only configurations are read, of the dataset only its small columns.
+
+    Raises:
+        InputError: the recipe, a model's configuration or the dataset cannot be read or do not fit,
+            or the batch does not divide among the GPUs.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, phase, overrides)
+    _check_gpus(recipe, gpus)
+    config, model = _empty_model(recipe)
+    quantized, kept_by_lora = _with_lora(model, recipe)
+    parts = part_sizes(model, recipe.phase)
+    return Plan(
+        recipe=recipe,
+        gpus=gpus,
+        parts=parts,
+        image_tokens=config.image_tokens,
+        states=_states(recipe, gpus, parts, quantized),
+        working=_working(recipe, model, kept_by_lora),
+        tiles_per_image=config.tiles_per_image,
+        data=_data_of(recipe, config.image_tokens, data, rows),
+    )
+
+
+def _states(recipe: Recipe, gpus: int, parts: list[PartSize], quantized: int) -> dict[int, States]:
+    return {
+        stage: memory.model_states(
+            sum(part.parameters for part in parts),
+            sum(part.parameters for part in parts if part.trains),
+            zero_stage=stage,
+            gpus=gpus,
+            precision=recipe.precision,
+            offload=recipe.offload if stage == recipe.zero_stage else "none",
+            quantized=quantized,
+        )
+        for stage in ZERO_STAGES
+        if not (quantized and stage == 3)  # which cannot spread them
+    }
+
+
+def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Working]:
+    """Of a micro-batch, by whether activations are checkpointed."""
+    from aligntrain.model.head import body_of, rows_at_once
+
+    config, batch, length = model.config, recipe.batch, recipe.data.max_length
+    names = [name for name, _ in model.named_parameters()]
+    gated = any("gate_proj." in name or "gate_up_proj." in name for name in names)
+    shape = memory.Shape.of(config.text_config, gated=gated)
+    activations = partial(
+        memory.activations,
+        precision=recipe.precision,
+        trains=any(p.trains for p in part_sizes(model, recipe.phase) if p.part == "llm"),
+        lora=kept_by_lora,
+    )
+    tokens = batch.micro_size * length
+    learned = tokens - batch.micro_size * min(config.image_tokens, length)
+    pieces = batch.packing and body_of(model.model.language_model) is not None
+    at_once = rows_at_once(shape.vocabulary, batch.logits_bytes)
+    scored = min(learned, at_once) if pieces else learned
+    return {
+        checkpointing: Working(
+            kept=activations(shape, tokens, checkpointing=checkpointing),
+            layer=activations(replace(shape, layers=1), tokens, checkpointing=False),
+            logits=memory.logits(shape, scored, precision=recipe.precision, pieces=pieces),
+            tower=_tower_bytes(recipe, config),
+        )
+        for checkpointing in (False, True)
+    }
+
+
+def _check_gpus(recipe: Recipe, gpus: int) -> None:
+    if gpus < 1:
+        raise InputError(f"--gpus {gpus} cannot be: give 1 or more.")
+    at_once = recipe.batch.micro_size * gpus
+    if recipe.batch.global_size % at_once:
+        raise InputError(
+            f"batch.global_size {recipe.batch.global_size} is no multiple of {at_once}, which is "
+            f"batch.micro_size {recipe.batch.micro_size} times {gpus} GPUs; change one of them."
+        )
+
+
+def _empty_model(recipe: Recipe) -> tuple[Any, Any]:
+    """The configuration of the recipe's model, and the model without any memory of its own."""
+    import torch
+
+    from aligntrain.model.build import build_config
+    from aligntrain.model.modeling import AlignGPTForConditionalGeneration
+
+    names = recipe.model
+    config = build_config(names.vision_tower, names.llm, **names.choices)
+    with torch.device("meta"):
+        return config, AlignGPTForConditionalGeneration(config)
+
+
+def _with_lora(model: Any, recipe: Recipe) -> tuple[int, int]:
+    """Put the recipe's LoRA into the empty `model`: how many of its weights are then in 4 bits, and
+    what LoRA keeps per token of a layer.
+    """
+    settings = recipe.lora
+    if settings is None:
+        return 0, 0
+    import torch
+
+    llm = model.model.language_model
+    matrices = lora.linear_layers(llm)
+    reads = {
+        name.rpartition(".")[2]: lora.features_read(matrices[name])  # of the last layer, as of all
+        for name in lora.target_names(llm, settings.targets)
+    }
+    with torch.device("meta"):
+        lora.add_lora(model, settings)
+    weights = sum(module.weight.numel() for module in matrices.values())
+    kept = memory.lora_activations(
+        reads, settings.rank, precision=recipe.precision, dropout=settings.dropout > 0
+    )
+    return weights if settings.quantize == "4bit" else 0, kept
+
+
+def _tower_bytes(recipe: Recipe, config: Any) -> int:
+    from aligntrain.model.build import DTYPES
+    from aligntrain.model.multi_scale import tower_bytes
+
+    return tower_bytes(config, recipe.batch.micro_size, DTYPES[recipe.precision].itemsize)
+
+
+def _data_of(
+    recipe: Recipe, image_tokens: int, location: str | Path | None, rows: int | None
+) -> Data | None:
+    share = recipe.data.validation_share
+    if location is None:
+        return None if rows is None else Data(rows - round(rows * share))
+    from aligntrain.data.dataset import Shards
+    from aligntrain.data.index import read_index
+
+    talks = recipe.data.template != "plain"
+    own = recipe.phase == "pretrain" and recipe.data.levels is None
+    levels = recipe.model.levels if own else None
+    shards = Shards(location, levels=levels, conversations=talks)
+    index = read_index(shards, conversations=talks)
+    train = index.train_rows(share)
+    text = index.lengths[train] // _CHARACTERS_PER_TOKEN
+    lengths = text + index.has_image[train] * (image_tokens + 1)
+    return Data(len(train), int(lengths.clip(max=recipe.data.max_length).mean()))

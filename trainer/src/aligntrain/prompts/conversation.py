@@ -1,0 +1,108 @@
+"""The turns of a row, checked: questions and answers in turn, each image mark in its place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aligntrain.prompts.placeholders import IMAGE_MARK
+from aligntrain.prompts.unusable import Unusable, Why
+
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+"""LLaVA's names of the speakers, and transformers'."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What `speaker` said; `human` and `gpt` in LLaVA's files."""
+
+    speaker: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A question and its answer, which is what the model learns."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A system message, if there is one, and at least one exchange."""
+
+    system: str | None
+    exchanges: tuple[Exchange, ...]
+
+
+def read_conversation(turns: Sequence[Turn], images: int) -> Conversation:
+    """`turns` of a row with `images` images as a conversation.
+
+    As in LLaVA's code (`preprocess_multimodal`), the mark of an image is taken out of its question
+    and put before it, on a line of its own. With one image, any number of marks in one question
+    mean that image; a row with an image and no mark shows it in the first question; in a row
+    without images a mark is plain text. An answer that opens the conversation is left out, as
+    there, and so is a question at the end that nobody answers.
+
+    Raises:
+        Unusable: speakers are unknown or do not take turns, a turn is empty, or the marks are not
+            as many as the images.
+    """
+    system, rest = _split_system(turns)
+    if rest and _role(rest[0]) == "assistant":
+        rest = rest[1:]
+    pairs = list(zip(rest[::2], rest[1::2], strict=False))
+    if not pairs:
+        raise Unusable(Why.NO_CONVERSATION, "there is no question with an answer")
+    for question, answer in pairs:
+        if (_role(question), _role(answer)) != ("user", "assistant"):
+            raise Unusable(
+                Why.MALFORMED_CONVERSATION,
+                f"{question.speaker!r} is followed by {answer.speaker!r}",
+            )
+    questions = _place_images([question.text for question, _ in pairs], images)
+    answers = [answer.text for _, answer in pairs]
+    for number, text in enumerate(t for pair in zip(questions, answers, strict=True) for t in pair):
+        if not text.strip():
+            raise Unusable(Why.MALFORMED_CONVERSATION, f"turn {number + 1} is empty")
+    return Conversation(system, tuple(map(Exchange, questions, answers)))
+
+
+def _split_system(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
+    if turns and _role(turns[0]) == "system":
+        return turns[0].text, turns[1:]
+    return None, turns
+
+
+def _role(turn: Turn) -> str:
+    if turn.speaker not in _ROLES:
+        raise Unusable(Why.MALFORMED_CONVERSATION, f"the speaker {turn.speaker!r} is unknown")
+    return _ROLES[turn.speaker]
+
+
+def _place_images(questions: list[str], images: int) -> list[str]:
+    if images == 0:
+        return questions
+    marks = [question.count(IMAGE_MARK) for question in questions]
+    if not any(marks):
+        marks[0] = images
+    elif images == 1 and sum(mark > 0 for mark in marks) == 1:
+        marks = [min(mark, 1) for mark in marks]
+    if sum(marks) != images:
+        raise Unusable(
+            Why.IMAGE_MARKS, f"{sum(marks)} marks {IMAGE_MARK} for {images} images in the questions"
+        )
+    return [
+        _with_marks(question, mark) if mark else question
+        for question, mark in zip(questions, marks, strict=True)
+    ]
+
+
+def _with_marks(question: str, marks: int) -> str:
+    text = question.replace(IMAGE_MARK, "").strip()
+    return (f"{IMAGE_MARK}\n" * marks + text).strip()

@@ -1,0 +1,339 @@
+"""Checkpoints: where a run stands, so that it goes on from there as if it had never stopped.
+
+    checkpoints/step-00000100/complete.json                step, position in the data, model, recipe
+    checkpoints/step-00000100/rank-00000-000.safetensors   of each trained parameter the float32
+                                                           value and both moments, whole
+
+Every rank writes a share of the parameters. Whole tensors fit any number of ranks and any ZeRO
+stage, so a run may go on with others; frozen parameters are not kept, they come from where they
+came from. Random numbers are drawn anew from the seed in every step and need no state. A folder is
+made under another name, its marker `complete.json` is written last, with the size of every file,
+and then it is renamed: what does not bear the right name, or lacks the marker or part of a file, is
+no checkpoint. Nothing is read but JSON and safetensors, which cannot run code. On several machines
+the run folder must lie where all of them see it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alignshared import AlignError, InputError
+from aligntrain.recipes.schema import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from aligntrain.train.deepspeed_engine import MasterState
+
+FOLDER = "checkpoints"
+MARKER = "complete.json"
+FORMAT = 1
+
+FREE_KEYS = frozenset(
+    {
+        "name",
+        "batch.logits_mb",
+        "batch.micro_size",
+        "batch.packing",
+        "checkpoint.every",
+        "checkpoint.keep",
+        "compile",
+        "data.verify",
+        "data.workers",
+        "gradient_checkpointing",
+        "log.every",
+        "log.track",
+        "log.validate_every",
+        "log.validate_samples",
+        "offload",
+        "zero_stage",
+    }
+)
+"""Keys of a recipe that may change when a run goes on: they do not change what it learns, but for
+rounding.
+"""
+
+_LARGEST_FILE = 2 << 30
+_UNFINISHED = ".unfinished-"
+_OLD = ".old-"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint; `meta` is what its marker says."""
+
+    folder: Path
+    meta: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """How many steps the run had made."""
+        return int(self.meta["step"])
+
+
+def checkpoints(run: Path) -> list[Checkpoint]:
+    """The whole checkpoints of the run in the folder `run`, oldest first."""
+    found = [_read(folder) for folder in (run / FOLDER).glob("step-*")]
+    return sorted((c for c in found if c is not None), key=lambda c: c.step)
+
+
+def newest_checkpoint(run: Path) -> Checkpoint | None:
+    """The newest whole checkpoint of the run in the folder `run`, None if it has none."""
+    return (checkpoints(run) or [None])[-1]
+
+
+def _read(folder: Path) -> Checkpoint | None:
+    try:
+        meta = json.loads((folder / MARKER).read_bytes())
+        sizes = meta["files"]
+        whole = all((folder / file).stat().st_size == size for file, size in sizes.items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Checkpoint(folder, meta) if whole else None
+
+
+def model_identity(config: Any) -> dict[str, Any]:
+    """What of a model's configuration must be the same for a checkpoint to fit."""
+    text, vision = config.get_text_config(), config.vision_config
+    return {
+        "llm": f"{text.model_type} with {text.num_hidden_layers} layers of {text.hidden_size}",
+        "vision tower": f"{vision.model_type} with {vision.num_hidden_layers} layers of "
+        f"{vision.hidden_size}",
+        "vocabulary": int(text.vocab_size),
+        "levels": int(config.levels),
+        "image tokens": int(config.image_tokens),
+        "vision_scales": config.scales,
+        "mixing": str(config.mixing),
+    }
+
+
+def recipe_differences(there: Mapping[str, Any], here: Recipe) -> list[str]:
+    """In which keys the recipe with the settings `there` differs from `here` so that it counts.
+
+    Each as `key: value there, value here`.
+    """
+    old, new = _leaves(there), _leaves(here.settings)
+    return [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
+        for key in sorted(old.keys() | new.keys())
+        if key not in FREE_KEYS and old.get(key) != new.get(key)
+    ]
+
+
+def check_fits(checkpoint: Checkpoint, model: Mapping[str, Any], recipe: Recipe) -> None:
+    """Raise InputError unless `checkpoint` is of such a model (see `model_identity`) and recipe."""
+    where, meta = checkpoint.folder, checkpoint.meta
+    if meta.get("format") != FORMAT:
+        raise InputError(
+            f"{where} has the format {meta.get('format')} and this version reads {FORMAT}; go on "
+            "with the version that wrote it, or start a new run."
+        )
+    for what, ours in model.items():
+        there = meta["model"].get(what)
+        if there != ours:
+            raise InputError(
+                f"{where} is of another model: its {what} is {there} and here it is {ours}; "
+                "resume with the model that it was made with, or start a new run."
+            )
+    differences = recipe_differences(meta["recipe"], recipe)
+    if differences:
+        raise InputError(
+            f"{where} was made with another recipe ({'; '.join(differences)}); resume with that "
+            "one, or start a new run with another --output."
+        )
+
+
+def save_checkpoint(run: Path, state: "MasterState", meta: Mapping[str, Any], *, keep: int) -> None:
+    """Write a checkpoint of the run in the folder `run`; all ranks call it.
+
+    `meta` has the `step` and goes into the marker, as JSON. Of the whole ones the newest `keep`
+    stay.
+
+    Raises:
+        AlignError: it cannot be written.
+    """
+    import torch.distributed as ranks
+
+    final = run / FOLDER / f"step-{meta['step']:08d}"
+    unfinished = final.with_name(_UNFINISHED + final.name)
+    first = ranks.get_rank() == 0
+    try:
+        if first:
+            clear_unfinished(run)
+            unfinished.mkdir(parents=True)
+        ranks.barrier()
+        parts: list[Any] = [None] * ranks.get_world_size()
+        ranks.all_gather_object(parts, _write_share(unfinished, state))
+        if first:
+            files = {file: size for part in parts for file, size in part.items()}
+            marker = {
+                **meta,
+                "format": FORMAT,
+                "ranks": len(parts),
+                "optimizer_steps": state.steps,
+                "scaler": state.scaler(),
+                "files": files,
+            }
+            _write_durably(unfinished / MARKER, json.dumps(marker, indent=2).encode())
+            _remove([final])
+            os.rename(unfinished, final)
+            _flush_folder(final.parent)
+            _remove(checkpoint.folder for checkpoint in checkpoints(run)[:-keep])
+        ranks.barrier()
+    except OSError as error:
+        raise AlignError(
+            f"{final} cannot be written ({error.strerror or error}); make room there, and where "
+            "there are several machines put the run folder on storage that they share."
+        ) from error
+
+
+def clear_unfinished(run: Path) -> None:
+    """Remove what killed processes have left; nobody may be writing."""
+    for folder in (run / FOLDER).glob(".*"):
+        if folder.name.startswith((_UNFINISHED, _OLD)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def load_weights(checkpoint: Checkpoint, model: "nn.Module") -> None:
+    """Give the parameters of `model` that train their values; before there is an engine.
+
+    Raises:
+        InputError: the checkpoint is damaged or of another model.
+    """
+    import torch
+
+    tensors = _Tensors(checkpoint)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors.get(f"master/{name}", parameter.shape))
+
+
+def load_state(checkpoint: Checkpoint, state: "MasterState") -> None:
+    """Give the optimizer its float32 values and moments, whatever ranks and stage there are now.
+
+    Raises:
+        InputError: the checkpoint is damaged or of another model.
+    """
+    from aligntrain.train.deepspeed_engine import KINDS
+
+    tensors = _Tensors(checkpoint)
+    state.begin(int(checkpoint.meta["optimizer_steps"]))
+    for name, parameter in state.parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        for kind in KINDS:
+            state.set(parameter, kind, tensors.get(f"{kind}/{name}", shape))
+    state.set_scaler(checkpoint.meta["scaler"])
+
+
+class _Tensors:
+    """The tensors of a checkpoint by name, read one at a time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self._folder = checkpoint.folder
+        self._files: dict[str, Any] = {}
+        for file in checkpoint.meta["files"]:
+            try:
+                opened: Any = safe_open(self._folder / file, framework="pt")
+            except SafetensorError as error:
+                raise InputError(
+                    f"{self._folder / file} is damaged ({error}); remove {self._folder} to go on "
+                    "from the checkpoint before it."
+                ) from error
+            self._files |= dict.fromkeys(opened.keys(), opened)
+
+    def get(self, name: str, shape: "torch.Size") -> "torch.Tensor":
+        if name not in self._files:
+            raise InputError(
+                f"{self._folder} has no {name}: it is of another model; resume with the model "
+                "that it was made with, or start a new run."
+            )
+        tensor = self._files[name].get_tensor(name)
+        if tensor.shape != shape:
+            raise InputError(
+                f"{name} in {self._folder} has the shape {list(tensor.shape)} and here it is "
+                f"{list(shape)}; resume with the model that it was made with, or start a new run."
+            )
+        return tensor
+
+
+def _write_share(folder: Path, state: "MasterState") -> dict[str, int]:
+    """Gather every parameter and write those of this rank; the sizes of its files."""
+    import torch.distributed as ranks
+
+    from aligntrain.train.deepspeed_engine import KINDS
+
+    rank, count = ranks.get_rank(), ranks.get_world_size()
+    files: dict[str, int] = {}
+    waiting: dict[str, torch.Tensor] = {}
+
+    def flush() -> None:
+        if waiting:
+            file = f"rank-{rank:05d}-{len(files):03d}.safetensors"
+            files[file] = _write_tensors(folder / file, waiting)
+            waiting.clear()
+
+    for number, (name, parameter) in enumerate(state.parameters()):
+        for kind in KINDS:
+            whole = state.get(parameter, kind)  # all ranks take part in it
+            if number % count == rank:
+                waiting[f"{kind}/{name}"] = whole.to("cpu", copy=True).contiguous()
+        if sum(tensor.nbytes for tensor in waiting.values()) >= _LARGEST_FILE:
+            flush()
+    flush()
+    return files
+
+
+def _write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> int:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+    return path.stat().st_size
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    _flush_folder(path.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        if folder.exists():
+            # Renamed first: half of a checkpoint never bears a checkpoint's name.
+            old = folder.with_name(_OLD + folder.name)
+            os.rename(folder, old)
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

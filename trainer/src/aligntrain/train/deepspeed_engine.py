@@ -1,0 +1,316 @@
+"""DeepSpeed: its configuration from a recipe, its engine, and the state that it spreads over ranks.
+
+DeepSpeed's own checkpoints are pickles (`torch.load(..., weights_only=False)` in 0.19), and tied to
+the number of ranks and the ZeRO stage. So a run saves by itself what `MasterState` gives: for each
+trained parameter its float32 value and its two moments, whole, whatever the stage. Everything that
+depends on DeepSpeed's insides is in this file.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from alignshared import InputError
+from aligntrain.recipes.schema import Recipe
+from aligntrain.train.phases import parameter_groups
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's two moments, by the names torch gives them."""
+
+Kind = Literal["master", "exp_avg", "exp_avg_sq"]
+KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq")
+"""What is kept of each trained parameter; `master` is its value in float32."""
+
+_LARGEST_BUCKET = 500_000_000
+_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def start_process(device: torch.device) -> None:
+    """Join the other ranks, as the launcher's environment names them.
+
+    Nothing is compiled: DeepSpeed would build an operator for messages between processes of a CPU,
+    and probe the machine for its others; its optimizers are not used.
+    """
+    choose_accelerator()
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    operators: Any = deepspeed.ops
+    operators.__compatible_ops__ = {}
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+
+
+def stop_process() -> None:
+    """Leave the other ranks, if `start_process` joined them."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def choose_accelerator() -> None:
+    """Say to DeepSpeed what to work on, before anything imports it: it warns of what it guesses."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def deepspeed_config(
+    recipe: Recipe, *, ranks: int, trainable: int, on_gpu: bool, micro_batches: int
+) -> dict[str, Any]:
+    """What `deepspeed.initialize` gets for `recipe`.
+
+    Args:
+        recipe: the run's.
+        ranks: processes in all.
+        trainable: how many parameters train; no communication buffer is larger than they are.
+        on_gpu: whether the ranks work on GPUs.
+        micro_batches: of each rank in one step (gradient accumulation).
+    """
+    config: dict[str, Any] = {
+        "train_batch_size": recipe.batch.micro_size * micro_batches * ranks,
+        "train_micro_batch_size_per_gpu": recipe.batch.micro_size,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": recipe.optimizer.grad_clip,
+        "zero_optimization": _zero_section(recipe, trainable, on_gpu),
+        "zero_force_ds_cpu_optimizer": False,  # it would be compiled
+        "steps_per_print": 2**31,
+    }
+    if recipe.precision != "fp32":
+        config[recipe.precision] = {"enabled": True}
+        if recipe.zero_stage >= 2:
+            # Many small gradients in 16 bits would be lost in the sum of a step.
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def _zero_section(recipe: Recipe, trainable: int, on_gpu: bool) -> dict[str, Any]:
+    if recipe.zero_stage == 0:
+        return {"stage": 0}
+    bucket = min(_LARGEST_BUCKET, max(trainable, 1))
+    section: dict[str, Any] = {
+        "stage": recipe.zero_stage,
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": bucket,
+    }
+    host = {"device": "cpu", "pin_memory": on_gpu}
+    if recipe.offload != "none":
+        section["offload_optimizer"] = host
+    if recipe.offload == "all":
+        section["offload_param"] = host
+    return section
+
+
+def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Any:
+    """The DeepSpeed engine that trains what of `model` requires gradients, as `recipe` says.
+
+    The optimizer is torch's fused AdamW at every stage: nothing to compile, on CPU as on GPU.
+    Each group's `lr` is kept as its `highest_lr`.
+
+    Raises:
+        InputError: the precision is not to be had here.
+    """
+    import deepspeed
+
+    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+    if recipe.precision == "fp16" and not on_gpu:
+        raise InputError("precision fp16 needs a GPU and there is none here; set it to fp32.")
+    groups = parameter_groups(model, recipe.optimizer)
+    for group in groups:
+        group["highest_lr"] = group["lr"]
+    settings = recipe.optimizer
+    optimizer = torch.optim.AdamW(
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
+    )
+    trainable = sum(p.numel() for group in groups for p in group["params"])
+    config = deepspeed_config(
+        recipe,
+        ranks=torch.distributed.get_world_size(),
+        trainable=trainable,
+        on_gpu=on_gpu,
+        micro_batches=micro_batches,
+    )
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=config, dist_init_required=False
+    )
+    if is_plain(engine) and torch.distributed.get_world_size() == 1:
+        # There is nobody to average with, and copying every gradient to a bucket and back takes an
+        # eighth of the demo's step.
+        engine.enable_backward_allreduce = False
+    # DeepSpeed 0.19 links the moments after the first group's first step, when those of the other
+    # groups are not there yet, and does not look again.
+    MasterState(engine).begin(0)
+    return engine
+
+
+def is_plain(engine: Any) -> bool:
+    """Whether gradients and optimizer are torch's own: without ZeRO, in fp32."""
+    sixteen = engine.fp16_enabled() or engine.bfloat16_enabled()
+    return not sixteen and engine.zero_optimization_stage() == 0
+
+
+def set_rates(engine: Any, factor: float) -> dict[str, float]:
+    """Set each group's learning rate to `factor` of its highest; the rates by group name."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["highest_lr"] * factor
+    return {group["name"]: group["lr"] for group in engine.optimizer.param_groups}
+
+
+def is_partitioned(parameter: torch.Tensor) -> bool:
+    """Whether ZeRO-3 holds `parameter`, of which each rank then has a part."""
+    return hasattr(parameter, "ds_id")
+
+
+def full_state(model: nn.Module, names: set[str] | None = None) -> dict[str, torch.Tensor]:
+    """Whole tensors of `model`, on the CPU, by name; on rank 0, empty on others. All ranks call it.
+
+    `names` limits it to these parameters. Tied parameters come under their first name.
+    """
+    import deepspeed
+
+    first = torch.distributed.get_rank() == 0
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in _parameters_and_buffers(model):
+        if names is not None and name not in names:
+            continue
+        parts = [tensor] if is_partitioned(tensor) else []
+        with deepspeed.zero.GatheredParameters(parts, enabled=bool(parts)):
+            if first:
+                state[name] = tensor.detach().to("cpu", copy=True)
+    return state
+
+
+def _parameters_and_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    persistent = model.state_dict(keep_vars=True).keys()
+    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+
+
+def _set_own_part(parameter: nn.Parameter, kind: Kind, value: torch.Tensor) -> None:
+    """Under ZeRO-3, take this rank's part over from the whole `value`.
+
+    All parts are of one size, so the last ones may go beyond the end of `value`, where DeepSpeed's
+    own setter of whole values fails.
+    """
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+    partition: Any = parameter
+    size = partition.ds_tensor.numel()
+    begin = torch.distributed.get_rank() * size
+    part = value.new_zeros(size)
+    own = value.flatten()[begin : begin + size]
+    part[: len(own)] = own
+    if kind == "master":
+        safe_set_local_fp32_param(parameter, part)
+    else:
+        safe_set_local_optimizer_state(parameter, part, kind)
+
+
+class MasterState:
+    """The float32 values and moments of the trained parameters of `engine`, whole.
+
+    Getting gathers from all ranks, so all ranks get the same parameters in the same order. Setting
+    is each rank's own affair; the model must hold the same values already, rounded to its own type.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._optimizer: Any = engine.optimizer
+        self.stage: int = engine.zero_optimization_stage()
+        self._trained = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
+        self._own: dict[int, torch.Tensor] = self._unspread() if self.stage == 0 else {}
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and parameter of all that trains, in an order that is the same on all ranks."""
+        yield from self._trained
+
+    @property
+    def steps(self) -> int:
+        """How often the optimizer has stepped."""
+        states = list(self._base.state.values())
+        return int(states[0]["step"].item()) if states else 0
+
+    def get(self, parameter: nn.Parameter, kind: Kind) -> torch.Tensor:
+        """The whole value [its shape] float32 of `kind`, on the parameter's device."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if self.stage == 0:
+            own = self._own[id(parameter)]
+            return (own if kind == "master" else self._base.state[own][kind]).detach()
+        spread: Any = (
+            safe_get_full_fp32_param(parameter)
+            if kind == "master"
+            else safe_get_full_optimizer_state(parameter, kind)
+        )
+        return spread
+
+    def set(self, parameter: nn.Parameter, kind: Kind, value: torch.Tensor) -> None:
+        """Take over `value`, as `get` gave it; `begin` comes first."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if self.stage == 0:
+            own = self._own[id(parameter)]
+            target = own if kind == "master" else self._base.state[own][kind]
+            with torch.no_grad():
+                target.copy_(value)
+        elif self.stage == 3:
+            _set_own_part(parameter, kind, value)
+        elif kind == "master":
+            safe_set_full_fp32_param(parameter, value)
+        else:
+            safe_set_full_optimizer_state(parameter, value, kind)
+
+    def begin(self, steps: int) -> None:
+        """Give the optimizer the state that it has after `steps` steps, its moments still 0."""
+        for flat in self._held():
+            state = self._base.state[flat]
+            if not state:
+                state["step"] = torch.zeros((), device=flat.device)
+                state |= {moment: torch.zeros_like(flat) for moment in MOMENTS}
+            state["step"].fill_(float(steps))
+        if self.stage in (1, 2):
+            self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def scaler(self) -> dict[str, float]:
+        """Where the loss scale of fp16 stands; empty in other precisions."""
+        scaler = self._scaler()
+        found = {field: getattr(scaler, field, None) for field in _SCALER_FIELDS}
+        return {field: value for field, value in found.items() if value is not None}
+
+    def set_scaler(self, state: dict[str, float]) -> None:
+        """Take over what `scaler` gave."""
+        scaler = self._scaler()
+        for field, value in state.items():
+            if hasattr(scaler, field):
+                setattr(scaler, field, value)
+
+    @property
+    def _base(self) -> torch.optim.Optimizer:
+        """Torch's optimizer, inside DeepSpeed's or by itself."""
+        return getattr(self._optimizer, "optimizer", self._optimizer)
+
+    def _held(self) -> list[torch.Tensor]:
+        """The tensors on which this rank's part of the optimizer works."""
+        if self.stage == 3:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return [tensor for group in self._base.param_groups for tensor in group["params"]]
+
+    def _unspread(self) -> dict[int, torch.Tensor]:
+        """Without ZeRO: for each parameter its float32 copy, or itself."""
+        if hasattr(self._optimizer, "fp32_groups"):
+            low, high = self._optimizer.fp16_groups, self._optimizer.fp32_groups
+            groups = zip(low, high, strict=True)
+            pairs = (pair for group in groups for pair in zip(*group, strict=True))
+            return {id(parameter): own for parameter, own in pairs}
+        return {id(parameter): parameter for _, parameter in self._trained}
+
+    def _scaler(self) -> Any:
+        for name in ("loss_scaler", "loss_scale_config"):
+            if self._engine.fp16_enabled() and hasattr(self._optimizer, name):
+                return getattr(self._optimizer, name)
+        return None
