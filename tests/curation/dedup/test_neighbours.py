@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from aligncurate.core.best import Best
-from aligncurate.core.vectors import Units, Vectors, unit_rows
+from aligncurate.core.vectors import Best, Units, Vectors, unit_rows
 from aligncurate.dedup.components import Components
 from aligncurate.dedup.duplicates import Verdict, exact_duplicates, lead, near_duplicates
 from aligncurate.dedup.neighbours import NeighbourSearch, nearest_pairs

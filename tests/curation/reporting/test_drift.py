@@ -22,7 +22,7 @@ from aligncurate.core.drift import (
 )
 from aligncurate.core.histogram import BIN_WIDTH, Histogram
 from aligncurate.reporting.drift import Drift, compare
-from aligncurate.reporting.drift_words import drift_sentences
+from aligncurate.reporting.drift_page import drift_sentences
 from aligncurate.reporting.summary import summary_of
 from alignshared import AlignError, Dataset, InputError, Reason, Reject
 from alignshared.manifest import write_manifest

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from alignshared import AlignError, InputError
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
 from aligntrain.ablation.design import design_names, load_design
-from aligntrain.ablation.figure import draw
+from aligntrain.ablation.report import draw
 from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
 from aligntrain.ablation.runs import cells_of
 from aligntrain.cli import app

@@ -16,12 +16,11 @@ import torch
 from PIL import Image
 
 from alignshared import AlignError, ContractError
-from aligntrain.data.collate import Batch
 from aligntrain.data.dataset import Shards
 from aligntrain.data.index import read_index
-from aligntrain.data.loader import Loader, Preparation, Share
-from aligntrain.data.pictures import decode_picture
+from aligntrain.data.loader import Batch, Loader, Preparation, Share
 from aligntrain.data.sampler import GlobalBatch, Order, Position, in_turn
+from aligntrain.data.samples import decode_picture
 from aligntrain.prompts.encode import Encoder
 from tests.trainer.rows import (
     chat_tokenizer,

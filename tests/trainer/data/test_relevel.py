@@ -9,9 +9,8 @@ import pytest
 
 from aligncurate import bucket
 from alignshared import ContractError
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import Shards, random_levels, relevel_of
 from aligntrain.data.index import read_index
-from aligntrain.data.relevel import random_levels, relevel_of
 from aligntrain.recipes import load_recipe
 from tests.trainer import rows
 

@@ -8,8 +8,7 @@ from typer.testing import CliRunner
 from alignshared import InputError
 from aligntrain.cli import app
 from aligntrain.evaluate.benchmarks import BENCHMARKS, PAPER, chosen
-from aligntrain.evaluate.data import fetched, find_data, split_files
-from aligntrain.evaluate.pictures import pictures_of
+from aligntrain.evaluate.data import fetched, find_data, pictures_of, split_files
 from tests.trainer.evaluate.fixtures import run_that_says_a
 from tests.trainer.evaluate.stub_hub import Hub, serving, unreachable
 

@@ -10,8 +10,8 @@ pytest.importorskip("lmms_eval", reason="the group eval is not installed: uv syn
 
 from alignshared import InputError
 from aligntrain.evaluate import Settings, evaluate
+from aligntrain.evaluate.run import TABLE
 from aligntrain.evaluate.store import read_lines
-from aligntrain.evaluate.table import TABLE
 from tests.trainer.evaluate import fixtures
 from tests.trainer.evaluate.fixtures import command, result
 from tests.trainer.evaluate.stub_hub import Hub, serving

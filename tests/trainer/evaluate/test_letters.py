@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from aligntrain.evaluate.letters import (
+from aligntrain.evaluate.scorers import (
     chosen_letter,
     score_circular,
     score_letter,

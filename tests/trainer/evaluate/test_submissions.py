@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aligntrain.evaluate.submissions import ALL_OF_VQAV2, write_submission
+from aligntrain.evaluate.store import ALL_OF_VQAV2, write_submission
 
 RECORDS: list[dict[str, Any]] = [
     {"text": "Two dogs.", "facts": {"id": "11"}},  # the Hub's ids may be words

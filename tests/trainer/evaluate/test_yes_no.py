@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from aligntrain.evaluate.yes_no import mme_reading, pope_reading, score_mme, score_pope
+from aligntrain.evaluate.scorers import mme_reading, pope_reading, score_mme, score_pope
 
 
 @pytest.mark.parametrize(

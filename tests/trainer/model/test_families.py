@@ -16,9 +16,8 @@ from alignshared import InputError
 from aligntrain.inference.chat import Chat
 from aligntrain.model import build_model, build_processor
 from aligntrain.model.build import build_config
-from aligntrain.prompts.conversation import Turn
+from aligntrain.prompts.conversation import Turn, Unusable
 from aligntrain.prompts.encode import IGNORED, Encoder
-from aligntrain.prompts.unusable import Unusable
 from aligntrain.runs.folder import ending_of
 from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare

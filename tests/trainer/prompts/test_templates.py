@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignshared import InputError
-from aligntrain.prompts.conversation import Turn, read_conversation
+from aligntrain.prompts.conversation import Turn, Unusable, read_conversation
 from aligntrain.prompts.encode import IGNORED, Encoder, Tokens
+from aligntrain.prompts.placeholders import SYSTEM as VICUNA_SYSTEM
 from aligntrain.prompts.placeholders import join, tokenize_pieces
-from aligntrain.prompts.unusable import Unusable
-from aligntrain.prompts.vicuna import SYSTEM as VICUNA_SYSTEM
 from tests.trainer.rows import chat_tokenizer, layout_of, llama_tokenizer
 
 TALK = (

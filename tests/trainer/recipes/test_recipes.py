@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alignshared import InputError
 from aligntrain.recipes import PHASES, Phase, dump, load_recipe, loads, recipe_names, schema
-from aligntrain.recipes.text import read_yaml, write_yaml
+from aligntrain.recipes.load import read_yaml, write_yaml
 
 MINIMAL = """
 common:

@@ -17,8 +17,7 @@ from PIL import Image
 from aligntrain.runs.folder import EXPORT
 from aligntrain.serve.engine import Engine
 from aligntrain.serve.images import Fetcher
-from aligntrain.serve.request import Begun, Ended, Event, Failed, Job, Piece, Prompt
-from aligntrain.serve.sampling import Sampling
+from aligntrain.serve.request import Begun, Ended, Event, Failed, Job, Piece, Prompt, Sampling
 from aligntrain.serve.server import Server
 from aligntrain.serve.settings import Limits, Settings
 from tests.trainer import tiny

@@ -16,8 +16,7 @@ import openai
 import pytest
 from PIL import Image
 
-from aligntrain.serve.protocol import ChatRequest, read_request
-from aligntrain.serve.refusals import Refusal
+from aligntrain.serve.protocol import ChatRequest, Refusal, read_request
 from aligntrain.serve.settings import Limits
 from tests.trainer import tiny
 from tests.trainer.serve.serving import (

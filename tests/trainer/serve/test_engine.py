@@ -11,8 +11,7 @@ import torch
 from aligntrain.inference.generate import Question, answer
 from aligntrain.model import build_model, build_processor
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.request import Failed, Piece
-from aligntrain.serve.sampling import Sampling
+from aligntrain.serve.request import Failed, Piece, Sampling
 from tests.trainer import tiny
 from tests.trainer.families import FAMILIES
 from tests.trainer.serve.serving import Told, job, prompt, started

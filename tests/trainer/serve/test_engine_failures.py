@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from aligntrain.serve import cached as cached_module
-from aligntrain.serve import sampling as sampling_module
-from aligntrain.serve.request import Begun, Event, Failed, Job, Piece
-from aligntrain.serve.sampling import Sampling
+from aligntrain.serve import engine as engine_module
+from aligntrain.serve import request as request_module
+from aligntrain.serve.request import Begun, Event, Failed, Job, Piece, Sampling
 from tests.trainer import tiny
 from tests.trainer.serve.serving import Told, job, prompt, started
 from tests.trainer.serve.test_engine import messages
@@ -62,7 +61,7 @@ def test_no_memory_to_join_costs_who_would_join(
 ) -> None:
     model, processor = made
     memory = Memory("cat")
-    monkeypatch.setattr(cached_module, "torch", memory)
+    monkeypatch.setattr(engine_module, "torch", memory)
     first, told = asked(processor, 60)
     second, told_second = asked(processor, 5)
     third, told_third = asked(processor, 5)
@@ -94,7 +93,7 @@ def test_no_memory_to_leave_costs_who_is_written(
 ) -> None:
     model, processor = made
     memory = Memory("tensor")
-    monkeypatch.setattr(cached_module, "torch", memory)
+    monkeypatch.setattr(engine_module, "torch", memory)
     jobs = [asked(processor, new) for new in (60, 5)]
     late, told_late = asked(processor, 5)
     with started(model, processor, rows=4) as engine:
@@ -116,7 +115,7 @@ def test_no_memory_to_draw_costs_that_row(
     model, processor = made
     memory = Memory("multinomial")
     memory.full = True
-    monkeypatch.setattr(sampling_module, "torch", memory)
+    monkeypatch.setattr(request_module, "torch", memory)
     drawn, told_drawn = asked(processor, 5, sampling=Sampling(temperature=1.0))
     greedy, told = asked(processor, 5)
     with started(model, processor, rows=4) as engine:

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from aligntrain.serve.prompts import Prompter
-from aligntrain.serve.protocol import ChatRequest, read_request
-from aligntrain.serve.refusals import Refusal
+from aligntrain.serve.protocol import ChatRequest, Refusal, read_request
+from aligntrain.serve.service import Prompter
 from aligntrain.serve.settings import Limits
 from tests.trainer import tiny
 from tests.trainer.serve.serving import ASKED, body, image_part, question

@@ -21,8 +21,7 @@ from typer.testing import CliRunner
 from alignshared import AlignError, InputError
 from aligntrain.cli import app
 from aligntrain.serve import Limits, Settings
-from aligntrain.serve.connections import Connection
-from aligntrain.serve.server import Server
+from aligntrain.serve.server import Connection, Server
 from tests.trainer.serve.serving import NAME, body, running
 
 SILENT_AFTER_ONE = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET /hea"

@@ -17,9 +17,8 @@ from alignshared import InputError
 from aligntrain.recipes import load_recipe
 from aligntrain.runs.folder import Job, read_job
 from aligntrain.train import loggers as trackers
-from aligntrain.train.loggers import open_trackers
+from aligntrain.train.loggers import Recorder, open_trackers
 from aligntrain.train.metrics import read_metrics
-from aligntrain.train.recorder import Recorder
 from aligntrain.train.run import prepare
 from tests.trainer import runs
 

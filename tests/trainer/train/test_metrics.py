@@ -10,7 +10,7 @@ import torch
 from aligntrain.progress import Display
 from aligntrain.train.metrics import Flops, Sums
 from aligntrain.train.phases import apply_phase
-from aligntrain.train.schedule import rate_factor, total_steps, warmup_steps
+from aligntrain.train.trainer import rate_factor, total_steps, warmup_steps
 from tests.trainer import tiny
 
 CPU = torch.device("cpu")

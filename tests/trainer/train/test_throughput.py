@@ -9,9 +9,8 @@ import pytest
 
 from alignshared import InputError
 from aligntrain.runs.folder import ending_of
-from aligntrain.train.metrics import Flops, Sums
+from aligntrain.train.metrics import Flops, Speed, Sums, sentence
 from aligntrain.train.run import prepare, run
-from aligntrain.train.throughput import Speed, sentence
 from tests.trainer import runs
 from tests.trainer.train.test_metrics import CPU, batch, output
 

@@ -139,7 +139,7 @@ def show_merged(done: "Merged") -> None:
 
 def show_evaluation(done: "Evaluation") -> None:
     """Scores beside the published values, and where the answers lie."""
-    from aligntrain.evaluate.table import HEADINGS
+    from aligntrain.evaluate.run import HEADINGS
 
     rows = [HEADINGS, *(outcome.cells for outcome in done.outcomes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -12,8 +12,8 @@ from aligncurate.checks.columns import usable
 from aligncurate.checks.files import UNREADABLE, open_parquet
 from aligncurate.checks.problems import LISTED_PER_KIND, Kind, Problem
 from aligncurate.checks.rows import BATCH_ROWS, id_text
-from aligncurate.core.columns import column_values
 from aligncurate.core.idhash import RepeatFinder, hash_ids
+from aligncurate.core.vectors import column_values
 from alignshared import Dataset, InputError, ShardInfo
 
 _MOST_CONFIRMED = 10_000

@@ -10,8 +10,8 @@ import pyarrow as pa
 from aligncurate.checks.columns import check_same_columns, usable
 from aligncurate.checks.files import UNREADABLE, check_file, open_parquet, unreadable
 from aligncurate.checks.problems import Kind, Problem
-from aligncurate.core.columns import column_values
 from aligncurate.core.idhash import RepeatFinder, hash_ids
+from aligncurate.core.vectors import column_values
 from aligncurate.progress import OnProgress
 from alignshared import Dataset, InputError, LevelEdges, ShardInfo
 from alignshared.levels import LevelAccumulator

@@ -15,8 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aligncurate.core.columns import column_of, column_values
-from aligncurate.core.vectors import embedding_rows
+from aligncurate.core.vectors import column_of, column_values, embedding_rows
 from aligncurate.progress import OnProgress
 from aligncurate.selection.copy import open_matching, rows_per_batch
 from aligncurate.threads import map_ordered

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aligncurate.core.columns import column_values
 from aligncurate.core.histogram import Histogram
 from aligncurate.core.moments import Moment, Moments
 from aligncurate.core.sizes import SizeCounts
+from aligncurate.core.vectors import column_values
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.shortlist import Pick, Shortlist
 from aligncurate.threads import available_cores, map_ordered

@@ -3,6 +3,7 @@
 Nothing here changes a row, so a run may be gone on with in another way.
 """
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,12 +19,13 @@ from aligncurate.scoring.workers import (
     WriteScored,
     score_in_process,
 )
-from aligncurate.sources import Unit
+from aligncurate.sources import Source, Unit
+from aligncurate.sources.source import Preparing
 from aligncurate.threads import available_cores
 from aligncurate.units.local import UNIT_TIMEOUT_S
 from aligncurate.units.records import UnitFailure
 from aligncurate.units.run import Outcomes
-from alignshared import InputError
+from alignshared import AlignError, InputError, Storage
 
 LOCAL_MAX_ROWS = 10_000
 """Up to this many pairs `--engine auto` stays in this process: Ray takes half a minute to start."""
@@ -227,3 +229,41 @@ def _gpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
     each = int(1 / execution.gpus_per_worker + 1e-9)
     least, most = max(asked.least, 1) * each, max(asked.most, 1) * each
     return Pool(min(least, units), min(most, units))
+
+
+log = logging.getLogger("aligncurate")
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepare:
+    """Makes the function that does one part, in a worker."""
+
+    source: Preparing
+    work: Storage
+
+    def __call__(self) -> Any:
+        return lambda part: self.source.prepare(self.work, part)
+
+
+def prepare_on_cluster(source: Source, work: Storage, execution: Execution) -> None:
+    """Have the cluster at `execution.ray_address` do the parts of `source`; without one, or where
+    the source has none, nothing: `plan` does them.
+
+    Raises:
+        InputError: a part of the input cannot be used.
+        AlignError: a part could not be done, or the cluster failed.
+    """
+    if not execution.ray_address or not isinstance(source, Preparing):
+        return
+    parts = source.parts(work)
+    if len(parts) < 2:
+        return
+    log.info("planning: the workers look through %s files of %s.", f"{len(parts):,}", source.name)
+    steps = [Step(_Prepare(source, work))]
+    with connected(execution.ray_address, 0, verbose=execution.verbose):
+        for outcome in map_on_ray(steps, parts, Limits(execution.unit_timeout)):
+            if isinstance(outcome, ItemFailure):
+                raise AlignError(
+                    f"the input could not be planned: {outcome.reason}; mend that, and run the "
+                    "same command to go on."
+                )

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aligncurate.core.columns import column_values
+from aligncurate.core.vectors import column_values
 from aligncurate.levels.edges import find_top_cut
 from aligncurate.reporting.summary import score_values
 from aligncurate.selection.sql import Predicate

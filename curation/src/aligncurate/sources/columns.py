@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.sources.captions import as_text, writable
+from aligncurate.sources.metadata import as_text, writable
 from alignshared import InputError
 from alignshared.schema import CONVERSATIONS_TYPE, SOURCE_COLUMNS, STAGE_COLUMNS
 

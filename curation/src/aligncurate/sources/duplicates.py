@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aligncurate.core.idhash import RepeatFinder, hash_ids
-from aligncurate.sources.captions import as_text
 from aligncurate.sources.columns import raw_text
+from aligncurate.sources.metadata import as_text
 from aligncurate.sources.source import Unit, reading_parquet
 
 

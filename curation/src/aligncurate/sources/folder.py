@@ -7,11 +7,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.sources.captions import as_text, caption_problem, is_valid_text, writable
 from aligncurate.sources.files import PICTURE_SUFFIXES, picture_root, read_text
 from aligncurate.sources.index import index_rows, write_index
 from aligncurate.sources.listing import FoundFile, dataset_name, find_files, listing_digest
-from aligncurate.sources.metadata import MAX_TEXT_BYTES
+from aligncurate.sources.metadata import (
+    MAX_TEXT_BYTES,
+    as_text,
+    caption_problem,
+    is_valid_text,
+    writable,
+)
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
 from aligncurate.threads import map_ordered
 from alignshared import InputError, Reason, Reject, Storage

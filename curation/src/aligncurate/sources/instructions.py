@@ -5,9 +5,9 @@ import json
 from itertools import pairwise
 from typing import Any
 
-from aligncurate.sources.captions import MAX_CHARACTERS, is_valid_text
 from aligncurate.sources.json_records import Malformed
 from aligncurate.sources.llava import LlavaSource, RowMaker, id_of, rejected_row, turns_of
+from aligncurate.sources.metadata import MAX_CHARACTERS, is_valid_text
 from alignshared import Reason
 
 _ASKS = ("human", "user")

@@ -9,8 +9,8 @@ from typing import Any, BinaryIO
 
 import ijson
 
-from aligncurate.sources.captions import MARK_INVALID
 from aligncurate.sources.listing import opened
+from aligncurate.sources.metadata import MARK_INVALID
 from alignshared import InputError
 from alignshared.filesystems import one_line
 

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from aligncurate.sources.captions import caption_problem, is_valid_text, writable
 from aligncurate.sources.files import picture_root
 from aligncurate.sources.index import index_rows, write_index
 from aligncurate.sources.json_records import Malformed, records_of
 from aligncurate.sources.listing import opened, split_location
+from aligncurate.sources.metadata import caption_problem, is_valid_text, writable
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
 from alignshared import InputError, Reason, Reject, Storage
 from alignshared.filesystems import normal_location, one_line

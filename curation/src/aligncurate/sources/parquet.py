@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 
 from aligncurate.output.folder import RUN_FOLDER
-from aligncurate.sources.captions import as_text, caption_problem, is_valid_text
 from aligncurate.sources.columns import (
     Columns,
     as_conversations,
@@ -29,6 +28,7 @@ from aligncurate.sources.listing import (
     names_below,
     static_folder,
 )
+from aligncurate.sources.metadata import as_text, caption_problem, is_valid_text
 from aligncurate.sources.source import (
     RawBatch,
     Unit,

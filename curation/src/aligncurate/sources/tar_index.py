@@ -13,10 +13,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.sources.captions import is_valid_text
 from aligncurate.sources.files import MAX_FILE_BYTES, PICTURE_SUFFIXES
 from aligncurate.sources.listing import opened
-from aligncurate.sources.metadata import MAX_TEXT_BYTES, Kinds, kind_of, parsed_metadata
+from aligncurate.sources.metadata import (
+    MAX_TEXT_BYTES,
+    Kinds,
+    is_valid_text,
+    kind_of,
+    parsed_metadata,
+)
 from aligncurate.sources.tar_members import TarBytes, TarDamage, tar_members
 from aligncurate.threads import beat
 from alignshared import Reason

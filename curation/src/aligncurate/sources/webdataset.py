@@ -16,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.sources.captions import as_text, caption_problem
 from aligncurate.sources.duplicates import IdColumn, marked_duplicates
 from aligncurate.sources.index import write_index
 from aligncurate.sources.listing import (
@@ -30,6 +29,8 @@ from aligncurate.sources.listing import (
 from aligncurate.sources.metadata import (
     Kinds,
     added_kinds,
+    as_text,
+    caption_problem,
     column_of,
     own_columns,
     parsed_metadata,

@@ -14,8 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aligncurate.checks.manifest import open_dataset
-from aligncurate.core.columns import column_of
-from aligncurate.core.vectors import Vectors
+from aligncurate.core.vectors import Vectors, column_of
 from aligncurate.dedup.components import Components
 from aligncurate.dedup.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
 from aligncurate.dedup.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints

@@ -121,7 +121,7 @@ def report(
 
 
 def _drift_files(drift: "Drift", places: dict[str, str]) -> DriftFiles:
-    from aligncurate.reporting.drift_words import drift_sentences
+    from aligncurate.reporting.drift_page import drift_sentences
 
     sentences = drift_sentences(drift)
     return DriftFiles(drift.other.dataset.location, places[DRIFT_PAGE], places[DRIFT], sentences)
@@ -219,8 +219,7 @@ def _draw(content: "ReportContent", drift: "Drift | None") -> dict[str, bytes]:
 
 def _draw_drift(drift: "Drift") -> dict[str, bytes]:
     from aligncurate.reporting import figures
-    from aligncurate.reporting.drift_page import render_drift
-    from aligncurate.reporting.drift_words import name_text
+    from aligncurate.reporting.drift_page import name_text, render_drift
 
     base, other = drift.base, drift.other
     names = name_text(base.name), name_text(other.name)

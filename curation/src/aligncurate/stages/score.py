@@ -24,12 +24,12 @@ from aligncurate.scoring.execution import (
     Execution,
     device_of,
     engine_of,
+    prepare_on_cluster,
     require_one_of,
     score_locally,
     score_on_ray,
 )
 from aligncurate.scoring.models import refuse_taken_columns, resolve_models
-from aligncurate.scoring.preparing import prepare_on_cluster
 from aligncurate.scoring.spec import Decode, Scoring
 from aligncurate.sources import open_source
 from aligncurate.units.records import Timing, UnitRecord, released_if_empty

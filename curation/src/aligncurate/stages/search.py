@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aligncurate.checks.manifest import open_dataset
-from aligncurate.core.best import Best
-from aligncurate.core.vectors import Units, embedding_rows, unit_rows
+from aligncurate.core.vectors import Best, Units, embedding_rows, unit_rows
 from aligncurate.output.locations import newest_dataset
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.rows import read_rows

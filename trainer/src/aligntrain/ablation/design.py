@@ -22,7 +22,7 @@ import yaml
 
 from alignshared import InputError
 from aligntrain.recipes import PHASES, Phase, Recipe, load_recipe
-from aligntrain.recipes.text import read_yaml, write_yaml
+from aligntrain.recipes.load import read_yaml, write_yaml
 
 _SUFFIX = ".yaml"
 _KEYS = ("description", "recipe", "set", "baseline", "seeds", "variants")

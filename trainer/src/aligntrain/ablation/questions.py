@@ -11,7 +11,7 @@ from alignshared import InputError
 from aligntrain.ablation.runs import Cell
 from aligntrain.ablation.score import answers_of, has_model
 from aligntrain.evaluate.short_answers import HeldOut, digest_of, questions_of_rows, read_questions
-from aligntrain.runs.files import write_whole
+from aligntrain.runs.folder import write_whole
 
 ASKED = "asked.json"
 

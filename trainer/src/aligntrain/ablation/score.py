@@ -13,8 +13,7 @@ from aligntrain.ablation.compare import LOSS, RIGHT, RIGHT_ALL
 from aligntrain.ablation.runs import Cell
 from aligntrain.evaluate.short_answers import ALL, HeldOut, ask, digest_of, scores
 from aligntrain.model.lora import LORA
-from aligntrain.runs.files import write_whole
-from aligntrain.runs.folder import ADAPTER, ending_of
+from aligntrain.runs.folder import ADAPTER, ending_of, write_whole
 
 ANSWERS = "held-out.json"
 """In the folder of a run: what it said, and the scores."""

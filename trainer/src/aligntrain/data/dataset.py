@@ -4,18 +4,23 @@ import hashlib
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignshared import ContractError, Dataset, InputError, ShardInfo
+from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInfo
 from alignshared.schema import LEVEL_COLUMN, require_columns
-from aligntrain.data.relevel import Relevel
 from aligntrain.data.samples import Row
 from aligntrain.prompts.conversation import Turn
+
+Levels = npt.NDArray[np.int8]
+Relevel = Callable[["Shards", int], Levels]
+"""Levels [n] int8 in 1..N of all rows of a dataset, for N levels."""
 
 CACHE_BYTES = 512 << 20
 """Row groups that a process keeps, at most; the newest is kept however large it is."""
@@ -219,3 +224,45 @@ def _row(values: dict[str, Any]) -> Row:
         turns=tuple(Turn(str(t["from"]), t["value"] or "") for t in turns or ()),
         level=values.get(LEVEL_COLUMN),
     )
+
+
+def relevel_of(how: Literal["quantile", "random"] | None, seed: int) -> Relevel | None:
+    """What `data.levels` of a recipe says; `seed` is what random ones are drawn from."""
+    if how == "random":
+        return lambda shards, levels: random_levels(len(shards), levels, seed)
+    return quantile_levels if how == "quantile" else None
+
+
+def random_levels(rows: int, levels: int, seed: int) -> Levels:
+    """`levels` levels in equal numbers, dealt to `rows` rows by `seed` alone."""
+    dealt = np.arange(rows, dtype=np.int64) * levels // rows + 1
+    return np.random.default_rng([seed, levels]).permutation(dealt).astype(np.int8)
+
+
+def quantile_levels(shards: "Shards", levels: int) -> Levels:
+    """Levels between the exact quantiles of the dataset's scores, as `aligncurate bucket` has them:
+    edge k of N over n scores is the one with 0-based rank floor(k n / N) in ascending order.
+
+    Raises:
+        ContractError: there are no scores, or one is no finite number.
+    """
+    remedy = "run aligncurate score on the pairs, or leave data.levels out"
+    if "score" not in shards.schema.names:
+        raise ContractError(
+            f"data.levels quantile needs scores, and {shards.location} has none; {remedy}."
+        )
+    parts = [
+        batch.column("score").to_numpy(zero_copy_only=False)
+        for _, _, batch in shards.block_batches(["score"])
+    ]
+    scores = np.concatenate(parts).astype(np.float32)
+    if not np.isfinite(scores).all():
+        raise ContractError(f"{shards.location} has a score that is no finite number; {remedy}.")
+    if len(scores) < levels:
+        raise InputError(
+            f"{shards.location} has {len(scores)} rows, too few for {levels} levels; lower "
+            "model.levels."
+        )
+    ordered = np.sort(scores)
+    edges = [float(ordered[k * len(ordered) // levels]) for k in range(1, levels)]
+    return LevelEdges(tuple(edges), "quantile").assign(scores)

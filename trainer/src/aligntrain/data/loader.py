@@ -9,22 +9,62 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from alignshared import AlignError, InputError
-from aligntrain.data.collate import Batch, collate
 from aligntrain.data.dataset import Shards
-from aligntrain.data.pictures import decode_picture
 from aligntrain.data.sampler import GlobalBatch, Rows, rank_part
-from aligntrain.data.samples import Sample, make_sample
-from aligntrain.prompts.encode import Encoder
-from aligntrain.prompts.unusable import Unusable
+from aligntrain.data.samples import Sample, decode_picture, make_sample
+from aligntrain.prompts.conversation import Unusable
+from aligntrain.prompts.encode import IGNORED, Encoder
+
+
+class Batch(TypedDict):
+    """A micro-batch of B rows of at most T tokens, padded on the right, with I images in all.
+
+    `input_ids`, `attention_mask`, `labels` [B, T] int64; `pixel_values` [I, 3, H, W] float32 in
+    reading order, None without images; `levels` [B] int64, 0 for rows that have none; `ids` [B].
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor
+    pixel_values: torch.Tensor | None
+    levels: torch.Tensor
+    ids: list[str]
+
+
+def collate(samples: Sequence[Sample], pixels: Sequence[torch.Tensor], pad_id: int) -> Batch:
+    """`samples` as a batch; `pixels` are their images [3, H, W] in reading order.
+
+    Without any sample, the batch is one row of one token that is text and is not learned, so that
+    a rank whose rows were all rejected still takes part in the step.
+    """
+    if not samples:
+        samples = [Sample("", [pad_id], [IGNORED], [], 0, truncated=False)]
+    size = len(samples), max(sample.length for sample in samples)
+    input_ids = torch.full(size, pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros(size, dtype=torch.int64)
+    labels = torch.full(size, IGNORED, dtype=torch.int64)
+    for row, sample in enumerate(samples):
+        input_ids[row, : sample.length] = torch.tensor(sample.ids)
+        attention_mask[row, : sample.length] = 1
+        labels[row, : sample.length] = torch.tensor(sample.labels)
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        labels=labels,
+        pixel_values=torch.stack(list(pixels)) if pixels else None,
+        levels=torch.tensor([sample.level for sample in samples]),
+        ids=[sample.id for sample in samples],
+    )
+
 
 log = logging.getLogger("aligntrain")
 

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignshared import InputError
-from aligntrain.evaluate import letters, prompts, yes_no
-from aligntrain.evaluate import scorers as open_answers
+from aligntrain.evaluate import prompts, scorers
 from aligntrain.evaluate.prompts import Row
-from aligntrain.evaluate.score import Record, Score
+from aligntrain.evaluate.scorers import Record, Score
 
 LOADER_TOKENS, RUNNER_TOKENS = 128, 1024
 """What LLaVA's two kinds of evaluation scripts let a model write."""
@@ -111,9 +110,9 @@ _MMBENCH: dict[str, Any] = {
     "columns": ("index", "question", "hint", "A", "B", "answer", "category"),
     "facts": _mmbench,
     "metric": "circular accuracy",
-    "score": letters.score_circular,
+    "score": scorers.score_circular,
     "max_new_tokens": RUNNER_TOKENS,
-    "unit": lambda row: int(row["index"]) % letters.ROTATION,
+    "unit": lambda row: int(row["index"]) % scorers.ROTATION,
 }
 _JUDGED: dict[str, Any] = {
     "judged": True,
@@ -142,7 +141,7 @@ _ALL = (
         prompt=prompts.short,
         facts=_open_answer,
         metric="VQA accuracy",
-        score=open_answers.score_vqa,
+        score=scorers.score_vqa,
         not_comparable="the paper's is of test-dev",
     ),
     Benchmark(
@@ -155,7 +154,7 @@ _ALL = (
         prompt=prompts.short,
         facts=lambda row: {"id": row["id"], "answer": row["answer"]},
         metric="exact match",
-        score=open_answers.score_exact,
+        score=scorers.score_exact,
         published=Published(62.0, 62.9, 12_578),
     ),
     Benchmark(
@@ -178,7 +177,7 @@ _ALL = (
         prompt=prompts.vizwiz,
         facts=_open_answer,
         metric="VQA accuracy",
-        score=open_answers.score_vqa,
+        score=scorers.score_vqa,
         not_comparable="the paper's is of the test split",
     ),
     Benchmark(
@@ -191,7 +190,7 @@ _ALL = (
         prompt=prompts.science,
         facts=_science,
         metric="accuracy",
-        score=letters.score_science,
+        score=scorers.score_science,
         max_new_tokens=RUNNER_TOKENS,
         published=Published(66.8, 68.5, 2_017, "66.8 to 69.5 from the same weights"),
     ),
@@ -204,7 +203,7 @@ _ALL = (
         prompt=prompts.textvqa,
         facts=_open_answer,
         metric="VQA accuracy",
-        score=open_answers.score_vqa,
+        score=scorers.score_vqa,
         published=Published(58.2, 58.4, 5_000),
     ),
     Benchmark(
@@ -216,7 +215,7 @@ _ALL = (
         prompt=prompts.short,
         facts=_pope,
         metric="mean of 3 F1",
-        score=yes_no.score_pope,
+        score=scorers.score_pope,
         published=Published(85.9, 86.0, 8_910),
         edition=(9_000, "9,000 questions, the paper's run had 8,910"),
     ),
@@ -229,7 +228,7 @@ _ALL = (
         prompt=prompts.mme,
         facts=_mme,
         metric="sum of 10, max 2000",
-        score=yes_no.score_mme,
+        score=scorers.score_mme,
         unit=lambda row: (row["category"], row["question_id"]),
         published=Published(1510.7, 1527.4, 2_374, "±20 from run to run"),
     ),
@@ -262,7 +261,7 @@ _ALL = (
         prompt=prompts.seed,
         facts=_seed,
         metric="accuracy",
-        score=letters.score_letter,
+        score=scorers.score_letter,
         rows=lambda row: row["data_type"] == "image",
         published=Published(66.2, 66.5, 14_233),
     ),

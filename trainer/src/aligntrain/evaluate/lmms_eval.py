@@ -26,12 +26,11 @@ from tqdm import tqdm
 
 from alignshared import InputError
 from aligntrain.evaluate.benchmarks import LOADER_TOKENS, Benchmark
-from aligntrain.evaluate.data import Data
-from aligntrain.evaluate.pictures import Elsewhere, pictures_of
+from aligntrain.evaluate.data import Data, Elsewhere, pictures_of
 from aligntrain.evaluate.store import Appended
-from aligntrain.evaluate.watch import watched
 from aligntrain.inference.generate import Answer, Question, answer
 from aligntrain.inference.load import load_to_answer
+from aligntrain.progress import watched
 
 their_log.disable("lmms_eval")
 _SPLIT = "test"

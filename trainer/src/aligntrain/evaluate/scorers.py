@@ -6,10 +6,43 @@ included, for what is compared with it has to be read as it reads.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
-from aligntrain.evaluate.score import Record, Score, percent
+Record = Mapping[str, Any]
+"""One answered question: `text`, the answer, and `facts`, what its scorer needs of the data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A benchmark's outcome.
+
+    `value` is the headline in the paper's unit, None where there is none to give; `details` are
+    named numbers beside it; `points` is what each record got, None where it was not scored;
+    `notes` are sentences about what is missing.
+    """
+
+    value: float | None
+    points: list[Any]
+    details: dict[str, float] = field(default_factory=dict[str, float])
+    notes: list[str] = field(default_factory=list[str])
+
+
+def percent(points: Iterable[float]) -> float | None:
+    """The mean of `points` in percent, None where there are none."""
+    given = list(points)
+    return 100 * sum(given) / len(given) if given else None
+
+
+def grouped(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[int]]:
+    """The places of `records` by their facts `keys`, in the order they came."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for place, record in enumerate(records):
+        groups.setdefault(tuple(record["facts"][key] for key in keys), []).append(place)
+    return groups
+
 
 _NUMBERS = {
     "none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
@@ -97,3 +130,159 @@ def score_exact(records: Sequence[Record]) -> Score:
         for record in records
     ]
     return Score(percent(points), points)
+
+
+_THE_ANSWER_IS = re.compile(r"The answer is ([A-Z])\.")
+_LETTER = re.compile(r"\(?([A-Z])[.):]?|\(?([A-Z])[.):]\s.*", re.DOTALL)
+
+
+def score_science(records: Sequence[Record]) -> Score:
+    """Share of right letters; facts: `answer`, a letter, and `options`, their number.
+
+    A letter is given alone, as `B. …` or by `The answer is B.`, as LLaVA's evaluation reads it; one
+    that is no option, and anything else, is wrong.
+    """
+    points = [float(_science_letter(r["text"]) == r["facts"]["answer"]) for r in records]
+    return Score(percent(points), points)
+
+
+def _science_letter(text: str) -> str | None:
+    if text in set("ABCDE"):
+        return text
+    if text[:1] in set("ABCDE") and text[1:3] == ". ":
+        return text[0]
+    found = _THE_ANSWER_IS.findall(text)
+    return found[0] if len(found) == 1 else None
+
+
+def score_letter(records: Sequence[Record]) -> Score:
+    """Share of answers that are the right letter and nothing else; facts: `answer`, `kind`."""
+    points = [float(record["text"] == record["facts"]["answer"]) for record in records]
+    kinds = grouped(records, "kind")
+    details = {str(kind): percent(points[i] for i in places) for (kind,), places in kinds.items()}
+    return Score(percent(points), points, {k: v for k, v in details.items() if v is not None})
+
+
+def chosen_letter(text: str, options: dict[str, str]) -> str | None:
+    """The letter of the one of `options` that `text` names; None where it names none.
+
+    By letter (`B`, `(B)`, `B. a dog`, `The answer is B.`) or by the whole text of an option. `A
+    dog` names none: its A is an article.
+    """
+    said = text.strip()
+    match = _LETTER.fullmatch(said) or _THE_ANSWER_IS.search(said)
+    if match:
+        letter = next(group for group in match.groups() if group)
+        return letter if letter in options else None
+    same = [letter for letter, option in options.items() if _plain(option) == _plain(said)]
+    return same[0] if len(same) == 1 else None
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").casefold()
+
+
+ROTATION = 1_000_000
+"""Rotations of MMBench's question `index` are numbered `index` + 1, 2, … times this."""
+
+
+def score_circular(records: Sequence[Record]) -> Score:
+    """Share of questions that are right in every rotation of their options.
+
+    Facts: `index`, `options` by letter, `answer`, `kind`. There may be fewer rotations than
+    options: 53 questions of the dev file have four and three. A question whose rotations are not
+    numbered without a gap has lost one; it can be neither right in every one nor wrong for it, and
+    so is left out, with a note.
+    """
+    right = [
+        float(
+            chosen_letter(record["text"], record["facts"]["options"]) == record["facts"]["answer"]
+        )
+        for record in records
+    ]
+    whole: list[float] = []
+    kinds: dict[str, list[float]] = {}
+    questions: dict[int, list[int]] = {}
+    for place, record in enumerate(records):
+        questions.setdefault(record["facts"]["index"] % ROTATION, []).append(place)
+    for places in questions.values():
+        turns = sorted(records[place]["facts"]["index"] // ROTATION for place in places)
+        if turns == list(range(len(turns))):
+            whole.append(float(all(right[place] for place in places)))
+            kind = str(records[places[0]]["facts"]["kind"])
+            kinds.setdefault(kind, []).append(whole[-1])
+    details = {kind: 100 * sum(points) / len(points) for kind, points in kinds.items()}
+    details["each rotation for itself"] = percent(right) or 0.0
+    missing = len(questions) - len(whole)
+    notes = [f"{missing} questions lack a rotation and are left out"] if missing else []
+    return Score(percent(whole), right, details, notes)
+
+
+PERCEPTION = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
+    "artwork", "OCR",
+)  # fmt: skip
+"""MME's subtasks that make its perception score; the other four are cognition."""
+
+
+def pope_reading(text: str) -> str:
+    """`no` if the first sentence of `text` has the word, else `yes`, as POPE's own code reads."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def score_pope(records: Sequence[Record]) -> Score:
+    """Mean over the splits of the F1 of `yes`; facts: `answer`, yes or no, and `split`."""
+    read = [pope_reading(record["text"]) for record in records]
+    told = [record["facts"]["answer"].strip().lower() for record in records]
+    details: dict[str, float] = {}
+    for (split,), places in grouped(records, "split").items():
+        pairs = [(read[i], told[i]) for i in places]
+        hits, yes, true = (
+            sum(pair == ("yes", "yes") for pair in pairs),
+            sum(said == "yes" for said, _ in pairs),
+            sum(truth == "yes" for _, truth in pairs),
+        )
+        details |= {
+            f"{split} F1": 200 * hits / (yes + true) if yes + true else 0.0,
+            f"{split} accuracy": 100 * sum(said == truth for said, truth in pairs) / len(pairs),
+            f"{split} precision": 100 * hits / yes if yes else 0.0,
+            f"{split} recall": 100 * hits / true if true else 0.0,
+            f"{split} yes": 100 * yes / len(pairs),
+        }
+    scores = [value for name, value in details.items() if name.endswith(" F1")]
+    points = [float(said == truth) for said, truth in zip(read, told, strict=True)]
+    return Score(sum(scores) / len(scores) if scores else None, points, details)
+
+
+def mme_reading(text: str) -> str:
+    """`yes`, `no` or `other`, as MME's own code reads: from the first four letters."""
+    said = text.lower().strip().replace(".", "")
+    if len(said) == 1:
+        return {"y": "yes", "n": "no"}.get(said, "other")
+    start = said[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def score_mme(records: Sequence[Record]) -> Score:
+    """Sum over the perception subtasks of accuracy and of pairs wholly right, each in percent.
+
+    Each picture has two questions; facts: `category`, `picture`, `answer`. A picture of which one
+    is missing makes no pair: it is left out, and a note says so.
+    """
+    points = [float(mme_reading(r["text"]) == mme_reading(r["facts"]["answer"])) for r in records]
+    pairs: dict[str, list[float]] = {}
+    missing = 0
+    for (category, _), places in grouped(records, "category", "picture").items():
+        if len(places) != 2:
+            missing += 1
+            continue
+        right = sum(points[place] for place in places)
+        pairs.setdefault(category, []).append(right * 50 + (right == 2) * 100)
+    details = {category: sum(scores) / len(scores) for category, scores in pairs.items()}
+    perception = [score for category, score in details.items() if category in PERCEPTION]
+    cognition = [score for category, score in details.items() if category not in PERCEPTION]
+    notes = [f"{missing} pictures lack a question and are left out"] if missing else []
+    if cognition:
+        details["cognition"] = sum(cognition)
+    return Score(sum(perception) if perception else None, points, details, notes)

@@ -189,11 +189,10 @@ def _held_out_rows(data: str, share: float) -> tuple[Any, list[int]]:
 
 
 def _of_row(row: Any) -> Iterator[HeldOut]:
-    from aligntrain.data.pictures import decode_picture
+    from aligntrain.data.samples import decode_picture
     from aligntrain.evaluate.question_types import kind_of
-    from aligntrain.prompts.conversation import read_conversation
+    from aligntrain.prompts.conversation import Unusable, read_conversation
     from aligntrain.prompts.placeholders import IMAGE_MARK
-    from aligntrain.prompts.unusable import Unusable
 
     if not row.image:
         return
@@ -208,7 +207,7 @@ def _of_row(row: Any) -> Iterator[HeldOut]:
 
 
 def _messages(question: HeldOut) -> list[dict[str, Any]]:
-    from aligntrain.data.pictures import decode_picture
+    from aligntrain.data.samples import decode_picture
     from aligntrain.model.processing import read_picture
 
     given = question.picture

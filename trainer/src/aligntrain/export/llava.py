@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from alignshared import InputError
-from aligntrain.model.head import body_of
+from aligntrain.model.losses import body_of
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
 USE = """from transformers import AutoProcessor, LlavaForConditionalGeneration

@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 
 from alignshared import Dataset, InputError
 from aligntrain.data.dataset import Shards
-from aligntrain.gate.findings import Findings
-from aligntrain.gate.measure import batches, gate_weights, with_pictures
+from aligntrain.gate.measure import Swept, batches, gate_weights, sweep_levels, with_pictures
 from aligntrain.gate.questions import Case, Cases, read_cases
-from aligntrain.gate.record import samples_table, summary_of
-from aligntrain.gate.report import EXAMPLES, render_page
+from aligntrain.gate.report import EXAMPLES, render_page, samples_table, summary_of
 from aligntrain.gate.summary import (
+    Findings,
     KindWeights,
     Setting,
     Weights,
@@ -26,7 +25,6 @@ from aligntrain.gate.summary import (
     highest,
     settings_by_kind,
 )
-from aligntrain.gate.sweep import Swept, sweep_levels
 from aligntrain.inference.load import load_model
 
 REPORT = "report.html"

@@ -16,9 +16,8 @@ from alignshared import InputError
 from alignshared.schema import LEVEL_COLUMN
 from aligntrain.data.dataset import Shards
 from aligntrain.evaluate.question_types import kind_of
-from aligntrain.prompts.conversation import Turn, read_conversation
+from aligntrain.prompts.conversation import Turn, Unusable, read_conversation
 from aligntrain.prompts.placeholders import IMAGE_MARK
-from aligntrain.prompts.unusable import Unusable
 
 TYPE_COLUMNS = ("question_type", "type", "task", "kind", "category", "source", "dataset")
 """Where a dataset may say of what type a question is; the first that is there."""

@@ -1,27 +1,78 @@
 """The report as one HTML file: no script, nothing fetched, every text of the data escaped."""
 
-from math import isfinite
+import unicodedata
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignshared.palette import level_colours
 from alignshared.thumbnails import data_uri, thumbnail
 from aligntrain.charts import Dots, Scatter, dots, scatter
-from aligntrain.evaluate.intervals import Correlation
-from aligntrain.gate import words
-from aligntrain.gate.findings import Findings
+from aligntrain.evaluate.intervals import Correlation, Interval
 from aligntrain.gate.summary import (
+    Findings,
     Setting,
     by_kind,
     correlations,
+    entropies,
     favourite,
     highest,
     mean_levels,
     settings_by_kind,
 )
+
+TEXT_LIMIT = 110
+DASH = "\N{EN DASH}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`value` to `digits` places with a true minus sign, a dash for None."""
+    return DASH if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share of 1 as percent."""
+    return f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
+
+
+def interval(value: Interval | Correlation, digits: int = 3) -> str:
+    """The ends of an interval, or that there is none."""
+    if value.low is None or value.high is None:
+        return "too few for an interval"
+    return f"{number(value.low, digits)} to {number(value.high, digits)}"
+
+
+def clip(text: str, limit: int = TEXT_LIMIT) -> str:
+    """`text` on one line, without control characters; a long one is cut."""
+    clean = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text[: 4 * limit])
+    head = " ".join(clean.split())
+    if len(head) <= limit and len(text) <= 4 * limit:
+        return head
+    return f"{head[:limit].rstrip()}\N{HORIZONTAL ELLIPSIS}"
+
+
+def relation(r: Correlation) -> str:
+    """Describe a coefficient of correlation in a few words."""
+    if r.r is None:
+        return "one of the two does not vary, so there is nothing to correlate"
+    if r.low is None or r.high is None:
+        return "too few to say"
+    if r.low <= 0 <= r.high:
+        return "the interval holds 0: no relation is shown"
+    strength = next(word for least, word in _STRENGTHS if abs(r.r) >= least)
+    return f"a {strength} {'positive' if r.r > 0 else 'negative'} relation"
+
+
+_STRENGTHS = ((0.5, "strong"), (0.3, "moderate"), (0.1, "weak"), (0.0, "very weak"))
+"""Cohen's words for a coefficient (Statistical Power Analysis, 1988)."""
+
 
 EXAMPLES = 7
 """Pictures that are shown of each level, at most."""
@@ -40,11 +91,11 @@ def render_page(found: Findings, summary: dict[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "number": words.number,
-        "percent": words.percent,
-        "interval": words.interval,
-        "relation": words.relation,
-        "clip": words.clip,
+        "number": number,
+        "percent": percent,
+        "interval": interval,
+        "relation": relation,
+        "clip": clip,
         "thousands": lambda count: f"{count:,}",
     }
     return environment.get_template("page.html.j2").render(_context(found, summary))
@@ -108,9 +159,9 @@ def _card(found: Findings, at: int, weight: float) -> dict[str, Any]:
     return {
         "uri": data_uri(picture) if picture else None,
         "weight": weight,
-        "question": words.clip(case.question),
-        "answer": None if case.answer is None else words.clip(case.answer, 60),
-        "id": words.clip(case.id, 40),
+        "question": clip(case.question),
+        "answer": None if case.answer is None else clip(case.answer, 60),
+        "id": clip(case.id, 40),
     }
 
 
@@ -126,3 +177,84 @@ def _accuracy_chart(settings: list[Setting]) -> Dots | None:
         if s.accuracy is not None
     ]
     return dots(values) if values else None
+
+
+def summary_of(found: Findings) -> dict[str, Any]:
+    """All numbers of the report; plain values, as JSON holds them."""
+    config, read = found.model.config, found.read
+    summary: dict[str, Any] = {
+        "model": str(found.checkpoint.absolute()),
+        "mixing": config.mixing,
+        "levels": config.levels,
+        "gate_text": config.gate_text,
+        "without": found.without,
+        "data": found.dataset.location,
+        "data_sha256": found.dataset.digest,
+        "rows": read.rows,
+        "questions": len(found.cases),
+        "pairs": read.pairs,
+        "types_from": read.kinds_from,
+        "left_out": {
+            "without a picture": read.text_only,
+            "without a question": read.unusable,
+            "picture unread": len(read.cases) - len(found.cases),
+        },
+        "vectors": vectors_of(found.model),
+        "package": f"aligntrain {version('aligntrain')}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if found.weights is not None:
+        summary["entropy_of_no_preference"] = log(config.levels - 1)
+        summary["types"] = [asdict(kind) for kind in by_kind(found.cases, found.weights)]
+        summary["correlations"] = {
+            name: {"pearson": asdict(r), "spearman": asdict(rho)}
+            for name, (r, rho) in correlations(found.cases, found.weights).items()
+        }
+    if found.swept:
+        summary["sweep"] = {
+            kind: [asdict(setting) for setting in settings]
+            for kind, settings in settings_by_kind(found.cases, found.swept).items()
+        }
+    return summary
+
+
+def vectors_of(model: Any) -> dict[str, Any]:
+    """Lengths of the N level vectors, and the cosine of each two of them [N][N]."""
+    table = model.model.alignment.table.detach().double().cpu().numpy()
+    lengths = np.linalg.norm(table, axis=1)
+    unit = table / np.maximum(lengths, 1e-12)[:, None]
+    return {"length": lengths.tolist(), "cosine": (unit @ unit.T).tolist()}
+
+
+def samples_table(found: Findings) -> pa.Table:
+    """A row for each question: what it is, its weights, and what became of it in the sweep."""
+    cases = found.cases
+    columns: dict[str, Any] = {
+        "id": pa.array([case.id for case in cases], pa.string()),
+        "turn": pa.array([case.turn for case in cases], pa.int32()),
+        "type": pa.array([case.kind for case in cases], pa.string()),
+        "question": pa.array([case.question for case in cases], pa.string()),
+        "reference": pa.array([case.answer for case in cases], pa.string()),
+        "score": pa.array([case.score for case in cases], pa.float32()),
+        "level": pa.array([case.level for case in cases], pa.int8()),
+    }
+    if found.weights is not None:
+        weights = found.weights
+        columns["gate_weights"] = pa.array(weights.tolist(), pa.list_(pa.float32()))
+        columns["mean_level"] = pa.array(mean_levels(weights), pa.float32())
+        columns["gate_entropy"] = pa.array(entropies(weights), pa.float32())
+    if found.swept:
+        swept = {one.number: one for one in found.swept}
+        for setting in found.swept[0].losses:
+            name = "own" if setting is None else f"level_{setting}"
+            ordered = [swept.get(number) for number in range(len(cases))]
+            columns[f"loss_{name}"] = pa.array(
+                [one and one.losses[setting] for one in ordered], pa.float32()
+            )
+            columns[f"said_{name}"] = pa.array(
+                [one and one.said.get(setting) for one in ordered], pa.string()
+            )
+            columns[f"right_{name}"] = pa.array(
+                [one and one.right.get(setting) for one in ordered], pa.bool_()
+            )
+    return pa.table(columns)

@@ -4,10 +4,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from alignshared import Dataset
 from aligntrain.evaluate.intervals import (
     Correlation,
     Interval,
@@ -16,8 +19,8 @@ from aligntrain.evaluate.intervals import (
     share_interval,
     spearman,
 )
-from aligntrain.gate.questions import Case
-from aligntrain.gate.sweep import Swept
+from aligntrain.gate.measure import Swept
+from aligntrain.gate.questions import Case, Cases
 
 ALL = "all"
 """The name of the row for questions of every type."""
@@ -160,3 +163,23 @@ def _groups(kinds: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
     array = np.array(kinds, dtype=object)
     everything = {ALL: np.arange(len(kinds))} if len(names) != 1 else {}
     return everything | {name: np.flatnonzero(array == name) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What was measured of `model`, which lies in `checkpoint`, on `dataset`.
+
+    `cases` are those of `read` whose picture can be read, `weights` [n, N-1] theirs, None where
+    there is no gate, of which `without` then tells. `swept` are those that levels were forced on,
+    none without a sweep; `pictures` are encoded ones, by row, of the cases to show.
+    """
+
+    checkpoint: Path
+    model: Any
+    dataset: Dataset
+    read: Cases
+    cases: list[Case]
+    weights: Weights | None
+    swept: list[Swept]
+    pictures: dict[int, bytes]
+    without: str | None

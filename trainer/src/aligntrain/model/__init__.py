@@ -3,10 +3,9 @@
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from aligntrain.model.alignment import Alignment, AlignmentGate
-from aligntrain.model.base import AlignGPTOutput
 from aligntrain.model.build import build_model, build_processor
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.model.modeling import AlignGPTForConditionalGeneration
+from aligntrain.model.modeling import AlignGPTForConditionalGeneration, AlignGPTOutput
 from aligntrain.model.processing import AlignGPTProcessor
 
 __all__ = [

@@ -15,26 +15,229 @@ Parameters, the same in checkpoints and in memory:
     model.language_model.*              a whole causal LM of transformers, its head included
 """
 
-from typing import Any
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedModel,
+    initialization,
+)
 from transformers.cache_utils import Cache
+from transformers.utils.generic import ModelOutput
 
 from alignshared import InputError
-from aligntrain.model.base import AlignGPTOutput, AlignGPTPreTrainedModel
-from aligntrain.model.body import AlignGPTModel
+from aligntrain.model.alignment import Alignment, mean_text, nothing, similarities
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration
-from aligntrain.model.head import body_of, losses_at_once, losses_in_pieces
 from aligntrain.model.losses import (
     IGNORED,
+    body_of,
+    losses_at_once,
+    losses_in_pieces,
     next_token_losses,
     packed_losses,
     packed_targets,
 )
-from aligntrain.model.packing import Packing, prepare_packing
+from aligntrain.model.packing import Packing, mask_of, prepare_packing
+from aligntrain.model.rows import read_rows
+from aligntrain.model.vision import Projector, image_features
+
+
+@dataclass
+class AlignGPTOutput(ModelOutput):
+    """What a forward pass gives.
+
+    `loss` is the mean over all labelled tokens of the batch; `sample_loss` [B] float32 (detached)
+    the mean over each row's own, 0 where it has none, and `sample_tokens` [B] int64 their number.
+    `gate_weights` [B, N-1] float32 are zero in rows without an image, and None where no gate spoke.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    gate_weights: torch.Tensor | None = None
+    sample_loss: torch.Tensor | None = None
+    sample_tokens: torch.Tensor | None = None
+
+
+class AlignGPTPreTrainedModel(PreTrainedModel):
+    """What transformers asks of every model of a family."""
+
+    config_class = AlignGPTConfig
+    config: AlignGPTConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    # Whether an attention kernel can be used is for the two towers to say; each checks its own.
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier-uniform for the table (PAPER.md), torch's own for the linear layers, as in the
+        authors' code; the vision tower and the LLM initialise themselves.
+        """
+        if isinstance(module, Alignment):
+            initialization.xavier_uniform_(module.table)
+        elif isinstance(module, nn.Linear):
+            initialization.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            bound = 1 / math.sqrt(module.in_features)
+            initialization.uniform_(module.bias, -bound, bound)
+
+
+class AlignGPTModel(AlignGPTPreTrainedModel):
+    """The parts, and how images and alignment vectors come into the LLM's sequence."""
+
+    def __init__(self, config: AlignGPTConfig) -> None:
+        super().__init__(config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.projector = Projector(config)
+        self.alignment = Alignment(config) if config.has_table else None
+        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Projected image tokens [I, L, d] of `pixel_values` [I, 3, H, W]."""
+        features = image_features(self.vision_tower, pixel_values, self.config)
+        return self.projector(features.to(_first(self.projector).dtype))
+
+    def embed(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        levels: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        gate_weights: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The sequence that the LLM reads, [B, T, d], and the gate's weights [B, N-1] or None.
+
+        See `AlignGPTForConditionalGeneration.forward` for the arguments.
+        """
+        config = self.config
+        images = 0 if pixel_values is None else len(pixel_values)
+        rows = read_rows(input_ids, images, levels, config)
+        token_ids = input_ids.masked_fill(rows.image_places | rows.align_places, 0)
+        embeddings = self.get_input_embeddings()(token_ids)
+        if pixel_values is None or images == 0:
+            if (self.training and torch.is_grad_enabled()) or _is_partitioned(self.projector):
+                embeddings = embeddings + self._untouched(levels).to(embeddings.dtype)
+            return embeddings, None
+        features = self.get_image_features(pixel_values)
+        merged = _put(embeddings, rows.image_places, features.flatten(0, 1))
+        if self.alignment is None:
+            return merged, None
+        text = rows.text_places(attention_mask, labels if config.gate_text == "prompt" else None)
+        seen = similarities(features, mean_text(embeddings, text), rows.row_of_image)
+        vectors, weights = self.alignment(seen, levels, gate_weights)
+        merged = _put(merged, rows.align_places, vectors[rows.has_image])
+        if weights is not None:
+            weights = weights * rows.has_image.unsqueeze(-1)
+        return merged, weights
+
+    def forward(  # noqa: PLR0913 - transformers' own arguments and some of ours
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        levels: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        gate_weights: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        packing: Packing | None = None,
+        headless: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, torch.Tensor | None]:
+        """The LLM's output on the merged sequence, and the gate's weights or None.
+
+        `labels` only tell the gate which text is the prompt; with `packing` the LLM reads all rows
+        as one; `headless` leaves out its head; `kwargs` go to the LLM.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError(
+                "forward got both or neither of input_ids and inputs_embeds; give one of them."
+            )
+        weights = None
+        if input_ids is not None:
+            inputs_embeds, weights = self.embed(
+                input_ids, attention_mask, pixel_values, levels, labels, gate_weights
+            )
+        elif pixel_values is not None:
+            raise InputError(
+                "forward got pixel_values with inputs_embeds, which have no places for them; give "
+                "input_ids, or the embeddings that `embed` merged."
+            )
+        if packing is not None:
+            inputs_embeds = packing.rows(inputs_embeds)
+            attention_mask = mask_of(packing, self.language_model)
+            kwargs["position_ids"] = packing.positions
+        reader = body_of(self.language_model) if headless else self.language_model
+        assert reader is not None, "the caller has asked `body_of`"
+        accepted = inspect.signature(reader.forward).parameters
+        known = {name: kwargs.pop(name, None) for name in ("position_ids", "logits_to_keep")}
+        kwargs |= {
+            name: value for name, value in known.items() if name in accepted and value is not None
+        }
+        output = reader(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+        return output, weights
+
+    def _untouched(self, levels: torch.Tensor | None) -> torch.Tensor:
+        """Zero that depends on every parameter that only images reach.
+
+        Under ZeRO-3 every rank gathers the same modules in the same order, forth and back, so a
+        batch of text passes through them too, with a black image that is compared with no text.
+        """
+        height, width = self.config.picture_size
+        like = _first(self.projector)
+        black = torch.zeros(1, 3, height, width, dtype=like.dtype, device=like.device)
+        features = self.get_image_features(black)
+        zero = nothing(features)
+        if self.alignment is not None:
+            no_text = features.new_zeros(1, features.shape[-1], dtype=torch.float32)
+            row = torch.zeros(1, dtype=torch.long, device=features.device)
+            seen = similarities(features, no_text, row)
+            one = None if levels is None else torch.ones(1, dtype=torch.long, device=seen.device)
+            vectors, _ = self.alignment(seen, one)
+            zero = zero + nothing(vectors)
+        return zero
+
+
+def _put(sequence: torch.Tensor, places: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """`sequence` [B, T, d] with `vectors` [n, d] at the n `places` [B, T], in reading order."""
+    return sequence.masked_scatter(places.unsqueeze(-1), vectors.to(sequence.dtype))
+
+
+def _first(module: nn.Module) -> nn.Parameter:
+    """A parameter of `module`, to see its type and device.
+
+    Under ZeRO-3, `module.weight` from outside the module would gather it at once, on the ranks that
+    come by here and no others.
+    """
+    return next(module.parameters())
+
+
+def _is_partitioned(module: nn.Module) -> bool:
+    """Whether DeepSpeed ZeRO-3 holds the parameters, so that ranks must gather them together."""
+    return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
 
 Losses = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 _NO_LOSSES: Losses = (None, None, None)

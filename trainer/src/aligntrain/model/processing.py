@@ -18,8 +18,14 @@ from transformers.image_utils import load_image
 from alignshared import InputError
 from alignshared.pictures import ImageError, decode_image, to_rgb
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.prompts import vicuna
-from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
+from aligntrain.prompts.placeholders import (
+    IMAGE_MARK,
+    SYSTEM,
+    Layout,
+    join,
+    own_bos,
+    tokenize_pieces,
+)
 
 Aspect = Literal["pad", "crop"]
 Template = Literal["plain", "vicuna_v1", "chat"]
@@ -38,7 +44,7 @@ CHAT_TEMPLATES: dict[str, str] = {
         "{%- if messages[0].role == 'system' -%}"
         "{{- messages[0].content + ' ' -}}"
         "{%- else -%}"
-        "{{- '" + vicuna.SYSTEM.replace("'", "\\'") + " ' -}}"
+        "{{- '" + SYSTEM.replace("'", "\\'") + " ' -}}"
         "{%- endif -%}"
         "{%- for message in messages -%}"
         "{%- if message.role == 'user' -%}"

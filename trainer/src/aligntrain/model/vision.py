@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from alignshared import InputError
 from aligntrain.model.configuration import AlignGPTConfig
@@ -41,3 +42,20 @@ def image_features(
         if config.scales is None:
             return read(pixel_values)
         return multi_scale(pixel_values, config.scales, config.vision_config.image_size, read)
+
+
+class Projector(nn.Sequential):
+    """Linear(features, d), activation, Linear(d, d), on features [..., features].
+
+    Features are the vision tower's width, times the number of scales.
+
+    Parameters: `0.{weight,bias}`, `2.{weight,bias}`.
+    """
+
+    def __init__(self, config: AlignGPTConfig) -> None:
+        width = config.text_config.hidden_size
+        super().__init__(
+            nn.Linear(config.feature_width, width),
+            ACT2FN[config.projector_act],
+            nn.Linear(width, width),
+        )

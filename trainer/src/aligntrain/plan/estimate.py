@@ -160,7 +160,7 @@ def _states(recipe: Recipe, gpus: int, parts: list[PartSize], quantized: int) ->
 
 def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Working]:
     """Of a micro-batch, by whether activations are checkpointed."""
-    from aligntrain.model.head import body_of, rows_at_once
+    from aligntrain.model.losses import body_of, rows_at_once
 
     config, batch, length = model.config, recipe.batch, recipe.data.max_length
     names = [name for name, _ in model.named_parameters()]

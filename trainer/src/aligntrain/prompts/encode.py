@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignshared import InputError
-from aligntrain.prompts.conversation import Turn, read_conversation
+from aligntrain.prompts.conversation import Turn, Unusable, Why, read_conversation
 from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, is_foreign, join, own_bos
 from aligntrain.prompts.templates import ChatTemplate, Script, check_template, plain, vicuna_v1
-from aligntrain.prompts.unusable import Unusable, Why
 
 IGNORED = -100
 """The label of a token that is not learned."""

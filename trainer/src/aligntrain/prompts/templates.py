@@ -19,10 +19,8 @@ from typing import Any, Literal, get_args
 from jinja2 import TemplateError
 
 from alignshared import InputError
-from aligntrain.prompts import vicuna
-from aligntrain.prompts.conversation import Conversation
-from aligntrain.prompts.placeholders import IMAGE_MARK
-from aligntrain.prompts.unusable import Unusable, Why
+from aligntrain.prompts.conversation import Conversation, Unusable, Why
+from aligntrain.prompts.placeholders import IMAGE_MARK, SYSTEM
 
 TemplateName = Literal["plain", "vicuna_v1", "chat"]
 
@@ -67,7 +65,7 @@ def vicuna_v1(conversation: Conversation, end: str | None) -> Script:
     The space before an answer is learned with it: a prompt ends in `ASSISTANT:`, and most
     tokenizers make one token of a space and the word behind it.
     """
-    text = f"{vicuna.SYSTEM} "
+    text = f"{SYSTEM} "
     learned: list[tuple[int, int]] = []
     for exchange in conversation.exchanges:
         text += f"USER: {exchange.question} ASSISTANT:"

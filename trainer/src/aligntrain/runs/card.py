@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from alignshared import AlignError, Dataset
-from aligntrain.recipes.text import read_yaml, write_yaml
-from aligntrain.runs.files import write_whole
+from aligntrain.recipes.load import read_yaml, write_yaml
 from aligntrain.runs.folder import (
     METRICS,
     Job,
@@ -22,6 +21,7 @@ from aligntrain.runs.folder import (
     levels_wanted,
     read_job,
     versions_of,
+    write_whole,
 )
 
 CARD = "README.md"

@@ -19,6 +19,14 @@ from typing import Any
 from alignshared import InputError
 from aligntrain.recipes import Recipe, dump, loads
 
+
+def write_whole(file: Path, text: str) -> None:
+    """Write `file` under another name, and rename it."""
+    unfinished = file.with_name(f".unfinished-{file.name}")
+    unfinished.write_text(text, encoding="utf-8", newline="")  # lines end as `text` has them
+    os.replace(unfinished, file)
+
+
 RUN = "run.json"
 RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"

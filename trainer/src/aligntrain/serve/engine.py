@@ -11,21 +11,64 @@ follow the longest row) answers one at a time.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from torch.nn import functional
 from transformers import DynamicCache
 
 from aligntrain.inference.generate import generation_settings
 from aligntrain.model.packing import obstacle
-from aligntrain.serve.cached import Cached
 from aligntrain.serve.detokenizer import Writing
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.request import Begun, Ended, Failed, Job, Piece
-from aligntrain.serve.sampling import Sampler
+from aligntrain.serve.request import Begun, Ended, Failed, Job, Piece, Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """Keys and values of B rows, the shorter ones padded on the left.
+
+    `cache` holds [B, heads, T, width] for each layer, `mask` [B, T] int64 is 0 at padding. Rows
+    count positions over their own tokens, so how much padding stands before a row is all the same.
+    """
+
+    cache: Any
+    mask: torch.Tensor
+
+    def beside(self, other: "Cached") -> "Cached":
+        """These rows, and after them those of `other`."""
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        layers = [
+            tuple(_stacked(a, b, length) for a, b in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True)
+        ]
+        masks = [functional.pad(m, (length - m.shape[1], 0)) for m in (self.mask, other.mask)]
+        return Cached(DynamicCache(layers), torch.cat(masks))
+
+    def only(self, rows: Sequence[int]) -> "Cached":
+        """The `rows`, without the padding that none of them needs."""
+        places = torch.tensor(rows, device=self.mask.device)
+        mask = self.mask[places]
+        first = int(mask.any(dim=0).int().argmax())
+        layers = [
+            tuple(None if one is None else one[places, :, first:] for one in pair)
+            for pair in _layers(self.cache)
+        ]
+        return Cached(DynamicCache(layers), mask[:, first:])
+
+
+def _layers(cache: Any) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _stacked(a: torch.Tensor | None, b: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    if a is None or b is None:  # a layer that uses another one's keys and values
+        return None
+    return torch.cat([functional.pad(one, (0, 0, length - one.shape[2], 0)) for one in (a, b)])
+
 
 log = logging.getLogger(__name__)
 

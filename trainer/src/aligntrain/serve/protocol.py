@@ -1,12 +1,72 @@
 """The body of a chat request: OpenAI's fields that are honoured here, and two of ours."""
 
+import json
+import time
+import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 from pydantic_core import from_json
 
-from aligntrain.serve.refusals import Refusal
+_TYPES = {
+    401: "authentication_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+
+
+class Refusal(Exception):
+    """A request that is not answered: an HTTP status, and one sentence that says why.
+
+    `code` is OpenAI's word for it, where there is one; `param` names the part of the request;
+    `retry_after` says in how many seconds to come again; with `final` it is said that the same
+    request would end the same, since OpenAI's clients send it twice more after 408 and 5xx.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        sentence: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after: int | None = None,
+        final: bool = False,
+    ) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+        self.code = code
+        self.param = param
+        self.retry_after = retry_after
+        self.final = final
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What is sent."""
+        error = {
+            "message": self.sentence,
+            "type": _TYPES.get(self.status, "invalid_request_error"),
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that go with it."""
+        headers: dict[str, str] = {}
+        if self.retry_after is not None:
+            headers["Retry-After"] = str(self.retry_after)
+        if self.final:
+            headers["x-should-retry"] = "false"
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return headers
+
 
 _IGNORED = frozenset(
     {
@@ -228,3 +288,84 @@ def _place(location: Sequence[str | int]) -> str:
         elif at < 4 or location[at - 2] != "content":
             path += f".{step}" if path else step
     return path[:200]
+
+
+DONE = "data: [DONE]\n\n"
+"""What ends a stream."""
+
+
+def event(data: dict[str, Any]) -> str:
+    """`data` as one server-sent event."""
+    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+class Reply:
+    """The parts of one answer; `gate` says whether the gate's weights go with it."""
+
+    def __init__(self, model: str, prompt_tokens: int, *, gate: bool) -> None:
+        self._model = model
+        self._prompt_tokens = prompt_tokens
+        self._shows_gate = gate
+        self._id = f"chatcmpl-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    def whole(
+        self, text: str, reason: str, tokens: int, weights: list[float] | None
+    ) -> dict[str, Any]:
+        """The body of a response that does not stream."""
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text, "refusal": None},
+            "finish_reason": reason,
+            "logprobs": None,
+        }
+        return self._object("chat.completion", [choice]) | {
+            "usage": self._usage(tokens),
+            **self._gate(weights),
+        }
+
+    def first(self, weights: list[float] | None) -> str:
+        """The event that begins a stream."""
+        begun = self._chunk({"role": "assistant", "content": ""}) | self._gate(weights)
+        return event(begun)
+
+    def piece(self, text: str) -> str:
+        """The event with more of the answer."""
+        return event(self._chunk({"content": text}))
+
+    def last(self, reason: str) -> str:
+        """The event that says why the answer ends."""
+        return event(self._chunk({}, reason))
+
+    def usage(self, tokens: int) -> str:
+        """The event that counts tokens."""
+        counted = self._object("chat.completion.chunk", [])
+        return event(counted | {"usage": self._usage(tokens)})
+
+    def _gate(self, weights: list[float] | None) -> dict[str, Any]:
+        return {"gate": weights} if self._shows_gate else {}
+
+    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+        return self._object("chat.completion.chunk", [choice])
+
+    def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "choices": choices,
+        }
+
+    def _usage(self, tokens: int) -> dict[str, int]:
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": self._prompt_tokens + tokens,
+        }
+
+
+def failure(refusal: Refusal) -> str:
+    """The event that ends a stream which cannot go on."""
+    return event(refusal.body)

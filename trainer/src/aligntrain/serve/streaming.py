@@ -9,10 +9,8 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from aligntrain.serve.refusals import Refusal
-from aligntrain.serve.replies import DONE, Reply, failure
-from aligntrain.serve.request import Begun, Ended, Event, Failed, Job, Piece, Prompt
-from aligntrain.serve.sampling import Sampling
+from aligntrain.serve.protocol import DONE, Refusal, Reply, failure
+from aligntrain.serve.request import Begun, Ended, Event, Failed, Job, Piece, Prompt, Sampling
 from aligntrain.serve.service import Place
 
 T = TypeVar("T")

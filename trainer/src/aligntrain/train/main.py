@@ -92,7 +92,7 @@ def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
     if found is not None:
         checkpoints.load_state(found, zero.MasterState(engine))
     if job.recipe.compile:
-        from aligntrain.train.compiling import compile_layers
+        from aligntrain.train.setup import compile_layers
 
         compile_layers(engine.module)
     ending = _train(job, engine, data, start, profile)
@@ -121,9 +121,8 @@ def _where_to_begin(run: Path, resume: bool) -> checkpoints.Checkpoint | None:
 def _train(job: Job, engine: Any, data: Any, start: int, profile: int | None) -> dict[str, Any]:
     """Make the steps after `start`; how the run ended."""
     from aligntrain.progress import Display
-    from aligntrain.train.loggers import open_trackers
-    from aligntrain.train.recorder import Recorder
-    from aligntrain.train.throughput import sentence
+    from aligntrain.train.loggers import Recorder, open_trackers
+    from aligntrain.train.metrics import sentence
     from aligntrain.train.trainer import Loop
 
     first = data.share.rank == 0

@@ -121,8 +121,7 @@ def open_shards(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
     Raises:
         InputError: it cannot be trained on with this recipe.
     """
-    from aligntrain.data.dataset import Shards
-    from aligntrain.data.relevel import relevel_of
+    from aligntrain.data.dataset import Shards, relevel_of
 
     return Shards(
         data,

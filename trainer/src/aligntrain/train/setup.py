@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignshared import InputError
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import Shards, relevel_of
 from aligntrain.data.index import read_index
 from aligntrain.data.loader import Loader, Preparation, Share
-from aligntrain.data.relevel import relevel_of
 from aligntrain.data.sampler import Order, Rows
 from aligntrain.model.adapter import load_adapter
 from aligntrain.model.build import DTYPES, build_config, build_model, build_processor
@@ -20,6 +21,32 @@ from aligntrain.runs.folder import Job, levels_wanted
 from aligntrain.train import checkpoint
 from aligntrain.train.phases import apply_phase
 from aligntrain.train.trainer import TrainingData
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Have every layer of the towers of `model` compiled when it first runs.
+
+    Names of modules and parameters stay what they are.
+
+    Raises:
+        InputError: nothing can be compiled here.
+    """
+    _try(next(model.parameters()).device)
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
+
+
+def _try(device: torch.device) -> None:
+    """Compile next to nothing: what is missing then shows before the first step, in a sentence."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"compile=true cannot be had here ({reason}); install a C++ compiler and Python's "
+            "headers, or set compile to false."
+        ) from error
 
 
 def device_of_rank() -> torch.device:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,11 +28,43 @@ from aligntrain.progress import Display
 from aligntrain.recipes import Recipe
 from aligntrain.train.checkpoint import model_identity, save_checkpoint
 from aligntrain.train.deepspeed_engine import MasterState, is_plain, set_rates
-from aligntrain.train.metrics import Flops, Sums, peak_flops, read_metrics
+from aligntrain.train.loggers import Recorder
+from aligntrain.train.metrics import Flops, Speed, Sums, peak_flops, read_metrics
 from aligntrain.train.profiling import part, profiling
-from aligntrain.train.recorder import Recorder
-from aligntrain.train.schedule import rate_factor, total_steps
-from aligntrain.train.throughput import Speed
+
+Schedule = Literal["cosine", "constant"]
+
+
+def total_steps(max_steps: int | None, epochs: float, steps_per_epoch: int) -> int:
+    """Steps of the optimizer: `max_steps`, or what `epochs` come to, rounded down; at least one."""
+    return max_steps or max(1, int(epochs * steps_per_epoch))
+
+
+def warmup_steps(total: int, ratio: float) -> int:
+    """Steps in which the rate rises: `ratio` of all, rounded up as in transformers."""
+    return min(math.ceil(total * ratio), total)
+
+
+def rate_factor(step: int, total: int, warmup_ratio: float, schedule: Schedule) -> float:
+    """By what the highest learning rate is multiplied in step `step` of 0..`total` - 1.
+
+    It rises in equal parts from 1 / (warm-up + 1) to 1, then stays there (`constant`) or falls to 0
+    along a half cosine, which it would reach in step `total` (Loshchilov and Hutter 2017, without
+    restarts). transformers begins at 0 instead, so that a run's first step teaches nothing.
+
+    Raises:
+        ValueError: there is no such step.
+    """
+    if not 0 <= step < total:
+        raise ValueError(f"there is no step {step} among {total}")
+    warmup = warmup_steps(total, warmup_ratio)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, total - warmup)
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
 
 log = logging.getLogger("aligntrain")
 
