@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aligncurate.levels.edges import scores_of
 from aligncurate.output.folder import WrittenRejects
+from aligncurate.output.shards import open_matching, rows_per_batch, scores_of
 from aligncurate.progress import OnProgress
-from aligncurate.selection.copy import open_matching, rows_per_batch
 from aligncurate.threads import map_ordered
 from alignshared import (
     Dataset,

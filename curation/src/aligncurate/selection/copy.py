@@ -8,7 +8,6 @@ on the rows alone, so a run that was interrupted goes on shard by shard.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.levels.edges import open_checked
 from aligncurate.output.folder import OutputState, finish, open_output, provenance
+from aligncurate.output.shards import as_mask, open_checked, open_matching, rows_per_batch
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.summary import level_values, score_values
 from aligncurate.threads import map_ordered
@@ -33,7 +32,6 @@ from aligncurate.units.records import (
 )
 from alignshared import (
     AlignError,
-    ContractError,
     Dataset,
     LevelEdges,
     LevelStatistics,
@@ -45,45 +43,11 @@ from alignshared import (
 from alignshared.levels import LevelAccumulator, levels_to_json
 from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
 from alignshared.schema import LEVEL_COLUMN, require_columns, with_features
-from alignshared.shards import IMAGE_ROW_GROUP
-
-PLAIN_ROWS_PER_BATCH = 1 << 16
 
 _log = logging.getLogger("aligncurate")
 
 Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 """From a batch of n rows to n bools; called from several threads."""
-
-
-def rows_per_batch(columns: Sequence[str]) -> int:
-    """How many rows of `columns` to read at a time; those with pictures are large and lie in small
-    row groups, of which one is read at a time.
-    """
-    return IMAGE_ROW_GROUP if "image" in columns else PLAIN_ROWS_PER_BATCH
-
-
-def as_mask(keep: npt.NDArray[np.bool_]) -> pa.BooleanArray:
-    """`keep` [n] as an Arrow array of one bit for each row."""
-    bits = np.packbits(keep, bitorder="little")
-    return pa.Array.from_buffers(pa.bool_(), len(keep), [None, pa.py_buffer(bits)])
-
-
-@contextmanager
-def open_matching(
-    dataset: Dataset, shard: ShardInfo, schema: pa.Schema
-) -> Iterator[pq.ParquetFile]:
-    """The shard, open, once it is found to have the manifest's rows and the columns of `schema`.
-
-    Raises:
-        ContractError: it has not.
-    """
-    with open_checked(dataset, shard) as parquet:
-        if not parquet.schema_arrow.equals(schema):
-            raise ContractError(
-                f"the columns of {shard.file} in {dataset.location} are not those of its "
-                "first shard; write the dataset again."
-            )
-        yield parquet
 
 
 def finished_already(storage: Storage, config: dict[str, Any]) -> Dataset | None:

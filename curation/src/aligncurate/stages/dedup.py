@@ -21,9 +21,9 @@ from aligncurate.dedup.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_f
 from aligncurate.dedup.neighbours import NeighbourSearch, SearchFacts
 from aligncurate.output.folder import RUN_FOLDER, OutputState, finish, open_output
 from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.output.shards import as_mask
 from aligncurate.progress import OnProgress, silent
 from aligncurate.selection.copy import (
-    as_mask,
     copy_chosen,
     finished_already,
 )

@@ -18,12 +18,11 @@ from aligncurate.core.sampling import (
     balanced_quotas,
     sampling_keys,
 )
-from aligncurate.levels.edges import open_checked
 from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.output.shards import as_mask, open_checked
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.summary import level_values
 from aligncurate.selection.copy import (
-    as_mask,
     finished_already,
     write_chosen,
 )
