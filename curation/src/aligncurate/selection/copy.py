@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.output.folder import OutputState, finish, open_output, provenance
 from aligncurate.output.shards import as_mask, open_checked, open_matching, rows_per_batch
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.summary import level_values, score_values
@@ -24,14 +23,12 @@ from aligncurate.threads import map_ordered
 from aligncurate.units.records import (
     FinishedBatch,
     Timing,
-    UnitError,
     UnitRecord,
     finished_units,
-    released_if_empty,
-    write_unit,
+    manifest_fields,
 )
+from aligncurate.units.run import write_dataset, write_parts, write_shard_unit
 from alignshared import (
-    AlignError,
     Dataset,
     LevelEdges,
     LevelStatistics,
@@ -41,26 +38,13 @@ from alignshared import (
     Storage,
 )
 from alignshared.levels import LevelAccumulator, levels_to_json
-from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
+from alignshared.manifest import LEVELS_FILE
 from alignshared.schema import LEVEL_COLUMN, require_columns, with_features
 
 _log = logging.getLogger("aligncurate")
 
 Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 """From a batch of n rows to n bools; called from several threads."""
-
-
-def finished_already(storage: Storage, config: dict[str, Any]) -> Dataset | None:
-    """The dataset in `storage` if a run of `config` has finished it, which is then logged.
-
-    Raises:
-        InputError: it holds the result of another configuration.
-    """
-    if not storage.exists(MANIFEST_FILE):
-        return None
-    open_output(storage, config, overwrite=False)
-    _log.info("%s is finished already; nothing to do.", storage.location)
-    return Dataset(storage.location)
 
 
 def choose_rows(
@@ -95,7 +79,8 @@ class _Part:
     kept: list[pa.BooleanArray]
 
     @property
-    def rows_in(self) -> int:
+    def rows(self) -> int:
+        """Rows of the input that it is made of."""
         return sum(shard.rows for shard in self.shards)
 
 
@@ -126,13 +111,13 @@ def write_chosen(
     Raises:
         ContractError: a shard is not what the manifest says.
     """
-    if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
-        return Dataset(storage.location)
-    with released_if_empty(storage):
-        made = copy_chosen(
+
+    def write() -> Manifest:
+        return copy_chosen(
             dataset, storage, stage, config, kept, workers=workers, on_progress=on_progress
         )
-        return finish(storage, made)
+
+    return write_dataset(storage, config, write, overwrite=overwrite)
 
 
 def copy_chosen(
@@ -160,8 +145,7 @@ def copy_chosen(
     edges = dataset.manifest.level_edges
     if edges and statistics:
         storage.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
-    shards = [record.shard for record in records]
-    return _manifest(dataset, stage, config, shards, statistics)
+    return _manifest(dataset, stage, config, records, statistics)
 
 
 def _parts(dataset: Dataset, kept: Sequence[pa.BooleanArray]) -> list[_Part]:
@@ -190,28 +174,13 @@ def _copy(
     workers: int,
     on_progress: OnProgress,
 ) -> list[UnitRecord]:
-    done = {record.index: record for record in finished_units(storage)}
-    for part in parts:
-        if part.index in done:
-            on_progress(part.rows_in)
-    to_do = [part for part in parts if part.index not in done]
-
     def write(part: _Part) -> UnitRecord:
+        read = f"{part.shards[0].file} in {dataset.location}"
         batches = _chosen_batches(dataset, schema, part)
-        try:
-            return write_unit(storage, part.index, with_features(schema), batches)
-        except UnitError as error:  # of a dataset of ours no part can be done without
-            if isinstance(error.__cause__, AlignError):
-                raise error.__cause__ from None
-            raise AlignError(
-                f"{part.shards[0].file} in {dataset.location} cannot be copied: {error}; run the "
-                "same command to go on."
-            ) from error
+        return write_shard_unit(storage, part.index, with_features(schema), batches, read)
 
-    for part, record in zip(to_do, map_ordered(write, to_do, workers), strict=True):
-        done[record.index] = record
-        on_progress(part.rows_in)
-    return [done[part.index] for part in parts]
+    finished = {record.index: record for record in finished_units(storage)}
+    return write_parts(storage, parts, finished, write, workers=workers, on_progress=on_progress)
 
 
 def _chosen_batches(dataset: Dataset, schema: pa.Schema, part: _Part) -> Iterator[FinishedBatch]:
@@ -286,16 +255,12 @@ def _manifest(
     dataset: Dataset,
     stage: str,
     config: dict[str, Any],
-    shards: list[ShardInfo],
+    records: list[UnitRecord],
     statistics: list[LevelStatistics] | None,
 ) -> Manifest:
-    rows, made, parent = sum(shard.rows for shard in shards), provenance(), dataset.manifest
+    parent = dataset.manifest
     return Manifest(
         stage=stage,
-        rows=rows,
-        rejects={},
-        shards=shards,
-        reject_shards=[],
         config=config,
         parents=[Parent(dataset.location, dataset.digest)],
         model=parent.model,
@@ -303,7 +268,6 @@ def _manifest(
         scheme=parent.scheme,
         edges=parent.edges,
         level_statistics=statistics,
-        left_out=parent.rows - rows,
-        package=made["package"],
-        created=made["created"],
+        left_out=parent.rows - sum(record.shard.rows for record in records),
+        **manifest_fields(records),
     )

@@ -23,7 +23,7 @@ from aligncurate.sources.metadata import (
     parsed_metadata,
 )
 from aligncurate.sources.tar_members import TarBytes, TarDamage, tar_members
-from aligncurate.threads import beat
+from aligncurate.threads import heartbeat
 from alignshared import Reason
 from alignshared.filesystems import is_remote
 
@@ -82,7 +82,7 @@ def index_tar(location: str, prefix: str) -> TarIndex:
         try:
             for member in tar_members(data, location):
                 indexing.add(member)
-                beat()
+                heartbeat()
         except TarDamage as error:
             damage = str(error)
             indexing.end_in_damage(damage)
