@@ -469,8 +469,8 @@ def test_stages_do_not_write_over_an_export(tmp_path: Path, source: Dataset) -> 
     ("options", "message"),
     [
         ({"format": "csv"}, "--format must be llava, webdataset or hf .got csv"),
-        ({"format": "hf", "pairs_per_file": 0}, "--pairs-per-file 0 cannot be"),
-        ({"format": "hf", "workers": 0}, "--workers 0 cannot be"),
+        ({"format": "hf", "pairs_per_file": 0}, "--pairs-per-file must be at least 1 .got 0"),
+        ({"format": "hf", "workers": 0}, "--workers must be at least 1 .got 0"),
     ],
 )
 def test_arguments_that_cannot_be(

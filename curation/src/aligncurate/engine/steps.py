@@ -182,7 +182,7 @@ def _look(ledger: Any, timeout_s: float) -> None:
     raise AlignError(
         f"nothing has moved on Ray for {standing.idle_s:.0f} seconds ({doing}; the cluster has "
         f"{room['CPU']:g} CPUs and {room['GPU']:g} GPUs); see whether its nodes have room for the "
-        "workers, and run the same command to go on."
+        "workers, and run the same command to resume."
     )
 
 
@@ -190,5 +190,5 @@ def _explained(error: Exception) -> AlignError:
     detail = str(error).strip().splitlines()
     return AlignError(
         f"the run on Ray failed: {detail[-1] if detail else type(error).__name__}; finished shards "
-        "are kept, run the same command to go on (--verbose shows Ray's log)."
+        "are kept, run the same command to resume (--verbose shows Ray's log)."
     )

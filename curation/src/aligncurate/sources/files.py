@@ -100,7 +100,7 @@ def _read_object(storage: Storage, path: str, limit: int) -> bytes:
         raise ImageError(Reason.MISSING_FILE, f"no such file under {root}") from error
     except OSError as error:
         raise AlignError(
-            f"{root}/{pure} cannot be read: {one_line(error)}; run the same command to go on."
+            f"{root}/{pure} cannot be read: {one_line(error)}; run the same command to resume."
         ) from error
 
 

@@ -95,7 +95,7 @@ def opened(location: str) -> Iterator[pa.NativeFile]:
             yield stream
     except OSError as error:
         raise AlignError(
-            f"{location} cannot be read: {one_line(error)}; run the same command to go on."
+            f"{location} cannot be read: {one_line(error)}; run the same command to resume."
         ) from error
 
 
