@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from alignshared import Dataset
 
 DatasetOption = Annotated[
-    str | None, typer.Option(help="Dataset to read; by default the newest that fits in data/.")
+    str | None, typer.Option(help="Dataset to read; by default the newest suitable one in data/.")
 ]
 OutputOption = Annotated[
     str | None, typer.Option(help="Folder to write; by default a sibling of the input.")
@@ -51,7 +51,7 @@ StorageOption = Annotated[
         "--storage-options",
         metavar="KEY=VALUE",
         callback=_use_storage_options,
-        help="How s3:// and gs:// are reached, repeatable: endpoint_override=host:port, region=…, "
+        help="Access to s3:// and gs://, repeatable: endpoint_override=host:port, region=…, "
         "anonymous=true, retries=…; keys by default from the environment.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Finding the edges between levels: in the scores of a dataset, or in an earlier run's file."""
+"""Edges between levels: found in the scores of a dataset, or read from an earlier run's file."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -103,7 +103,7 @@ class TopCut:
 
 
 def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> TopCut:
-    """Where the top `fraction` of all finite scores of `dataset` begins, after two passes.
+    """Find the least of the top `fraction` of all finite scores of `dataset`, in two passes.
 
     Raises:
         InputError: there is not one finite score.
@@ -129,8 +129,8 @@ def _refuse_empty_levels(sizes: list[int], where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EdgesFile:
-    """Edges of an earlier run, and what the manifest says of the model that gave the scores they
-    part; empty if the file does not tell.
+    """Edges of an earlier run, and the manifest's entry of the model whose scores they part; empty
+    if the file has none.
     """
 
     location: str
@@ -144,13 +144,13 @@ def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
     Raises:
         InputError: there is no such file, or it holds no edges.
     """
-    where = Storage(path).location.rstrip("/")
+    location = Storage(path).location.rstrip("/")
     for file in (MANIFEST_FILE, LEVELS_FILE):  # of the two, the manifest also names the weights
-        if Storage(where).exists(file):
-            where = f"{where}/{file}"
+        if Storage(location).exists(file):
+            location = f"{location}/{file}"
             break
-    folder, _, name = where.rpartition("/")
+    folder, _, name = location.rpartition("/")
     data: Any = Storage(folder or "/").read_json(name)
-    edges = edges_from_json(data, where)
+    edges = edges_from_json(data, location)
     model = data.get("model")
-    return EdgesFile(where, edges, model if isinstance(model, dict) else {})
+    return EdgesFile(location, edges, model if isinstance(model, dict) else {})

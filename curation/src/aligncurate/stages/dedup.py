@@ -1,4 +1,4 @@
-"""dedup: leave out pairs whose picture another pair has, to the byte or nearly."""
+"""dedup: leave out pairs whose image another pair has, to the byte or nearly."""
 
 import logging
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ from alignshared.schema import require_columns
 from alignshared.shards import writing_shard
 
 DEFAULT_THRESHOLD = 0.99
-"""Of planted copies and pictures that are merely alike, benchmarks/dedup_planted.py tells this one:
-the least of those tried that loses at most a picture in twenty of the hardest kind, drawings.
+"""The least threshold tried in benchmarks/dedup_planted.py, on planted copies and images that are
+merely alike, that loses at most an image in twenty of the hardest kind, drawings.
 """
 
 DEFAULT_RECALL = 0.99
@@ -76,20 +76,20 @@ def dedup(  # noqa: PLR0913 the command's options
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the dataset `input` to `output` without pairs whose picture another pair has.
+    """Write the dataset `input` to `output` without pairs whose image another pair has.
 
-    First pictures with the same bytes, by SHA-256; then near ones, whose image embeddings have a
+    First images with the same bytes, by SHA-256; then near ones, whose image embeddings have a
     cosine of at least `threshold`. Pairs that are near to each other, directly or over others, form
     a component, of which the preferred pair stays. Those that are near to that one go; with chains
     "split", of those that are not the preferred again stays, and so on. So whatever goes is near to
     a pair that stays, and pairs that stay are not near to each other.
 
-    What goes is listed in `duplicates/` beside the shards. Up to 20,000 pictures (10,000,000 on
+    What goes is listed in `duplicates/` beside the shards. Up to 20,000 images (10,000,000 on
     GPUs) are compared each with each; more are compared with those in the same region of the space
     alone, which finds a share of `recall` at least of the pairs, as measured on a sample. A
     levelled dataset stays levelled.
 
-    Memory for each row: 75 bytes, its id, and for near duplicates of many pictures 24 bytes for
+    Memory for each row: 75 bytes, its id, and for near duplicates of many images 24 bytes for
     each of the regions looked into, a few as a rule; 2 bytes for each value of its embedding in a
     temporary file under `$TMPDIR`, which is mapped.
 
@@ -221,7 +221,7 @@ def _tell(facts: SearchFacts, rows: int) -> None:
     if facts.method == "exact":
         return
     _log.info(
-        "comparing each of %s different pictures with those in the %s nearest of %s cells, which "
+        "comparing each of %s different images with those in the %s nearest of %s cells, which "
         "finds %.1f %% of the near pairs, as measured on %s %s.",
         f"{rows:,}", facts.probes, f"{facts.cells:,}", 100 * facts.recall, facts.recall_pairs,
         "made-up ones, as hardly any were met" if facts.planted else "of them",

@@ -1,4 +1,4 @@
-"""export: a dataset in a format that others read, whole or recognisably not."""
+"""export: a dataset in a format of other tools, whole or recognisably unfinished."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -37,7 +37,7 @@ EXPORTED_STAGES = ("sample", "filter", "bucket")
 """Stages whose newest dataset under `data/` is the default input."""
 
 AUTHORS_LEVELS = 8
-"""How many levels the trainer of AlignGPT's authors has."""
+"""Levels of the trainer of AlignGPT's authors."""
 
 Format = Literal["llava", "webdataset", "hf"]
 
@@ -201,7 +201,7 @@ def _warn_of_levels(dataset: Dataset) -> None:
         )  # fmt: skip
     elif edges.levels != AUTHORS_LEVELS:
         _log.warning(
-            "%s has %d levels and the trainer of AlignGPT's authors has %d; train with one that "
-            "can be told, or export %d levels.",
+            "%s has %d levels and the trainer of AlignGPT's authors has %d; train with one whose "
+            "number of levels can be set, or export %d levels.",
             dataset.location, edges.levels, AUTHORS_LEVELS, AUTHORS_LEVELS,
         )  # fmt: skip
