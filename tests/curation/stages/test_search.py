@@ -12,15 +12,13 @@ from typer.testing import CliRunner, Result
 from aligncurate import bucket, search
 from aligncurate.cli import app
 from aligncurate.core.clip import ClipModel, resolve_clip, resolve_recorded
-from aligncurate.reporting.cut import count_cut
-from aligncurate.stages.report import report
 from aligncurate.stages.search import write_sheet
 from alignshared import ContractError, Dataset, InputError, ModelInfo
 from tests.curation.clips import TINY_CONFIG, write_tiny_clip
-from tests.curation.datasets import write_levelled_dataset, write_scored_dataset
+from tests.curation.datasets import write_scored_dataset
 from tests.curation.inputs import rows_of, score_good_pairs
 from tests.curation.planted import demo_pictures, planted_rows, score_planted
-from tests.curation.stages.test_report import Page, page_of
+from tests.curation.stages.test_report import Page
 
 
 @pytest.fixture(scope="module")
@@ -201,47 +199,6 @@ def test_sheets_are_html_files(planted: Dataset, tmp_path: Path) -> None:
     both = run("--input", planted.location, "--text", "a", "--json", "--html", "x.html")
     assert both.exit_code == 2
     assert "leave one of them out" in both.stderr
-
-
-# The share at a cut
-
-
-def test_a_cut_counts_each_pair_exactly(tmp_path: Path) -> None:
-    at = float(np.float32(0.20315))
-    scores = [at, float(np.nextafter(np.float32(at), np.float32(1))), 0.1, 0.5, 0.20314]
-    dataset = write_levelled_dataset(tmp_path / "bucket", scores, 2, shards=2)
-    # As float64, 0.20315 lies above or below the float32 next to it; that is what decides.
-    expected = sum(float(np.float32(score)) >= 0.20315 for score in scores)
-    cut = count_cut(dataset, 0.20315)
-    assert (cut.rows, cut.above) == (5, expected)
-    assert count_cut(dataset, at).above == 3
-    levels = [row["level"] for row in rows_of(dataset)]
-    assert [(level.level, level.rows) for level in cut.levels] == [
-        (2, levels.count(2)),
-        (1, levels.count(1)),
-    ]
-    assert sum(level.above for level in cut.levels) == cut.above
-
-
-def test_scores_that_are_none_lie_below(tmp_path: Path) -> None:
-    dataset = write_scored_dataset(tmp_path / "score", [0.5, None, float("nan"), float("-inf")])
-    cut = count_cut(dataset, -5)
-    assert (cut.rows, cut.above, cut.share, cut.levels) == (4, 1, 0.25, [])
-
-
-def test_the_report_tells_the_share_at_a_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("aligncurate.stages.report._draw", lambda *_: {})
-    scores = np.linspace(0.1, 0.3, 40, dtype=np.float32).tolist()
-    write_levelled_dataset(tmp_path / "bucket", scores, 4)
-    report(tmp_path / "bucket", cut=0.2)
-    page = page_of(tmp_path / "report")
-    assert "Cut at 0.2 20 of 40 pairs (50.0 %)" in page.text
-    report(tmp_path / "bucket")
-    assert "Cut at" not in page_of(tmp_path / "report").text
-    with pytest.raises(InputError, match="--cut nan cannot be"):
-        report(tmp_path / "bucket", cut=float("nan"))
 
 
 def test_hits_come_from_the_rows_that_they_name(planted: Dataset) -> None:

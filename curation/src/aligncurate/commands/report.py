@@ -16,9 +16,6 @@ def report(
         typer.Option(help="Another scored dataset: also tell how it differs from the input."),
     ] = None,
     examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
-    cut: Annotated[
-        float | None, typer.Option(help="A score: tell how many pairs lie at or above it.")
-    ] = None,
     storage_options: StorageOption = None,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
@@ -28,15 +25,13 @@ def report(
 
     dataset = dataset_at(input, *READABLE_STAGES)
     other = None if against is None else dataset_at(against)
-    passes = 1 if cut is None else 2
-    rows = passes * dataset.manifest.rows + (other.manifest.rows if other else 0)
+    rows = dataset.manifest.rows + (other.manifest.rows if other else 0)
     with showing("report", rows, "pairs", terminal.progress) as on_progress:
         files = report(
             dataset.location,
             output,
             against=against,
             examples=examples,
-            cut=cut,
             on_progress=on_progress,
         )
     for sentence in files.drift.sentences if files.drift else ():

@@ -6,7 +6,6 @@ from typing import Any
 from aligncurate.reporting import format as words
 from aligncurate.reporting.chart import lay_out
 from aligncurate.reporting.clusters import Clusters, cluster_cards
-from aligncurate.reporting.cut import Cut
 from aligncurate.reporting.gallery import Example, Group
 from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
@@ -27,7 +26,6 @@ class ReportContent:
     rejects: list[RejectedFor]
     lineage: list[Ancestor]
     clusters: Clusters | None = None
-    cut: Cut | None = None
 
     @property
     def name(self) -> str:

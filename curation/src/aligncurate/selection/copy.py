@@ -192,7 +192,7 @@ def copy_chosen(
     """
     schema = dataset.schema
     records = _copy(dataset, storage, schema, _parts(dataset, kept), workers, on_progress)
-    statistics = _level_statistics(dataset, kept, workers)
+    statistics = level_statistics(dataset, kept, workers)
     edges = dataset.manifest.level_edges
     if edges and statistics:
         storage.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
@@ -278,7 +278,7 @@ def _touched(parquet: pq.ParquetFile, mask: pa.BooleanArray) -> tuple[list[int],
     return groups, pa.concat_arrays(bits)
 
 
-def _level_statistics(
+def level_statistics(
     dataset: Dataset, kept: Sequence[pa.BooleanArray], workers: int
 ) -> list[LevelStatistics] | None:
     """Statistics of the kept rows by level; None where there are no levels."""

@@ -1,7 +1,6 @@
 """report: what a dataset's scores and levels look like, as one HTML file and as figures."""
 
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +65,6 @@ def report(
     *,
     against: Location | None = None,
     examples: int = 8,
-    cut: float | None = None,
     on_progress: OnProgress = silent,
 ) -> ReportFiles:
     """Write `report.html`, one file that opens offline, and its figures as PNG.
@@ -78,10 +76,8 @@ def report(
             page, `drift.html`, and `drift.png`. A warning is logged where scores of other weights
             are compared.
         examples: pairs to show of each level; the same ones every time.
-        cut: a score, to tell how many pairs lie at or above it, in all and in each level.
-        on_progress: called with the number of pairs read. Every pair is read once, and what is
-            found is left beside the manifest, so that no later report reads them again; for
-            `cut` they are read once more.
+        on_progress: called with the number of pairs read. Every pair is read once, and the summary
+            is left beside the manifest, so that no later report reads them again.
 
     Raises:
         InputError: a dataset has no scores, or the folder holds something else.
@@ -90,15 +86,13 @@ def report(
 
     if examples < 1:
         raise InputError(f"--examples {examples} cannot be: give 1 or more.")
-    if cut is not None and not math.isfinite(cut):
-        raise InputError(f"--cut {cut} cannot be: give a score.")
     found = newest_dataset(*READABLE_STAGES).location if input is None else input
     dataset = open_dataset(found)
     other = None if against is None else open_dataset(against)
     storage = Storage(sibling_output(dataset, "report") if output is None else output)
     _refuse_foreign(storage)
     with _naming_damage(dataset):
-        content = _gather(dataset, examples, cut, on_progress)
+        content = _gather(dataset, examples, on_progress)
     drift = None if other is None else _compare(content, other, on_progress)
     pictures = _draw(content, drift)
     for name in _FILES:
@@ -148,11 +142,8 @@ def _refuse_foreign(storage: Storage) -> None:
         )
 
 
-def _gather(
-    dataset: Dataset, examples: int, cut: float | None, on_progress: OnProgress
-) -> "ReportContent":
+def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "ReportContent":
     from aligncurate.reporting.clusters import find_clusters
-    from aligncurate.reporting.cut import count_cut
     from aligncurate.reporting.gallery import read_examples
     from aligncurate.reporting.lineage import ancestors
     from aligncurate.reporting.page import ReportContent
@@ -171,7 +162,6 @@ def _gather(
         rejects=[entry for one in kept for entry in rejected(one, _REJECT_EXAMPLES)],
         lineage=lineage,
         clusters=find_clusters(dataset, lineage),
-        cut=None if cut is None else count_cut(dataset, cut, on_progress),
     )
 
 
