@@ -13,9 +13,9 @@ def report(
     output: OutputOption = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Another scored dataset: also tell how it differs from the input."),
+        typer.Option(help="Another scored dataset to compare the input with."),
     ] = None,
-    examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
+    examples: Annotated[int, typer.Option(help="Example pairs to show of each level.")] = 8,
     storage_options: StorageOption = None,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
@@ -36,5 +36,5 @@ def report(
         )
     for sentence in files.drift.sentences if files.drift else ():
         terminal.results.print(sentence)
-    drawn = [files.drift.page, files.drift.figure] if files.drift else []
-    terminal.show_files([files.page, files.histogram, files.levels, files.gallery, *drawn])
+    drift = files.drift.figure if files.drift else None
+    terminal.show_files([files.page, files.histogram, files.levels, files.gallery, drift])

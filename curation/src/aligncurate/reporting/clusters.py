@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from aligncurate.reporting.format import clip_middle, clip_text, score_text
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.rows import read_rows
-from aligncurate.reporting.template import picture_card
+from aligncurate.reporting.template import image_card
 from alignshared import Dataset, DuplicateInfo
 
 _CLUSTERS = 6
@@ -144,7 +144,7 @@ def _card(member: Member) -> dict[str, Any]:
         "score": score_text(row.get("score")),
         "cosine": None if member.cosine is None else score_text(member.cosine),
         "kind": member.kind,
-        **picture_card(image.get("bytes")),
+        **image_card(image.get("bytes")),
     }
     if member.row is None:
         card["missing"] = "not readable from here"

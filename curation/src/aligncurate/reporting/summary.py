@@ -13,9 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aligncurate.core.histogram import Histogram
+from aligncurate.core.histogram import Histogram, LogHistogram
 from aligncurate.core.moments import Moment, Moments
-from aligncurate.core.sizes import SizeCounts
 from aligncurate.core.vectors import column_values
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.shortlist import Pick, Shortlist
@@ -42,7 +41,7 @@ class ScoreSummary:
     def __init__(self, manifest: Manifest, capacity: int = _SHORTLIST) -> None:
         edges = manifest.level_edges
         self.histogram = Histogram()
-        self.sizes = {name: SizeCounts() for name in ("caption", "width", "height")}
+        self.sizes = {name: LogHistogram() for name in ("caption", "width", "height")}
         self.truncated = 0
         self.shortlist = Shortlist(manifest, capacity)
         self._edges = edges
@@ -135,7 +134,7 @@ class ScoreSummary:
             raise ValueError("it has other levels")
         summary._level_moments = levels
         summary.sizes = {
-            name: SizeCounts.from_json(fields["sizes"][name]) for name in summary.sizes
+            name: LogHistogram.from_json(fields["sizes"][name]) for name in summary.sizes
         }
         summary.truncated = int(fields["captions_truncated"])
         summary.shortlist = Shortlist.from_json(fields["examples"], manifest)

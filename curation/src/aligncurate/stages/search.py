@@ -265,7 +265,7 @@ def write_sheet(result: SearchResult, file: Location) -> str:
         model=result.model.name,
         over=result.over,
         query=result.query,
-        picture=result.picture,
+        image=result.picture,
         levels=max((hit.level or 0 for hit in result.hits), default=0),
         pairs=[
             SheetPair(h.rank, h.cosine, h.id, h.caption, h.score, h.level, h.image)
