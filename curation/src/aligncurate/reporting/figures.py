@@ -105,7 +105,7 @@ def draw_overlay(
     axes.set_ylabel(f"share of pairs per {bins.width:g} of score")
     legend = axes.legend(
         frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
-        ncols=2 if size == WIDE else 1, labelcolor=_INK,
+        ncols=2 if size == WIDE and len("".join(names)) < 80 else 1, labelcolor=_INK,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
