@@ -62,7 +62,7 @@ def test_a_picture_finds_itself_and_its_copies(planted: Dataset, tmp_path: Path)
     result = search(planted.location, image=tmp_path / "heart.png", top=2)
     assert [hit.id for hit in result.hits] == ["1f5a4", "heart-again"]
     assert result.hits[0].cosine == pytest.approx(1, abs=1e-3)
-    assert result.picture == demo_pictures()["1f5a4"][0]
+    assert result.image == demo_pictures()["1f5a4"][0]
 
 
 def test_more_than_there_are_gives_all_in_order(planted: Dataset) -> None:
@@ -94,7 +94,7 @@ def test_without_embeddings_it_says_what_to_do(tmp_path: Path) -> None:
         ({}, "one of --text and --image"),
         ({"text": "a", "image": "b"}, "one of --text and --image"),
         ({"text": "  "}, "--text is empty"),
-        ({"text": "a", "top": 0}, "--top 0 cannot be"),
+        ({"text": "a", "top": 0}, r"--top must be at least 1 \(got 0\)"),
         ({"text": "a", "over": "sounds"}, "--over sounds is unknown; give images or captions"),
         ({"image": "nothing.png"}, "--image nothing.png cannot be read: No such file"),
         ({"image": __file__}, "cannot be shown to the model"),

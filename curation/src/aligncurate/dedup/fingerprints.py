@@ -1,4 +1,4 @@
-"""What tells duplicates, read in one pass over a dataset: ids, scores, digests of the pictures'
+"""What tells duplicates, read in one pass over a dataset: ids, scores, digests of the images'
 bytes, and image embeddings.
 """
 
@@ -126,10 +126,10 @@ class _Reader:
         end = first + batch.num_rows
         names = batch.schema.names
         if "image" in names:
-            pictures = _compute.struct_field(batch.column("image"), "bytes")
-            for row, picture in enumerate(pictures, start=first):
-                if picture.is_valid:
-                    digest = hashlib.sha256(picture.as_buffer()).digest()
+            images = _compute.struct_field(batch.column("image"), "bytes")
+            for row, image in enumerate(images, start=first):
+                if image.is_valid:
+                    digest = hashlib.sha256(image.as_buffer()).digest()
                     self.digests[row] = np.frombuffer(digest, np.uint8)
         if "score" in names:
             self.scores[first:end] = column_values(batch.column("score"), np.nan)

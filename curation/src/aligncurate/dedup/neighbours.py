@@ -130,7 +130,7 @@ class NeighbourSearch:
             first = np.repeat(np.arange(begin, begin + len(rows)), per_row)
             yield _without_itself(len(rows), first, found)
             begin += len(rows)
-            # Crowds of like pictures lie together in many collections.
+            # Crowds of like images lie together in many collections.
             size = int(np.clip(_MOST_PAIRS // max(int(per_row.max()), 1), 16, _BLOCK_ROWS))
 
     def _centroids(self, rng: np.random.Generator) -> Any:

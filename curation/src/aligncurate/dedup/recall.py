@@ -12,7 +12,7 @@ _MOST_QUERIES = 4096
 _ENOUGH_PAIRS = 256
 _TOO_FEW_PAIRS = 50
 _PAIRS_PER_QUERY = 8
-"""So that one crowd of like pictures is not all that is measured."""
+"""So that one crowd of like images is not all that is measured."""
 
 _PROBES_AT_FIRST = 64
 _BLOCK_ROWS = 8192

@@ -31,7 +31,7 @@ def row_name(number: int) -> str:
     return f"{number:09d}"
 
 
-def picture_suffix(data: bytes) -> str:
+def image_suffix(data: bytes) -> str:
     """The suffix of the format that the bytes are in, whatever they were called before."""
     kind = picture_format(data)
     return _UNKNOWN if kind is None else _SUFFIXES.get(kind, kind.lower())

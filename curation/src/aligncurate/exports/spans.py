@@ -34,7 +34,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenSpan:
-    """What was written of a span: its files, and pictures that are files of their own."""
+    """What was written of a span: its files, and images that are files of their own."""
 
     index: int
     rows: int
@@ -64,7 +64,7 @@ def cut_into_spans(rows: int, size: int) -> list[Span]:
 def batches_of(
     dataset: Dataset, span: Span, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of `span` in order, in batches of a row group of pictures at most."""
+    """The rows of `span` in order, in batches of a row group of images at most."""
     begin = 0
     for shard in dataset.manifest.shards:
         first, end = max(span.first - begin, 0), min(span.first + span.rows - begin, shard.rows)

@@ -57,7 +57,7 @@ def find_clusters(dataset: Dataset, lineage: list[Ancestor]) -> Clusters | None:
     """The clusters of `dataset`, or of the nearest ancestor that a dedup run wrote; None if there
     is none.
 
-    The pictures of the pairs that went are read from what that run read, while it is there
+    The images of the pairs that went are read from what that run read, while it is there
     unchanged. The ids of the pairs that stayed for others are in memory, with a count each.
     """
     known = [dataset, *(ancestor.dataset for ancestor in lineage if ancestor.dataset)]
@@ -106,7 +106,7 @@ def _duplicates(found: Dataset, columns: list[str] | None) -> Iterator[pa.Record
 
 
 def _rows_of(source: Dataset, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Captions, scores and pictures by id, of those of `ids` that `source` has."""
+    """Captions, scores and images by id, of those of `ids` that `source` has."""
     wanted = pa.array(sorted(ids), pa.string())
     places: dict[tuple[int, int], str] = {}
     for index, shard in enumerate(source.manifest.shards):

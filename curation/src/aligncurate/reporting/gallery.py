@@ -1,4 +1,4 @@
-"""Example pairs with their pictures: the rows of a shortlist, read."""
+"""Example pairs with their images: the rows of a shortlist, read."""
 
 from dataclasses import dataclass, replace
 
@@ -29,7 +29,7 @@ class Group:
 
 def read_examples(dataset: Dataset, shortlist: Shortlist, examples: int) -> list[Group]:
     """The first `examples` pairs of each kind on the `shortlist` of `dataset`, with captions and
-    pictures.
+    images.
     """
     picked = [picks[:examples] for picks in shortlist.picks]
     wanted = {(pick.shard, pick.row) for picks in picked for pick in picks}

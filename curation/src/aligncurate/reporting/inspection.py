@@ -118,7 +118,7 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
 
 
 def unusual(model: ModelInfo) -> list[tuple[str, str]]:
-    """How pictures and captions were shown to `model`, where that was not the usual way."""
+    """How images and captions were shown to `model`, where that was not the usual way."""
     told = (
         ("view", model.view),
         ("long captions", model.long_captions),

@@ -6,8 +6,8 @@ import pyarrow.parquet as pq
 
 from alignshared import Dataset
 
-_PICTURE_ROWS = 16
-"""Rows whose pictures are in memory at a time."""
+_IMAGE_ROWS = 16
+"""Rows whose images are in memory at a time."""
 
 
 def read_rows(
@@ -34,7 +34,7 @@ def _rows_of_group(
     parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]
 ) -> Iterator[tuple[int, dict[str, object]]]:
     begin = 0
-    batches = parquet.iter_batches(batch_size=_PICTURE_ROWS, row_groups=[group], columns=columns)
+    batches = parquet.iter_batches(batch_size=_IMAGE_ROWS, row_groups=[group], columns=columns)
     for batch in batches:
         for row in rows:
             if begin <= row < begin + batch.num_rows:

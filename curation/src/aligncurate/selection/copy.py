@@ -1,6 +1,6 @@
 """Copying the rows of a dataset that a stage chose: what filter and sample share.
 
-Which rows are kept is known, one bit for each, before the first is copied, so pictures are read
+Which rows are kept is known, one bit for each, before the first is copied, so images are read
 once and only where a row group holds a row to keep. Neighbouring shards of which little is left
 become one: a filter that keeps a pair in a hundred leaves no million of tiny files. The cut depends
 on the rows alone, so a run that was interrupted goes on shard by shard.
@@ -56,7 +56,7 @@ Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 
 
 def rows_per_batch(columns: Sequence[str]) -> int:
-    """How many rows of `columns` to read at a time; those with pictures are large and lie in small
+    """How many rows of `columns` to read at a time; those with images are large and lie in small
     row groups, of which one is read at a time.
     """
     return IMAGE_ROW_GROUP if "image" in columns else PLAIN_ROWS_PER_BATCH

@@ -41,7 +41,7 @@ def find_columns(schema: pa.Schema, where: str, *, is_dataset: bool) -> Columns:
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
         raise InputError(f"{where} has two columns {twice[0]}; rename one of them.")
-    image = _first_of(_IMAGE_NAMES, schema, where, "pictures or paths")
+    image = _first_of(_IMAGE_NAMES, schema, where, "images or paths")
     caption = _first_of(_CAPTION_NAMES, schema, where, "captions")
     parts = {"id", image, caption, "conversations"}
     own = [field for field in schema if field.name not in parts]
@@ -84,7 +84,7 @@ def require_same(columns: Columns, schema: pa.Schema, where: str) -> None:
 
 
 def as_images(column: pa.Array) -> pa.StructArray:
-    """Pictures as struct<bytes: binary, path: binary>, from such a struct, bytes or paths."""
+    """Images as struct<bytes: binary, path: binary>, from such a struct, bytes or paths."""
     column = _plain(column)
     nulls = pa.nulls(len(column))
     if pa.types.is_struct(column.type):

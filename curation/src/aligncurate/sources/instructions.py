@@ -1,4 +1,4 @@
-"""Instruction data in LLaVA's JSON or JSON Lines: conversations, most of them on a picture."""
+"""Instruction data in LLaVA's JSON or JSON Lines: conversations, most of them on an image."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ _ANSWERS = ("gpt", "assistant")
 class InstructionSource(LlavaSource):
     """Records of the `.json` or `.jsonl` file at `location` that hold a conversation.
 
-    Unlike pairs for scoring, records may be without image, and several may be on one picture and
+    Unlike pairs for scoring, records may be without image, and several may be on one image and
     bear its id, as in LLaVA's own files: the second becomes `id#2`. A record that repeats an
     earlier one in everything is a reject.
     """
 
     def identity(self) -> dict[str, Any]:
-        """The file's name and digest, and the folder of the pictures."""
+        """The file's name and digest, and the folder of the images."""
         return super().identity() | {"kind": "instructions"}
 
     def _row_maker(self) -> RowMaker:

@@ -1,4 +1,4 @@
-"""Scalar fields of JSON objects beside pictures, as columns that pass through."""
+"""Scalar fields of JSON objects beside images, as columns that pass through."""
 
 import codecs
 import json

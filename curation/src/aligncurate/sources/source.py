@@ -37,7 +37,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """Pairs as read: SOURCE_COLUMNS and the source's own; `image.bytes` is null for picture files.
+    """Pairs as read: SOURCE_COLUMNS and the source's own; `image.bytes` is null for image files.
 
     `rejects` are the rows that were left out of `table`.
     """

@@ -1,4 +1,4 @@
-"""WebDataset tars, as img2dataset writes them: pictures, captions in `.txt`, metadata in `.json`.
+"""WebDataset tars, as img2dataset writes them: images, captions in `.txt`, metadata in `.json`.
 
 Planning reads every tar's headers once into an index in the run's folder, on any machine; workers
 then read the parts of their samples by offset, so a unit is a run of samples of one tar. No member
@@ -130,7 +130,7 @@ class WebDatasetSource:
         return self._own
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """Samples of `unit`, with the pictures' bytes."""
+        """Samples of `unit`, with the images' bytes."""
         duplicates = frozenset(unit.duplicates)
         for first, batch in parquet_rows(unit, TAR_INDEX_SCHEMA.names, batch_rows):
             rows = batch.to_pylist()

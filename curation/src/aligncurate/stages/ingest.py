@@ -20,7 +20,7 @@ from aligncurate.output.folder import (
 from aligncurate.output.locations import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
 from aligncurate.sources import RawBatch, Unit
-from aligncurate.sources.files import read_picture
+from aligncurate.sources.files import read_image
 from aligncurate.sources.instructions import InstructionSource
 from aligncurate.threads import available_cores
 from aligncurate.units.local import UNIT_TIMEOUT_S, LineStep, Work, work_in_process
@@ -126,7 +126,7 @@ def _finished(raw: RawBatch, image_root: str | None) -> FinishedBatch:
         content, size = None, (None, None)
         if image is not None:
             try:
-                content = read_picture(image_root, image["path"])
+                content = read_image(image_root, image["path"])
                 size = decode_image(content).size
             except ImageError as error:
                 rejects.append(Reject(id_, image["path"], error.reason, error.detail))

@@ -36,7 +36,7 @@ class ResolvedClip:
 
     `open_clip_name` is what open_clip's factory takes; `preprocess` is open_clip's image
     preprocessing configuration, `image_size` the pixels per side, `embedding_dim` the width of the
-    joint space, `view` how pictures are framed where that is not the model's own way.
+    joint space, `view` how images are framed where that is not the model's own way.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ResolvedClip:
     view: View | None = None
 
     def with_view(self, view: View | None) -> "ResolvedClip":
-        """The same model with pictures framed as `view` says; None leaves them as they are."""
+        """The same model with images framed as `view` says; None leaves them as they are."""
         if view is None:
             return self
         return replace(self, preprocess=preprocess_of_view(self.preprocess, view), view=view)
