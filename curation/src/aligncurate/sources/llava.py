@@ -222,8 +222,8 @@ def laion_cc_sbu(image_root: str | None = None) -> LlavaSource:
     except HubError as error:
         raise InputError(
             f"{LAION_NAME} is not in the Hugging Face cache and cannot be downloaded ({error}); "
-            f"download {_RECORDS} and {_IMAGES} of the dataset {_REPO} elsewhere, unpack both into one "
-            "folder, and give it as --image-root."
+            f"download {_RECORDS} and {_IMAGES} of the dataset {_REPO} elsewhere, unpack both into "
+            "one folder, and give it as --image-root."
         ) from error
     return LlavaSource(str(records), str(images), LAION_NAME)
 

@@ -96,7 +96,7 @@ def search(
     found = newest_dataset("bucket", "score").location if input is None else input
     dataset = open_dataset(found)
     model = _check_dataset(dataset, over)
-    query, image = _embed(model, text, image, weights)
+    query, image_bytes = _embed(model, text, image, weights)
     best = _compare(dataset, query, over, top, on_progress)
     return SearchResult(
         dataset=dataset.location,
