@@ -10,7 +10,7 @@ from alignshared.duplicates import DUPLICATE_SCHEMA, Likeness
 
 
 def check_duplicates(dataset: Dataset) -> list[Problem]:
-    """What is wrong with the files in `duplicates/` and with their counts in the manifest."""
+    """Problems of the files in `duplicates/` and of their counts in the manifest."""
     told = dataset.manifest.duplicates
     if told is None:
         return []

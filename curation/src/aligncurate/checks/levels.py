@@ -1,4 +1,4 @@
-"""What the manifest and `levels.json` say of the levels: that the rows say so too."""
+"""Levels in the manifest and in `levels.json`: whether they agree with the rows."""
 
 from dataclasses import asdict
 from math import isclose
@@ -9,7 +9,7 @@ from alignshared.levels import levels_to_json
 from alignshared.manifest import LEVELS_FILE
 
 _RELATIVE = 1e-6
-"""How far a mean may lie from that of a recount, which adds the scores up in another order."""
+"""Tolerance of a mean against a recount, which adds the scores in another order."""
 
 
 def edges_of(dataset: Dataset) -> tuple[LevelEdges | None, list[Problem]]:
@@ -37,7 +37,7 @@ def _of_manifest(what: str) -> Problem:
 
 
 def check_statistics(told: list[LevelStatistics], counted: list[LevelStatistics]) -> list[Problem]:
-    """Where the manifest's statistics are not those `counted` in all rows."""
+    """Problems where the manifest's statistics are not those `counted` in all rows."""
     problems: list[Problem] = []
     for said, found in zip(told, counted, strict=False):
         for name, value in asdict(said).items():

@@ -1,4 +1,4 @@
-"""The rejects: kept whole, counted by reason, and with the rows as many as came in."""
+"""Rejects: whole, counted by reason, and with the rows as many as came in."""
 
 from collections import Counter
 from itertools import chain
@@ -11,7 +11,7 @@ from alignshared.rejects import REJECT_SCHEMA
 
 
 def check_rejects(dataset: Dataset, shards: list[ShardInfo]) -> list[Problem]:
-    """What is wrong with the files in `rejects/`, which `shards` lists, and with their counts."""
+    """Problems of the files in `rejects/`, which `shards` lists, and of their counts."""
     found: Counter[str] = Counter()
     problems: list[Problem] = []
     whole = True

@@ -17,7 +17,7 @@ sums.
 """
 
 BIN_WIDTH = 1 / _PER_UNIT
-"""Of a fine bin, in units of score."""
+"""Width of a fine bin, in units of score."""
 
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
 """Widths of a bin, in fine bins: each divides them all, and has round ends."""
@@ -72,7 +72,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many scores were counted."""
+        """Number of scores counted."""
         return int(self._fine.sum())
 
     @property

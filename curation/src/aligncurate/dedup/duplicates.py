@@ -1,4 +1,4 @@
-"""Which rows of a dataset are duplicates of which other, and which of them stays.
+"""Duplicates among the rows of a dataset, and the row of each group that stays.
 
 Rows come in an order of preference. A row is a duplicate only of a row that stays and that is
 itself the same or near enough: where A is like B and B like C, but A not like C, A does not stand
@@ -19,7 +19,7 @@ _LEADERS_AT_A_TIME = 1024
 
 
 class Verdict(IntEnum):
-    """What becomes of a row: it stays, or goes as a duplicate of one that does."""
+    """Verdict on a row: it stays, or goes as a duplicate of one that does."""
 
     KEPT = 0
     EXACT = 1
@@ -42,7 +42,7 @@ class Duplicates:
     largest: int = 0
 
     def count(self, verdict: Verdict) -> int:
-        """How many rows are this."""
+        """Number of rows with `verdict`."""
         return int(np.count_nonzero(self.verdict == verdict))
 
 

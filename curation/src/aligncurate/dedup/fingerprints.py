@@ -1,5 +1,5 @@
-"""What tells duplicates, read in one pass over a dataset: ids, scores, digests of the images'
-bytes, and image embeddings.
+"""Fingerprints of pairs, read in one pass over a dataset: ids, scores, SHA-256 of the images, and
+image embeddings.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ IMAGE_EMBEDDING, TEXT_EMBEDDING = EMBEDDING_COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Fingerprints:
-    """Of the n rows of a dataset, in order.
+    """Fingerprints of the n rows of a dataset, in order.
 
     `scores` [n] float32, NaN where there is none; `digests` [n, 32] uint8, zeros where there are no
     bytes; `embeddings` [n, d] float16, mapped from a file, None if they were not asked for.

@@ -52,7 +52,7 @@ class PairBlock:
 
 @dataclass(frozen=True, slots=True)
 class SearchFacts:
-    """How the pairs are searched for, and how many of them are found.
+    """Method of the search, and the recall it reaches.
 
     `recall` is 1 for an exact search. Else it was measured on `recall_pairs` pairs, found by
     comparing `recall_rows` rows with all; with `planted`, on copies that were turned away from
@@ -205,7 +205,7 @@ def _by_cell(looked_into: np.ndarray[Any, Any], cells: int) -> Iterator[tuple[Ro
 def nearest_pairs(
     index: Any, queries: Units, threshold: float, vectors: Vectors
 ) -> tuple[Rows, Rows]:
-    """Which of `queries` [q, d] has which rows of `index` at a cosine of at least `threshold`.
+    """Pairs of `queries` [q, d] and rows of `index` with a cosine of at least `threshold`.
 
     Works on any faiss index that can name the nearest; a query with more neighbours than a GPU can
     name is compared with all `vectors`.

@@ -87,7 +87,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def _item(kind: pa.DataType) -> Any:
-    """What a list holds: bare for a plain type or a struct."""
+    """Feature of a list's items: bare for a plain type or a struct."""
     feature = _feature(kind)
     return next(iter(feature.values())) if feature.keys() & {"dtype", "struct"} else feature
 

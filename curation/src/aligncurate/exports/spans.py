@@ -1,6 +1,4 @@
-"""Rows of a dataset by their number, from whichever shards they lie in, and what is written of
-them.
-"""
+"""Spans of a dataset's rows, across shards, and the files written for each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenSpan:
-    """What was written of a span: its files, and images that are files of their own."""
+    """Files written for a span, and the number of images that are files of their own."""
 
     index: int
     rows: int

@@ -45,7 +45,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """What the dedup run at `location` found, and its largest clusters."""
+    """Result of the dedup run at `location`, and its largest clusters."""
 
     location: str
     found: DuplicateInfo
@@ -124,7 +124,7 @@ def _rows_of(source: Dataset, ids: set[str]) -> dict[str, dict[str, Any]]:
 
 
 def cluster_cards(clusters: Clusters | None) -> list[dict[str, Any]]:
-    """What the page shows of each cluster."""
+    """Return the cards of each cluster for the page."""
     return [
         {
             "size": cluster.size,

@@ -34,7 +34,7 @@ _SCRIPTS = ("Noto Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Hebr
 """Fonts for captions in other scripts, where they are installed."""
 
 _SIDE, _GAP, _TEXT, _LABEL = 1.2, 0.14, 0.72, 0.35
-"""Of the gallery, in inches: an image, the space between, the text below, the row's label."""
+"""Inches in the gallery: an image, the space between, the text below, the row's label."""
 
 _IMAGE_PIXELS = int(_SIDE * _DPI)
 

@@ -1,4 +1,4 @@
-"""What `inspect` finds in a dataset, and how its parts are written for people."""
+"""Result of `inspect`, and its parts as text for people."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is in a dataset, or in an unfinished run: then `finished` is False.
+    """Content of a dataset, or of an unfinished run: then `finished` is False.
 
     Of an unfinished run, `rows`, `rejects`, `shards` and `bytes` count what is done so far, and
     `stage`, `package`, `created` and `digest` are None. `bytes` are those of shards and rejects;
@@ -61,7 +61,7 @@ class Inspection:
 
     @property
     def reject_count(self) -> int:
-        """How many pairs were rejected, for any reason."""
+        """Number of pairs rejected, for any reason."""
         return sum(self.rejects.values())
 
 
@@ -118,7 +118,7 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
 
 
 def unusual(model: ModelInfo) -> list[tuple[str, str]]:
-    """How images and captions were shown to `model`, where that was not the usual way."""
+    """Settings of `model` for images and captions that are not the defaults."""
     told = (
         ("view", model.view),
         ("long captions", model.long_captions),

@@ -1,11 +1,11 @@
-"""Where a dataset came from: its parents, theirs, and the rejects that each of them kept."""
+"""Lineage of a dataset: its parents, their parents, and so on."""
 
 from dataclasses import dataclass
 
 from alignshared import AlignError, Dataset, Manifest, Parent
 
 _MOST_ANCESTORS = 64
-"""A stop for manifests that name each other in a circle."""
+"""Limit for manifests that name each other in a circle."""
 
 
 @dataclass(frozen=True, slots=True)

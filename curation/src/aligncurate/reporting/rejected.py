@@ -21,7 +21,7 @@ class RejectedFor:
 
 
 def rejected(dataset: Dataset, examples: int) -> list[RejectedFor]:
-    """What `dataset` rejected, the most frequent reason first, with up to `examples` of each."""
+    """Rejects of `dataset`, the most frequent reason first, with up to `examples` of each."""
     manifest = dataset.manifest
     found = _first_of_each(dataset, examples)
     return [

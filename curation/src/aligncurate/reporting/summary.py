@@ -32,7 +32,7 @@ _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, Overf
 
 
 class ScoreSummary:
-    """What one pass over a dataset tells, in memory that does not grow with its rows.
+    """Summary of a dataset from one pass, in memory that does not grow with its rows.
 
     `sizes` counts `caption` (characters), `width` and `height` (pixels), as far as the dataset has
     them; `truncated` captions were longer than the text tower reads.
@@ -83,7 +83,7 @@ class ScoreSummary:
 
     @property
     def levels(self) -> list[LevelStatistics]:
-        """What each level holds, from level 1 upwards; empty for a dataset without levels."""
+        """Statistics of each level, from level 1 upwards; empty for a dataset without levels."""
         found = [self._level_moments[i] for i in range(len(self._level_moments))]
         total = max(sum(moment.count for moment in found), 1)
         return [

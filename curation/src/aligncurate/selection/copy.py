@@ -56,7 +56,7 @@ Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 
 
 def rows_per_batch(columns: Sequence[str]) -> int:
-    """How many rows of `columns` to read at a time; those with images are large and lie in small
+    """Rows of `columns` to read at a time; those with images are large and lie in small
     row groups, of which one is read at a time.
     """
     return IMAGE_ROW_GROUP if "image" in columns else PLAIN_ROWS_PER_BATCH

@@ -1,6 +1,4 @@
-"""Which columns of a Parquet file play which part in a pair, and their values as the contract has
-them.
-"""
+"""Parts of a pair among the columns of a Parquet file, and their values in the contract's types."""
 
 from collections import Counter
 from dataclasses import dataclass

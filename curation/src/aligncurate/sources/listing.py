@@ -115,7 +115,7 @@ def is_folder(location: str) -> bool:
 
 
 def dataset_name(location: str, suffix: str) -> str:
-    """What a dataset made from `location` is called: its last part without wildcards."""
+    """Name of a dataset made from `location`: its last part without wildcards."""
     fixed = _BEFORE_WILD.split(location, maxsplit=1)[0]
     return PurePosixPath(fixed.rstrip("/")).name.removesuffix(suffix).rstrip("-_.") or suffix[1:]
 

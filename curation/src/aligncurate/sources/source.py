@@ -1,4 +1,4 @@
-"""What a source of pairs is to the rest: a list of units, and the rows of any one of them.
+"""Interface of a source of pairs: a list of units, and the rows of any one of them.
 
 A unit is a run of rows of one file and becomes one shard, wherever and whenever it is worked on.
 The list depends on the input alone, so it is also what a resumed run compares against.
@@ -69,7 +69,7 @@ class Source(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells this input from another, for the manifest and for resuming."""
+        """Fields that distinguish this input from another, for the manifest and for resuming."""
         ...
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:

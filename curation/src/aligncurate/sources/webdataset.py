@@ -194,7 +194,7 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """What an index says of its tar as a whole: samples, kinds of the metadata, damage or ""."""
+    """Summary of a tar in its index: samples, kinds of the metadata, damage or ""."""
 
     rows: int
     kinds: Kinds

@@ -29,7 +29,7 @@ Location = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class ConditionCount:
-    """How many pairs fail a condition, and how many fail this one and no other."""
+    """Number of pairs that fail a condition, and of those that fail this one alone."""
 
     condition: str
     fail: int
@@ -38,7 +38,7 @@ class ConditionCount:
 
 @dataclass(frozen=True, slots=True)
 class FilterCounts:
-    """What a filter keeps of `rows` pairs: `levels` are (level, pairs, pairs kept), highest first,
+    """Counts of a filter over `rows` pairs: `levels` are (level, pairs, pairs kept), highest first,
     empty without levels.
     """
 
@@ -176,6 +176,6 @@ class _Counter:
 
 
 def condition_counts(dataset: Dataset) -> list[ConditionCount]:
-    """What each condition of a filter drops by itself, read from the manifest of `dataset`."""
+    """Counts of each condition, read from the manifest of a filtered `dataset`."""
     counts = dataset.manifest.config.get("execution", {}).get("conditions", [])
     return [ConditionCount(**count) for count in counts]

@@ -1,4 +1,4 @@
-"""sample: draw so many pairs, evenly from all levels, the same ones every time."""
+"""sample: draw a number of pairs, evenly from all levels, the same ones every time."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
 SAMPLED_STAGES = ("filter", "bucket")
-"""Of which the newest under `data/` is meant where no input is named."""
+"""Stages whose newest dataset under `data/` is the default input."""
 
 Location = str | os.PathLike[str]
 
@@ -112,9 +112,9 @@ def _check_arguments(
         )
     for option, value in (("--rows", rows), ("--per-level", per_level), ("--workers", workers)):
         if value is not None and value < 1:
-            raise InputError(f"{option} {value} cannot be; give 1 or more.")
+            raise InputError(f"{option} must be at least 1 (got {value}).")
     if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"--seed {seed} cannot be; give a number from 0 to {MAX_SEED}.")
+        raise InputError(f"--seed must be from 0 to {MAX_SEED} (got {seed}).")
 
 
 def _check_dataset(dataset: Dataset, storage: Storage, per_level: int | None) -> None:
@@ -216,7 +216,7 @@ def _warn_of_short(
 
 @dataclass(frozen=True, slots=True)
 class LevelDrawn:
-    """How many pairs of a level were drawn, of how many."""
+    """Number of pairs drawn from a level, and of pairs in it."""
 
     level: int
     drawn: int
@@ -224,7 +224,7 @@ class LevelDrawn:
 
 
 def drawn_by_level(dataset: Dataset) -> list[LevelDrawn]:
-    """What a sample took of each level, as its manifest tells it; empty without levels."""
+    """Pairs drawn from each level, read from the manifest of a sample; empty without levels."""
     statistics = dataset.manifest.level_statistics or []
     pairs = dataset.manifest.config.get("execution", {}).get("pairs_of_levels", [])
     return [

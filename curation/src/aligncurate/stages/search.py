@@ -50,7 +50,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What was asked of `dataset`, and the pairs found, the nearest first.
+    """Query over `dataset`, and the pairs found, the nearest first.
 
     `query` is the text, or the path of the image of which `image` holds the bytes.
     """
@@ -237,7 +237,7 @@ def _number(score: float | None) -> float | None:
 
 
 def hits_as_json(result: SearchResult) -> dict[str, Any]:
-    """What a program wants of `result`: no images."""
+    """`result` for programs, without images."""
     return {
         "dataset": result.dataset,
         "rows": result.rows,

@@ -1,4 +1,4 @@
-"""validate: does a dataset keep the contract? Every file and every row is looked at."""
+"""validate: check every file and every row of a dataset against the contract."""
 
 import os
 from contextlib import closing
@@ -25,7 +25,7 @@ from alignshared.levels import LevelAccumulator
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What was found wrong with the dataset at `location`.
+    """Problems of the dataset at `location`.
 
     `rows` could be read and were checked, of the `rows_listed` in the manifest. `problems` holds
     the first few of each kind and how many more there are; `problem_count` counts all.

@@ -20,7 +20,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 DEFAULT_TAG = "openai"
 WEIGHTS_CACHE = Path("~/.cache/alignstack/weights")
-"""Where weights can be laid by hand: `<model>/<tag>.safetensors` (or `.pt`)."""
+"""Folder for weights placed by hand: `<model>/<tag>.safetensors` (or `.pt`)."""
 
 _CONFIG_FILE = "open_clip_config.json"
 _WEIGHTS_FILES = (
@@ -59,7 +59,7 @@ class ResolvedClip:
     def info(
         self, precision: Precision, *, long_captions: str | None = None, decode: str | None = None
     ) -> ModelInfo:
-        """What the manifest says of the model and of how it was used."""
+        """The model and its settings, as the manifest records them."""
         return ModelInfo(
             name=self.name,
             weights=self.weights,
