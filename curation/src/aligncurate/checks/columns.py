@@ -54,10 +54,10 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
     return problems + [
         Problem(
             Kind.COLUMNS,
-            f"column {field.name} has type {field.type} and the contract says {wanted}; write the "
+            f"column {field.name} has type {field.type} and the contract says {expected}; write the "
             "dataset again.",
         )
-        for field, wanted in _mistyped(schema)
+        for field, expected in _mistyped(schema)
     ]
 
 

@@ -99,10 +99,10 @@ def check_strays(dataset: Dataset) -> list[Problem]:
         infos = storage.filesystem.get_file_info(selector)
     except OSError as error:
         return [unreadable(storage.location, error)]
-    found = (
+    files = (
         info.path.removeprefix(root).lstrip("/") for info in infos if info.type == fs.FileType.File
     )
-    return [_stray(file) for file in sorted(set(found) - expected)]
+    return [_stray(file) for file in sorted(set(files) - expected)]
 
 
 def _stray(file: str) -> Problem:

@@ -56,10 +56,10 @@ class ProblemList:
 
     def listed(self) -> list[Problem]:
         """The problems by kind; the last of a kind tells how many more there are."""
-        told: list[Problem] = []
+        problems: list[Problem] = []
         for kind in Kind:
-            told += [problem for problem in self._listed if problem.kind is kind]
+            problems += [problem for problem in self._listed if problem.kind is kind]
             more = self._counts[kind] - LISTED_PER_KIND
             if more > 0:
-                told.append(Problem(kind, f"and {more:,} more such problems with {kind}."))
-        return told
+                problems.append(Problem(kind, f"and {more:,} more such problems with {kind}."))
+        return problems

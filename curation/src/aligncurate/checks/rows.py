@@ -194,8 +194,8 @@ class _BatchChecker:
             self._no_level,
             self._other_level,
         )
-        found = (tally.problem(self._file) for tally in tallies)
-        return [problem for problem in found if problem]
+        problems = (tally.problem(self._file) for tally in tallies)
+        return [problem for problem in problems if problem]
 
 
 def _is_invalid(ids: pa.Array) -> bool:

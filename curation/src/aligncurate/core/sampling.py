@@ -100,11 +100,11 @@ class Draw:
 
         Rows with equal keys, should ids be equal, are drawn in the order of the parts.
         """
-        found: list[list[tuple[int, Keys]]] = [[] for _ in self._missing]
+        keys_of: list[list[tuple[int, Keys]]] = [[] for _ in self._missing]
         for part, of_part in enumerate(parts):
             for group, keys in of_part:
-                found[group].append((part, keys))
-        for group, (missing, of_group) in enumerate(zip(self._missing, found, strict=True)):
+                keys_of[group].append((part, keys))
+        for group, (missing, of_group) in enumerate(zip(self._missing, keys_of, strict=True)):
             if missing <= 0:
                 continue
             ordered = np.sort(np.concatenate([keys for _, keys in of_group]))

@@ -73,11 +73,11 @@ def batches_of(
             groups, skip = _touched(parquet, first, end)
             left = end - first
             for batch in dataset.shard_batches(shard, parquet, columns, IMAGE_ROW_GROUP, groups):
-                wanted = batch.slice(skip, left)
+                rows = batch.slice(skip, left)
                 skip = max(skip - batch.num_rows, 0)
-                left -= wanted.num_rows
-                if wanted.num_rows:
-                    yield wanted
+                left -= rows.num_rows
+                if rows.num_rows:
+                    yield rows
 
 
 def _touched(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[int], int]:

@@ -97,8 +97,8 @@ def _drift_context(drift: Drift | None) -> dict[str, Any]:
 
 def _has_own_quantiles(manifest: Manifest) -> bool:
     """Whether the edges are quantiles of these very scores, and so make levels of equal size."""
-    given = manifest.config.get("edges")
-    return manifest.stage == "bucket" and manifest.scheme == "quantile" and not given
+    given_edges = manifest.config.get("edges")
+    return manifest.stage == "bucket" and manifest.scheme == "quantile" and not given_edges
 
 
 def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:

@@ -11,21 +11,21 @@ _IMAGE_ROWS = 16
 
 
 def read_rows(
-    dataset: Dataset, wanted: Collection[tuple[int, int]], columns: Sequence[str]
+    dataset: Dataset, positions: Collection[tuple[int, int]], columns: Sequence[str]
 ) -> Iterator[tuple[tuple[int, int], dict[str, object]]]:
     """Those of `columns` that there are of each wanted (shard, row), reading only the row groups
     that they are in.
     """
-    for index in sorted({shard for shard, _ in wanted}):
-        rows = sorted(row for shard, row in wanted if shard == index)
+    for index in sorted({shard for shard, _ in positions}):
+        rows = sorted(row for shard, row in positions if shard == index)
         with dataset.open_shard(dataset.manifest.shards[index]) as parquet:
-            there = [name for name in columns if name in parquet.schema_arrow.names]
+            names = [name for name in columns if name in parquet.schema_arrow.names]
             begin = 0
             for group in range(parquet.num_row_groups):
                 end = begin + parquet.metadata.row_group(group).num_rows
                 inside = [row - begin for row in rows if begin <= row < end]
                 if inside:
-                    for row, values in _rows_of_group(parquet, group, there, inside):
+                    for row, values in _rows_of_group(parquet, group, names, inside):
                         yield (index, begin + row), values
                 begin = end
 

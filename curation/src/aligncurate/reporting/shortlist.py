@@ -98,7 +98,7 @@ class Shortlist:
             else:
                 full = self.picks[i][-1] if len(self.picks[i]) >= self.capacity else None
                 rows = _best_rows(keys, digests, [full, bounds[i]], self.capacity)
-            found = [
+            picks = [
                 Pick(
                     float(keys[row]),
                     int(digests[row]),
@@ -109,18 +109,18 @@ class Shortlist:
                 )
                 for row in rows
             ]
-            self._keep(i, found)
+            self._keep(i, picks)
 
     def merge(self, other: Self) -> None:
         """Take in the picks of another part."""
         for i, picks in enumerate(other.picks):
             self._keep(i, picks)
 
-    def _keep(self, kind: int, found: list[Pick]) -> None:
+    def _keep(self, kind: int, picks: list[Pick]) -> None:
         if self._kinds[kind].near_median:
-            self.picks[kind] += found
-        elif found:
-            self.picks[kind] = sorted(self.picks[kind] + found)[: self.capacity]
+            self.picks[kind] += picks
+        elif picks:
+            self.picks[kind] = sorted(self.picks[kind] + picks)[: self.capacity]
 
     def bounds(self) -> list[Pick | None]:
         """Last pick of each kind, or None if there is room for another."""

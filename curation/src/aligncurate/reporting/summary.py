@@ -84,11 +84,11 @@ class ScoreSummary:
     @property
     def levels(self) -> list[LevelStatistics]:
         """Statistics of each level, from level 1 upwards; empty for a dataset without levels."""
-        found = [self._level_moments[i] for i in range(len(self._level_moments))]
-        total = max(sum(moment.count for moment in found), 1)
+        moments = [self._level_moments[i] for i in range(len(self._level_moments))]
+        total = max(sum(moment.count for moment in moments), 1)
         return [
             LevelStatistics(i, m.count, m.count / total, m.mean, m.min, m.max)
-            for i, m in enumerate(found, start=1)
+            for i, m in enumerate(moments, start=1)
         ]
 
     @property

@@ -115,11 +115,11 @@ def choose_rows(
             parts += map(keep, dataset.shard_batches(shard, parquet, columns, size))
         return as_mask(np.concatenate(parts))
 
-    kept: list[pa.BooleanArray] = []
+    masks: list[pa.BooleanArray] = []
     for mask in map_ordered(choose, dataset.manifest.shards, workers):
-        kept.append(mask)
+        masks.append(mask)
         on_progress(len(mask))
-    return kept
+    return masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class _Part:
 
     index: int
     shards: list[ShardInfo]
-    kept: list[pa.BooleanArray]
+    masks: list[pa.BooleanArray]
 
     @property
     def rows_in(self) -> int:
@@ -140,7 +140,7 @@ def write_chosen(
     storage: Storage,
     stage: str,
     config: dict[str, Any],
-    kept: Sequence[pa.BooleanArray],
+    masks: Sequence[pa.BooleanArray],
     *,
     workers: int,
     overwrite: bool = False,
@@ -166,7 +166,7 @@ def write_chosen(
         return Dataset(storage.location)
     with released_if_empty(storage):
         made = copy_chosen(
-            dataset, storage, stage, config, kept, workers=workers, on_progress=on_progress
+            dataset, storage, stage, config, masks, workers=workers, on_progress=on_progress
         )
         return finish(storage, made)
 
@@ -176,7 +176,7 @@ def copy_chosen(
     storage: Storage,
     stage: str,
     config: dict[str, Any],
-    kept: Sequence[pa.BooleanArray],
+    masks: Sequence[pa.BooleanArray],
     *,
     workers: int,
     on_progress: OnProgress = silent,
@@ -191,8 +191,8 @@ def copy_chosen(
         ContractError: a shard is not what the manifest says.
     """
     schema = dataset.schema
-    records = _copy(dataset, storage, schema, _parts(dataset, kept), workers, on_progress)
-    statistics = level_statistics(dataset, kept, workers)
+    records = _copy(dataset, storage, schema, _parts(dataset, masks), workers, on_progress)
+    statistics = level_statistics(dataset, masks, workers)
     edges = dataset.manifest.level_edges
     if edges and statistics:
         storage.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
@@ -200,13 +200,13 @@ def copy_chosen(
     return _manifest(dataset, stage, config, shards, statistics)
 
 
-def _parts(dataset: Dataset, kept: Sequence[pa.BooleanArray]) -> list[_Part]:
+def _parts(dataset: Dataset, masks: Sequence[pa.BooleanArray]) -> list[_Part]:
     """The shards of `dataset` in runs of which no more rows are kept than its largest shard has."""
     shards = dataset.manifest.shards
     most = max((shard.rows for shard in shards), default=0)
     runs: list[_Part] = []
     held = most + 1
-    for shard, mask in zip(shards, kept, strict=True):
+    for shard, mask in zip(shards, masks, strict=True):
         if len(mask) != shard.rows:
             raise ValueError(f"{len(mask)} bits for the {shard.rows} rows of {shard.file}")
         held += mask.true_count
@@ -214,7 +214,7 @@ def _parts(dataset: Dataset, kept: Sequence[pa.BooleanArray]) -> list[_Part]:
             runs.append(_Part(len(runs), [], []))
             held = mask.true_count
         runs[-1].shards.append(shard)
-        runs[-1].kept.append(mask)
+        runs[-1].masks.append(mask)
     return runs
 
 
@@ -251,14 +251,14 @@ def _copy(
 
 
 def _chosen_batches(dataset: Dataset, schema: pa.Schema, part: _Part) -> Iterator[FinishedBatch]:
-    for shard, mask in zip(part.shards, part.kept, strict=True):
+    for shard, mask in zip(part.shards, part.masks, strict=True):
         if not mask.true_count:
             continue
         with open_matching(dataset, shard, schema) as parquet:
-            groups, wanted = _touched(parquet, mask)
+            groups, bits = _touched(parquet, mask)
             size, first = rows_per_batch(schema.names), 0
             for batch in dataset.shard_batches(shard, parquet, None, size, groups):
-                rows = batch.filter(wanted.slice(first, batch.num_rows))
+                rows = batch.filter(bits.slice(first, batch.num_rows))
                 first += batch.num_rows
                 yield FinishedBatch(pa.Table.from_batches([rows]), [], Timing())
 
@@ -279,7 +279,7 @@ def _touched(parquet: pq.ParquetFile, mask: pa.BooleanArray) -> tuple[list[int],
 
 
 def level_statistics(
-    dataset: Dataset, kept: Sequence[pa.BooleanArray], workers: int
+    dataset: Dataset, masks: Sequence[pa.BooleanArray], workers: int
 ) -> list[LevelStatistics] | None:
     """Statistics of the kept rows by level; None where there are no levels."""
     edges = dataset.manifest.level_edges
@@ -295,7 +295,7 @@ def level_statistics(
     total = LevelAccumulator(edges.levels)
     some = [
         (shard, mask)
-        for shard, mask in zip(dataset.manifest.shards, kept, strict=True)
+        for shard, mask in zip(dataset.manifest.shards, masks, strict=True)
         if mask.true_count
     ]
     # Added in the order of the shards: the same sums, to the bit, for any number of workers.
@@ -307,15 +307,15 @@ def level_statistics(
 def _levels_of(
     dataset: Dataset, edges: LevelEdges, shard: ShardInfo, mask: pa.BooleanArray
 ) -> LevelAccumulator:
-    found, first = LevelAccumulator(edges.levels), 0
+    counts, first = LevelAccumulator(edges.levels), 0
     with open_checked(dataset, shard) as parquet:
         columns = ["score", LEVEL_COLUMN]
         for batch in dataset.shard_batches(shard, parquet, columns):
             rows = batch.filter(mask.slice(first, batch.num_rows))
             first += batch.num_rows
             levels = level_values(rows, edges.levels, f"{shard.file} in {dataset.location}")
-            found.add(score_values(rows), levels)
-    return found
+            counts.add(score_values(rows), levels)
+    return counts
 
 
 def _manifest(

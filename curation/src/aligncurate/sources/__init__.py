@@ -34,11 +34,11 @@ def open_source(source: str, image_root: str | None = None) -> Source:
     files = find_files(source)
     names = [file.location for file in files]
     if any(name.endswith(".tar") for name in names):  # img2dataset puts Parquet beside its tars
-        return WebDatasetSource(source, found=files)
+        return WebDatasetSource(source, files=files)
     if any(name.endswith(".parquet") for name in names) or source.endswith(".parquet"):
-        return ParquetSource(source, image_root, found=files)
+        return ParquetSource(source, image_root, files=files)
     if is_folder(source) and any(map(is_image, files)):
-        return FolderSource(source, found=files)
+        return FolderSource(source, files=files)
     raise InputError(_why_not(source, names))
 
 

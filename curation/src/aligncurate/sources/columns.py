@@ -54,8 +54,8 @@ def find_columns(schema: pa.Schema, where: str, *, is_dataset: bool) -> Columns:
     has_conversations = "conversations" in schema.names
     if has_conversations:
         fits = _may_be_conversations(schema.field("conversations").type)
-        wanted = f"{CONVERSATIONS_TYPE}"
-        _require(fits, schema, "conversations", where, wanted)
+        expected = f"{CONVERSATIONS_TYPE}"
+        _require(fits, schema, "conversations", where, expected)
     return Columns(
         id="id" if "id" in schema.names else None,
         image=image,
@@ -136,10 +136,10 @@ def _first_of(names: tuple[str, ...], schema: pa.Schema, where: str, what: str) 
     )
 
 
-def _require(fits: bool, schema: pa.Schema, name: str, where: str, wanted: str) -> None:
+def _require(fits: bool, schema: pa.Schema, name: str, where: str, expected: str) -> None:
     if not fits:
         raise InputError(
-            f"column {name} of {where} is {schema.field(name).type}, where {wanted} are needed; "
+            f"column {name} of {where} is {schema.field(name).type}, where {expected} are needed; "
             "convert or rename it."
         )
 

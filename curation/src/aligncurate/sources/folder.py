@@ -39,10 +39,10 @@ class FolderSource:
         InputError: there is no such folder, or no image in it.
     """
 
-    def __init__(self, location: str, found: list[FoundFile] | None = None) -> None:
+    def __init__(self, location: str, files: list[FoundFile] | None = None) -> None:
         self.location = normal_location(location)
         self.image_root = resolve_image_root(location, location)
-        files = find_files(location) if found is None else found
+        files = find_files(location) if files is None else files
         if not any(map(is_image, files)):
             raise InputError(f"there is no image in {location}; name the folder of images.")
         self.name = dataset_name(location, ".folder")

@@ -171,8 +171,8 @@ def rejected_row(id_: str, path: str | None, reason: Reason, detail: str) -> dic
 
 def id_of(record: dict[str, Any], derived: str) -> str:
     """The record's own id, or `derived`."""
-    given = record.get("id")
-    return str(given) if isinstance(given, str | int) and str(given) else derived
+    own = record.get("id")
+    return str(own) if isinstance(own, str | int) and str(own) else derived
 
 
 def _caption_of(record: dict[str, Any]) -> Any:

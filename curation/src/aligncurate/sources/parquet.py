@@ -61,11 +61,11 @@ class ParquetSource:
         location: str,
         image_root: str | None = None,
         name: str = "",
-        found: list[FoundFile] | None = None,
+        files: list[FoundFile] | None = None,
     ) -> None:
         self.location = normal_location(location)
         self.dataset_digest, listed = _files_at(
-            location, find_files(location) if found is None else found
+            location, find_files(location) if files is None else files
         )
         self._listing_digest = listing_digest(listed)
         self.files = [file.location for file in listed]
@@ -153,8 +153,8 @@ class ParquetSource:
         derived = [f"{prefix}{first + row:09d}" for row in range(batch.num_rows)]
         if self.columns.id is None:
             return derived, derived
-        given = ids_of(batch.column(self.columns.id))
-        return derived, [g or d for g, d in zip(given, derived, strict=True)]
+        own = ids_of(batch.column(self.columns.id))
+        return derived, [g or d for g, d in zip(own, derived, strict=True)]
 
     def _table(self, batch: pa.RecordBatch, ids: list[str], captions: list[str]) -> pa.Table:
         """The rows of `batch`, all of them usable, as SOURCE_COLUMNS and the own ones."""
@@ -183,14 +183,14 @@ def _files_at(location: str, files: list[FoundFile]) -> tuple[str | None, list[F
         listed = [FoundFile(f"{dataset.location}/{s.file}", s.bytes, 0) for s in shards]
         return dataset.digest, listed
     only_one = len(files) == 1 and files[0].location == normal_location(location)
-    found = files if only_one else [file for file in files if file.location.endswith(_SUFFIX)]
-    if not found:
+    files = files if only_one else [file for file in files if file.location.endswith(_SUFFIX)]
+    if not files:
         raise InputError(
             f"there is no Parquet file at {location}; name a file, a folder or a glob."
         )
     if not only_one:
-        _refuse_parts_of_runs(location, found)
-    return None, found
+        _refuse_parts_of_runs(location, files)
+    return None, files
 
 
 def _refuse_parts_of_runs(location: str, files: list[FoundFile]) -> None:

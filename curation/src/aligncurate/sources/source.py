@@ -149,12 +149,12 @@ def parquet_rows(
         groups, before = _touched_groups(parquet, unit)
         skip, left, at = unit.first - before, unit.rows, unit.first
         for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns):
-            wanted = batch.slice(skip, left)
+            rows = batch.slice(skip, left)
             skip = max(skip - batch.num_rows, 0)
-            if wanted.num_rows:
-                yield at, wanted
-                at += wanted.num_rows
-                left -= wanted.num_rows
+            if rows.num_rows:
+                yield at, rows
+                at += rows.num_rows
+                left -= rows.num_rows
             if not left:
                 return
 

@@ -93,8 +93,8 @@ class TarBytes:
         """`count` bytes from `position` on, fewer at the end."""
         begin = position - self._held_at
         if not 0 <= begin <= begin + count <= len(self._held) and position < self.size:
-            wanted = min(max(count, self._window), self.size - position)
-            self._held = self._stream.read_at(wanted, position)
+            size = min(max(count, self._window), self.size - position)
+            self._held = self._stream.read_at(size, position)
             self._held_at, begin = position, 0
         return self._held[begin : begin + count] if begin >= 0 else b""
 

@@ -96,9 +96,9 @@ def sample(
     _warn_of_short(dataset, counts.sizes, quotas, rows, per_level)
     if dataset.manifest.level_edges:
         config["execution"]["pairs_of_levels"] = counts.sizes
-    kept = _drawn(keys, Draw(counts, quotas), threads, on_progress)
+    masks = _drawn(keys, Draw(counts, quotas), threads, on_progress)
     return write_chosen(
-        dataset, storage, "sample", config, kept,
+        dataset, storage, "sample", config, masks,
         workers=threads, overwrite=overwrite, on_progress=on_progress,
     )  # fmt: skip
 
@@ -160,9 +160,9 @@ def _count(keys: _KeyReader, threads: int) -> KeyCounts:
     total, lock = KeyCounts(keys.groups), Lock()
 
     def count(shard: ShardInfo) -> None:
-        found = keys(shard)
+        counted = keys(shard)
         with lock:
-            total.add(*found)
+            total.add(*counted)
 
     for _ in map_ordered(count, keys.dataset.manifest.shards, threads):
         pass
@@ -180,11 +180,11 @@ def _drawn(
         part, shard = numbered
         return as_mask(draw.drawn(part, *keys(shard)))
 
-    kept: list[pa.BooleanArray] = []
+    masks: list[pa.BooleanArray] = []
     for mask in map_ordered(choose, enumerate(shards), threads):
-        kept.append(mask)
+        masks.append(mask)
         on_progress(len(mask))
-    return kept
+    return masks
 
 
 def _warn_of_short(
@@ -201,16 +201,14 @@ def _warn_of_short(
         )  # fmt: skip
         return
     shares = (quota for size, quota in zip(sizes, quotas, strict=True) if quota < size)
-    wanted = per_level or min(shares, default=0)
+    quota = per_level or min(shares, default=0)
     short = [
-        f"level {level} ({size:,})"
-        for level, size in enumerate(sizes, start=1)
-        if 0 < size < wanted
+        f"level {level} ({size:,})" for level, size in enumerate(sizes, start=1) if 0 < size < quota
     ]
     if short:
         _log.warning(
             "all pairs are taken of %s, which in %s has fewer than %s.",
-            ", ".join(short), dataset.location, f"{wanted:,}",
+            ", ".join(short), dataset.location, f"{quota:,}",
         )  # fmt: skip
 
 

@@ -93,8 +93,8 @@ def search(
         InputError: the query, the dataset or the weights cannot be used as they are.
     """
     _check_arguments(text, image, top, over)
-    found = newest_dataset("bucket", "score").location if input is None else input
-    dataset = open_dataset(found)
+    location = newest_dataset("bucket", "score").location if input is None else input
+    dataset = open_dataset(location)
     model = _check_dataset(dataset, over)
     query, image_bytes = _embed(model, text, image, weights)
     best = _compare(dataset, query, over, top, on_progress)

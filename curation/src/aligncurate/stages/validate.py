@@ -62,8 +62,8 @@ def validate(
     Raises:
         InputError: there is no dataset in `input` whose manifest can be read.
     """
-    found = newest_dataset(*READABLE_STAGES).location if input is None else input
-    dataset = open_dataset(found)
+    location = newest_dataset(*READABLE_STAGES).location if input is None else input
+    dataset = open_dataset(location)
     problems = ProblemList()
     shards, listed_twice = distinct_shards(dataset.manifest.shards)
     reject_shards, rejects_listed_twice = distinct_shards(dataset.manifest.reject_shards)
@@ -111,6 +111,6 @@ def _check_rows(
         problems.add(check_unique(dataset, shards, repeats))
     # With rows missing, statistics differ for a reason that has been told.
     if edges and whole:
-        told = dataset.manifest.level_statistics or []
-        problems.add(check_statistics(told, levels.statistics()))
+        listed = dataset.manifest.level_statistics or []
+        problems.add(check_statistics(listed, levels.statistics()))
     return rows
