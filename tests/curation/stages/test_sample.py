@@ -200,8 +200,11 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
         ({"rows": 3, "per_level": 3}, "give either --rows"),
         ({"rows": 0}, r"--rows must be at least 1 \(got 0\)"),
         ({"per_level": -1}, r"--per-level must be at least 1 \(got -1\)"),
-        ({"rows": 3, "seed": -1}, r"--seed must be from 0 to 18446744073709551615 \(got -1\)"),
-        ({"rows": 3, "seed": MAX_SEED + 1}, r"--seed must be from 0 to 18446744073709551615 \(got 18446744073709551616\)"),
+        ({"rows": 3, "seed": -1}, r"--seed must be from 0 to \d+ \(got -1\)"),
+        (
+            {"rows": 3, "seed": MAX_SEED + 1},
+            rf"--seed must be from 0 to {MAX_SEED} \(got {MAX_SEED + 1}\)",
+        ),
         ({"rows": 3, "workers": 0}, r"--workers must be at least 1 \(got 0\)"),
         ({"per_level": 3}, "has none; run aligncurate bucket on it first, or give --rows"),
     ],

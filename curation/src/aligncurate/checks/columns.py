@@ -54,8 +54,8 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
     return problems + [
         Problem(
             Kind.COLUMNS,
-            f"column {field.name} has type {field.type} and the contract says {expected}; write the "
-            "dataset again.",
+            f"column {field.name} has type {field.type} and the contract says {expected}; write "
+            "the dataset again.",
         )
         for field, expected in _mistyped(schema)
     ]
