@@ -44,7 +44,7 @@ def test_more_levels_than_distinct_scores(tmp_path: Path, scheme: Any) -> None:
     ("arguments", "message"),
     [
         ({"levels": 4, "edges": "levels.json"}, "--levels and --edges were both given"),
-        ({"scheme": "width"}, "--scheme width is unknown; give quantile or equal-width"),
+        ({"scheme": "width"}, "--scheme must be quantile or equal-width .got width"),
         ({"workers": 0}, "--workers 0 cannot be"),
     ],
 )

@@ -237,8 +237,8 @@ def test_a_finished_output_is_left_and_another_configuration_refused(
         ({"threshold": 1.1}, "--threshold 1.1 cannot be"),
         ({"threshold": float("nan")}, "--threshold nan cannot be"),
         ({"recall": 0}, "--recall 0 cannot be"),
-        ({"keep": "last"}, "--keep last is unknown; give best or first"),
-        ({"chains": "cut"}, "--chains cut is unknown; give split or whole"),
+        ({"keep": "last"}, "--keep must be best or first"),
+        ({"chains": "cut"}, "--chains must be split or whole"),
         ({"workers": 0}, "--workers 0 cannot be"),
     ],
 )

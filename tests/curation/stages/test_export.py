@@ -468,7 +468,7 @@ def test_stages_do_not_write_over_an_export(tmp_path: Path, source: Dataset) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "csv"}, "--format csv is unknown; give llava, webdataset, hf"),
+        ({"format": "csv"}, "--format must be llava, webdataset or hf .got csv"),
         ({"format": "hf", "pairs_per_file": 0}, "--pairs-per-file 0 cannot be"),
         ({"format": "hf", "workers": 0}, "--workers 0 cannot be"),
     ],

@@ -59,7 +59,7 @@ class Ledger:
         for key in [key for key in self._in_hand if key[0] == item]:
             del self._in_hand[key]
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Some item has made progress."""
         self._moved = time.monotonic()
 

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from aligncurate.engine.ledger import Standing, start_ledger
-from aligncurate.engine.worker import ITEM, POSITION, Bench, Function, call, made
+from aligncurate.engine.worker import ITEM, POSITION, Bench, Function, call, make_or_fail
 from aligncurate.units.records import UNIT_ATTEMPTS
 from alignshared import AlignError
 from alignshared.storage_options import carrying_storage_options
@@ -117,7 +117,7 @@ def _actor(make: Callable[[], Function], bench: Bench) -> type:
         """Holds what a step's `make` built, a model for instance."""
 
         def __init__(self) -> None:
-            self._function = made(make)
+            self._function = make_or_fail(make)
 
         def __call__(self, batch: pa.Table) -> pa.Table:
             return call(self._function, bench, batch)
@@ -126,7 +126,7 @@ def _actor(make: Callable[[], Function], bench: Bench) -> type:
 
 
 def _call_in_task(make: Callable[[], Function], bench: Bench, batch: pa.Table) -> pa.Table:
-    return call(made(make), bench, batch)
+    return call(make_or_fail(make), bench, batch)
 
 
 _END = object()

@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.threads import on_beat
-from aligncurate.units.records import UNIT_ATTEMPTS, OutputError, why
+from aligncurate.threads import on_heartbeat
+from aligncurate.units.records import UNIT_ATTEMPTS, OutputError, describe_error
 from alignshared import AlignError
 
 POSITION, ITEM = "position", "item"
@@ -54,7 +54,7 @@ class _Watch:
         self._ledger, self._timeout_s = ledger, timeout_s
         self._item: int | None = None
         self._moved = self._told = time.monotonic()
-        on_beat(self.beat)
+        on_heartbeat(self.heartbeat)
         threading.Thread(target=self._look, daemon=True).start()
 
     def begin(self, item: int) -> None:
@@ -63,11 +63,11 @@ class _Watch:
     def end(self) -> None:
         self._item = None
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         self._moved = time.monotonic()
         if self._moved - self._told > _TELL_EVERY_S:
             self._told = self._moved
-            self._ledger.beat.remote()
+            self._ledger.heartbeat.remote()
 
     def _look(self) -> None:
         import ray
@@ -91,7 +91,7 @@ def _watch(bench: Bench) -> _Watch:
     return _watches[bench.run]
 
 
-def made(make: Callable[[], Function]) -> Function:
+def make_or_fail(make: Callable[[], Function]) -> Function:
     """The function of a step; where it cannot be made, one that answers every item with why."""
     try:
         return make()
@@ -144,6 +144,6 @@ def _tried(function: Function, position: int, item: Any) -> Any:
                 return error
         except Exception as error:  # noqa: BLE001 it is told, with the item's name
             if attempt == UNIT_ATTEMPTS:
-                return ItemFailure(position, why(error))
+                return ItemFailure(position, describe_error(error))
         time.sleep(_PAUSE_S * 2 ** (attempt - 1))
         attempt += 1

@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from aligncurate.core.quantiles import (
     CoarseCounts,
@@ -20,8 +18,9 @@ from aligncurate.core.quantiles import (
     quantile_edges,
     top_count,
 )
+from aligncurate.output.shards import open_checked, scores_of
 from aligncurate.threads import map_ordered
-from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInfo, Storage
+from alignshared import Dataset, InputError, LevelEdges, ShardInfo, Storage
 from alignshared.levels import Scheme, edges_from_json
 from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
 
@@ -29,33 +28,6 @@ Counts = TypeVar("Counts", CoarseCounts, FineCounts)
 
 _SCORES_PER_BATCH = 1 << 19
 """2 MB of scores at a time."""
-
-
-def open_checked(dataset: Dataset, shard: ShardInfo) -> pq.ParquetFile:
-    """The shard, open, once its row count is found to be what the manifest says.
-
-    Raises:
-        ContractError: it is not.
-    """
-    parquet = dataset.open_shard(shard)
-    rows = parquet.metadata.num_rows
-    if rows != shard.rows:
-        parquet.close()
-        raise ContractError(
-            f"{shard.file} in {dataset.location} has {rows:,} rows and the manifest says "
-            f"{shard.rows:,}; copy the shard again or write the dataset again."
-        )
-    return parquet
-
-
-def scores_of(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-    """The `score` column [n] float32, NaN where it is null."""
-    column = batch.column("score")
-    if column.null_count:
-        return column.to_numpy(zero_copy_only=False)
-    # to_numpy would import pandas where it is installed: up to a second and 70 MB for nothing.
-    scores: npt.NDArray[Any] = np.from_dlpack(column)
-    return scores
 
 
 def _shard_scores(dataset: Dataset, shard: ShardInfo) -> Iterator[npt.NDArray[np.float32]]:

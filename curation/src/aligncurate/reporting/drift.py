@@ -6,6 +6,7 @@ import numpy as np
 
 from aligncurate.core.drift import Counts, kolmogorov_smirnov, population_stability_index
 from aligncurate.core.histogram import BIN_WIDTH, Histogram, LogHistogram
+from aligncurate.output.shards import scores_of
 from aligncurate.reporting.format import (
     clip_middle,
     dataset_name,
@@ -14,7 +15,7 @@ from aligncurate.reporting.format import (
     share_text,
 )
 from aligncurate.reporting.lineage import ancestors
-from aligncurate.reporting.summary import ScoreSummary, score_values
+from aligncurate.reporting.summary import ScoreSummary
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, InputError, LevelEdges, ModelInfo, ShardInfo
 
@@ -171,7 +172,7 @@ def _counts_on(edges: LevelEdges, dataset: Dataset, summary: ScoreSummary) -> Co
         counts = np.zeros(edges.levels, dtype=np.int64)
         with dataset.open_shard(shard) as parquet:
             for batch in dataset.shard_batches(shard, parquet, ["score"], _BATCH_ROWS):
-                scores = score_values(batch)
+                scores = scores_of(batch)
                 levels = edges.assign(scores[np.isfinite(scores)])
                 counts += np.bincount(levels - 1, minlength=edges.levels)
         return counts

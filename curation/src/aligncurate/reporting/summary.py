@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from aligncurate.core.histogram import Histogram, LogHistogram
 from aligncurate.core.moments import Moment, Moments
 from aligncurate.core.vectors import column_values
+from aligncurate.output.shards import scores_of
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.shortlist import Pick, Shortlist
 from aligncurate.threads import available_cores, map_ordered
@@ -51,7 +52,7 @@ class ScoreSummary:
         self, batch: pa.RecordBatch, where: str, shard: int, row: int, bounds: list[Pick | None]
     ) -> None:
         """Take in rows of `shard`, from its row `row` on; `where` names it in errors."""
-        scores = score_values(batch)
+        scores = scores_of(batch)
         self.histogram.add(scores)
         levels = np.zeros(len(scores), dtype=np.int8)
         if self._edges:
@@ -222,11 +223,6 @@ def _summarise_shard(
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def score_values(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-    """Scores [n] float32 of `batch`; null is NaN."""
-    return column_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
 
 
 def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[np.int8]:

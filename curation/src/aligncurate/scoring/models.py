@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aligncurate.core.clip import ResolvedClip, View, resolve_clip
+from aligncurate.core.clip import ResolvedClip, resolve_clip
+from aligncurate.settings import View
 from alignshared import InputError
 from alignshared.schema import score_column
 

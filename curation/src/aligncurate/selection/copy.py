@@ -8,7 +8,6 @@ on the rows alone, so a run that was interrupted goes on shard by shard.
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +16,25 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.levels.edges import open_checked
-from aligncurate.output.folder import OutputState, finish, open_output, provenance
+from aligncurate.output.shards import (
+    as_mask,
+    open_checked,
+    open_matching,
+    rows_per_batch,
+    scores_of,
+)
 from aligncurate.progress import OnProgress, silent
-from aligncurate.reporting.summary import level_values, score_values
+from aligncurate.reporting.summary import level_values
 from aligncurate.threads import map_ordered
 from aligncurate.units.records import (
     FinishedBatch,
     Timing,
-    UnitError,
     UnitRecord,
     finished_units,
-    released_if_empty,
-    write_unit,
+    manifest_fields,
 )
+from aligncurate.units.run import write_dataset, write_parts, write_shard_unit
 from alignshared import (
-    AlignError,
-    ContractError,
     Dataset,
     LevelEdges,
     LevelStatistics,
@@ -43,60 +44,13 @@ from alignshared import (
     Storage,
 )
 from alignshared.levels import LevelAccumulator, levels_to_json
-from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
+from alignshared.manifest import LEVELS_FILE
 from alignshared.schema import LEVEL_COLUMN, require_columns, with_features
-from alignshared.shards import IMAGE_ROW_GROUP
-
-PLAIN_ROWS_PER_BATCH = 1 << 16
 
 _log = logging.getLogger("aligncurate")
 
 Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 """From a batch of n rows to n bools; called from several threads."""
-
-
-def rows_per_batch(columns: Sequence[str]) -> int:
-    """Rows of `columns` to read at a time; those with images are large and lie in small
-    row groups, of which one is read at a time.
-    """
-    return IMAGE_ROW_GROUP if "image" in columns else PLAIN_ROWS_PER_BATCH
-
-
-def as_mask(keep: npt.NDArray[np.bool_]) -> pa.BooleanArray:
-    """`keep` [n] as an Arrow array of one bit for each row."""
-    bits = np.packbits(keep, bitorder="little")
-    return pa.Array.from_buffers(pa.bool_(), len(keep), [None, pa.py_buffer(bits)])
-
-
-@contextmanager
-def open_matching(
-    dataset: Dataset, shard: ShardInfo, schema: pa.Schema
-) -> Iterator[pq.ParquetFile]:
-    """The shard, open, once it is found to have the manifest's rows and the columns of `schema`.
-
-    Raises:
-        ContractError: it has not.
-    """
-    with open_checked(dataset, shard) as parquet:
-        if not parquet.schema_arrow.equals(schema):
-            raise ContractError(
-                f"the columns of {shard.file} in {dataset.location} are not those of its "
-                "first shard; write the dataset again."
-            )
-        yield parquet
-
-
-def finished_already(storage: Storage, config: dict[str, Any]) -> Dataset | None:
-    """The dataset in `storage` if a run of `config` has finished it, which is then logged.
-
-    Raises:
-        InputError: it holds the result of another configuration.
-    """
-    if not storage.exists(MANIFEST_FILE):
-        return None
-    open_output(storage, config, overwrite=False)
-    _log.info("%s is finished already; nothing to do.", storage.location)
-    return Dataset(storage.location)
 
 
 def choose_rows(
@@ -131,7 +85,8 @@ class _Part:
     masks: list[pa.BooleanArray]
 
     @property
-    def rows_in(self) -> int:
+    def rows(self) -> int:
+        """Rows of the input that it is made of."""
         return sum(shard.rows for shard in self.shards)
 
 
@@ -146,7 +101,7 @@ def write_chosen(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the rows of `dataset` that `kept` tells to `storage`, as `copy_chosen` does, and finish
+    """Write the rows of `dataset` that `masks` choose to `storage`, as `copy_chosen` does, and finish
     it as a dataset.
 
     Args:
@@ -154,7 +109,7 @@ def write_chosen(
         storage: the folder to write; claimed for `config`.
         stage: what the manifest calls the stage.
         config: the full configuration; what stands under `execution` changes no row.
-        kept: one bit for each row of each shard of `dataset`, in the order of its manifest.
+        masks: one bit for each row of each shard of `dataset`, in the order of its manifest.
         workers: threads; their number changes no byte of a shard.
         overwrite: replace a dataset or unfinished run in `storage`.
         on_progress: called with rows of the input that are dealt with, kept or not.
@@ -162,13 +117,13 @@ def write_chosen(
     Raises:
         ContractError: a shard is not what the manifest says.
     """
-    if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
-        return Dataset(storage.location)
-    with released_if_empty(storage):
-        made = copy_chosen(
+
+    def write() -> Manifest:
+        return copy_chosen(
             dataset, storage, stage, config, masks, workers=workers, on_progress=on_progress
         )
-        return finish(storage, made)
+
+    return write_dataset(storage, config, write, overwrite=overwrite)
 
 
 def copy_chosen(
@@ -181,8 +136,8 @@ def copy_chosen(
     workers: int,
     on_progress: OnProgress = silent,
 ) -> Manifest:
-    """Write the rows of `dataset` that `kept` tells, all columns, in their order, to `storage`,
-    which was claimed for `config`; the manifest that describes them is returned, not written.
+    """Write the rows of `dataset` that `masks` choose, all columns, in their order, to `storage`,
+    which was claimed for `config`; return the manifest that describes them, unwritten.
 
     A levelled dataset stays levelled: its edges are kept and the statistics of the levels are those
     of the rows that are left. An unfinished run of the same configuration is gone on with.
@@ -196,8 +151,7 @@ def copy_chosen(
     edges = dataset.manifest.level_edges
     if edges and statistics:
         storage.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
-    shards = [record.shard for record in records]
-    return _manifest(dataset, stage, config, shards, statistics)
+    return _manifest(dataset, stage, config, records, statistics)
 
 
 def _parts(dataset: Dataset, masks: Sequence[pa.BooleanArray]) -> list[_Part]:
@@ -226,28 +180,13 @@ def _copy(
     workers: int,
     on_progress: OnProgress,
 ) -> list[UnitRecord]:
-    done = {record.index: record for record in finished_units(storage)}
-    for part in parts:
-        if part.index in done:
-            on_progress(part.rows_in)
-    to_do = [part for part in parts if part.index not in done]
-
     def write(part: _Part) -> UnitRecord:
+        read = f"{part.shards[0].file} in {dataset.location}"
         batches = _chosen_batches(dataset, schema, part)
-        try:
-            return write_unit(storage, part.index, with_features(schema), batches)
-        except UnitError as error:  # of a dataset of ours no part can be done without
-            if isinstance(error.__cause__, AlignError):
-                raise error.__cause__ from None
-            raise AlignError(
-                f"{part.shards[0].file} in {dataset.location} cannot be copied: {error}; run the "
-                "same command to go on."
-            ) from error
+        return write_shard_unit(storage, part.index, with_features(schema), batches, read)
 
-    for part, record in zip(to_do, map_ordered(write, to_do, workers), strict=True):
-        done[record.index] = record
-        on_progress(part.rows_in)
-    return [done[part.index] for part in parts]
+    finished = {record.index: record for record in finished_units(storage)}
+    return write_parts(storage, parts, finished, write, workers=workers, on_progress=on_progress)
 
 
 def _chosen_batches(dataset: Dataset, schema: pa.Schema, part: _Part) -> Iterator[FinishedBatch]:
@@ -314,7 +253,7 @@ def _levels_of(
             rows = batch.filter(mask.slice(first, batch.num_rows))
             first += batch.num_rows
             levels = level_values(rows, edges.levels, f"{shard.file} in {dataset.location}")
-            counts.add(score_values(rows), levels)
+            counts.add(scores_of(rows), levels)
     return counts
 
 
@@ -322,16 +261,12 @@ def _manifest(
     dataset: Dataset,
     stage: str,
     config: dict[str, Any],
-    shards: list[ShardInfo],
+    records: list[UnitRecord],
     statistics: list[LevelStatistics] | None,
 ) -> Manifest:
-    rows, made, parent = sum(shard.rows for shard in shards), provenance(), dataset.manifest
+    parent = dataset.manifest
     return Manifest(
         stage=stage,
-        rows=rows,
-        rejects={},
-        shards=shards,
-        reject_shards=[],
         config=config,
         parents=[Parent(dataset.location, dataset.digest)],
         model=parent.model,
@@ -339,7 +274,6 @@ def _manifest(
         scheme=parent.scheme,
         edges=parent.edges,
         level_statistics=statistics,
-        left_out=parent.rows - rows,
-        package=made["package"],
-        created=made["created"],
+        left_out=parent.rows - sum(record.shard.rows for record in records),
+        **manifest_fields(records),
     )

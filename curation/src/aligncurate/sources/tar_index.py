@@ -26,7 +26,7 @@ from aligncurate.sources.metadata import (
     kind_of,
     parsed_metadata,
 )
-from aligncurate.threads import beat
+from aligncurate.threads import heartbeat
 from alignshared import InputError, Reason
 from alignshared.filesystems import is_remote
 
@@ -135,7 +135,7 @@ def index_tar(location: str, prefix: str) -> TarIndex:
         try:
             for member in tar_members(data, location):
                 indexing.add(member)
-                beat()
+                heartbeat()
         except TarDamage as error:
             damage = str(error)
             indexing.end_in_damage(damage)

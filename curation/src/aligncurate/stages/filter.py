@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from aligncurate.output.folder import finished_already
 from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.progress import OnProgress, silent
 from aligncurate.selection.conditions import Condition, Conditions, conditions_over
 from aligncurate.selection.copy import (
     choose_rows,
-    finished_already,
     level_statistics,
     write_chosen,
 )
@@ -89,7 +89,7 @@ def filter(
         "conditions": conditions.given(),
         "execution": {"workers": threads},
     }
-    if not overwrite and (finished := finished_already(storage, config)):
+    if finished := finished_already(storage, config, overwrite=overwrite):
         return finished
     # Conditions that cannot be used are refused before the output folder is claimed or replaced.
     masks, counts = _choose(conditions, dataset, threads, on_progress)

@@ -18,13 +18,12 @@ from aligncurate.core.sampling import (
     balanced_quotas,
     sampling_keys,
 )
-from aligncurate.levels.edges import open_checked
+from aligncurate.output.folder import finished_already
 from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.output.shards import as_mask, open_checked
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.summary import level_values
 from aligncurate.selection.copy import (
-    as_mask,
-    finished_already,
     write_chosen,
 )
 from aligncurate.threads import available_cores, map_ordered
@@ -85,7 +84,7 @@ def sample(
         "seed": seed,
         "execution": {"workers": threads},
     }
-    if not overwrite and (finished := finished_already(storage, config)):
+    if finished := finished_already(storage, config, overwrite=overwrite):
         return finished
     keys = _KeyReader(dataset, seed)
     counts = _count(keys, threads)

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.core.vectors import TopK, Units, embedding_rows, unit_rows
 from aligncurate.output.locations import newest_dataset
+from aligncurate.output.shards import open_matching
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.rows import read_rows
-from aligncurate.selection.copy import open_matching
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo
 from alignshared.pictures import ImageError, decode_image

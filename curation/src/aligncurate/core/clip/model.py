@@ -13,13 +13,13 @@ import torch
 from open_clip.transformer import text_global_pool
 from safetensors import SafetensorError
 
-from aligncurate.core.clip.resolve import Precision, ResolvedClip
+from aligncurate.core.clip.resolve import ResolvedClip
 from aligncurate.core.clip.windows import (
     CaptionWindows,
-    LongCaptions,
     padding_of,
     used_tokens,
 )
+from aligncurate.settings import LongCaptions, Precision
 from alignshared import AlignError, InputError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

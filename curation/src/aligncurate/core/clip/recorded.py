@@ -8,7 +8,7 @@ import open_clip
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from aligncurate.core.clip.resolve import ResolvedClip, resolve_clip
-from aligncurate.core.clip.view import View
+from aligncurate.settings import View
 from alignshared import InputError, ModelInfo
 
 

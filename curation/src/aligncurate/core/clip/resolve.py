@@ -6,17 +6,16 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 from open_clip import pretrained
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from aligncurate.core.clip.view import View, preprocess_of_view
+from aligncurate.core.clip.view import preprocess_of_view
 from aligncurate.core.hub import HubError, hub_file
+from aligncurate.settings import Precision, View
 from alignshared import InputError, ModelInfo, demo
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 DEFAULT_TAG = "openai"
 WEIGHTS_CACHE = Path("~/.cache/alignstack/weights")

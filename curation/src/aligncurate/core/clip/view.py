@@ -6,7 +6,7 @@ the bytes.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +14,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from aligncurate.settings import View
+
 PixelView = Callable[[Image.Image], npt.NDArray[np.uint8]]
-
-View = Literal["crop", "pad"]
-"""How an image that is not square is framed, where that is not left to the model.
-
-`crop` resizes the shorter side and crops the centre, as CLIPs are trained. `pad` resizes the longer
-side and fills the square with the mean colour of the model's normalisation, so that all of the
-image is seen. Either replaces the squashing of SigLIP-type models, whose images lose their
-aspect ratio.
-"""
 
 
 def preprocess_of_view(preprocess: dict[str, Any], view: View) -> dict[str, Any]:

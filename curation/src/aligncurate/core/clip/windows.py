@@ -1,13 +1,8 @@
 """Cutting the tokens of a long caption into windows that the text tower can read."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-
-LongCaptions = Literal["truncate", "mean"]
-"""What is embedded of a caption that is longer than the text tower reads: its beginning, or the
-mean of the unit embeddings of its windows, made a unit vector again.
-"""
 
 MAX_WINDOWS = 16
 """Windows of one caption; what lies beyond them is cut off. For CLIP these are 1,200 tokens."""
