@@ -101,7 +101,7 @@ def write_chosen(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the rows of `dataset` that `masks` choose to `storage`, as `copy_chosen` does, and finish
+    """Write the rows of `dataset` that `masks` choose to `storage` as `copy_chosen` does, and finish
     it as a dataset.
 
     Args:
