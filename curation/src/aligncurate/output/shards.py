@@ -4,13 +4,13 @@ and from and to Arrow without a copy.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aligncurate.core.vectors import column_values
 from alignshared import ContractError, Dataset, ShardInfo
 from alignshared.shards import IMAGE_ROW_GROUP
 
@@ -61,12 +61,7 @@ def rows_per_batch(columns: Sequence[str]) -> int:
 
 def scores_of(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
     """The `score` column [n] float32, NaN where it is null."""
-    column = batch.column("score")
-    if column.null_count:
-        return column.to_numpy(zero_copy_only=False)
-    # to_numpy would import pandas where it is installed: up to a second and 70 MB for nothing.
-    scores: npt.NDArray[Any] = np.from_dlpack(column)
-    return scores
+    return column_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
 
 
 def as_mask(keep: npt.NDArray[np.bool_]) -> pa.BooleanArray:

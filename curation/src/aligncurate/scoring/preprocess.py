@@ -12,7 +12,7 @@ import pyarrow as pa
 from aligncurate.core.clip import PixelView, pixel_view
 from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.sources import RawBatch
-from aligncurate.sources.files import read_picture
+from aligncurate.sources.files import read_image
 from alignshared import Reject
 from alignshared.pictures import ImageError, decode_sized
 from alignshared.schema import IMAGE_TYPE
@@ -93,7 +93,7 @@ class _Images:
         """Add the image of one more pair; return its bytes."""
         content: bytes | None = image["bytes"]
         if content is None:
-            content = read_picture(self._image_root, image["path"])
+            content = read_image(self._image_root, image["path"])
         if content not in self._index_of:
             decoded, size = decode_sized(content, self._shorter_side)
             for pixels, view in zip(self.pixels, self._views, strict=True):

@@ -1,6 +1,6 @@
 """Copying the rows of a dataset that a stage chose: what filter and sample share.
 
-Which rows are kept is known, one bit for each, before the first is copied, so pictures are read
+Which rows are kept is known, one bit for each, before the first is copied, so images are read
 once and only where a row group holds a row to keep. Neighbouring shards of which little is left
 become one: a filter that keeps a pair in a hundred leaves no million of tiny files. The cut depends
 on the rows alone, so a run that was interrupted goes on shard by shard.
@@ -16,9 +16,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.output.shards import as_mask, open_checked, open_matching, rows_per_batch
+from aligncurate.output.shards import (
+    as_mask,
+    open_checked,
+    open_matching,
+    rows_per_batch,
+    scores_of,
+)
 from aligncurate.progress import OnProgress, silent
-from aligncurate.reporting.summary import level_values, score_values
+from aligncurate.reporting.summary import level_values
 from aligncurate.threads import map_ordered
 from aligncurate.units.records import (
     FinishedBatch,
@@ -63,11 +69,11 @@ def choose_rows(
             parts += map(keep, dataset.shard_batches(shard, parquet, columns, size))
         return as_mask(np.concatenate(parts))
 
-    kept: list[pa.BooleanArray] = []
+    masks: list[pa.BooleanArray] = []
     for mask in map_ordered(choose, dataset.manifest.shards, workers):
-        kept.append(mask)
+        masks.append(mask)
         on_progress(len(mask))
-    return kept
+    return masks
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class _Part:
 
     index: int
     shards: list[ShardInfo]
-    kept: list[pa.BooleanArray]
+    masks: list[pa.BooleanArray]
 
     @property
     def rows(self) -> int:
@@ -89,13 +95,13 @@ def write_chosen(
     storage: Storage,
     stage: str,
     config: dict[str, Any],
-    kept: Sequence[pa.BooleanArray],
+    masks: Sequence[pa.BooleanArray],
     *,
     workers: int,
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the rows of `dataset` that `kept` tells to `storage`, as `copy_chosen` does, and finish
+    """Write the rows of `dataset` that `masks` choose to `storage` as `copy_chosen` does, and finish
     it as a dataset.
 
     Args:
@@ -103,7 +109,7 @@ def write_chosen(
         storage: the folder to write; claimed for `config`.
         stage: what the manifest calls the stage.
         config: the full configuration; what stands under `execution` changes no row.
-        kept: one bit for each row of each shard of `dataset`, in the order of its manifest.
+        masks: one bit for each row of each shard of `dataset`, in the order of its manifest.
         workers: threads; their number changes no byte of a shard.
         overwrite: replace a dataset or unfinished run in `storage`.
         on_progress: called with rows of the input that are dealt with, kept or not.
@@ -114,7 +120,7 @@ def write_chosen(
 
     def write() -> Manifest:
         return copy_chosen(
-            dataset, storage, stage, config, kept, workers=workers, on_progress=on_progress
+            dataset, storage, stage, config, masks, workers=workers, on_progress=on_progress
         )
 
     return write_dataset(storage, config, write, overwrite=overwrite)
@@ -125,13 +131,13 @@ def copy_chosen(
     storage: Storage,
     stage: str,
     config: dict[str, Any],
-    kept: Sequence[pa.BooleanArray],
+    masks: Sequence[pa.BooleanArray],
     *,
     workers: int,
     on_progress: OnProgress = silent,
 ) -> Manifest:
-    """Write the rows of `dataset` that `kept` tells, all columns, in their order, to `storage`,
-    which was claimed for `config`; the manifest that describes them is returned, not written.
+    """Write the rows of `dataset` that `masks` choose, all columns, in their order, to `storage`,
+    which was claimed for `config`; return the manifest that describes them, unwritten.
 
     A levelled dataset stays levelled: its edges are kept and the statistics of the levels are those
     of the rows that are left. An unfinished run of the same configuration is gone on with.
@@ -140,21 +146,21 @@ def copy_chosen(
         ContractError: a shard is not what the manifest says.
     """
     schema = dataset.schema
-    records = _copy(dataset, storage, schema, _parts(dataset, kept), workers, on_progress)
-    statistics = _level_statistics(dataset, kept, workers)
+    records = _copy(dataset, storage, schema, _parts(dataset, masks), workers, on_progress)
+    statistics = level_statistics(dataset, masks, workers)
     edges = dataset.manifest.level_edges
     if edges and statistics:
         storage.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
     return _manifest(dataset, stage, config, records, statistics)
 
 
-def _parts(dataset: Dataset, kept: Sequence[pa.BooleanArray]) -> list[_Part]:
+def _parts(dataset: Dataset, masks: Sequence[pa.BooleanArray]) -> list[_Part]:
     """The shards of `dataset` in runs of which no more rows are kept than its largest shard has."""
     shards = dataset.manifest.shards
     most = max((shard.rows for shard in shards), default=0)
     runs: list[_Part] = []
     held = most + 1
-    for shard, mask in zip(shards, kept, strict=True):
+    for shard, mask in zip(shards, masks, strict=True):
         if len(mask) != shard.rows:
             raise ValueError(f"{len(mask)} bits for the {shard.rows} rows of {shard.file}")
         held += mask.true_count
@@ -162,7 +168,7 @@ def _parts(dataset: Dataset, kept: Sequence[pa.BooleanArray]) -> list[_Part]:
             runs.append(_Part(len(runs), [], []))
             held = mask.true_count
         runs[-1].shards.append(shard)
-        runs[-1].kept.append(mask)
+        runs[-1].masks.append(mask)
     return runs
 
 
@@ -184,14 +190,14 @@ def _copy(
 
 
 def _chosen_batches(dataset: Dataset, schema: pa.Schema, part: _Part) -> Iterator[FinishedBatch]:
-    for shard, mask in zip(part.shards, part.kept, strict=True):
+    for shard, mask in zip(part.shards, part.masks, strict=True):
         if not mask.true_count:
             continue
         with open_matching(dataset, shard, schema) as parquet:
-            groups, wanted = _touched(parquet, mask)
+            groups, bits = _touched(parquet, mask)
             size, first = rows_per_batch(schema.names), 0
             for batch in dataset.shard_batches(shard, parquet, None, size, groups):
-                rows = batch.filter(wanted.slice(first, batch.num_rows))
+                rows = batch.filter(bits.slice(first, batch.num_rows))
                 first += batch.num_rows
                 yield FinishedBatch(pa.Table.from_batches([rows]), [], Timing())
 
@@ -211,8 +217,8 @@ def _touched(parquet: pq.ParquetFile, mask: pa.BooleanArray) -> tuple[list[int],
     return groups, pa.concat_arrays(bits)
 
 
-def _level_statistics(
-    dataset: Dataset, kept: Sequence[pa.BooleanArray], workers: int
+def level_statistics(
+    dataset: Dataset, masks: Sequence[pa.BooleanArray], workers: int
 ) -> list[LevelStatistics] | None:
     """Statistics of the kept rows by level; None where there are no levels."""
     edges = dataset.manifest.level_edges
@@ -228,7 +234,7 @@ def _level_statistics(
     total = LevelAccumulator(edges.levels)
     some = [
         (shard, mask)
-        for shard, mask in zip(dataset.manifest.shards, kept, strict=True)
+        for shard, mask in zip(dataset.manifest.shards, masks, strict=True)
         if mask.true_count
     ]
     # Added in the order of the shards: the same sums, to the bit, for any number of workers.
@@ -240,15 +246,15 @@ def _level_statistics(
 def _levels_of(
     dataset: Dataset, edges: LevelEdges, shard: ShardInfo, mask: pa.BooleanArray
 ) -> LevelAccumulator:
-    found, first = LevelAccumulator(edges.levels), 0
+    counts, first = LevelAccumulator(edges.levels), 0
     with open_checked(dataset, shard) as parquet:
         columns = ["score", LEVEL_COLUMN]
         for batch in dataset.shard_batches(shard, parquet, columns):
             rows = batch.filter(mask.slice(first, batch.num_rows))
             first += batch.num_rows
             levels = level_values(rows, edges.levels, f"{shard.file} in {dataset.location}")
-            found.add(score_values(rows), levels)
-    return found
+            counts.add(scores_of(rows), levels)
+    return counts
 
 
 def _manifest(

@@ -13,7 +13,7 @@ from aligncurate.output.locations import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
 from aligncurate.settings import UNIT_TIMEOUT_S, Location, require_at_least
 from aligncurate.sources import RawBatch, Unit
-from aligncurate.sources.files import read_picture
+from aligncurate.sources.files import read_image
 from aligncurate.sources.instructions import InstructionSource
 from aligncurate.threads import available_cores
 from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process
@@ -123,7 +123,7 @@ def _with_images(raw: RawBatch, image_root: str | None) -> FinishedBatch:
         content, size = None, (None, None)
         if image is not None:
             try:
-                content = read_picture(image_root, image["path"])
+                content = read_image(image_root, image["path"])
                 size = decode_image(content).size
             except ImageError as error:
                 rejects.append(Reject(id_, image["path"], error.reason, error.detail))

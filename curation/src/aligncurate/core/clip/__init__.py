@@ -1,4 +1,4 @@
-"""CLIP: from pictures and captions to unit embeddings, and from these to scores.
+"""CLIP: from images and captions to unit embeddings, and from these to scores.
 
 The only place that imports open_clip.
 """

@@ -180,7 +180,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def available_gpus() -> int:
-    """How many CUDA devices torch can use here."""
+    """Number of CUDA devices that torch can use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 

@@ -1,7 +1,7 @@
-"""What of a picture the model sees: open_clip's own resizing and cropping, kept as 8-bit pixels.
+"""What of an image the model sees: open_clip's own resizing and cropping, kept as 8-bit pixels.
 
 open_clip's transform ends in two steps that turn pixels into normalised floats. Those run once per
-batch on the model's device instead, with the same arithmetic, so a picture travels at a quarter of
+batch on the model's device instead, with the same arithmetic, so an image travels at a quarter of
 the bytes.
 """
 

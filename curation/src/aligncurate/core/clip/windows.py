@@ -58,7 +58,7 @@ def padding_of(tokenizer: Any) -> int:
 
 
 def used_tokens(tokens_NL: torch.Tensor, pad: int) -> torch.Tensor:
-    """How many tokens [N] of each row stand before its padding."""
+    """Number of tokens [N] before the padding of each row."""
     # A caption may hold the padding's token as well, so tokens are not counted one by one.
-    told = tokens_NL != pad
-    return (tokens_NL.shape[1] - told.flip(-1).int().argmax(-1)) * told.any(-1)
+    is_token = tokens_NL != pad
+    return (tokens_NL.shape[1] - is_token.flip(-1).int().argmax(-1)) * is_token.any(-1)
