@@ -160,7 +160,7 @@ def test_many_rows_are_searched_in_cells(
     planted: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     exact = dedup(planted.location, tmp_path / "exact")
-    monkeypatch.setattr("aligncurate.dedup.neighbours.EXACT_MAX_ROWS", 4)
+    monkeypatch.setattr("aligncurate.duplicates.neighbours.EXACT_MAX_ROWS", 4)
     caplog.set_level(logging.INFO, "aligncurate")
     dataset = dedup(planted.location, tmp_path / "cells", recall=1)
     assert duplicates_of(dataset) == duplicates_of(exact)
@@ -354,3 +354,10 @@ def test_a_tiny_clip_of_another_width_works(tmp_path: Path, tiny_clip: str) -> N
     source = score_good_pairs(tmp_path, tiny_clip, 6, embeddings=True)
     dataset = dedup(source.location, tmp_path / "dedup", threshold=1.0)
     assert dataset.manifest.rows + dataset.manifest.left_out == 6
+
+
+def test_the_function_is_found_whatever_was_imported_before() -> None:
+    import aligncurate
+    import aligncurate.stages.dedup as stage
+
+    assert aligncurate.dedup is stage.dedup

@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.core.vectors import Vectors, column_of
-from aligncurate.dedup.components import Components
-from aligncurate.dedup.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
-from aligncurate.dedup.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
-from aligncurate.dedup.neighbours import NeighbourSearch, SearchFacts
+from aligncurate.duplicates.components import Components
+from aligncurate.duplicates.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
+from aligncurate.duplicates.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
+from aligncurate.duplicates.neighbours import NeighbourSearch, SearchFacts
 from aligncurate.output.folder import (
     RUN_FOLDER,
     config_of,

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aligncurate.core.vectors import Rows, Units, Vectors
-from aligncurate.dedup.components import Components
+from aligncurate.duplicates.components import Components
 
 _LEADERS_AT_A_TIME = 1024
 

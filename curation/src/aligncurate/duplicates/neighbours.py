@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aligncurate.core.vectors import Rows, Units, Vectors
-from aligncurate.dedup.recall import PairSample, probes_for, sample_pairs
+from aligncurate.duplicates.recall import PairSample, probes_for, sample_pairs
 
 EXACT_MAX_ROWS = 20_000
 """Up to so many rows each is compared with each, which takes seconds."""

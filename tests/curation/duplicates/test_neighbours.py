@@ -8,10 +8,10 @@ import numpy.typing as npt
 import pytest
 
 from aligncurate.core.vectors import TopK, Units, Vectors, unit_rows
-from aligncurate.dedup.components import Components
-from aligncurate.dedup.duplicates import Verdict, exact_duplicates, lead, near_duplicates
-from aligncurate.dedup.neighbours import NeighbourSearch, nearest_pairs
-from aligncurate.dedup.recall import sample_pairs
+from aligncurate.duplicates.components import Components
+from aligncurate.duplicates.duplicates import Verdict, exact_duplicates, lead, near_duplicates
+from aligncurate.duplicates.neighbours import NeighbourSearch, nearest_pairs
+from aligncurate.duplicates.recall import sample_pairs
 
 DIM = 64
 Pairs = set[tuple[int, int]]
