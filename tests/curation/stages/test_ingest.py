@@ -156,7 +156,7 @@ def test_default_output_and_image_root(workdir: Path, folder: Path) -> None:
 def test_what_cannot_be_ingested_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"--input demo is not known; give a LLaVA \.json"):
         ingest("demo", folder / "out")
-    with pytest.raises(InputError, match="--shard-rows must be at least 1 .got 0"):
+    with pytest.raises(InputError, match=r"--shard-rows must be at least 1 \(got 0\)"):
         ingest("x.json", folder / "out", shard_rows=0)
     with pytest.raises(InputError, match="there are no records in"):
         ingest(write(folder, []), folder / "out")

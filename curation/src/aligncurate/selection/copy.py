@@ -101,8 +101,8 @@ def write_chosen(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the rows of `dataset` that `masks` choose to `storage` as `copy_chosen` does, and finish
-    it as a dataset.
+    """Write the rows of `dataset` that `masks` choose to `storage`, as `copy_chosen` does, and
+    finish it as a dataset.
 
     Args:
         dataset: what to copy from.

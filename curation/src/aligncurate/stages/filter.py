@@ -1,6 +1,5 @@
 """filter: keep the pairs that meet all of some conditions, as a dataset of their own."""
 
-import os
 from dataclasses import asdict, dataclass
 from threading import Lock
 from typing import Any
@@ -18,13 +17,12 @@ from aligncurate.selection.copy import (
     level_statistics,
     write_chosen,
 )
-from aligncurate.threads import available_cores
+from aligncurate.settings import Location
+from aligncurate.threads import thread_count
 from alignshared import Dataset, InputError, Storage
 
 FILTERED_STAGES = ("bucket", "score")
 """Stages whose newest dataset under `data/` is the default input."""
-
-Location = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def filter(
     Raises:
         InputError: the conditions or the folders cannot be used as they are, or no pair is kept.
     """
-    threads = _threads(workers)
+    threads = thread_count(workers)
     dataset = _input(input)
     storage = Storage(sibling_output(dataset, "filter") if output is None else output)
     refuse_to_write_over(storage.location, dataset.location)
@@ -115,7 +113,7 @@ def count_filter(
     Raises:
         InputError: the conditions or the input cannot be used as they are.
     """
-    threads = _threads(workers)
+    threads = thread_count(workers)
     dataset = _input(input)
     masks, counts = _choose(conditions, dataset, threads, on_progress)
     before = dataset.manifest.level_statistics or []
@@ -123,12 +121,6 @@ def count_filter(
     levels = [(a.level, a.count, b.count) for a, b in zip(before, after, strict=False)][::-1]
     kept = sum(mask.true_count for mask in masks)
     return FilterCounts(dataset.location, dataset.manifest.rows, kept, counts, levels)
-
-
-def _threads(workers: int | None) -> int:
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers must be at least 1 (got {workers}).")
-    return workers or available_cores()
 
 
 def _input(input: Location | None) -> Dataset:

@@ -1,7 +1,6 @@
 """report: the scores and levels of a dataset as one HTML file and as figures."""
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import pyarrow as pa
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.output.locations import READABLE_STAGES, newest_dataset, sibling_output
 from aligncurate.progress import OnProgress, silent
+from aligncurate.settings import Location
 from alignshared import ContractError, Dataset, InputError, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
@@ -29,8 +29,6 @@ _FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY, DRIFT, "drift.html")  # the last by 
 _REJECT_EXAMPLES = 3
 
 _log = logging.getLogger("aligncurate")
-
-Location = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """sample: draw a number of pairs, evenly from all levels, the same ones every time."""
 
 import logging
-import os
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -26,6 +25,7 @@ from aligncurate.reporting.summary import level_values
 from aligncurate.selection.copy import (
     write_chosen,
 )
+from aligncurate.settings import Location
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
@@ -33,7 +33,6 @@ from alignshared.schema import LEVEL_COLUMN, require_columns
 SAMPLED_STAGES = ("filter", "bucket")
 """Stages whose newest dataset under `data/` is the default input."""
 
-Location = str | os.PathLike[str]
 
 _log = logging.getLogger("aligncurate")
 

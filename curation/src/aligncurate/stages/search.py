@@ -17,13 +17,13 @@ from aligncurate.output.locations import newest_dataset
 from aligncurate.output.shards import open_matching
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.rows import read_rows
+from aligncurate.settings import Location
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo
 from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import EMBEDDING_COLUMNS, LEVEL_COLUMN, require_columns
 
 Over = Literal["images", "captions"]
-Location = str | os.PathLike[str]
 
 _COLUMN_OF = dict(zip(get_args(Over), EMBEDDING_COLUMNS, strict=True))
 _BATCH_ROWS = 4096
