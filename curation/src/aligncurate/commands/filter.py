@@ -63,7 +63,7 @@ def filter(
         language=language, where=where,
     )  # fmt: skip
     source = dataset_at(input, *FILTERED_STAGES)
-    with showing("filter", 2 * source.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("filter", 2 * source.manifest.rows, "pairs", terminal.notes) as on_progress:
         dataset = filter(
             conditions,
             source.location,

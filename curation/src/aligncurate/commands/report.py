@@ -30,7 +30,7 @@ def report(
     other = None if against is None else dataset_at(against)
     passes = 1 if cut is None else 2
     rows = passes * dataset.manifest.rows + (other.manifest.rows if other else 0)
-    with showing("report", rows, "pairs", terminal.progress) as on_progress:
+    with showing("report", rows, "pairs", terminal.notes) as on_progress:
         files = report(
             dataset.location,
             output,

@@ -134,7 +134,7 @@ def score(
         skip_failed=skip_failed,
         execution=execution,
         show_progress=lambda task, total, begun: showing(
-            task, total, "pairs", terminal.progress, begun
+            task, total, "pairs", terminal.notes, begun
         ),
     )
     terminal.show_scored(dataset)
