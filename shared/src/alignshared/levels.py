@@ -9,8 +9,10 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pydantic.dataclasses
 
 from alignshared.errors import InputError
+from alignshared.schema import CONTRACT, Count
 
 MIN_LEVELS = 2
 MAX_LEVELS = 127
@@ -55,12 +57,12 @@ class LevelEdges:
         return levels
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=CONTRACT)
 class LevelStatistics:
     """What one level holds; the scores are None for a level without pairs."""
 
-    level: int
-    count: int
+    level: Count
+    count: Count
     share: float
     mean: float | None
     min: float | None

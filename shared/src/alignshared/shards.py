@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic.dataclasses import dataclass
 
+from alignshared.schema import CONTRACT, Count
 from alignshared.storage import Storage
 
 IMAGE_ROW_GROUP = 256
@@ -19,13 +20,13 @@ long.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=CONTRACT)
 class ShardInfo:
     """A finished shard, as the manifest lists it."""
 
     file: str
-    rows: int
-    bytes: int
+    rows: Count
+    bytes: Count
     sha256: str
 
 
