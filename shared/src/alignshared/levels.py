@@ -29,6 +29,11 @@ def check_level_count(levels: int) -> None:
         )
 
 
+def edge_ranks(levels: int, count: int) -> list[int]:
+    """0-based ranks of the N-1 edges between N `levels` of `count` scores: floor(k * count / N)."""
+    return [k * count // levels for k in range(1, levels)]
+
+
 @dataclass(frozen=True, slots=True)
 class LevelEdges:
     """The N-1 scores between N levels, ascending, each exactly a float32, and their scheme."""

@@ -30,6 +30,23 @@ class ShardInfo:
     sha256: str
 
 
+def row_groups(parquet: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
+    """Number of each row group, its first row, and the row after its last."""
+    first = 0
+    for group in range(parquet.num_row_groups):
+        end = first + parquet.metadata.row_group(group).num_rows
+        yield group, first, end
+        first = end
+
+
+def groups_of_rows(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[int], int]:
+    """Row groups that hold rows `first` to `end`, and how many rows to skip in them."""
+    groups = [
+        (group, begin) for group, begin, stop in row_groups(parquet) if begin < end and stop > first
+    ]
+    return [group for group, _ in groups], first - groups[0][1] if groups else 0
+
+
 class ShardWriter:
     """Takes tables and writes them as row groups of one shard."""
 
