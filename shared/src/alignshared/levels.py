@@ -9,8 +9,10 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pydantic.dataclasses
 
 from alignshared.errors import InputError
+from alignshared.schema import CONTRACT, Count
 
 MIN_LEVELS = 2
 MAX_LEVELS = 127
@@ -25,6 +27,11 @@ def check_level_count(levels: int) -> None:
         raise InputError(
             f"--levels {levels} cannot be: give a number from {MIN_LEVELS} to {MAX_LEVELS}."
         )
+
+
+def edge_ranks(levels: int, count: int) -> list[int]:
+    """0-based ranks of the N-1 edges between N `levels` of `count` scores: floor(k * count / N)."""
+    return [k * count // levels for k in range(1, levels)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +62,12 @@ class LevelEdges:
         return levels
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=CONTRACT)
 class LevelStatistics:
     """What one level holds; the scores are None for a level without pairs."""
 
-    level: int
-    count: int
+    level: Count
+    count: Count
     share: float
     mean: float | None
     min: float | None

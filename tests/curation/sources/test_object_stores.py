@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from aligncurate import Execution, bucket, report, score, validate
 from aligncurate.cli import app
 from alignshared import AlignError, Dataset, InputError, Storage
+from alignshared.atomic import UNFINISHED
 from alignshared.storage_options import (
     StorageOptions,
     current_storage_options,
@@ -60,7 +61,7 @@ def test_score_bucket_report_validate_wholly_in_an_object_store(
     files = report(levelled.location)
     assert files.page == s3.uri("out/report/report.html")
     assert validate(levelled.location).ok
-    assert not [name for name in s3.files() if ".run" in name or name.endswith(".tmp")]
+    assert not [name for name in s3.files() if ".run" in name or UNFINISHED in name]
     again = score(
         s3.uri("in/pairs.json"),
         s3.uri("out/score"),

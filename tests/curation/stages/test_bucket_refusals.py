@@ -13,6 +13,7 @@ import pytest
 from aligncurate import bucket
 from aligncurate.output.folder import finish, shard_name
 from alignshared import ContractError, Dataset, InputError, Manifest, Storage
+from alignshared.atomic import UNFINISHED
 from tests.curation.datasets import cosines, files_in, replace_rows, write_scored_dataset
 
 
@@ -211,13 +212,13 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     left = files_in(out)
     assert shard_name(0) in left
     assert "manifest.json" not in left
-    assert not [name for name in left if name.endswith(".tmp")]
+    assert not [name for name in left if name.startswith(UNFINISHED)]
     with pytest.raises(ContractError, match=r"it has no manifest\.json"):
         Dataset(out)
     with pytest.raises(InputError, match=r"holds an unfinished run .* levels is 4 there and 3"):
         bucket(source.location, out, levels=3)
     # As a killed process leaves it: half a shard under a temporary name.
-    (out / f"{shard_name(5)}.tmp").write_bytes(b"PAR1")
+    (out / f"{UNFINISHED}{shard_name(5)}").write_bytes(b"PAR1")
 
     bucket(source.location, out, levels=4)
     bucket(source.location, whole, levels=4)

@@ -25,6 +25,7 @@ from aligncurate.sources.files import read_image
 from aligncurate.sources.llava import LlavaSource
 from aligncurate.stages.export import Format, read_export
 from alignshared import Dataset, InputError, Parent
+from alignshared.atomic import UNFINISHED
 from alignshared.schema import with_features
 from tests.curation.datasets import (
     cosines,
@@ -340,7 +341,7 @@ def test_nothing_is_written_beside_the_folder(
         path.relative_to(tmp_path) for path in tmp_path.rglob("*") if "out" not in path.parts
     ] == [Path("a"), Path("a/b")]
     names = [path.name for path in inner.rglob("*")]
-    assert not any(name.endswith(".tmp") or name == ".run" for name in names)
+    assert not any(name.startswith(UNFINISHED) or name == ".run" for name in names)
     assert len({name.lower() for name in names}) == len(names)
 
 

@@ -26,6 +26,7 @@ from aligncurate.scoring.execution import score_locally
 from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.sources import open_source
 from alignshared import AlignError, Dataset, InputError, Storage
+from alignshared.atomic import UNFINISHED
 from alignshared.schema import SCORE_COLUMNS, SOURCE_COLUMNS
 from tests.curation.inputs import (
     good_pairs,
@@ -234,7 +235,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert not (out / "manifest.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert sorted(kept) == ["shard-00000.parquet", "shard-00001.parquet"]
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob(f"{UNFINISHED}*"))
     seen: list[tuple[int, int, int]] = []
     resumed = score_good_pairs(tmp_path, tiny_clip, 20, **options, show_progress=counting(seen))
     assert seen == [(20, 8, 12)]

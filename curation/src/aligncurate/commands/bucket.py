@@ -36,7 +36,7 @@ def bucket(
     from aligncurate.stages.inspect import inspect
 
     scored = dataset_at(input, "score")
-    with showing("bucket", scored.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("bucket", scored.manifest.rows, "pairs", terminal.notes) as on_progress:
         dataset = bucket(
             scored.location,
             output,

@@ -52,7 +52,7 @@ def dedup(
 
     dataset = dataset_at(input, "bucket", "score")
     total = dataset.manifest.rows * (2 if exact_only else 3)
-    with showing("dedup", total, "rows", terminal.progress) as on_progress:
+    with showing("dedup", total, "rows", terminal.notes) as on_progress:
         made = dedup(
             dataset.location,
             output,

@@ -33,7 +33,7 @@ def export(
     from aligncurate.stages.export import EXPORTED_STAGES, export
 
     dataset = dataset_at(input, *EXPORTED_STAGES)
-    with showing("export", dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("export", dataset.manifest.rows, "pairs", terminal.notes) as on_progress:
         done = export(
             dataset.location,
             output,

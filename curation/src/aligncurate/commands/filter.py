@@ -72,7 +72,7 @@ def filter(
     )  # fmt: skip
     source = dataset_at(input, *FILTERED_STAGES)
     rows = source.manifest.rows if dry_run else 2 * source.manifest.rows
-    with showing("filter", rows, "pairs", terminal.progress) as on_progress:
+    with showing("filter", rows, "pairs", terminal.notes) as on_progress:
         if dry_run:
             counts = count_filter(
                 conditions, source.location, workers=workers, on_progress=on_progress

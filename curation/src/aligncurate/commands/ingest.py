@@ -37,7 +37,7 @@ def ingest(
     from aligncurate.progress import showing
     from aligncurate.stages.ingest import ingest
 
-    with showing("ingest", None, "records", terminal.progress) as on_progress:
+    with showing("ingest", None, "records", terminal.notes) as on_progress:
         dataset = ingest(
             input,
             output,

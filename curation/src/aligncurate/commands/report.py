@@ -26,7 +26,7 @@ def report(
     dataset = dataset_at(input, *READABLE_STAGES)
     other = None if against is None else dataset_at(against)
     rows = dataset.manifest.rows + (other.manifest.rows if other else 0)
-    with showing("report", rows, "pairs", terminal.progress) as on_progress:
+    with showing("report", rows, "pairs", terminal.notes) as on_progress:
         files = report(
             dataset.location,
             output,

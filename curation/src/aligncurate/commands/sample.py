@@ -34,7 +34,7 @@ def sample(
     from aligncurate.stages.sample import SAMPLED_STAGES, sample
 
     source = dataset_at(input, *SAMPLED_STAGES)
-    with showing("sample", 2 * source.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("sample", 2 * source.manifest.rows, "pairs", terminal.notes) as on_progress:
         dataset = sample(
             source.location,
             output,

@@ -21,7 +21,7 @@ def score(settings: dict[str, Any], execution: dict[str, Any]) -> None:
         **settings,
         execution=execution_settings,
         show_progress=lambda task, total, done: showing(
-            task, total, "pairs", terminal.progress, done
+            task, total, "pairs", terminal.notes, done
         ),
     )
     terminal.show_scored(dataset)

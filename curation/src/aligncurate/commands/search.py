@@ -40,7 +40,7 @@ def search(
     if as_json and html is not None:
         raise InputError("--json and --html were both given; leave one of them out.")
     dataset = dataset_at(input, "bucket", "score")
-    with showing("search", dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("search", dataset.manifest.rows, "pairs", terminal.notes) as on_progress:
         result = search(
             dataset.location,
             text=text,

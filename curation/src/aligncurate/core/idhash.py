@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from alignshared.hashing import GOLDEN_GAMMA, scramble
+
 _CHUNK_BYTES = 1 << 20
 """Bytes hashed at a time; the arrays beside them take some 40 bytes for each."""
 
@@ -25,7 +27,7 @@ _IN_MEMORY = 1 << 22
 _PARTS = 256
 _PART_SHIFT = np.uint64(64 - 8)
 
-_BASE = 0x9E3779B97F4A7C15
+_BASE = GOLDEN_GAMMA
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 _BYTE_VALUES = np.random.default_rng(20240523).integers(0, 1 << 64, 256, dtype=np.uint64)
 
@@ -75,13 +77,6 @@ def _powers(base: int, count: int) -> npt.NDArray[np.uint64]:
     factors = np.full(count, base, dtype=np.uint64)
     factors[:1] = 1
     return np.cumprod(factors, dtype=np.uint64)
-
-
-def scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): every bit depends on every other."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 class RepeatFinder:

@@ -20,6 +20,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from alignshared.levels import edge_ranks
+
 BINS = 1 << 16
 """Values that 16 bits can have: coarse bins, and scores within one of them."""
 
@@ -177,11 +179,6 @@ class OrderedScores:
         if row == len(self._fine.bins) or self._fine.bins[row] != coarse_bin:
             raise KeyError(f"bin {coarse_bin} was not counted in the second pass")
         return row
-
-
-def edge_ranks(levels: int, count: int) -> list[int]:
-    """0-based ranks of the N-1 edges between N `levels` of `count` scores: floor(k * count / N)."""
-    return [k * count // levels for k in range(1, levels)]
 
 
 def quantile_edges(ordered: OrderedScores, levels: int) -> npt.NDArray[np.float32]:

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aligncurate.core.idhash import hash_ids, scramble
+from aligncurate.core.idhash import hash_ids
+from alignshared.hashing import GOLDEN_GAMMA, scramble
 
 BINS = 1 << 16
 _BIN_SHIFT = np.uint64(64 - 16)
-_SEED_OFFSET = 0x9E3779B97F4A7C15
+_SEED_OFFSET = GOLDEN_GAMMA
 """Added so that seed 0, whose scramble is 0, is a seed like others."""
 
 MAX_SEED = (1 << 64) - 1

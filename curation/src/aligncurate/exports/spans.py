@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alignshared import Dataset, Storage
-from alignshared.shards import IMAGE_ROW_GROUP
+from alignshared.shards import IMAGE_ROW_GROUP, groups_of_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,7 @@ def batches_of(
         if first >= end:
             continue
         with dataset.open_shard(shard) as parquet:
-            groups, skip = _touched(parquet, first, end)
+            groups, skip = groups_of_rows(parquet, first, end)
             left = end - first
             for batch in dataset.shard_batches(shard, parquet, columns, IMAGE_ROW_GROUP, groups):
                 rows = batch.slice(skip, left)
@@ -78,20 +77,6 @@ def batches_of(
                 left -= rows.num_rows
                 if rows.num_rows:
                     yield rows
-
-
-def _touched(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[int], int]:
-    """Row groups that hold rows `first` to `end` of a shard, and how many rows to skip in them."""
-    groups: list[int] = []
-    skip = at = 0
-    for index in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(index).num_rows
-        if at + rows > first and at < end:
-            if not groups:
-                skip = first - at
-            groups.append(index)
-        at += rows
-    return groups, skip
 
 
 def row_dicts(

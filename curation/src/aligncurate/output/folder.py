@@ -24,6 +24,7 @@ from aligncurate.output.locations import newest_dataset, refuse_to_write_over, s
 from aligncurate.output.lock import acquire, release
 from aligncurate.settings import Location
 from alignshared import Dataset, InputError, Manifest, Reject, ShardInfo, Storage
+from alignshared.atomic import UNFINISHED
 from alignshared.manifest import MANIFEST_FILE, REJECTS_FOLDER, read_manifest, write_manifest
 from alignshared.rejects import REJECT_SCHEMA, rejects_table
 from alignshared.shards import writing_shard
@@ -31,7 +32,7 @@ from alignshared.shards import writing_shard
 RUN_FOLDER = ".run"
 _CONFIG_FILE = f"{RUN_FOLDER}/config.json"
 _LOCK_FILE = f"{RUN_FOLDER}/lock"
-_TEMPORARY = ".tmp"
+_OLD_TEMPORARY = ".tmp"  # of runs that an older version began
 
 _log = logging.getLogger("aligncurate")
 
@@ -189,7 +190,7 @@ def _sweep(storage: Storage) -> None:
         return
     root = storage.path()
     for info in storage.infos(recursive=True):
-        if info.path.endswith(_TEMPORARY):
+        if info.base_name.startswith(UNFINISHED) or info.base_name.endswith(_OLD_TEMPORARY):
             storage.delete(os.path.relpath(info.path, root))
 
 

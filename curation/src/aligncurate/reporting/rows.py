@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 import pyarrow.parquet as pq
 
 from alignshared import Dataset
+from alignshared.shards import row_groups
 
 _IMAGE_ROWS = 16
 """Rows whose images are in memory at a time."""
@@ -20,14 +21,11 @@ def read_rows(
         rows = sorted(row for shard, row in positions if shard == index)
         with dataset.open_shard(dataset.manifest.shards[index]) as parquet:
             names = [name for name in columns if name in parquet.schema_arrow.names]
-            begin = 0
-            for group in range(parquet.num_row_groups):
-                end = begin + parquet.metadata.row_group(group).num_rows
+            for group, begin, end in row_groups(parquet):
                 inside = [row - begin for row in rows if begin <= row < end]
                 if inside:
                     for row, values in _rows_of_group(parquet, group, names, inside):
                         yield (index, begin + row), values
-                begin = end
 
 
 def _rows_of_group(

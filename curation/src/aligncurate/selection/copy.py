@@ -46,6 +46,7 @@ from alignshared import (
 from alignshared.levels import LevelAccumulator, levels_to_json
 from alignshared.manifest import LEVELS_FILE
 from alignshared.schema import LEVEL_COLUMN, require_columns, with_features
+from alignshared.shards import row_groups
 
 _log = logging.getLogger("aligncurate")
 
@@ -101,8 +102,8 @@ def write_chosen(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the rows of `dataset` that `masks` choose to `storage`, as `copy_chosen` does, and
-    finish it as a dataset.
+    """Write the rows of `dataset` that `masks` choose to `storage`, like `copy_chosen`, and finish
+    it as a dataset.
 
     Args:
         dataset: what to copy from.
@@ -206,14 +207,11 @@ def _touched(parquet: pq.ParquetFile, mask: pa.BooleanArray) -> tuple[list[int],
     """Row groups that hold a row to keep, and the bits of their rows."""
     groups: list[int] = []
     bits: list[pa.BooleanArray] = []
-    first = 0
-    for index in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(index).num_rows
-        some = mask.slice(first, rows)
+    for group, first, end in row_groups(parquet):
+        some = mask.slice(first, end - first)
         if some.true_count:
-            groups.append(index)
+            groups.append(group)
             bits.append(some)
-        first += rows
     return groups, pa.concat_arrays(bits)
 
 

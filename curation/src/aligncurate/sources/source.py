@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from alignshared import InputError, Reject, Storage
 from alignshared.filesystems import is_remote, one_line
+from alignshared.shards import groups_of_rows
 
 MIN_SHARD_ROWS = 256
 MAX_SHARD_ROWS = 1024
@@ -146,8 +147,8 @@ def parquet_rows(
     touch.
     """
     with reading_parquet(unit.file) as parquet:
-        groups, before = _touched_groups(parquet, unit)
-        skip, left, at = unit.first - before, unit.rows, unit.first
+        groups, skip = groups_of_rows(parquet, unit.first, unit.first + unit.rows)
+        left, at = unit.rows, unit.first
         for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns):
             rows = batch.slice(skip, left)
             skip = max(skip - batch.num_rows, 0)
@@ -157,17 +158,3 @@ def parquet_rows(
                 left -= rows.num_rows
             if not left:
                 return
-
-
-def _touched_groups(parquet: pq.ParquetFile, unit: Unit) -> tuple[list[int], int]:
-    """Row groups that hold rows of `unit`, and how many rows lie before the first of them."""
-    groups: list[int] = []
-    before = first = 0
-    for index in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(index).num_rows
-        if first + rows <= unit.first:
-            before = first + rows
-        elif first < unit.first + unit.rows:
-            groups.append(index)
-        first += rows
-    return groups, before

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.core.vectors import Vectors, column_of
@@ -43,7 +44,6 @@ from alignshared.duplicates import (
     DUPLICATE_SCHEMA,
     DUPLICATES_FOLDER,
     Likeness,
-    duplicates_from_json,
 )
 from alignshared.schema import require_columns
 from alignshared.shards import writing_shard
@@ -127,7 +127,7 @@ def dedup(  # noqa: PLR0913 the command's options
             _find(dataset, storage, config, threads, on_progress)
         else:
             on_progress(dataset.manifest.rows * (1 if exact_only else 2))
-        info = duplicates_from_json(storage.read_json(_FOUND_FILE))
+        info = TypeAdapter(DuplicateInfo).validate_json(storage.read_bytes(_FOUND_FILE))
         masks = list(_masks(storage.read_bytes(_KEPT_FILE), dataset))
         manifest = copy_chosen(
             dataset, storage, "dedup", config, masks, workers=threads, on_progress=on_progress

@@ -19,7 +19,7 @@ from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.rows import read_rows
 from aligncurate.settings import Location
 from aligncurate.threads import available_cores, map_ordered
-from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo
+from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo, atomic
 from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import EMBEDDING_COLUMNS, LEVEL_COLUMN, require_columns
 
@@ -277,7 +277,7 @@ def write_sheet(result: SearchResult, file: Location) -> str:
         raise InputError(f"--html {path} is not named like a page; give a file that ends in .html.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render_sheet(sheet), encoding="utf-8")
+        atomic.write(path, render_sheet(sheet))
     except OSError as error:
         raise InputError(f"--html {path} cannot be written: {error.strerror or error}.") from error
     return str(path.absolute())
