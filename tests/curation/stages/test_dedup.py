@@ -318,7 +318,7 @@ def test_the_report_shows_clusters_with_pictures(planted: Dataset, tmp_path: Pat
     for location in (dataset.location, levelled.location):  # an ancestor's are shown as well
         report(location, tmp_path / "report", examples=1)
         page = page_of(tmp_path / "report")
-        assert "5 pairs were left out since another has their picture" in page.text
+        assert "5 pairs were left out since another has their image" in page.text
         assert "cosine of at least 0.99" in page.text
         assert "3 pairs stays" in page.text
         assert "frog-a" in page.text
@@ -341,7 +341,7 @@ def test_a_report_without_the_input_says_that_pictures_are_gone(tmp_path: Path) 
     (tmp_path / "score").rename(tmp_path / "moved")
     report(dataset.location, tmp_path / "report")
     text = page_of(tmp_path / "report").text
-    assert "picture not readable from here" in text
+    assert "image not readable from here" in text
 
 
 @pytest.mark.usefixtures("no_figures")
