@@ -20,8 +20,6 @@ def score(settings: dict[str, Any], execution: dict[str, Any]) -> None:
     dataset = score(
         **settings,
         execution=execution_settings,
-        show_progress=lambda task, total, done: showing(
-            task, total, "pairs", terminal.notes, done
-        ),
+        show_progress=lambda task, total, done: showing(task, total, "pairs", terminal.notes, done),
     )
     terminal.show_scored(dataset)
