@@ -132,6 +132,22 @@ class LevelAccumulator:
         np.minimum(self._min, other._min, out=self._min)
         np.maximum(self._max, other._max, out=self._max)
 
+    def to_json(self) -> list[list[float]]:
+        """Count and, of levels with pairs, sum, least and greatest score, exactly."""
+        columns = (self._count, self._sum, self._min, self._max)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [list(row) if row[0] else [0] for row in rows]
+
+    @classmethod
+    def from_json(cls, rows: list[list[float]]) -> Self:
+        """The accumulator that `to_json` gave `rows` of."""
+        levels = cls(len(rows))
+        for i, (count, *scores) in enumerate(rows):
+            levels._count[i] = count
+            if scores:
+                levels._sum[i], levels._min[i], levels._max[i] = scores
+        return levels
+
     def statistics(self) -> list[LevelStatistics]:
         """One entry per level, from level 1 upwards."""
         total = max(int(self._count.sum()), 1)

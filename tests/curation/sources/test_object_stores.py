@@ -226,20 +226,21 @@ def test_urls_of_local_files_are_paths(tmp_path: Path, tiny_clip: str) -> None:
 def test_a_store_that_goes_away_stops_the_run_and_rejects_nothing(
     s3: Store, tmp_path: Path
 ) -> None:
-    from aligncurate.sources.files import read_picture
+    from aligncurate.sources.files import read_image
     from aligncurate.sources.tar_index import index_tar
 
     s3.put("a.jpg", photo(1))
-    assert read_picture(f"s3://{s3.bucket}", "a.jpg") == photo(1)
+    assert read_image(f"s3://{s3.bucket}", "a.jpg") == photo(1)
     options = ["endpoint_override=http://127.0.0.1:9", "retries=1"]
     use_storage_options(parse_storage_options([*options, "access_key=a", "secret_key=b"]))
     with pytest.raises(AlignError, match=r"a\.jpg cannot be read: .*; run the same command"):
-        read_picture(f"s3://{s3.bucket}", "a.jpg")
+        read_image(f"s3://{s3.bucket}", "a.jpg")
     with pytest.raises(AlignError, match=r"x\.tar.* cannot be .*NETWORK_CONNECTION"):
         index_tar(f"s3://{s3.bucket}/x.tar", "x")
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_ray_workers_reach_the_store_too(s3: Store, tmp_path: Path, tiny_clip: str) -> None:
     pairs = good_pairs(tmp_path / "in", 6)
     images = s3.put_folder(tmp_path / "in" / "images", "images")

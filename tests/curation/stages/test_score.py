@@ -21,9 +21,9 @@ from PIL import Image
 
 from aligncurate import Execution, score
 from aligncurate.core.clip import ClipModel, resolve_clip
-from aligncurate.progress import OnProgress
-from aligncurate.scoring.spec import Scoring
-from aligncurate.scoring.workers import score_in_process
+from aligncurate.progress import OnProgress, silent
+from aligncurate.scoring.execution import score_locally
+from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.sources import open_source
 from alignshared import AlignError, Dataset, InputError, Storage
 from alignshared.atomic import UNFINISHED
@@ -352,8 +352,9 @@ def test_one_thread_that_feeds_a_device_gives_the_same_pairs(tmp_path: Path, tin
     # `cpu:0` is a device other than `cpu` to us and the same one to torch: the way of a GPU.
     source = open_source(str(good_pairs(tmp_path / "in", 20)), str(tmp_path / "in" / "images"))
     storage = Storage(tmp_path / "device")
-    scoring = Scoring(source, resolve_clip(tiny_clip), "fp32", "cpu:0", 3, False, storage.location)
+    spec = ScoringSpec(source, resolve_clip(tiny_clip), "fp32", "cpu:0", 3, False, storage.location)
     units = source.plan(Storage(tmp_path / "work"), 7)
-    records = list(score_in_process(scoring, units, 2))
+    execution = Execution("local", workers=2)
+    records = list(score_locally(spec, units, execution, silent))
     dataset = score_good_pairs(tmp_path, tiny_clip, 20, batch_size=3, shard_rows=7)
     assert [getattr(record, "shard", record) for record in records] == dataset.manifest.shards

@@ -20,7 +20,7 @@ def bucket(
     levels: Annotated[int | None, typer.Option(help="Number of levels; 8 by default.")] = None,
     edges: Annotated[
         str | None,
-        typer.Option(help="levels.json of an earlier run: put these pairs on its edges."),
+        typer.Option(help="levels.json of an earlier run whose edges to use."),
     ] = None,
     scheme: Annotated[
         Literal["quantile", "equal-width"],

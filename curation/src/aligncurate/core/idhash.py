@@ -115,16 +115,16 @@ class RepeatFinder:
 
     def repeated(self, at_most: int) -> npt.NDArray[np.uint64]:
         """The hashes that were added more than once, ascending: the least `at_most` of them."""
-        found: list[npt.NDArray[np.uint64]] = []
+        repeated: list[npt.NDArray[np.uint64]] = []
         missing = at_most
         for part in self._parts():
             part.sort()
             some = np.unique(part[1:][part[1:] == part[:-1]])[:missing]
-            found.append(some)
+            repeated.append(some)
             missing -= len(some)
             if not missing:
                 break
-        return np.concatenate(found) if found else np.empty(0, dtype=np.uint64)
+        return np.concatenate(repeated) if repeated else np.empty(0, dtype=np.uint64)
 
     def _parts(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Disjoint parts of all hashes, ascending; equal ones are in the same part."""

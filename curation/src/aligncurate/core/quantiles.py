@@ -80,12 +80,12 @@ class CoarseCounts:
 
     @property
     def finite(self) -> int:
-        """How many of the scores are finite."""
+        """Number of finite scores."""
         return int(self.counts[_FIRST_FINITE_BIN : _LAST_FINITE_BIN + 1].sum())
 
     @property
     def non_finite(self) -> int:
-        """How many of the scores are NaN or infinite."""
+        """Number of scores that are NaN or infinite."""
         return int(self.counts.sum()) - self.finite
 
     def finite_counts(self) -> npt.NDArray[np.int64]:
@@ -137,7 +137,7 @@ class FineCounts:
 
 
 class OrderedScores:
-    """What the two passes tell of the finite scores: those in resolved bins, by their rank."""
+    """Finite scores in resolved bins, by their rank, as the two passes counted them."""
 
     def __init__(self, coarse: CoarseCounts, fine: FineCounts) -> None:
         counts = coarse.finite_counts()
@@ -159,7 +159,7 @@ class OrderedScores:
         return _score_of_key(coarse_bin << 16 | low)
 
     def below(self, score: np.float32) -> int:
-        """How many scores are less than `score`.
+        """Number of scores less than `score`.
 
         Raises:
             KeyError: the score lies in a bin that the second pass did not look into.
@@ -188,7 +188,7 @@ def quantile_edges(ordered: OrderedScores, levels: int) -> npt.NDArray[np.float3
 
 
 def top_count(fraction: Fraction, count: int) -> int:
-    """How many scores of `count` the top `fraction` asks for: ceil(fraction * count).
+    """Number of scores in the top `fraction` of `count`: ceil(fraction * count).
 
     The top 1/N are then those of level N of N quantile levels.
     """
@@ -205,6 +205,6 @@ def equal_width_edges(
 
 
 def level_sizes(ordered: OrderedScores, edges: Sequence[np.float32]) -> list[int]:
-    """How many scores each level gets from quantile `edges`, known before any score is labelled."""
+    """Number of scores in each level of quantile `edges`, known before any score is labelled."""
     bounds = [0, *(ordered.below(edge) for edge in edges), ordered.count]
     return [upper - lower for lower, upper in pairwise(bounds)]
