@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from alignshared.console import near, notes, results
+from alignshared.console import near as near
+from alignshared.console import notes as notes
+from alignshared.console import results as results
 
 if TYPE_CHECKING:
     from rich.table import Table
