@@ -18,7 +18,7 @@ from aligntrain.model import build_model, build_processor
 from aligntrain.model.build import build_config
 from aligntrain.prompts.conversation import Turn, Unusable
 from aligntrain.prompts.encode import IGNORED, Encoder
-from aligntrain.runs.folder import ending_of
+from aligntrain.runs.folder import result_of
 from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare
 from tests.trainer import runs, tiny
@@ -148,7 +148,7 @@ def test_it_trains_and_answers_from_its_export(place: Path, tmp_path: Path, numb
     losses = runs.losses(runs.train(tmp_path / "run"))
     assert losses[3] < losses[1]
     assert read_metrics(tmp_path / "run")[0]["padding"] == 0  # packed
-    ending = ending_of(tmp_path / "run")
+    ending = result_of(tmp_path / "run")
     assert ending is not None
     assert ending["rejected"] == {}
     chat = Chat.load(tmp_path / "run")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from alignshared import AlignError, InputError
-from aligntrain.runs.folder import ending_of
+from aligntrain.runs.folder import result_of
 from aligntrain.train.checkpoint import newest_checkpoint
 from aligntrain.train.launch import launch, process_count
 from aligntrain.train.metrics import read_metrics
@@ -180,7 +180,7 @@ def test_torchrun_starts_it_as_well(place: Path, tmp_path: Path) -> None:
         ],
         env=on_cpu(), check=True, timeout=LIMIT_S,
     )  # fmt: skip
-    assert ending_of(folder) is not None
+    assert result_of(folder) is not None
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_the_deepspeed_launcher_starts_it_as_well(place: Path, tmp_path: Path) -
         env={**on_cpu(), "PATH": f"{deepspeed.parent}:{os.environ['PATH']}"},
         check=True, timeout=LIMIT_S,
     )  # fmt: skip
-    assert ending_of(folder) is not None
+    assert result_of(folder) is not None
 
 
 def _launching(folder: Path) -> "subprocess.Popen[bytes]":

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from alignshared import AlignError, ContractError, InputError
-from aligntrain.runs.folder import ending_of
+from aligntrain.runs.folder import result_of
 from aligntrain.train.checkpoint import newest_checkpoint
 from aligntrain.train.run import prepare
 from tests.trainer import rows, runs
@@ -219,7 +219,7 @@ def test_a_loss_that_is_no_number_stops_the_run(place: Path, tmp_path: Path, sta
     failed = json.loads((run / "failed-step.json").read_text())
     assert failed["step"] == 2
     assert len(failed["samples"]) == 8
-    assert ending_of(run) is None
+    assert result_of(run) is None
 
 
 def test_too_many_rejects_stop_the_run(place: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_some_rejects_are_counted(place: Path, tmp_path: Path) -> None:
         overrides=["batch.micro_size=1", "data.max_reject_share=0.2", "data.validation_share=0"],
     )  # fmt: skip
     runs.train(tmp_path / "run")
-    ending = ending_of(tmp_path / "run")
+    ending = result_of(tmp_path / "run")
     assert ending is not None
     assert ending["rejected"] == {"corrupt_image": 1}
 

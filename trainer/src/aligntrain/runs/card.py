@@ -14,12 +14,12 @@ from alignshared import AlignError, Dataset
 from aligntrain.recipes.load import read_yaml, write_yaml
 from aligntrain.runs.folder import (
     METRICS,
-    Job,
+    RunSpec,
     Start,
-    ending_of,
-    is_job,
-    levels_wanted,
-    read_job,
+    is_run,
+    read_run,
+    required_levels,
+    result_of,
     versions_of,
     write_whole,
 )
@@ -46,15 +46,15 @@ def write_card(
     `kind` says in a sentence what the files are, `use` is Python that loads them, `notes` what else
     must be known of them, and `task` is the hub's word for what it does.
     """
-    job = read_job(run) if run is not None and is_job(run) else None
-    text = _front_matter(job, task) + _body(job, folder, kind, use, notes)
+    spec = read_run(run) if run is not None and is_run(run) else None
+    text = _front_matter(spec, task) + _body(spec, folder, kind, use, notes)
     write_whole(folder / CARD, text)
 
 
 def run_of(model: str | Path) -> Path | None:
     """The run folder that `model` is, or is the export of; None if it is neither."""
     for folder in (Path(model), Path(model).absolute().parent):
-        if is_job(folder):
+        if is_run(folder):
             return folder
     return None
 
@@ -79,14 +79,14 @@ def licence_of(base: str) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _front_matter(job: Job | None, task: str) -> str:
+def _front_matter(spec: RunSpec | None, task: str) -> str:
     matter: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": task,
         "tags": ["aligntrain"],
     }
-    if job is not None:
-        recipe = job.recipe
+    if spec is not None:
+        recipe = spec.recipe
         matter["tags"] = ["aligntrain", "llava" if recipe.model.mixing == "none" else "aligngpt"]
         bases = (recipe.model.llm, recipe.model.vision_tower)
         # The hub knows names; a folder of this machine means nothing there.
@@ -105,21 +105,21 @@ def _is_hub_name(base: str) -> bool:
     return len(parts) == 2 and all(parts) and not Path(base).exists() and not base.startswith(".")
 
 
-def _body(job: Job | None, folder: Path, kind: str, use: str, notes: str) -> str:
-    name = job.folder.absolute().name if job is not None else folder.name
+def _body(spec: RunSpec | None, folder: Path, kind: str, use: str, notes: str) -> str:
+    name = spec.folder.absolute().name if spec is not None else folder.name
     parts = [f"# {_text(name)}", kind, f"```python\n{use}\n```"]
     if notes:
         parts.append(notes)
-    if job is None:
+    if spec is None:
         parts.append("Of what run it came is not recorded here.")
     else:
-        parts += _sections(job)
+        parts += _sections(spec)
     parts.append(f"Written by aligntrain {version('aligntrain')}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(job: Job) -> list[str]:
-    recipe, model = job.recipe, job.recipe.model
+def _sections(spec: RunSpec) -> list[str]:
+    recipe, model = spec.recipe, spec.recipe.model
     levels = "no levels" if model.mixing == "none" else f"{model.levels} levels"
     bases = [
         (what, f"{_code(base)}, licence {licence_of(base) or 'not known here: see its own card'}")
@@ -130,34 +130,37 @@ def _sections(job: Job) -> list[str]:
         ("mixing", f"{model.mixing}, {levels}"),
         ("recipe", _code(recipe.name)),
     ]
-    sections = ["## Base models\n\n" + _list(bases), "## Training\n\n" + _list(made + _ending(job))]
-    sections.append(f"## Data of {recipe.phase}\n\n" + _list(_lineage(job)))
-    sections += _before(job)
+    sections = [
+        "## Base models\n\n" + _list(bases),
+        "## Training\n\n" + _list(made + _ending(spec)),
+    ]
+    sections.append(f"## Data of {recipe.phase}\n\n" + _list(_lineage(spec)))
+    sections += _before(spec)
     matter = write_yaml(recipe.settings)
     sections.append(f"## Recipe\n\n{_fenced(matter, 'yaml')}")
     return sections
 
 
-def _before(job: Job) -> list[str]:
-    """The data of the run that `job` started from, where that is at hand and still the same."""
-    start = None if job.start is None else run_of(Path(job.start.adapter).parent)
-    if job.start is None or start is None or start.absolute() == job.folder.absolute():
+def _before(spec: RunSpec) -> list[str]:
+    """The data of the run that `spec` started from, where that is at hand and still the same."""
+    start = None if spec.start is None else run_of(Path(spec.start.adapter).parent)
+    if spec.start is None or start is None or start.absolute() == spec.folder.absolute():
         return []
-    before = read_job(start)
+    before = read_run(start)
     heading = f"## Data of {before.recipe.phase}\n\n"
-    adapter = Path(job.start.adapter)
-    if not adapter.is_file() or Start.of(adapter).sha256 != job.start.sha256:
-        run = f"{_code(os.fspath(start))}, adapter `{job.start.sha256}`, changed since"
+    adapter = Path(spec.start.adapter)
+    if not adapter.is_file() or Start.of(adapter).sha256 != spec.start.sha256:
+        run = f"{_code(os.fspath(start))}, adapter `{spec.start.sha256}`, changed since"
         return [heading + _list([("run", run)])]
     return [heading + _list(_lineage(before))]
 
 
-def _ending(job: Job) -> list[tuple[str, str]]:
-    ending = ending_of(job.folder) or _last_metrics(job.folder)
+def _ending(spec: RunSpec) -> list[tuple[str, str]]:
+    ending = result_of(spec.folder) or _last_metrics(spec.folder)
     facts = [("steps", "steps", "{:,}"), ("loss", "loss", "{:.4f}")]
     facts += [("validation_loss", "held-out loss", "{:.4f}"), ("seconds", "seconds", "{:,.0f}")]
     found = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
-    versions = versions_of(job.folder)
+    versions = versions_of(spec.folder)
     if versions:
         found.append(("versions", ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items())))
     return found
@@ -174,13 +177,13 @@ def _last_metrics(run: Path) -> dict[str, Any]:
     return found
 
 
-def _lineage(job: Job) -> list[tuple[str, str]]:
-    """The dataset of `job` and what it was made from, as far as that is at hand."""
+def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
+    """The dataset of `spec` and what it was made from, as far as that is at hand."""
     facts: list[tuple[str, str]] = []
-    anew = job.recipe.data.levels if levels_wanted(job.recipe) is not None else None
+    anew = spec.recipe.data.levels if required_levels(spec.recipe) is not None else None
     if anew is not None:
         facts.append(("levels", f"made anew for this run: {anew}"))
-    location, digest = job.data, job.data_sha256
+    location, digest = spec.data, spec.data_sha256
     for _ in range(_HOPS):
         line = f"{_code(location)}, manifest `{digest}`"
         try:

@@ -59,7 +59,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RunSpec:
     """A run, in the folder `folder`: `recipe` on the dataset `data`, whose manifest has the SHA-256
     `data_sha256`.
     """
@@ -71,40 +71,40 @@ class Job:
     start: Start | None = None
 
 
-def write_job(job: Job) -> None:
-    """Make the run folder of `job`, or give it new free keys."""
-    job.folder.mkdir(parents=True, exist_ok=True)
+def write_run(spec: RunSpec) -> None:
+    """Make the run folder of `spec`, or give it new free keys."""
+    spec.folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "phase": job.recipe.phase,
-        "recipe": job.recipe.name,
-        "data": job.data,
-        "data_sha256": job.data_sha256,
-        "start": None if job.start is None else asdict(job.start),
+        "phase": spec.recipe.phase,
+        "recipe": spec.recipe.name,
+        "data": spec.data,
+        "data_sha256": spec.data_sha256,
+        "start": None if spec.start is None else asdict(spec.start),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    _write(job.folder / RECIPE, dump(job.recipe))
-    _write(job.folder / RUN, _json(content))
+    _write(spec.folder / RECIPE, dump(spec.recipe))
+    _write(spec.folder / RUN, _json(content))
 
 
-def is_job(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether `folder` is a run folder."""
     return (folder / RUN).is_file()
 
 
-def read_job(folder: Path) -> Job:
+def read_run(folder: Path) -> RunSpec:
     """The run in the folder `folder`.
 
     Raises:
         InputError: it is no run folder, or a damaged one.
     """
-    if not is_job(folder):
+    if not is_run(folder):
         raise InputError(f"{folder} is no run folder: it has no {RUN}; give one of aligntrain run.")
     try:
         content = json.loads((folder / RUN).read_bytes())
         recipe = loads((folder / RECIPE).read_text(encoding="utf-8"), os.fspath(folder / RECIPE))
         start = content["start"]
-        return Job(
+        return RunSpec(
             folder,
             recipe,
             content["data"],
@@ -130,13 +130,13 @@ def finish(folder: Path, ending: dict[str, Any]) -> None:
     _write(folder / FINISHED, _json(ending))
 
 
-def ending_of(folder: Path) -> dict[str, Any] | None:
+def result_of(folder: Path) -> dict[str, Any] | None:
     """How the run in `folder` ended, None if it is not finished."""
     path = folder / FINISHED
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
-def levels_wanted(recipe: Recipe) -> int | None:
+def required_levels(recipe: Recipe) -> int | None:
     """How many levels the dataset must be sorted into, None where it need not be."""
     needed = recipe.phase == "pretrain" and recipe.model.mixing != "none"
     return recipe.model.levels if needed else None

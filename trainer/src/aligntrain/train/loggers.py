@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from alignshared import InputError
 from aligntrain.recipes.schema import Recipe, Track
-from aligntrain.runs.folder import METRICS, Job
+from aligntrain.runs.folder import METRICS, RunSpec
 from aligntrain.train.metrics import read_metrics
 
 TENSORBOARD = "tensorboard"
@@ -31,7 +31,7 @@ TRACKING = "tracking.json"
 PROJECT = "aligntrain"
 
 
-class Tracker(Protocol):
+class MetricLogger(Protocol):
     """Takes the numbers of a line by their names, with slashes for what belongs together."""
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
@@ -43,7 +43,7 @@ class Tracker(Protocol):
         ...
 
 
-def check_trackers(recipe: Recipe) -> None:
+def check_loggers(recipe: Recipe) -> None:
     """Raise InputError where a tracker that `recipe` names is not installed."""
     for name in recipe.log.track:
         if find_spec(name) is None:
@@ -53,28 +53,28 @@ def check_trackers(recipe: Recipe) -> None:
             )
 
 
-def open_trackers(job: Job, step: int) -> list[Tracker]:
-    """The trackers of `job`, which goes on after `step` steps; rank 0 alone has them.
+def open_loggers(spec: RunSpec, step: int) -> list[MetricLogger]:
+    """The trackers of `spec`, which goes on after `step` steps; rank 0 alone has them.
 
     Raises:
         InputError: one is not installed.
     """
-    check_trackers(job.recipe)
-    kinds: dict[Track, Callable[[Job, int], Tracker]] = {
+    check_loggers(spec.recipe)
+    kinds: dict[Track, Callable[[RunSpec, int], MetricLogger]] = {
         "tensorboard": TensorBoard,
         "wandb": WeightsAndBiases,
         "trackio": Trackio,
     }
-    return [kinds[name](job, step) for name in dict.fromkeys(job.recipe.log.track)]
+    return [kinds[name](spec, step) for name in dict.fromkeys(spec.recipe.log.track)]
 
 
 class TensorBoard:
     """Event files in the run folder."""
 
-    def __init__(self, job: Job, step: int) -> None:
+    def __init__(self, spec: RunSpec, step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._board = SummaryWriter(os.fspath(job.folder / TENSORBOARD), purge_step=step + 1)
+        self._board = SummaryWriter(os.fspath(spec.folder / TENSORBOARD), purge_step=step + 1)
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
@@ -87,7 +87,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project WANDB_PROJECT, or `aligntrain`."""
 
-    def __init__(self, job: Job, step: int) -> None:
+    def __init__(self, spec: RunSpec, step: int) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb: Any = import_module("wandb")
         mode = os.environ.get("WANDB_MODE", "offline")
@@ -104,10 +104,10 @@ class WeightsAndBiases:
         )
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=_name(job),
-            id=_id(job),
-            dir=os.fspath(job.folder),
-            config=job.recipe.settings,
+            name=_name(spec),
+            id=_id(spec),
+            dir=os.fspath(spec.folder),
+            config=spec.recipe.settings,
             mode=mode,
             resume="allow",
             settings=quiet,
@@ -123,14 +123,14 @@ class WeightsAndBiases:
 class Trackio:
     """A run of the project TRACKIO_PROJECT, or `aligntrain`."""
 
-    def __init__(self, job: Job, step: int) -> None:
-        os.environ.setdefault("TRACKIO_DIR", os.fspath((job.folder / "trackio").absolute()))
+    def __init__(self, spec: RunSpec, step: int) -> None:
+        os.environ.setdefault("TRACKIO_DIR", os.fspath((spec.folder / "trackio").absolute()))
         with _on_stderr():
             self._trackio: Any = import_module("trackio")
             self._run: Any = self._trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-                name=f"{_name(job)}-{_id(job)}",
-                config=job.recipe.settings,
+                name=f"{_name(spec)}-{_id(spec)}",
+                config=spec.recipe.settings,
                 resume="allow",
                 embed=False,
                 auto_log_gpu=False,
@@ -151,13 +151,13 @@ def _on_stderr() -> AbstractContextManager[Any]:
     return redirect_stdout(sys.stderr)
 
 
-def _name(job: Job) -> str:
-    return job.folder.absolute().name
+def _name(spec: RunSpec) -> str:
+    return spec.folder.absolute().name
 
 
-def _id(job: Job) -> str:
-    """What the run of `job` is called where others are, the same whenever it goes on."""
-    path = job.folder / TRACKING
+def _id(spec: RunSpec) -> str:
+    """What the run of `spec` is called where others are, the same whenever it goes on."""
+    path = spec.folder / TRACKING
     if path.is_file():
         return str(json.loads(path.read_bytes())["id"])
     chosen = uuid.uuid4().hex[:12]
@@ -174,7 +174,7 @@ class Recorder:
     come again.
     """
 
-    def __init__(self, folder: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, folder: Path, step: int, trackers: Sequence[MetricLogger] = ()) -> None:
         self._path = folder / METRICS
         _cut(self._path, step)
         self._lines = self._path.open("a", encoding="utf-8")

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from alignshared import AlignError, InputError
-from aligntrain.runs.folder import Job, finish, read_job
+from aligntrain.runs.folder import RunSpec, finish, read_run
 from aligntrain.train import checkpoint as checkpoints
 from aligntrain.train.launch import ERRORS, LAUNCHED
 
@@ -67,7 +67,7 @@ def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
     Raises:
         AlignError: the run cannot start or go on; the message says why.
     """
-    job = read_job(run)
+    spec = read_run(run)
     found = _where_to_begin(run, resume)
     began = time.monotonic()
     _quieten()
@@ -77,29 +77,29 @@ def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
     zero.choose_accelerator()
     from aligntrain.inference.load import Base
     from aligntrain.train.save import export, export_lora
-    from aligntrain.train.setup import build_parts, device_of_rank, open_data
+    from aligntrain.train.setup import build_data, build_model, device_of_rank
 
     zero.start_process(device_of_rank())
-    model, processor = build_parts(job)
-    data = open_data(job, processor)
+    model, processor = build_model(spec)
+    data = build_data(spec, processor)
     start = 0
     if found is not None:
-        checkpoints.check_fits(found, checkpoints.model_identity(model.config), job.recipe)
+        checkpoints.check_fits(found, checkpoints.model_identity(model.config), spec.recipe)
         start = data.order.steps_to(data.order.restore(found.meta["position"]))
         checkpoints.load_weights(found, model)
-    micro_batches = data.share.micro_batches(job.recipe.batch.global_size)
-    engine = zero.build_engine(model, job.recipe, micro_batches=micro_batches)
+    micro_batches = data.share.micro_batches(spec.recipe.batch.global_size)
+    engine = zero.build_engine(model, spec.recipe, micro_batches=micro_batches)
     if found is not None:
         checkpoints.load_state(found, zero.MasterState(engine))
-    if job.recipe.compile:
+    if spec.recipe.compile:
         from aligntrain.train.setup import compile_layers
 
         compile_layers(engine.module)
-    ending = _train(job, engine, data, start, profile)
-    if job.recipe.lora is None:
+    ending = _train(spec, engine, data, start, profile)
+    if spec.recipe.lora is None:
         export(engine.module, processor, run)
     else:
-        export_lora(engine.module, processor, run, Base.of(job))
+        export_lora(engine.module, processor, run, Base.of(spec))
     if data.share.rank == 0:
         finish(run, {**ending, "seconds": time.monotonic() - began})
     # Not after an error: the others may be waiting for this rank, and it would wait for them.
@@ -118,17 +118,19 @@ def _where_to_begin(run: Path, resume: bool) -> checkpoints.Checkpoint | None:
     return None
 
 
-def _train(job: Job, engine: Any, data: Any, start: int, profile: int | None) -> dict[str, Any]:
+def _train(
+    spec: RunSpec, engine: Any, data: Any, start: int, profile: int | None
+) -> dict[str, Any]:
     """Make the steps after `start`; how the run ended."""
     from aligntrain.progress import Display
-    from aligntrain.train.loggers import Recorder, open_trackers
+    from aligntrain.train.loggers import Recorder, open_loggers
     from aligntrain.train.metrics import sentence
-    from aligntrain.train.trainer import Loop
+    from aligntrain.train.trainer import Trainer
 
     first = data.share.rank == 0
-    recorder = Recorder(job.folder, start, open_trackers(job, start)) if first else None
-    loop = Loop(engine, data, job.recipe, folder=job.folder, recorder=recorder)
-    display = Display(console if first else None, job.recipe.phase, loop.total, start)
+    recorder = Recorder(spec.folder, start, open_loggers(spec, start)) if first else None
+    loop = Trainer(engine, data, spec.recipe, folder=spec.folder, recorder=recorder)
+    display = Display(console if first else None, spec.recipe.phase, loop.total, start)
     try:
         with display.shown():
             loop.run(start, display, profile if first else None)

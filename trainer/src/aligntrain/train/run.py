@@ -15,17 +15,17 @@ from aligntrain.runs.folder import (
     EXPORT,
     FINISHED,
     METRICS,
-    Job,
+    RunSpec,
     Start,
-    ending_of,
-    is_job,
-    levels_wanted,
-    read_job,
-    write_job,
+    is_run,
+    read_run,
+    required_levels,
+    result_of,
+    write_run,
 )
 from aligntrain.train import checkpoint
 from aligntrain.train.launch import launch, process_count
-from aligntrain.train.loggers import check_trackers
+from aligntrain.train.loggers import check_loggers
 
 if TYPE_CHECKING:
     from aligntrain.data.dataset import Shards
@@ -83,16 +83,16 @@ def run(  # noqa: PLR0913 - what a run can be told
     """
     if profile is not None and profile < 1:
         raise InputError(f"--profile {profile} cannot be: give 1 step or more.")
-    job, done = _prepared(phase, data, recipe, overrides, output, resume, start)
+    spec, done = _prepared(phase, data, recipe, overrides, output, resume, start)
     if done is not None:
-        return RunResult(job.folder, done, before=True)
+        return RunResult(spec.folder, done, before=True)
     count, _ = process_count(nproc)
-    _check_batch(job.recipe, count)
-    write_job(job)
-    launch(job.folder, resume=resume, nproc=nproc, profile=profile)
-    ending = ending_of(job.folder)
+    _check_batch(spec.recipe, count)
+    write_run(spec)
+    launch(spec.folder, resume=resume, nproc=nproc, profile=profile)
+    ending = result_of(spec.folder)
     assert ending is not None  # a worker that returned 0 has written it
-    return RunResult(job.folder, ending)
+    return RunResult(spec.folder, ending)
 
 
 def prepare(
@@ -109,10 +109,10 @@ def prepare(
 
     Arguments and errors are those of `run`.
     """
-    job, done = _prepared(phase, data, recipe, overrides, output, resume, start)
+    spec, done = _prepared(phase, data, recipe, overrides, output, resume, start)
     if done is None:
-        write_job(job)
-    return job.folder
+        write_run(spec)
+    return spec.folder
 
 
 def open_shards(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
@@ -125,7 +125,7 @@ def open_shards(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
 
     return Shards(
         data,
-        levels=levels_wanted(recipe),
+        levels=required_levels(recipe),
         conversations=recipe.data.template != "plain",
         relevel=relevel_of(recipe.data.levels, recipe.seed),
     )
@@ -139,29 +139,29 @@ def _prepared(
     output: str | Path | None,
     resume: bool,
     start: str | Path | None,
-) -> tuple[Job, dict[str, Any] | None]:
+) -> tuple[RunSpec, dict[str, Any] | None]:
     """The run, checked as far as can be without a model; and how it ended, if it is finished."""
     if phase not in PHASES:
         raise InputError(f"the phase {phase} is unknown; give {' or '.join(PHASES)}.")
     resolved = load_recipe(recipe, phase, overrides)
-    check_trackers(resolved)
+    check_loggers(resolved)
     folder = _folder(resolved, output)
     shards = open_shards(resolved, data)
-    there = read_job(folder) if _has_begun(folder) else None
+    there = read_run(folder) if _has_begun(folder) else None
     # A run that is there keeps its start, whatever has been pretrained since.
     begin = there.start if there is not None and start is None else _start(phase, start, folder)
-    job = Job(folder, resolved, shards.location, shards.digest, begin)
+    spec = RunSpec(folder, resolved, shards.location, shards.digest, begin)
     done = None
     if there is not None:
-        _check_same(there, job)
-        done = ending_of(folder)
+        _check_same(there, spec)
+        done = result_of(folder)
         if done is None and not resume:
             _refuse_unfinished(folder)
-    elif folder.exists() and not _is_empty(folder) and not is_job(folder):
+    elif folder.exists() and not _is_empty(folder) and not is_run(folder):
         raise InputError(f"{folder} holds something else than a run; give another --output.")
     if done is None and resolved.data.verify:
         shards.verify()
-    return job, done
+    return spec, done
 
 
 def _folder(recipe: Recipe, output: str | Path | None) -> Path:
@@ -175,7 +175,7 @@ def _folder(recipe: Recipe, output: str | Path | None) -> Path:
 def _has_begun(folder: Path) -> bool:
     """Whether a step of the run in `folder` was made; until then it may be made anew."""
     metrics = folder / METRICS
-    return is_job(folder) and metrics.is_file() and metrics.stat().st_size > 0
+    return is_run(folder) and metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _is_empty(folder: Path) -> bool:
@@ -188,7 +188,7 @@ def _check_batch(recipe: Recipe, processes: int) -> None:
     Share(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
 
 
-def _check_same(there: Job, here: Job) -> None:
+def _check_same(there: RunSpec, here: RunSpec) -> None:
     """Raise InputError unless the run that a folder holds is the one that is wanted."""
     differences = checkpoint.recipe_differences(there.recipe.settings, here.recipe)
     if there.data_sha256 != here.data_sha256:
@@ -236,7 +236,7 @@ def _start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None
             f"{NOTHING} to train a new projector and table."
         )
     _refuse_lora(model, path)
-    tuned = not is_job(path) or read_job(path).recipe.phase == "finetune"
+    tuned = not is_run(path) or read_run(path).recipe.phase == "finetune"
     return Start.of(adapter, model if tuned else None)
 
 
@@ -251,8 +251,8 @@ def _refuse_lora(model: Path, named: Path) -> None:
 
 def _newest_pretrained(folder: Path) -> Path:
     """The pretrain run beside `folder` that was finished last."""
-    beside = [p for p in folder.parent.glob("*") if is_job(p) and ending_of(p) is not None]
-    runs = [p for p in beside if read_job(p).recipe.phase == "pretrain"]
+    beside = [p for p in folder.parent.glob("*") if is_run(p) and result_of(p) is not None]
+    runs = [p for p in beside if read_run(p).recipe.phase == "pretrain"]
     if not runs:
         raise InputError(
             f"finetune goes on from a finished pretrain run and there is none in {folder.parent}; "

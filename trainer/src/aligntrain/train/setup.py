@@ -13,11 +13,11 @@ from aligntrain.data.dataset import Shards, relevel_of
 from aligntrain.data.index import read_index
 from aligntrain.data.loader import Loader, Preparation, Share
 from aligntrain.data.sampler import Order, Rows
+from aligntrain.model import build
 from aligntrain.model.adapter import load_adapter
-from aligntrain.model.build import DTYPES, build_config, build_model, build_processor
 from aligntrain.model.lora import add_lora, four_bits
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
-from aligntrain.runs.folder import Job, levels_wanted
+from aligntrain.runs.folder import RunSpec, required_levels
 from aligntrain.train import checkpoint
 from aligntrain.train.phases import apply_phase
 from aligntrain.train.trainer import TrainingData
@@ -55,21 +55,21 @@ def device_of_rank() -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
 
 
-def build_parts(job: Job) -> tuple[Any, Any]:
-    """Model and processor of `job`, in the host's memory; what trains requires gradients.
+def build_model(spec: RunSpec) -> tuple[Any, Any]:
+    """Model and processor of `spec`, in the host's memory; what trains requires gradients.
 
     New parts are drawn from the seed, so they are the same on all ranks.
 
     Raises:
         InputError: a part cannot be read, or the start is of another model.
     """
-    recipe = job.recipe
+    recipe = spec.recipe
     torch.manual_seed(recipe.seed)
-    model = _model(job)
+    model = _model(spec)
     if recipe.lora is not None:
         add_lora(model, recipe.lora)
     names = recipe.model
-    processor = build_processor(
+    processor = build.build_processor(
         names.vision_tower,
         names.llm,
         model.config,
@@ -86,23 +86,23 @@ def build_parts(job: Job) -> tuple[Any, Any]:
     return model, processor
 
 
-def _model(job: Job) -> Any:
-    names = job.recipe.model
-    dtype = DTYPES[job.recipe.precision]
-    start, lora = job.start, job.recipe.lora
+def _model(spec: RunSpec) -> Any:
+    names = spec.recipe.model
+    dtype = build.DTYPES[spec.recipe.precision]
+    start, lora = spec.start, spec.recipe.lora
     quantize = lora is not None and lora.quantize == "4bit"
     if start is not None and start.model is not None:
-        config = build_config(names.vision_tower, names.llm, **names.choices)
+        config = build.build_config(names.vision_tower, names.llm, **names.choices)
         keep = ("vision_tower", "projector", "alignment", "lm_head")
-        options = four_bits(job.recipe.precision, keep=keep) if quantize else {}
+        options = four_bits(spec.recipe.precision, keep=keep) if quantize else {}
         model: Any = AlignGPTForConditionalGeneration.from_pretrained(
             start.model, dtype=dtype, **options
         )
         there = checkpoint.model_identity(model.config)
         _check_start(start.model, there, checkpoint.model_identity(config))
     else:
-        options = four_bits(job.recipe.precision) if quantize else {}
-        model = build_model(
+        options = four_bits(spec.recipe.precision) if quantize else {}
+        model = build.build_model(
             names.vision_tower, names.llm, dtype=dtype, llm_options=options, **names.choices
         )
         if start is not None:
@@ -121,23 +121,23 @@ def _check_start(where: str, there: dict[str, Any], wanted: dict[str, Any]) -> N
             )
 
 
-def open_data(job: Job, processor: Any) -> TrainingData:
-    """The dataset of `job`, as this rank reads it.
+def build_data(spec: RunSpec, processor: Any) -> TrainingData:
+    """The dataset of `spec`, as this rank reads it.
 
     Raises:
         InputError: it is not what the run was made for, or cannot be used with this recipe.
     """
-    recipe, data = job.recipe, job.recipe.data
+    recipe, data = spec.recipe, spec.recipe.data
     talks = data.template != "plain"
     shards = Shards(
-        job.data,
-        levels=levels_wanted(recipe),
+        spec.data,
+        levels=required_levels(recipe),
         conversations=talks,
         relevel=relevel_of(data.levels, recipe.seed),
     )
-    if shards.digest != job.data_sha256:
+    if shards.digest != spec.data_sha256:
         raise InputError(
-            f"{job.data} has changed since the run {job.folder} was made; start a new run on it."
+            f"{spec.data} has changed since the run {spec.folder} was made; start a new run on it."
         )
     index = read_index(shards, conversations=talks)
     order = Order.of(

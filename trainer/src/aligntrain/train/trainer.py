@@ -96,7 +96,7 @@ class Interval:
     rates: dict[str, float] = field(default_factory=dict[str, float])
 
 
-class Loop:
+class Trainer:
     """Trains the model in `engine` on `data`, as `recipe` says, in the run folder `folder`.
 
     `recorder` is there on rank 0 alone.
