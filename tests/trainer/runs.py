@@ -83,8 +83,6 @@ def as_worker() -> Iterator[None]:
     kept = log.level, log.handlers, log.propagate
     with ExitStack() as stack:
         stack.enter_context(patch.dict(os.environ, alone))
-        # DeepSpeed joins the others once in the life of a process.
-        stack.enter_context(patch.object(zero, "stop_process", lambda: None))
         yield
     log.level, log.handlers, log.propagate = kept
 

@@ -258,6 +258,7 @@ def _make(ablation: Ablation, cell: Cell, nproc: int | None, failed: dict[str, s
         output=cell.folder,
         resume=True,
         nproc=nproc,
+        isolated=True,
         start=cell.start,
     )
     if result.before and cell.phase == "finetune":

@@ -61,6 +61,7 @@ def run(  # noqa: PLR0913 - what a run can be told
     nproc: int | None = None,
     start: str | Path | None = None,
     profile: int | None = None,
+    isolated: bool = False,
 ) -> RunResult:
     """Train `phase` on the dataset `data`, as `recipe` with `overrides` says.
 
@@ -76,20 +77,20 @@ def run(  # noqa: PLR0913 - what a run can be told
             file, or `none` for a new projector and table. By default the newest finished pretrain
             run beside `output`.
         profile: how many steps the first process profiles, into the run folder.
+        isolated: train even with one process in a child (see `launch`), as for run after run.
 
     Raises:
         InputError: the recipe, the data, the start or the folder cannot be used.
         AlignError: the run failed.
     """
     if profile is not None and profile < 1:
-        raise InputError(f"--profile {profile} cannot be: give 1 step or more.")
+        raise InputError(f"--profile must be at least 1 (got {profile}).")
     spec, done = _prepared(phase, data, recipe, overrides, output, resume, start)
     if done is not None:
         return RunResult(spec.folder, done, before=True)
-    count, _ = process_count(nproc)
-    _check_batch(spec.recipe, count)
+    _check_batch(spec.recipe, process_count(nproc))
     write_run(spec)
-    launch(spec.folder, resume=resume, nproc=nproc, profile=profile)
+    launch(spec.folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
     ending = result_of(spec.folder)
     assert ending is not None  # a worker that returned 0 has written it
     return RunResult(spec.folder, ending)

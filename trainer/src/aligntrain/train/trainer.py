@@ -151,7 +151,7 @@ class Trainer:
                     self.save(done)
                 profiled()
 
-    def ending(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any]:
         """How the run ended, over all ranks: its last losses, and since it was last started how
         many rows were rejected or cut, and how fast it was (`throughput`, None without a step).
         """
