@@ -16,10 +16,11 @@ from aligntrain.ablation.questions import Asked, check_asked, choose_questions
 from aligntrain.ablation.report import write_outcome
 from aligntrain.ablation.runs import Cell, cells_of
 from aligntrain.ablation.score import Judged, Progress, drop_weights, judge, silent
+from aligntrain.data.dataset import open_dataset
 from aligntrain.evaluate.short_answers import holds_out
 from aligntrain.recipes import Recipe, load_recipe
 from aligntrain.runs.folder import read_run, required_levels
-from aligntrain.train.run import RUNS, open_shards, run
+from aligntrain.train.run import RUNS, run
 
 log = logging.getLogger("aligntrain")
 
@@ -186,7 +187,7 @@ def _check_data(ablation: Ablation, asked: Asked) -> None:
         need = (data, required_levels(recipe), recipe.data.template == "plain", recipe.data.levels)
         if need not in opened:
             opened.add(need)
-            open_shards(recipe, data)
+            open_dataset(recipe, data)
         if cell.phase == "finetune":
             shares.add(recipe.data.validation_share)
     if not asked.questions and not any(holds_out(ablation.finetune_data, s) for s in shares):

@@ -4,9 +4,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignshared import InputError
+from aligntrain.data.dataset import open_dataset
 from aligntrain.model.lora import LORA
 from aligntrain.recipes import PHASES, Phase, load_recipe
 from aligntrain.recipes.schema import Recipe
@@ -19,16 +20,12 @@ from aligntrain.runs.folder import (
     Start,
     is_run,
     read_run,
-    required_levels,
     result_of,
     write_run,
 )
 from aligntrain.train import checkpoint
 from aligntrain.train.launch import launch, process_count
 from aligntrain.train.loggers import check_loggers
-
-if TYPE_CHECKING:
-    from aligntrain.data.dataset import Shards
 
 RUNS = Path("runs")
 """Where run folders lie that nobody has named: `runs/<recipe>-<phase>`."""
@@ -116,22 +113,6 @@ def prepare(
     return spec.folder
 
 
-def open_shards(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
-    """The dataset `data` as a run of `recipe` reads it.
-
-    Raises:
-        InputError: it cannot be trained on with this recipe.
-    """
-    from aligntrain.data.dataset import Shards, relevel_of
-
-    return Shards(
-        data,
-        levels=required_levels(recipe),
-        conversations=recipe.data.template != "plain",
-        relevel=relevel_of(recipe.data.levels, recipe.seed),
-    )
-
-
 def _prepared(
     phase: Phase,
     data: str | os.PathLike[str],
@@ -147,7 +128,7 @@ def _prepared(
     resolved = load_recipe(recipe, phase, overrides)
     check_loggers(resolved)
     folder = _folder(resolved, output)
-    shards = open_shards(resolved, data)
+    shards = open_dataset(resolved, data)
     there = read_run(folder) if _has_begun(folder) else None
     # A run that is there keeps its start, whatever has been pretrained since.
     begin = there.start if there is not None and start is None else _start(phase, start, folder)
@@ -184,9 +165,9 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _check_batch(recipe: Recipe, processes: int) -> None:
-    from aligntrain.data.loader import Share
+    from aligntrain.data.loader import RankSlice
 
-    Share(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
+    RankSlice(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
 
 
 def _check_same(there: RunSpec, here: RunSpec) -> None:
