@@ -13,9 +13,9 @@ import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
 from alignshared import Dataset
+from aligntrain.runs.folder import read_metrics
 from aligntrain.train import deepspeed_engine as zero
 from aligntrain.train import main as worker
-from aligntrain.train.metrics import read_metrics
 from tests.trainer import rows, tiny
 
 LEVELS = 4

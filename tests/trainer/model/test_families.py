@@ -19,8 +19,7 @@ from aligntrain.model.build import build_config
 from aligntrain.prompts.conversation import InvalidSample, Turn
 from aligntrain.prompts.encode import Encoder
 from aligntrain.prompts.placeholders import IGNORE_INDEX
-from aligntrain.runs.folder import result_of
-from aligntrain.train.metrics import read_metrics
+from aligntrain.runs.folder import read_metrics, result_of
 from aligntrain.train.run import prepare
 from tests.trainer import runs, tiny
 from tests.trainer.families import FAMILIES, Family

@@ -18,9 +18,8 @@ import pytest
 from typer.main import get_command
 
 from aligntrain.cli import app
-from aligntrain.runs.folder import result_of
+from aligntrain.runs.folder import read_metrics, result_of
 from aligntrain.train.checkpoint import checkpoints
-from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs
 

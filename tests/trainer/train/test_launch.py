@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from alignshared import AlignError, InputError
-from aligntrain.runs.folder import result_of
+from aligntrain.runs.folder import read_metrics, result_of
 from aligntrain.train.checkpoint import newest_checkpoint
 from aligntrain.train.launch import launch, process_count
-from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs
 

@@ -15,10 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from alignshared import InputError
 from aligntrain.recipes import load_recipe
-from aligntrain.runs.folder import RunSpec, read_run
+from aligntrain.runs.folder import RunSpec, read_metrics, read_run
 from aligntrain.train import loggers as trackers
 from aligntrain.train.loggers import Recorder, open_loggers
-from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare
 from tests.trainer import runs
 

@@ -14,10 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from alignshared import InputError
-from aligntrain.runs.folder import read_run, result_of
+from aligntrain.runs.folder import read_metrics, read_run, result_of
 from aligntrain.train import checkpoint
 from aligntrain.train.checkpoint import checkpoints, newest_checkpoint
-from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs
 

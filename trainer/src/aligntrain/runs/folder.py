@@ -136,6 +136,15 @@ def result_of(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics, oldest first, without a last line that is cut off."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 def required_levels(recipe: Recipe) -> int | None:
     """How many levels the dataset must be sorted into, None where it need not be."""
     needed = recipe.phase == "pretrain" and recipe.model.mixing != "none"

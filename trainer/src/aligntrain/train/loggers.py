@@ -23,8 +23,7 @@ from typing import Any, Protocol
 
 from alignshared import InputError
 from aligntrain.recipes.schema import Recipe, Track
-from aligntrain.runs.folder import METRICS, RunSpec
-from aligntrain.train.metrics import read_metrics
+from aligntrain.runs.folder import METRICS, RunSpec, read_metrics
 
 TENSORBOARD = "tensorboard"
 TRACKING = "tracking.json"

@@ -8,7 +8,6 @@ from typing import Any
 
 from alignshared import InputError
 from aligntrain.data.dataset import open_dataset
-from aligntrain.model.lora import LORA
 from aligntrain.recipes import PHASES, Phase, load_recipe
 from aligntrain.recipes.schema import Recipe
 from aligntrain.runs.folder import (
@@ -224,6 +223,8 @@ def _start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None
 
 def _refuse_lora(model: Path, named: Path) -> None:
     """Raise InputError where `model` is an export of LoRA, whose adapter alone is half of it."""
+    from aligntrain.model.lora import LORA
+
     if (model / LORA).is_dir():
         raise InputError(
             f"{named} is a LoRA run, or of one, which leaves no whole model to start from; write "

@@ -27,10 +27,11 @@ from aligntrain.model.losses import label_positions
 from aligntrain.progress import Display
 from aligntrain.prompts.placeholders import IGNORE_INDEX
 from aligntrain.recipes import Recipe
+from aligntrain.runs.folder import read_metrics
 from aligntrain.train.checkpoint import model_identity, save_checkpoint
 from aligntrain.train.deepspeed_engine import MasterState, is_plain, set_rates
 from aligntrain.train.loggers import Recorder
-from aligntrain.train.metrics import Flops, Speed, Sums, peak_flops, read_metrics
+from aligntrain.train.metrics import Flops, Speed, Sums, peak_flops
 from aligntrain.train.profiling import part, profiling
 
 Schedule = Literal["cosine", "constant"]
