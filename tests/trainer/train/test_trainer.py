@@ -14,6 +14,7 @@ from alignshared import AlignError, ContractError, InputError
 from aligntrain.runs.folder import result_of
 from aligntrain.train.checkpoint import newest_checkpoint
 from aligntrain.train.run import prepare
+from aligntrain.train.trainer import step_seed
 from tests.trainer import rows, runs
 
 
@@ -269,3 +270,8 @@ def test_finetuning_wants_something_to_start_from(place: Path, tmp_path: Path) -
 def test_a_start_with_other_levels_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="levels"):
         finetune(place, tmp_path / "run", "model.levels=6")
+
+
+def test_every_step_and_rank_has_the_seed_that_it_always_had() -> None:
+    assert step_seed(0, 0, 0) == 3010437511937009226
+    assert step_seed(7, 12345, 3) == 515891581965521043

@@ -220,13 +220,13 @@ def load_state(checkpoint: Checkpoint, state: "MasterState") -> None:
     Raises:
         InputError: the checkpoint is damaged or of another model.
     """
-    from aligntrain.train.deepspeed_engine import KINDS
+    from aligntrain.train.deepspeed_engine import STATES
 
     tensors = _Tensors(checkpoint)
     state.begin(int(checkpoint.meta["optimizer_steps"]))
     for name, parameter in state.parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
-        for kind in KINDS:
+        for kind in STATES:
             state.set(parameter, kind, tensors.get(f"{kind}/{name}", shape))
     state.set_scaler(checkpoint.meta["scaler"])
 
@@ -268,7 +268,7 @@ def _write_share(folder: Path, state: "MasterState") -> dict[str, int]:
     """Gather every parameter and write those of this rank; the sizes of its files."""
     import torch.distributed as ranks
 
-    from aligntrain.train.deepspeed_engine import KINDS
+    from aligntrain.train.deepspeed_engine import STATES
 
     rank, count = ranks.get_rank(), ranks.get_world_size()
     files: dict[str, int] = {}
@@ -281,7 +281,7 @@ def _write_share(folder: Path, state: "MasterState") -> dict[str, int]:
             waiting.clear()
 
     for number, (name, parameter) in enumerate(state.parameters()):
-        for kind in KINDS:
+        for kind in STATES:
             whole = state.get(parameter, kind)  # all ranks take part in it
             if number % count == rank:
                 waiting[f"{kind}/{name}"] = whole.to("cpu", copy=True).contiguous()
