@@ -117,7 +117,7 @@ def test_data_that_changed_is_refused(place: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds something else than a run"):
+    with pytest.raises(InputError, match="holds files that are not a run's"):
         prepare("pretrain", place / "pairs", recipe=place / "tiny.yaml", output=tmp_path)
 
 

@@ -1,6 +1,5 @@
-"""Model cards: `README.md` beside a model, with what it was made of, in the form of the hub."""
+"""Model cards: `README.md` beside a model, in the hub's form, with its data and recipe."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,10 +12,10 @@ import yaml
 from alignshared import AlignError, Dataset
 from aligntrain.recipes.load import read_yaml, write_yaml
 from aligntrain.runs.folder import (
-    METRICS,
     RunSpec,
     Start,
     is_run,
+    read_metrics,
     read_run,
     required_levels,
     result_of,
@@ -26,25 +25,24 @@ from aligntrain.runs.folder import (
 
 CARD = "README.md"
 
-ASKING = "image-text-to-text"
+TASK = "image-text-to-text"
 
 LICENCES = {"demo": "apache-2.0"}
-"""Of base models that bring no card of their own: SmolLM2-135M-Instruct and the demo CLIP."""
+"""Licences of base models without a card: SmolLM2-135M-Instruct and the demo CLIP."""
 
-_HOPS = 8
-"""Datasets of a lineage that are named, at most."""
+_MAX_ANCESTORS = 8
+"""Datasets of a lineage that a card names."""
 
 Facts = Sequence[tuple[str, str]]
 
 
 def write_card(
-    folder: Path, run: Path | None, *, kind: str, use: str, notes: str = "", task: str = ASKING
+    folder: Path, run: Path | None, *, kind: str, use: str, notes: str = "", task: str = TASK
 ) -> None:
-    """Write the card of the model in `folder`, which came out of the run folder `run`, None where
-    it is not known.
+    """Write the card of the model in `folder`, trained in the run folder `run` (None: unknown).
 
-    `kind` says in a sentence what the files are, `use` is Python that loads them, `notes` what else
-    must be known of them, and `task` is the hub's word for what it does.
+    `kind` describes the files in a sentence, `use` is Python that loads them, `notes` is anything
+    else a reader must know, and `task` is the hub's name for what the model does.
     """
     spec = read_run(run) if run is not None and is_run(run) else None
     text = _front_matter(spec, task) + _body(spec, folder, kind, use, notes)
@@ -52,7 +50,7 @@ def write_card(
 
 
 def run_of(model: str | Path) -> Path | None:
-    """The run folder that `model` is, or is the export of; None if it is neither."""
+    """Return the run folder that `model` is or is the export of, or None."""
     for folder in (Path(model), Path(model).absolute().parent):
         if is_run(folder):
             return folder
@@ -60,8 +58,9 @@ def run_of(model: str | Path) -> Path | None:
 
 
 def licence_of(base: str) -> str | None:
-    """The licence of the base model `base`, a folder or name, as its own card says; None where that
-    is not known here. Nothing is fetched.
+    """Return the licence on the card of the base model `base`, a folder or name, or None.
+
+    Nothing is fetched.
     """
     if base in LICENCES:
         return LICENCES[base]
@@ -89,7 +88,7 @@ def _front_matter(spec: RunSpec | None, task: str) -> str:
         recipe = spec.recipe
         matter["tags"] = ["aligntrain", "llava" if recipe.model.mixing == "none" else "aligngpt"]
         bases = (recipe.model.llm, recipe.model.vision_tower)
-        # The hub knows names; a folder of this machine means nothing there.
+        # The hub resolves names; a folder of this machine means nothing there.
         named = [base for base in bases if _is_hub_name(base)]
         if named:
             matter["base_model"] = named
@@ -142,7 +141,7 @@ def _sections(spec: RunSpec) -> list[str]:
 
 
 def _before(spec: RunSpec) -> list[str]:
-    """The data of the run that `spec` started from, where that is at hand and still the same."""
+    """Describe the data of the run that `spec` started from, if it is at hand and unchanged."""
     start = None if spec.start is None else run_of(Path(spec.start.adapter).parent)
     if spec.start is None or start is None or start.absolute() == spec.folder.absolute():
         return []
@@ -159,32 +158,30 @@ def _ending(spec: RunSpec) -> list[tuple[str, str]]:
     ending = result_of(spec.folder) or _last_metrics(spec.folder)
     facts = [("steps", "steps", "{:,}"), ("loss", "loss", "{:.4f}")]
     facts += [("validation_loss", "held-out loss", "{:.4f}"), ("seconds", "seconds", "{:,.0f}")]
-    found = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
+    lines = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
     versions = versions_of(spec.folder)
     if versions:
-        found.append(("versions", ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items())))
-    return found
+        lines.append(("versions", ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items())))
+    return lines
 
 
 def _last_metrics(run: Path) -> dict[str, Any]:
-    """Of a run that is not finished yet, as while it exports: its newest numbers."""
-    path = run / METRICS
-    found: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        values = json.loads(line)
-        found |= {key: values[key] for key in ("loss", "validation_loss") if key in values}
-        found["steps"] = values["step"]
-    return found
+    """Return the newest numbers of a run that is not finished, as while it exports."""
+    newest: dict[str, Any] = {}
+    for line in read_metrics(run):
+        newest |= {key: line[key] for key in ("loss", "validation_loss") if key in line}
+        newest["steps"] = line["step"]
+    return newest
 
 
 def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
-    """The dataset of `spec` and what it was made from, as far as that is at hand."""
+    """Describe the dataset of `spec` and its ancestors, as far as they are at hand."""
     facts: list[tuple[str, str]] = []
     anew = spec.recipe.data.levels if required_levels(spec.recipe) is not None else None
     if anew is not None:
         facts.append(("levels", f"made anew for this run: {anew}"))
     location, digest = spec.data, spec.data_sha256
-    for _ in range(_HOPS):
+    for _ in range(_MAX_ANCESTORS):
         line = f"{_code(location)}, manifest `{digest}`"
         try:
             dataset = Dataset(location)
@@ -217,13 +214,13 @@ def _list(facts: Facts | Mapping[str, str]) -> str:
 
 
 def _text(text: str) -> str:
-    """`text` on one line, with nothing in it that Markdown or HTML would obey."""
+    """Return `text` on one line, with Markdown and HTML escaped."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return "".join(f"\\{c}" if c in "\\`*_[]|#~!" else c for c in escape(clean, quote=False))
 
 
 def _code(text: str) -> str:
-    """`text` on one line as code, whatever marks it holds."""
+    """Return `text` on one line as inline code, whatever backticks it holds."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     longest, run = 0, 0
     for c in clean:

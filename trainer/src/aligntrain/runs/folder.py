@@ -1,4 +1,4 @@
-"""What a run folder says of its run.
+"""The run folder: what a run is, its metrics, and how it ended.
 
 run.json       phase, data and start with their digests, versions
 recipe.yaml    the resolved recipe, every key written out
@@ -21,7 +21,7 @@ from aligntrain.recipes import Recipe, dump, loads
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write `file` under another name, and rename it."""
+    """Write `file` under another name and rename it, so that it is whole or not there."""
     unfinished = file.with_name(f".unfinished-{file.name}")
     unfinished.write_text(text, encoding="utf-8", newline="")  # lines end as `text` has them
     os.replace(unfinished, file)
@@ -41,8 +41,8 @@ _PACKAGES = ("aligntrain", "torch", "transformers", "deepspeed")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What fine-tuning goes on from: the adapter file at `adapter`, whose SHA-256 is `sha256`; or
-    the whole model in the folder `model`, of which that is a part.
+    """Start of fine-tuning: the adapter file `adapter` with this SHA-256, or the whole model in the
+    folder `model`, of which the adapter is a part.
     """
 
     adapter: str
@@ -51,7 +51,7 @@ class Start:
 
     @classmethod
     def of(cls, adapter: Path, model: Path | None = None) -> "Start":
-        """That of these files, with the digest taken."""
+        """Return the start at these files, with the adapter's digest."""
         with adapter.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         where = None if model is None else os.fspath(model.absolute())
@@ -60,8 +60,8 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A run, in the folder `folder`: `recipe` on the dataset `data`, whose manifest has the SHA-256
-    `data_sha256`.
+    """A run in the folder `folder`: `recipe` on the dataset `data`, whose manifest has the SHA-256
+    `data_sha256`, from `start`.
     """
 
     folder: Path
@@ -72,7 +72,7 @@ class RunSpec:
 
 
 def write_run(spec: RunSpec) -> None:
-    """Make the run folder of `spec`, or give it new free keys."""
+    """Write the run folder of `spec`, or the changed keys of one that exists."""
     spec.folder.mkdir(parents=True, exist_ok=True)
     content = {
         "phase": spec.recipe.phase,
@@ -83,23 +83,25 @@ def write_run(spec: RunSpec) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    _write(spec.folder / RECIPE, dump(spec.recipe))
-    _write(spec.folder / RUN, _json(content))
+    write_whole(spec.folder / RECIPE, dump(spec.recipe))
+    write_whole(spec.folder / RUN, _json(content))
 
 
 def is_run(folder: Path) -> bool:
-    """Whether `folder` is a run folder."""
+    """Return whether `folder` is a run folder."""
     return (folder / RUN).is_file()
 
 
 def read_run(folder: Path) -> RunSpec:
-    """The run in the folder `folder`.
+    """Return the run in the folder `folder`.
 
     Raises:
-        InputError: it is no run folder, or a damaged one.
+        InputError: it is not a run folder, or a damaged one.
     """
     if not is_run(folder):
-        raise InputError(f"{folder} is no run folder: it has no {RUN}; give one of aligntrain run.")
+        raise InputError(
+            f"{folder} is not a run folder: it has no {RUN}; give one that `aligntrain run` made."
+        )
     try:
         content = json.loads((folder / RUN).read_bytes())
         recipe = loads((folder / RECIPE).read_text(encoding="utf-8"), os.fspath(folder / RECIPE))
@@ -118,20 +120,20 @@ def read_run(folder: Path) -> RunSpec:
 
 
 def versions_of(folder: Path) -> dict[str, str]:
-    """The packages that the run in `folder` was begun with; none where that cannot be read."""
+    """Return the versions of packages the run was made with, or {} if they cannot be read."""
     try:
         return dict(json.loads((folder / RUN).read_bytes())["versions"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def finish(folder: Path, ending: dict[str, Any]) -> None:
-    """Write down how the run in `folder` ended, which makes it a finished one."""
-    _write(folder / FINISHED, _json(ending))
+def finish(folder: Path, result: dict[str, Any]) -> None:
+    """Record how the run in `folder` ended, which makes it a finished one."""
+    write_whole(folder / FINISHED, _json(result))
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """How the run in `folder` ended, None if it is not finished."""
+    """Return how the run in `folder` ended, or None if it is not finished."""
     path = folder / FINISHED
     return json.loads(path.read_bytes()) if path.is_file() else None
 
@@ -146,16 +148,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def required_levels(recipe: Recipe) -> int | None:
-    """How many levels the dataset must be sorted into, None where it need not be."""
+    """Return the number of levels the dataset must have, or None if it needs none."""
     needed = recipe.phase == "pretrain" and recipe.model.mixing != "none"
     return recipe.model.levels if needed else None
 
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
