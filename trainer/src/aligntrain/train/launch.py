@@ -143,7 +143,9 @@ def _logs(run: Path):
     class Logs(LogsSpecs):
         """Output is left to the ranks; their errors go to `errors/rank-N.json`."""
 
-        root_log_dir = os.fspath(run / LOGS)
+        @property
+        def root_log_dir(self) -> str:
+            return os.fspath(run / LOGS)
 
         def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
             errors = {rank: os.fspath(run / ERRORS / f"rank-{rank}.json") for rank in envs}

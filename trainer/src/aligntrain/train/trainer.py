@@ -201,6 +201,7 @@ class Trainer:
         for number, batch in enumerate(micro):
             with part("forward"):
                 output = self._engine(**self._inputs(batch), num_items_in_batch=tokens)
+            assert output.loss is not None  # there are labels
             with part("backward"):
                 # DeepSpeed divides the sum of gradients by the ranks, which the division by the
                 # tokens of all ranks has done already; so too of micro-batches (`wrt_gas`).
@@ -226,10 +227,10 @@ class Trainer:
                 self._engine.step()
         else:
             self._engine.step()
-            deepspeed_norm = self._engine.get_global_grad_norm()
-            # DeepSpeed reports -1 for a norm that is not finite.
-            unknown = deepspeed_norm is None or float(deepspeed_norm) < 0
-            norm = math.nan if unknown else float(deepspeed_norm)
+            reported = self._engine.get_global_grad_norm()
+            norm = math.nan if reported is None else float(reported)
+            if norm < 0:
+                norm = math.nan  # DeepSpeed reports -1 for a norm that is not finite
             # fp16 skips a step that overflows and goes on with a smaller loss scale.
             skipped = self._engine.fp16_enabled() and not self._engine.was_step_applied()
             healthy = skipped or math.isfinite(norm)
@@ -268,10 +269,10 @@ class Trainer:
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         """Return the arguments of the model's forward pass, on this rank's device."""
         names = ("input_ids", "attention_mask", "pixel_values", "labels", "levels")
-        inputs = {
-            name: None if batch[name] is None else batch[name].to(self._device, non_blocking=True)
-            for name in names
-        }
+        inputs: dict[str, Any] = {}
+        for name in names:
+            value = batch[name]
+            inputs[name] = None if value is None else value.to(self._device, non_blocking=True)
         if self._recipe.phase != "pretrain" or self._recipe.model.mixing == "none":
             inputs["levels"] = None  # mixed by the gate, or not at all
         if self._packed:
