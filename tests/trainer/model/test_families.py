@@ -16,10 +16,10 @@ from alignshared import InputError
 from aligntrain.inference.chat import Chat
 from aligntrain.model import build_model, build_processor
 from aligntrain.model.build import build_config
-from aligntrain.prompts.conversation import Turn, Unusable
-from aligntrain.prompts.encode import IGNORED, Encoder
-from aligntrain.runs.folder import ending_of
-from aligntrain.train.metrics import read_metrics
+from aligntrain.prompts.conversation import InvalidSample, Turn
+from aligntrain.prompts.encode import Encoder
+from aligntrain.prompts.placeholders import IGNORE_INDEX
+from aligntrain.runs.folder import read_metrics, result_of
 from aligntrain.train.run import prepare
 from tests.trainer import runs, tiny
 from tests.trainer.families import FAMILIES, Family
@@ -73,7 +73,7 @@ def learned(family: Family, turns: Any, max_length: int = 2048) -> list[str]:
     tokens = encoder(None, turns, 1)
     spans: list[list[int]] = [[]]
     for label in tokens.labels:
-        if label == IGNORED:
+        if label == IGNORE_INDEX:
             spans.append([])
         else:
             spans[-1].append(label)
@@ -148,7 +148,7 @@ def test_it_trains_and_answers_from_its_export(place: Path, tmp_path: Path, numb
     losses = runs.losses(runs.train(tmp_path / "run"))
     assert losses[3] < losses[1]
     assert read_metrics(tmp_path / "run")[0]["padding"] == 0  # packed
-    ending = ending_of(tmp_path / "run")
+    ending = result_of(tmp_path / "run")
     assert ending is not None
     assert ending["rejected"] == {}
     chat = Chat.load(tmp_path / "run")
@@ -166,7 +166,7 @@ def test_a_token_that_the_llm_has_no_embedding_for(place: Path) -> None:
     with pytest.raises(InputError, match="no embedding"):
         processor(text="<image>an <image_soft_token>", images=tiny.picture(1))
     encoder = Encoder(processor.tokenizer, processor.layout, "chat", 512)
-    with pytest.raises(Unusable, match="foreign_token"):
+    with pytest.raises(InvalidSample, match="foreign_token"):
         encoder(None, (TALK[0], Turn("gpt", "an <image_soft_token>")), 1)
 
 

@@ -13,7 +13,7 @@ from aligntrain.ablation.compare import LOSS, RIGHT, RIGHT_ALL
 from aligntrain.ablation.runs import Cell
 from aligntrain.evaluate.short_answers import ALL, HeldOut, ask, digest_of, scores
 from aligntrain.model.lora import LORA
-from aligntrain.runs.folder import ADAPTER, ending_of
+from aligntrain.runs.folder import ADAPTER, result_of
 
 ANSWERS = "held-out.json"
 """In the folder of a run: what it said, and the scores."""
@@ -52,7 +52,7 @@ def judge(cell: Cell, questions: Sequence[HeldOut], progress: Progress = silent)
         AlignError: the model cannot be loaded or cannot answer.
     """
     found: dict[str, float] = {}
-    loss = (ending_of(cell.folder) or {}).get("validation_loss")
+    loss = (result_of(cell.folder) or {}).get("validation_loss")
     if loss is not None:
         found[LOSS] = float(loss)
     if not questions:
@@ -113,10 +113,10 @@ def _answers(
     """What the model says; or None, and why it says nothing."""
     from safetensors import SafetensorError
 
-    from aligntrain.inference.load import load_to_answer
+    from aligntrain.inference.load import load_for_inference
 
     try:
-        model, processor = load_to_answer(cell.folder)
+        model, processor = load_for_inference(cell.folder)
         with progress() as begin:
             done = begin(cell.name, len(questions))
             return ask(model, processor, questions, batch_size=_BATCH, done=done), ""

@@ -28,8 +28,8 @@ from alignshared import InputError
 from aligntrain.evaluate.benchmarks import LOADER_TOKENS, Benchmark
 from aligntrain.evaluate.data import Data, Elsewhere, pictures_of
 from aligntrain.evaluate.store import Appended
-from aligntrain.inference.generate import Answer, Question, answer
-from aligntrain.inference.load import load_to_answer
+from aligntrain.inference.generate import Answer, Question, generate_answers
+from aligntrain.inference.load import load_for_inference
 from aligntrain.progress import watched
 
 their_log.disable("lmms_eval")
@@ -69,7 +69,7 @@ class AlignGPTLmm(lmms):
         if asked is None:
             if pretrained is None:
                 raise InputError("which model is missing; give --model_args pretrained=FOLDER.")
-            asked = load_to_answer(pretrained, device=device or _own_gpu())
+            asked = load_for_inference(pretrained, device=device or _own_gpu())
         self._asked = asked  # in a tuple: modules that it finds, lmms-eval deletes after a task
         self._batch_size = int(batch_size)
         self.device = asked[0].device
@@ -88,7 +88,7 @@ class AlignGPTLmm(lmms):
         if not requests:
             return iter(())
         questions = (self._question(request) for request in requests)
-        return answer(
+        return generate_answers(
             *self._asked,
             questions,
             max_new_tokens=_most(requests[0]),

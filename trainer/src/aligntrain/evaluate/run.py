@@ -32,7 +32,7 @@ from aligntrain.evaluate.store import (
     write_lines,
     write_submission,
 )
-from aligntrain.inference.load import load_to_answer, model_folder
+from aligntrain.inference.load import load_for_inference, model_folder
 from aligntrain.progress import watched
 
 TABLE = "table.md"
@@ -241,7 +241,7 @@ def _require_engine() -> None:
 def _asked(place: Path, device: str | None) -> tuple[Any, Any]:
     from aligntrain.inference.generate import captions_only
 
-    model, processor = load_to_answer(place, device=device)
+    model, processor = load_for_inference(place, device=device)
     if captions_only(processor):
         raise InputError(
             f"the model in {place} is pretrained and only captions pictures; give a fine-tuned one."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignshared import InputError
 from aligntrain.model.adapter import load_adapter
 from aligntrain.model.lora import LORA, load_lora
-from aligntrain.runs.folder import ADAPTER, EXPORT, Job
+from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +30,9 @@ class Base:
     choices: dict[str, Any]
 
     @classmethod
-    def of(cls, job: Job) -> "Base":
-        """That of the run `job`."""
-        names, start = job.recipe.model, job.start
+    def of(cls, spec: RunSpec) -> "Base":
+        """That of the run `spec`."""
+        names, start = spec.recipe.model, spec.start
         model = None if start is None else start.model
         return cls(_lasting(names.vision_tower), _lasting(names.llm), model, names.choices)
 
@@ -109,7 +109,7 @@ def load_model(
     return model.eval().to(device), processor
 
 
-def load_to_answer(folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+def load_for_inference(folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
     """Model and processor of `folder` as `load_model` gives them, where they answer best.
 
     That is a GPU where there is one, as the model is saved; on a CPU it computes in float32.
