@@ -238,7 +238,7 @@ def _with_lora(model: Any, recipe: Recipe) -> tuple[int, int]:
 
 def _tower_bytes(recipe: Recipe, config: Any) -> int:
     from aligntrain.model.build import DTYPES
-    from aligntrain.model.multi_scale import tower_bytes
+    from aligntrain.model.vision import tower_bytes
 
     return tower_bytes(config, recipe.batch.micro_size, DTYPES[recipe.precision].itemsize)
 
