@@ -18,45 +18,11 @@ from transformers.image_utils import load_image
 from alignshared import InputError
 from alignshared.pictures import ImageError, decode_image, to_rgb
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.prompts.placeholders import (
-    IMAGE_MARK,
-    SYSTEM,
-    Layout,
-    join,
-    own_bos,
-    tokenize_pieces,
-)
+from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
+from aligntrain.prompts.templates import CHAT_TEMPLATES
 
 Aspect = Literal["pad", "crop"]
 Template = Literal["plain", "vicuna_v1", "chat"]
-
-CHAT_TEMPLATES: dict[str, str] = {
-    "plain": (
-        "{%- for message in messages -%}"
-        "{%- if message.role == 'user' -%}"
-        "{{- '<image>' * message.content.count('<image>') -}}"
-        "{%- elif message.role == 'assistant' -%}"
-        "{{- message.content + '\\n' -}}"
-        "{%- endif -%}"
-        "{%- endfor -%}"
-    ),
-    "vicuna_v1": (
-        "{%- if messages[0].role == 'system' -%}"
-        "{{- messages[0].content + ' ' -}}"
-        "{%- else -%}"
-        "{{- '" + SYSTEM.replace("'", "\\'") + " ' -}}"
-        "{%- endif -%}"
-        "{%- for message in messages -%}"
-        "{%- if message.role == 'user' -%}"
-        "{{- 'USER: ' + message.content + ' ' -}}"
-        "{%- elif message.role == 'assistant' -%}"
-        "{{- 'ASSISTANT: ' + message.content + (eos_token or '</s>') -}}"
-        "{%- endif -%}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
-    ),
-}
-"""Templates that a model may be trained with though its tokenizer has another or none."""
 
 LARGEST_SQUARE = 4096
 """Pixels of a side up to which pictures are padded as they are; no tower sees as many."""
