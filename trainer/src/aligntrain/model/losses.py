@@ -118,9 +118,9 @@ def chunked_cross_entropy(
     rows = rows_per_chunk(int(language_model.config.get_text_config().vocab_size), max_bytes)
     losses: list[torch.Tensor] = []
 
-    def summed(inputs: torch.Tensor) -> torch.Tensor:
+    def summed(input: torch.Tensor) -> torch.Tensor:
         return ChunkedLinearCrossEntropy.apply(  # pyright: ignore
-            inputs, head.weight, head.bias, targets, rows, losses
+            input, head.weight, head.bias, targets, rows, losses
         )
 
     # Call the head itself: under ZeRO-3 its weights are gathered only while it runs.

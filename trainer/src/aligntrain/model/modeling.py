@@ -365,7 +365,7 @@ class AlignGPTForConditionalGeneration(
         logits: torch.Tensor | None = output.get("logits")
         if logits is None:
             assert max_bytes is not None, "without it there would be logits"
-            hidden = output.last_hidden_state[0, positions]  # [K, d]
+            hidden = output["last_hidden_state"][0, positions]  # [K, d]
             llm = self.model.language_model
             return chunked_cross_entropy(hidden, targets[positions], llm, max_bytes)
         # All S positions if the LLM does not know logits_to_keep, or if all have a label.

@@ -1,3 +1,5 @@
+# transformers types its classes for its own use.
+# pyright: reportPrivateUsage=false
 """Packing: the rows of a batch one behind the other in a single sequence, without padding.
 
 The LLM computes nothing for padding. Attention stays inside each sample and positions restart with

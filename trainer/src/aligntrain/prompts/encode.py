@@ -65,7 +65,7 @@ class Encoder:
         """Return ids and labels of a row with `images` images.
 
         Raises:
-            InvalidSample: the row lacks what the template needs, or is too long even when it is cut.
+            InvalidSample: the row lacks what the template needs, or is too long even when cut.
         """
         script = self._script(caption, turns, images)
         ids, labels, ends = self._tokenize(script, images)

@@ -58,7 +58,7 @@ CHAT_TEMPLATES: dict[str, str] = {
         "{%- if add_generation_prompt -%}{{- '" + _ASSISTANT + "' -}}{%- endif -%}"
     ),
 }
-"""Jinja of `plain` and `vicuna_v1`, saved with a processor; writes the same text as the functions."""
+"""Jinja of `plain` and `vicuna_v1`, saved with a processor: the text of the functions."""
 
 
 @dataclass(frozen=True, slots=True)
