@@ -91,7 +91,6 @@ def test_split_is_by_id_alone(tmp_path: Path) -> None:
     assert not len(whole.validation_rows(0))
     message = r"data\.validation_share must be at least 0 and below 1 \(got 1"
     with pytest.raises(InputError, match=message):
-        InputError, match = r"data\.validation_share must be at least 0 and below 1 \(got 1"
         whole.train_rows(1)
 
 
