@@ -145,7 +145,7 @@ def test_a_pretrained_model_captions_until_the_line_ends(tmp_path: Path) -> None
         ({"level": 5}, "there is no level 5; give one from 1 to 4"),
         ({"level": 0}, "there is no level 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"temperature": -1.0}, "temperature at least 0 \(got -1.0\)"),
+        ({"temperature": -1.0}, r"temperature at least 0 \(got -1.0\)"),
         ({"max_new_tokens": 1000}, "longer than the 1024 that the model reads"),
     ],
 )
@@ -171,7 +171,7 @@ def test_a_level_of_a_model_without_levels() -> None:
 def test_pictures_that_cannot_be_read(chat: Chat, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"broken\.png holds no picture"):
+    with pytest.raises(InputError, match=r"broken\.png holds no image"):
         chat.answer(ASKED, broken)
     with pytest.raises(InputError, match=r"nothing\.png cannot be read"):
         chat.answer(ASKED, tmp_path / "nothing.png")

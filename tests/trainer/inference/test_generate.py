@@ -156,7 +156,7 @@ def test_questions_are_taken_as_they_are_needed(asked: tuple[Any, Any]) -> None:
         (question("x", tiny.picture(1), level=0), {}, "there is no level 0"),
         (question("x" * 1000), {}, "longer than the 1024 that the model reads"),
         (question("x"), {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        (question("x"), {"temperature": -1.0}, "temperature at least 0 \(got -1.0\)"),
+        (question("x"), {"temperature": -1.0}, r"temperature at least 0 \(got -1.0\)"),
         (question("x"), {"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
