@@ -172,9 +172,8 @@ def load_lora(model: "AlignGPTForConditionalGeneration", folder: Path) -> None:
     own = {name: parameter for name, parameter in own.items() if ".lora_" in name}
     shapes, saved_shapes = ({n: t.shape for n, t in tensors.items()} for tensors in (own, saved))
     if shapes != saved_shapes:
-        name = min(
-            n for n in shapes.keys() | saved_shapes.keys() if shapes.get(n) != saved_shapes.get(n)
-        )
+        names = shapes.keys() | saved_shapes.keys()
+        name = min(name for name in names if shapes.get(name) != saved_shapes.get(name))
         raise InputError(
             f"the LoRA in {folder} does not fit this LLM ({name} differs); give the one that it "
             "was trained on."
