@@ -142,7 +142,7 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
     return model
 
 
-def _base_model(place: Path, dtype: "torch.dtype") -> "AlignGPTForConditionalGeneration":
+def _base_model(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForConditionalGeneration":
     """Return the model that a LoRA run started from, without its projector, table and gate."""
     from aligntrain.model import AlignGPTForConditionalGeneration, build_model
 
