@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from recording import record, table
 
 from aligntrain.recipes import PHASES
-from aligntrain.train.metrics import read_metrics
+from aligntrain.runs.folder import read_metrics
 
 logger = logging.getLogger("demo_learning")
 

@@ -19,9 +19,9 @@ import torch
 
 from aligntrain.plan.estimate import plan
 from aligntrain.recipes import Recipe, load_recipe
-from aligntrain.runs.folder import Job
+from aligntrain.runs.folder import RunSpec
 from aligntrain.train import deepspeed_engine as zero
-from aligntrain.train.setup import build_parts, device_of_rank
+from aligntrain.train.setup import build_model, device_of_rank
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _TEXT = 100
@@ -63,7 +63,7 @@ def measure(recipe: Recipe, images: int, steps: int) -> dict[str, float]:
 
 def _work(recipe: Recipe, images: int, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        model, _ = build_parts(Job(Path(folder), recipe, data="", data_sha256=""))
+        model, _ = build_model(RunSpec(Path(folder), recipe, data="", data_sha256=""))
     engine = zero.build_engine(model, recipe, micro_batches=1)
     if recipe.batch.packing:
         model.prepare_packing()

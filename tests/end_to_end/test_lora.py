@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from aligntrain.inference.load import load_model
-from aligntrain.train.metrics import read_metrics
+from aligntrain.runs.folder import read_metrics
 
 ROOM = Path("runs/demo-finetune")
 RUN = (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from alignshared import Dataset
-from aligntrain.train.metrics import read_metrics
+from aligntrain.runs.folder import read_metrics
 
 
 @pytest.fixture(scope="module")

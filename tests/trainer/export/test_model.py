@@ -22,7 +22,7 @@ from aligntrain.cli import app
 from aligntrain.export.model import leave
 from aligntrain.recipes import load_recipe
 from aligntrain.runs.card import licence_of, write_card
-from aligntrain.runs.folder import EXPORT, Job, Start, finish, write_job
+from aligntrain.runs.folder import EXPORT, RunSpec, Start, finish, write_run
 from tests.trainer import rows, runs, tiny
 
 
@@ -193,8 +193,8 @@ def finished(tmp_path: Path) -> Path:
     """A finished run on a levelled dataset, whose names would be Markdown and HTML."""
     data = runs.pairs(tmp_path / "<b>pairs`|*")
     recipe = load_recipe(runs.recipe_file(tmp_path), "pretrain", ["model.mixing=none"])
-    job = Job(tmp_path / "runs" / "my_*run*", recipe, data.location, data.digest)
-    write_job(job)
+    job = RunSpec(tmp_path / "runs" / "my_*run*", recipe, data.location, data.digest)
+    write_run(job)
     saved(job.folder / EXPORT)
     finish(job.folder, {"steps": 6, "loss": 1.25, "validation_loss": 1.5, "seconds": 9.0})
     return job.folder
@@ -223,8 +223,8 @@ def test_a_card_goes_back_to_the_pretraining(finished: Path, tmp_path: Path) -> 
     recipe = load_recipe(runs.recipe_file(tmp_path), "finetune")
     (finished / EXPORT / "adapter.safetensors").write_bytes(b"")
     start = Start.of(finished / EXPORT / "adapter.safetensors")
-    job = Job(tmp_path / "runs/tuned", recipe, talks.location, talks.digest, start)
-    write_job(job)
+    job = RunSpec(tmp_path / "runs/tuned", recipe, talks.location, talks.digest, start)
+    write_run(job)
     write_card(tmp_path, job.folder, kind="A model.", use="pass")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "## Data of finetune" in text
@@ -240,8 +240,8 @@ def test_a_card_names_no_levels_and_no_pretraining_but_its_own(
     file = runs.recipe_file(tmp_path)
     pairs = runs.pairs(tmp_path / "pairs")
     anew = load_recipe(file, "pretrain", ["data.levels=quantile"])
-    job = Job(tmp_path / "runs/anew", anew, pairs.location, pairs.digest)
-    write_job(job)
+    job = RunSpec(tmp_path / "runs/anew", anew, pairs.location, pairs.digest)
+    write_run(job)
     write_card(tmp_path, job.folder, kind="A model.", use="pass")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "- levels: made anew for this run: quantile" in text
@@ -252,10 +252,10 @@ def test_a_card_names_no_levels_and_no_pretraining_but_its_own(
     start = Start.of(adapter)
     adapter.write_bytes(b"trained again")
     talks = runs.talks(tmp_path / "talks")
-    tuned = Job(
+    tuned = RunSpec(
         tmp_path / "runs/tuned", load_recipe(file, "finetune"), talks.location, talks.digest, start
     )
-    write_job(tuned)
+    write_run(tuned)
     write_card(tmp_path, tuned.folder, kind="A model.", use="pass")
     _, _, text = (tmp_path / "README.md").read_text("utf-8").partition("## Data of pretrain")
     assert f"adapter `{start.sha256}`, changed since" in text
@@ -275,8 +275,8 @@ def test_licences_are_those_that_base_models_name(tmp_path: Path) -> None:
 def test_a_run_leaves_a_card(tmp_path: Path) -> None:
     recipe = load_recipe(runs.recipe_file(tmp_path), "pretrain", ["max_steps=1"])
     data = runs.pairs(tmp_path / "pairs")
-    job = Job(tmp_path / "run", recipe, data.location, data.digest)
-    write_job(job)
+    job = RunSpec(tmp_path / "run", recipe, data.location, data.digest)
+    write_run(job)
     runs.train(job.folder)
     text = (job.folder / EXPORT / "README.md").read_text(encoding="utf-8")
     assert "aligngpt" in front_matter(job.folder / EXPORT / "README.md")["tags"]

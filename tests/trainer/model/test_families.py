@@ -19,8 +19,7 @@ from aligntrain.model.build import build_config
 from aligntrain.prompts.conversation import InvalidSample, Turn
 from aligntrain.prompts.encode import Encoder
 from aligntrain.prompts.placeholders import IGNORE_INDEX
-from aligntrain.runs.folder import ending_of
-from aligntrain.train.metrics import read_metrics
+from aligntrain.runs.folder import read_metrics, result_of
 from aligntrain.train.run import prepare
 from tests.trainer import runs, tiny
 from tests.trainer.families import FAMILIES, Family
@@ -149,7 +148,7 @@ def test_it_trains_and_answers_from_its_export(place: Path, tmp_path: Path, numb
     losses = runs.losses(runs.train(tmp_path / "run"))
     assert losses[3] < losses[1]
     assert read_metrics(tmp_path / "run")[0]["padding"] == 0  # packed
-    ending = ending_of(tmp_path / "run")
+    ending = result_of(tmp_path / "run")
     assert ending is not None
     assert ending["rejected"] == {}
     chat = Chat.load(tmp_path / "run")

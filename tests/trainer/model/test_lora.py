@@ -23,8 +23,9 @@ from aligntrain.export.merge import merge
 from aligntrain.inference.load import load_model
 from aligntrain.model.lora import add_lora, load_lora, merge_lora, save_lora
 from aligntrain.recipes.schema import LoraSettings, OptimizerSettings
+from aligntrain.runs.folder import read_metrics
 from aligntrain.train.checkpoint import checkpoints, newest_checkpoint
-from aligntrain.train.metrics import Flops, read_metrics
+from aligntrain.train.metrics import Flops
 from aligntrain.train.phases import apply_phase, parameter_groups, part_of, trained_parts
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs, tiny

@@ -14,8 +14,9 @@ from aligntrain.model.adapter import load_adapter, save_adapter
 from aligntrain.model.vision import image_features, multi_scale
 from aligntrain.plan.estimate import plan
 from aligntrain.recipes import load_recipe
+from aligntrain.runs.folder import read_metrics
 from aligntrain.train.checkpoint import check_fits, model_identity, newest_checkpoint
-from aligntrain.train.metrics import Flops, Sums, read_metrics
+from aligntrain.train.metrics import Flops, Sums
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs, tiny
 from tests.trainer.model.test_modeling import batch, row

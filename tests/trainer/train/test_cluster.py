@@ -18,9 +18,8 @@ import pytest
 from typer.main import get_command
 
 from aligntrain.cli import app
-from aligntrain.runs.folder import ending_of
+from aligntrain.runs.folder import read_metrics, result_of
 from aligntrain.train.checkpoint import checkpoints
-from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs
 
@@ -103,7 +102,7 @@ def test_two_machines_learn_what_one_process_learns(
     script = [FOLDER / "train-torchrun.sh"]
     together(script, 2, {**machine, "NODES": "2", "RUN": str(tmp_path / "two")})
     assert runs.losses(read_metrics(tmp_path / "two")) == pytest.approx(alone, abs=2e-5)
-    assert ending_of(tmp_path / "two") is not None
+    assert result_of(tmp_path / "two") is not None
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aligntrain.train.metrics import read_metrics
+from aligntrain.runs.folder import read_metrics
 from aligntrain.train.run import prepare
 from tests.trainer import runs
 

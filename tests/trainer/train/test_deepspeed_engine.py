@@ -9,7 +9,7 @@ import torch
 from alignshared import InputError
 from aligntrain.recipes import Phase, Recipe, load_recipe
 from aligntrain.train.deepspeed_engine import (
-    KINDS,
+    STATES,
     MasterState,
     build_engine,
     deepspeed_config,
@@ -89,7 +89,7 @@ def test_the_whole_state_moves_to_another_engine(
         engine = engine_of(file, "finetune", *overrides)
         steps(engine, range(3))
         state = MasterState(engine)
-        kept = {(n, k): state.get(p, k).clone() for n, p in state.parameters() for k in KINDS}
+        kept = {(n, k): state.get(p, k).clone() for n, p in state.parameters() for k in STATES}
         weights = full_state(engine.module)
         assert state.steps == 3
         expected = steps(engine, range(3, 6))
@@ -104,7 +104,7 @@ def test_the_whole_state_moves_to_another_engine(
         begun = MasterState(fresh)
         begun.begin(3)
         for name, parameter in begun.parameters():
-            for kind in KINDS:
+            for kind in STATES:
                 begun.set(parameter, kind, kept[name, kind])
         assert steps(fresh, range(3, 6)) == expected
 

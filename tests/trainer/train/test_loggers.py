@@ -15,10 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from alignshared import InputError
 from aligntrain.recipes import load_recipe
-from aligntrain.runs.folder import Job, read_job
+from aligntrain.runs.folder import RunSpec, read_metrics, read_run
 from aligntrain.train import loggers as trackers
-from aligntrain.train.loggers import Recorder, open_trackers
-from aligntrain.train.metrics import read_metrics
+from aligntrain.train.loggers import Recorder, open_loggers
 from aligntrain.train.run import prepare
 from tests.trainer import runs
 
@@ -31,14 +30,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def job(place: Path, folder: Path, track: str = "[tensorboard]") -> Job:
+def spec(place: Path, folder: Path, track: str = "[tensorboard]") -> RunSpec:
     folder.mkdir(exist_ok=True)
     recipe = load_recipe(place / "tiny.yaml", "pretrain", [f"log.track={track}"])
-    return Job(folder, recipe, "data", "0" * 64)
+    return RunSpec(folder, recipe, "data", "0" * 64)
 
 
-def record(given: Job, step: int, *lines: dict[str, Any]) -> None:
-    recorder = Recorder(given.folder, step, open_trackers(given, step))
+def record(given: RunSpec, step: int, *lines: dict[str, Any]) -> None:
+    recorder = Recorder(given.folder, step, open_loggers(given, step))
     for line in lines:
         recorder.write(line)
     recorder.close()
@@ -46,7 +45,7 @@ def record(given: Job, step: int, *lines: dict[str, Any]) -> None:
 
 def test_lines_are_in_the_file_and_on_the_board(place: Path, tmp_path: Path) -> None:
     line = {"step": 1, "loss": 2.5, "loss_by_level": {"3": 1.5}, "gate_weights": [0.25]}
-    record(job(place, tmp_path), 0, line)
+    record(spec(place, tmp_path), 0, line)
     assert read_metrics(tmp_path)[0]["loss"] == 2.5
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
@@ -59,19 +58,19 @@ def test_steps_that_come_again_are_recorded_once(place: Path, tmp_path: Path) ->
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
     # The process was killed while it wrote the fourth.
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
-    record(job(place, tmp_path), 2, {"step": 3, "loss": 7.0})
+    record(spec(place, tmp_path), 2, {"step": 3, "loss": 7.0})
     found = [(line["step"], line["loss"]) for line in read_metrics(tmp_path)]
     assert found == [(1, 1.0), (2, 1.0), (3, 7.0)]
 
 
 def test_what_is_no_number_is_left_out_of_the_board(place: Path, tmp_path: Path) -> None:
     line = {"step": 1, "gradient_norm": None, "validation_loss": None}
-    record(job(place, tmp_path), 0, line)
+    record(spec(place, tmp_path), 0, line)
     assert read_metrics(tmp_path) == [line]
 
 
 def test_no_tracker_is_the_file_alone(place: Path, tmp_path: Path) -> None:
-    record(job(place, tmp_path, "[]"), 0, {"step": 1, "loss": 1.0})
+    record(spec(place, tmp_path, "[]"), 0, {"step": 1, "loss": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
@@ -103,7 +102,7 @@ def tracked(place: Path, folder: Path, name: str) -> list[dict[str, Any]]:
     prepare(
         "pretrain", place / "pairs", recipe=place / "tiny.yaml", output=folder, overrides=options
     )
-    given = read_job(folder)
+    given = read_run(folder)
     # As the process that was killed wrote it; these steps come again.
     record(given, 0, *({"step": step, "loss": 9.0 + step} for step in (1, 2)))
     runs.train(folder, resume=True)

@@ -14,10 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from alignshared import InputError
-from aligntrain.runs.folder import ending_of, read_job
+from aligntrain.runs.folder import read_metrics, read_run, result_of
 from aligntrain.train import checkpoint
 from aligntrain.train.checkpoint import checkpoints, newest_checkpoint
-from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs
 
@@ -105,7 +104,7 @@ def test_a_run_that_made_no_step_may_be_made_anew(place: Path, tmp_path: Path) -
     prepare("pretrain", place / "pairs", recipe=recipe, output=tmp_path / "run")
     prepare("pretrain", place / "pairs", recipe=recipe, output=tmp_path / "run",
             overrides=["seed=1"])  # fmt: skip
-    assert read_job(tmp_path / "run").recipe.seed == 1
+    assert read_run(tmp_path / "run").recipe.seed == 1
 
 
 def test_data_that_changed_is_refused(place: Path, tmp_path: Path) -> None:
@@ -118,7 +117,7 @@ def test_data_that_changed_is_refused(place: Path, tmp_path: Path) -> None:
 
 def test_a_folder_of_something_else_is_left_alone(place: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds something else than a run"):
+    with pytest.raises(InputError, match="holds files that are not a run's"):
         prepare("pretrain", place / "pairs", recipe=place / "tiny.yaml", output=tmp_path)
 
 
@@ -153,7 +152,7 @@ def test_sigkill_at_any_moment(place: Path, tmp_path: Path, seed: int) -> None:
     prepare("pretrain", place / "pairs", recipe=recipe, output=output, overrides=longer)
     wait = random.Random(seed)
     kills = 0
-    while ending_of(output) is None:
+    while result_of(output) is None:
         process = subprocess.Popen(
             [sys.executable, "-m", "aligntrain.train", output, "--resume"],
             env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from alignshared import InputError
-from aligntrain.runs.folder import ending_of
+from aligntrain.runs.folder import result_of
 from aligntrain.train.metrics import Flops, Speed, Sums, sentence
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs
@@ -62,14 +62,14 @@ def prepared(place: Path, output: Path, *overrides: str) -> Path:
 
 
 def test_a_run_ends_with_its_throughput(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ending = ending_of(place / "plain")
+    ending = result_of(place / "plain")
     assert ending is not None
     rates: dict[str, Any] = ending["throughput"]
     assert rates["tokens_per_s"] > rates["samples_per_s"] > 0
     assert rates.keys() == {"tokens_per_s", "samples_per_s", "padding", "data_wait_s", "step_s"}
     (place / "plain" / "finished.json").unlink()
     runs.train(place / "plain", resume=True)  # it has made all its steps
-    again = ending_of(place / "plain")
+    again = result_of(place / "plain")
     assert again is not None
     assert again["throughput"] is None
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from alignshared import AlignError, ContractError, InputError
-from aligntrain.runs.folder import ending_of
+from aligntrain.runs.folder import result_of
 from aligntrain.train.checkpoint import newest_checkpoint
 from aligntrain.train.run import prepare
+from aligntrain.train.trainer import step_seed
 from tests.trainer import rows, runs
 
 
@@ -219,7 +220,7 @@ def test_a_loss_that_is_no_number_stops_the_run(place: Path, tmp_path: Path, sta
     failed = json.loads((run / "failed-step.json").read_text())
     assert failed["step"] == 2
     assert len(failed["samples"]) == 8
-    assert ending_of(run) is None
+    assert result_of(run) is None
 
 
 def test_too_many_rejects_stop_the_run(place: Path, tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_some_rejects_are_counted(place: Path, tmp_path: Path) -> None:
         overrides=["batch.micro_size=1", "data.max_reject_share=0.2", "data.validation_share=0"],
     )  # fmt: skip
     runs.train(tmp_path / "run")
-    ending = ending_of(tmp_path / "run")
+    ending = result_of(tmp_path / "run")
     assert ending is not None
     assert ending["rejected"] == {"corrupt_image": 1}
 
@@ -269,3 +270,8 @@ def test_finetuning_wants_something_to_start_from(place: Path, tmp_path: Path) -
 def test_a_start_with_other_levels_is_refused(place: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="levels"):
         finetune(place, tmp_path / "run", "model.levels=6")
+
+
+def test_every_step_and_rank_has_the_seed_that_it_always_had() -> None:
+    assert step_seed(0, 0, 0) == 3010437511937009226
+    assert step_seed(7, 12345, 3) == 515891581965521043

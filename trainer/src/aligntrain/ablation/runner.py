@@ -16,10 +16,11 @@ from aligntrain.ablation.questions import Asked, check_asked, choose_questions
 from aligntrain.ablation.report import write_outcome
 from aligntrain.ablation.runs import Cell, cells_of
 from aligntrain.ablation.score import Judged, Progress, drop_weights, judge, silent
+from aligntrain.data.dataset import open_dataset
 from aligntrain.evaluate.short_answers import holds_out
 from aligntrain.recipes import Recipe, load_recipe
-from aligntrain.runs.folder import levels_wanted, read_job
-from aligntrain.train.run import RUNS, open_shards, run
+from aligntrain.runs.folder import read_run, required_levels
+from aligntrain.train.run import RUNS, run
 
 log = logging.getLogger("aligntrain")
 
@@ -183,10 +184,10 @@ def _check_data(ablation: Ablation, asked: Asked) -> None:
     opened: set[tuple[object, ...]] = set()
     for cell in ablation.cells:
         recipe, data = ablation.recipe_of(cell), ablation.data_of(cell)
-        need = (data, levels_wanted(recipe), recipe.data.template == "plain", recipe.data.levels)
+        need = (data, required_levels(recipe), recipe.data.template == "plain", recipe.data.levels)
         if need not in opened:
             opened.add(need)
-            open_shards(recipe, data)
+            open_dataset(recipe, data)
         if cell.phase == "finetune":
             shares.add(recipe.data.validation_share)
     if not asked.questions and not any(holds_out(ablation.finetune_data, s) for s in shares):
@@ -258,6 +259,7 @@ def _make(ablation: Ablation, cell: Cell, nproc: int | None, failed: dict[str, s
         output=cell.folder,
         resume=True,
         nproc=nproc,
+        isolated=True,
         start=cell.start,
     )
     if result.before and cell.phase == "finetune":
@@ -268,7 +270,7 @@ def _check_validation(cell: Cell, here: Recipe) -> None:
     """Raise InputError if the loss of the finished run `cell` was measured on other rows: a run may
     change how many when it goes on, and here its loss is held against others.
     """
-    there, wanted = read_job(cell.folder).recipe.log.validate_samples, here.log.validate_samples
+    there, wanted = read_run(cell.folder).recipe.log.validate_samples, here.log.validate_samples
     if there != wanted:
         raise InputError(
             f"its loss was measured with log.validate_samples {there or 'null'}, and that of the "

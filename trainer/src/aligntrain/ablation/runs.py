@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aligntrain.ablation.design import Design, Variant
 from aligntrain.recipes import Phase, load_recipe
-from aligntrain.runs.folder import EXPORT, ending_of, is_job
+from aligntrain.runs.folder import EXPORT, is_run, result_of
 
 _ALIKE = ("model.mixing=adaptive", "model.table=learned", "model.gate_text=prompt")
 """What a shared pre-training is made with."""
@@ -46,17 +46,17 @@ class Cell:
     @property
     def finished(self) -> bool:
         """Whether it was finished by an earlier command."""
-        return is_job(self.folder) and ending_of(self.folder) is not None
+        return is_run(self.folder) and result_of(self.folder) is not None
 
     @property
     def begun(self) -> bool:
         """Whether there is something of it."""
-        return is_job(self.folder)
+        return is_run(self.folder)
 
     @property
     def seconds(self) -> float | None:
         """How long it took, None if it is not finished."""
-        ending = ending_of(self.folder) if self.finished else None
+        ending = result_of(self.folder) if self.finished else None
         return None if ending is None else float(ending["seconds"])
 
     @property

@@ -13,7 +13,7 @@ from aligntrain.ablation.compare import LOSS, RIGHT, RIGHT_ALL
 from aligntrain.ablation.runs import Cell
 from aligntrain.evaluate.short_answers import ALL, HeldOut, ask, digest_of, scores
 from aligntrain.model.lora import LORA
-from aligntrain.runs.folder import ADAPTER, ending_of, write_whole
+from aligntrain.runs.folder import ADAPTER, result_of, write_whole
 
 ANSWERS = "held-out.json"
 """In the folder of a run: what it said, and the scores."""
@@ -52,7 +52,7 @@ def judge(cell: Cell, questions: Sequence[HeldOut], progress: Progress = silent)
         AlignError: the model cannot be loaded or cannot answer.
     """
     found: dict[str, float] = {}
-    loss = (ending_of(cell.folder) or {}).get("validation_loss")
+    loss = (result_of(cell.folder) or {}).get("validation_loss")
     if loss is not None:
         found[LOSS] = float(loss)
     if not questions:

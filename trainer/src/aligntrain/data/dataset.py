@@ -17,6 +17,8 @@ from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInf
 from alignshared.schema import LEVEL_COLUMN, require_columns
 from aligntrain.data.samples import Row
 from aligntrain.prompts.conversation import Turn
+from aligntrain.recipes import Recipe
+from aligntrain.runs.folder import required_levels
 
 Levels = npt.NDArray[np.int8]
 Relevel = Callable[["ShardedDataset", int], Levels]
@@ -226,6 +228,20 @@ def _row(values: dict[str, Any]) -> Row:
         caption=values.get("caption"),
         turns=tuple(Turn(str(t["from"]), t["value"] or "") for t in turns or ()),
         level=values.get(LEVEL_COLUMN),
+    )
+
+
+def open_dataset(recipe: Recipe, location: str | os.PathLike[str]) -> ShardedDataset:
+    """Return the dataset at `location` as a run of `recipe` reads it.
+
+    Raises:
+        InputError: it cannot be trained on with this recipe.
+    """
+    return ShardedDataset(
+        location,
+        levels=required_levels(recipe),
+        conversations=recipe.data.template != "plain",
+        relevel=relevel_of(recipe.data.levels, recipe.seed),
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignshared import InputError
 from aligntrain.model.adapter import load_adapter
 from aligntrain.model.lora import LORA, load_lora
-from aligntrain.runs.folder import ADAPTER, EXPORT, Job
+from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -34,9 +34,9 @@ class Base:
     choices: dict[str, Any]
 
     @classmethod
-    def of(cls, job: Job) -> "Base":
-        """Return the base of the run `job`."""
-        names, start = job.recipe.model, job.start
+    def of(cls, spec: RunSpec) -> "Base":
+        """Return the base of the run `spec`."""
+        names, start = spec.recipe.model, spec.start
         model = None if start is None else start.model
         return cls(_lasting(names.vision_tower), _lasting(names.llm), model, names.choices)
 

@@ -1,27 +1,31 @@
-"""What a run would need, before anything is loaded: from configurations alone."""
+"""Parameters, memory and steps of a run, estimated from configurations alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from alignshared import InputError
 from aligntrain.model import lora
 from aligntrain.plan import memory
 from aligntrain.plan.memory import States, Working
 from aligntrain.recipes import Phase, Recipe, load_recipe
+from aligntrain.runs.folder import required_levels
 from aligntrain.train.phases import PartSize, part_sizes
+
+if TYPE_CHECKING:
+    from aligntrain.model import AlignGPTConfig, AlignGPTForConditionalGeneration
 
 ZERO_STAGES = (0, 1, 2, 3)
 
 _CHARACTERS_PER_TOKEN = 4
-"""Of English in the vocabularies of today's LLMs, about."""
+"""Approximately, for English in the vocabularies of today's LLMs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What training reads: samples, and their mean length in tokens, about, where it is known."""
+    """Samples to train on and, if known, their approximate mean length in tokens."""
 
     samples: int
     tokens_per_sample: int | None = None
@@ -29,10 +33,10 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run of `recipe` on `gpus` GPUs would need. Sizes are in bytes.
+    """Needs of a run of `recipe` on `gpus` GPUs; sizes are in bytes.
 
-    `states` are of one GPU, by zero stage; `working` is of one micro-batch of the longest
-    sequences with an image each, by whether activations are checkpointed.
+    `states` has those of one GPU by zero stage; `working` has, by whether activations are
+    checkpointed, those of one micro-batch of the longest sequences with an image each.
     """
 
     recipe: Recipe
@@ -46,7 +50,7 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
+        """Parameters of the whole model."""
         return sum(part.parameters for part in self.parts)
 
     @property
@@ -55,11 +59,15 @@ class Plan:
         return sum(part.parameters for part in self.parts if part.trains)
 
     def memory(self, zero_stage: int | None = None, checkpointing: bool | None = None) -> int:
-        """Bytes on one GPU; both as the recipe has them by default."""
+        """Return the bytes on one GPU, by default as the recipe sets both."""
         stage = self.recipe.zero_stage if zero_stage is None else zero_stage
-        kept = self.recipe.gradient_checkpointing if checkpointing is None else checkpointing
-        stay = stage == 3 or self.accumulation > 1
-        return self.working[kept].peak(self.states[stage], gradients_stay=stay, checkpointing=kept)
+        if checkpointing is None:
+            checkpointing = self.recipe.gradient_checkpointing
+        return self.working[checkpointing].peak(
+            self.states[stage],
+            gradients_stay=stage == 3 or self.accumulation > 1,
+            checkpointing=checkpointing,
+        )
 
     @property
     def host_memory(self) -> int:
@@ -68,12 +76,12 @@ class Plan:
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one GPU in a step."""
+        """Micro-batches per GPU and step."""
         return self.recipe.batch.global_size // (self.recipe.batch.micro_size * self.gpus)
 
     @property
     def steps(self) -> int | None:
-        """Of the optimizer; None where the recipe counts epochs and the data is not known."""
+        """Optimizer steps, or None if the recipe counts epochs of data that is not known."""
         if self.recipe.max_steps is not None or self.data is None:
             return self.recipe.max_steps
         per_epoch = self.data.samples // self.recipe.batch.global_size
@@ -81,20 +89,20 @@ class Plan:
 
     @property
     def samples(self) -> int | None:
-        """That all steps take together."""
+        """Samples of all steps."""
         return None if self.steps is None else self.steps * self.recipe.batch.global_size
 
     @property
     def tokens(self) -> int | None:
-        """Of all samples, about; at most so many where the data's lengths are not known."""
+        """Approximate tokens of all samples; an upper bound if the data's lengths are not known."""
         longest = self.recipe.data.max_length
         length = longest if self.data is None else self.data.tokens_per_sample or longest
         return None if self.samples is None else self.samples * length
 
     @property
     def flops_per_token(self) -> int:
-        """Of the LLM: 2 for each parameter forward, 2 backward, 2 more where it trains (Kaplan et
-        al. 2020, arXiv 2001.08361, section 2.1).
+        """FLOPs of the LLM: 2 per parameter forward, 2 backward, 2 more if it trains (Kaplan et al.
+        2020, arXiv 2001.08361, section 2.1).
         """
         sizes = {part.part: part for part in self.parts}
         llm, lora = sizes["llm"], sizes.get("lora")
@@ -102,7 +110,7 @@ class Plan:
 
     @property
     def flops_per_image(self) -> int:
-        """Of the vision tower, which reads each image forward alone, at all its scales."""
+        """FLOPs of the vision tower, which runs forward only, at all scales of an image."""
         tower = next(part for part in self.parts if part.part == "vision_tower")
         return 2 * tower.parameters * self.image_tokens * self.tiles_per_image
 
@@ -116,9 +124,9 @@ def plan(
     rows: int | None = None,
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """What a run of `recipe` needs on `gpus` GPUs; `data` is its dataset, or `rows` its size.
+    """Return what a run of `recipe` needs on `gpus` GPUs with the dataset `data`, or with `rows`.
 
-    Of the model only configurations are read, of the dataset only its small columns.
+    Reads only configurations of the model and small columns of the dataset.
 
     Raises:
         InputError: the recipe, a model's configuration or the dataset cannot be read or do not fit,
@@ -154,12 +162,14 @@ def _states(recipe: Recipe, gpus: int, parts: list[PartSize], quantized: int) ->
             quantized=quantized,
         )
         for stage in ZERO_STAGES
-        if not (quantized and stage == 3)  # which cannot spread them
+        if not (quantized and stage == 3)  # ZeRO-3 cannot partition 4-bit weights
     }
 
 
-def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Working]:
-    """Of a micro-batch, by whether activations are checkpointed."""
+def _working(
+    recipe: Recipe, model: "AlignGPTForConditionalGeneration", kept_by_lora: int
+) -> dict[bool, Working]:
+    """Return the needs of a micro-batch, by whether activations are checkpointed."""
     from aligntrain.model.losses import body_of, rows_per_chunk
 
     config, batch, length = model.config, recipe.batch, recipe.data.max_length
@@ -190,17 +200,17 @@ def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Workin
 
 def _check_gpus(recipe: Recipe, gpus: int) -> None:
     if gpus < 1:
-        raise InputError(f"--gpus {gpus} cannot be: give 1 or more.")
-    at_once = recipe.batch.micro_size * gpus
-    if recipe.batch.global_size % at_once:
+        raise InputError(f"--gpus must be at least 1 (got {gpus}).")
+    smallest = recipe.batch.micro_size * gpus
+    if recipe.batch.global_size % smallest:
         raise InputError(
-            f"batch.global_size {recipe.batch.global_size} is no multiple of {at_once}, which is "
+            f"batch.global_size {recipe.batch.global_size} is no multiple of {smallest}, which is "
             f"batch.micro_size {recipe.batch.micro_size} times {gpus} GPUs; change one of them."
         )
 
 
-def _empty_model(recipe: Recipe) -> tuple[Any, Any]:
-    """The configuration of the recipe's model, and the model without any memory of its own."""
+def _empty_model(recipe: Recipe) -> "tuple[AlignGPTConfig, AlignGPTForConditionalGeneration]":
+    """Return the configuration of the recipe's model, and the model on the meta device."""
     import torch
 
     from aligntrain.model.build import build_config
@@ -212,9 +222,11 @@ def _empty_model(recipe: Recipe) -> tuple[Any, Any]:
         return config, AlignGPTForConditionalGeneration(config)
 
 
-def _with_lora(model: Any, recipe: Recipe) -> tuple[int, int]:
-    """Put the recipe's LoRA into the empty `model`: how many of its weights are then in 4 bits, and
-    what LoRA keeps per token of a layer.
+def _with_lora(model: "AlignGPTForConditionalGeneration", recipe: Recipe) -> tuple[int, int]:
+    """Add the recipe's LoRA to the empty `model`.
+
+    Returns:
+        How many of its weights are in 4 bits, and the bytes LoRA keeps per token of a layer.
     """
     settings = recipe.lora
     if settings is None:
@@ -236,7 +248,7 @@ def _with_lora(model: Any, recipe: Recipe) -> tuple[int, int]:
     return weights if settings.quantize == "4bit" else 0, kept
 
 
-def _tower_bytes(recipe: Recipe, config: Any) -> int:
+def _tower_bytes(recipe: Recipe, config: "AlignGPTConfig") -> int:
     from aligntrain.model.build import DTYPES
     from aligntrain.model.vision import tower_bytes
 
@@ -253,8 +265,8 @@ def _data_of(
     from aligntrain.data.index import read_index
 
     talks = recipe.data.template != "plain"
-    own = recipe.phase == "pretrain" and recipe.data.levels is None
-    levels = recipe.model.levels if own else None
+    # Levels that the run makes anew need not be there, and change no length.
+    levels = required_levels(recipe) if recipe.data.levels is None else None
     shards = ShardedDataset(location, levels=levels, conversations=talks)
     index = read_index(shards, conversations=talks)
     train = index.train_rows(share)

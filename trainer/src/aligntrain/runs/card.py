@@ -1,6 +1,5 @@
-"""Model cards: `README.md` beside a model, with what it was made of, in the form of the hub."""
+"""Model cards: `README.md` beside a model, in the hub's form, with its data and recipe."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -13,55 +12,55 @@ import yaml
 from alignshared import AlignError, Dataset
 from aligntrain.recipes.load import read_yaml, write_yaml
 from aligntrain.runs.folder import (
-    METRICS,
-    Job,
+    RunSpec,
     Start,
-    ending_of,
-    is_job,
-    levels_wanted,
-    read_job,
+    is_run,
+    read_metrics,
+    read_run,
+    required_levels,
+    result_of,
     versions_of,
     write_whole,
 )
 
 CARD = "README.md"
 
-ASKING = "image-text-to-text"
+TASK = "image-text-to-text"
 
 LICENCES = {"demo": "apache-2.0"}
-"""Of base models that bring no card of their own: SmolLM2-135M-Instruct and the demo CLIP."""
+"""Licences of base models without a card: SmolLM2-135M-Instruct and the demo CLIP."""
 
-_HOPS = 8
-"""Datasets of a lineage that are named, at most."""
+_MAX_ANCESTORS = 8
+"""Datasets of a lineage that a card names."""
 
 Facts = Sequence[tuple[str, str]]
 
 
 def write_card(
-    folder: Path, run: Path | None, *, kind: str, use: str, notes: str = "", task: str = ASKING
+    folder: Path, run: Path | None, *, kind: str, use: str, notes: str = "", task: str = TASK
 ) -> None:
-    """Write the card of the model in `folder`, which came out of the run folder `run`, None where
-    it is not known.
+    """Write the card of the model in `folder`, trained in the run folder `run` (None: unknown).
 
-    `kind` says in a sentence what the files are, `use` is Python that loads them, `notes` what else
-    must be known of them, and `task` is the hub's word for what it does.
+    `kind` describes the files in a sentence, `use` is Python that loads them, `notes` is anything
+    else a reader must know, and `task` is the hub's name for what the model does.
     """
-    job = read_job(run) if run is not None and is_job(run) else None
-    text = _front_matter(job, task) + _body(job, folder, kind, use, notes)
+    spec = read_run(run) if run is not None and is_run(run) else None
+    text = _front_matter(spec, task) + _body(spec, folder, kind, use, notes)
     write_whole(folder / CARD, text)
 
 
 def run_of(model: str | Path) -> Path | None:
-    """The run folder that `model` is, or is the export of; None if it is neither."""
+    """Return the run folder that `model` is or is the export of, or None."""
     for folder in (Path(model), Path(model).absolute().parent):
-        if is_job(folder):
+        if is_run(folder):
             return folder
     return None
 
 
 def licence_of(base: str) -> str | None:
-    """The licence of the base model `base`, a folder or name, as its own card says; None where that
-    is not known here. Nothing is fetched.
+    """Return the licence on the card of the base model `base`, a folder or name, or None.
+
+    Nothing is fetched.
     """
     if base in LICENCES:
         return LICENCES[base]
@@ -79,17 +78,17 @@ def licence_of(base: str) -> str | None:
     return licence if isinstance(licence, str) else None
 
 
-def _front_matter(job: Job | None, task: str) -> str:
+def _front_matter(spec: RunSpec | None, task: str) -> str:
     matter: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": task,
         "tags": ["aligntrain"],
     }
-    if job is not None:
-        recipe = job.recipe
+    if spec is not None:
+        recipe = spec.recipe
         matter["tags"] = ["aligntrain", "llava" if recipe.model.mixing == "none" else "aligngpt"]
         bases = (recipe.model.llm, recipe.model.vision_tower)
-        # The hub knows names; a folder of this machine means nothing there.
+        # The hub resolves names; a folder of this machine means nothing there.
         named = [base for base in bases if _is_hub_name(base)]
         if named:
             matter["base_model"] = named
@@ -105,21 +104,21 @@ def _is_hub_name(base: str) -> bool:
     return len(parts) == 2 and all(parts) and not Path(base).exists() and not base.startswith(".")
 
 
-def _body(job: Job | None, folder: Path, kind: str, use: str, notes: str) -> str:
-    name = job.folder.absolute().name if job is not None else folder.name
+def _body(spec: RunSpec | None, folder: Path, kind: str, use: str, notes: str) -> str:
+    name = spec.folder.absolute().name if spec is not None else folder.name
     parts = [f"# {_text(name)}", kind, f"```python\n{use}\n```"]
     if notes:
         parts.append(notes)
-    if job is None:
+    if spec is None:
         parts.append("Of what run it came is not recorded here.")
     else:
-        parts += _sections(job)
+        parts += _sections(spec)
     parts.append(f"Written by aligntrain {version('aligntrain')}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(job: Job) -> list[str]:
-    recipe, model = job.recipe, job.recipe.model
+def _sections(spec: RunSpec) -> list[str]:
+    recipe, model = spec.recipe, spec.recipe.model
     levels = "no levels" if model.mixing == "none" else f"{model.levels} levels"
     bases = [
         (what, f"{_code(base)}, licence {licence_of(base) or 'not known here: see its own card'}")
@@ -130,58 +129,59 @@ def _sections(job: Job) -> list[str]:
         ("mixing", f"{model.mixing}, {levels}"),
         ("recipe", _code(recipe.name)),
     ]
-    sections = ["## Base models\n\n" + _list(bases), "## Training\n\n" + _list(made + _ending(job))]
-    sections.append(f"## Data of {recipe.phase}\n\n" + _list(_lineage(job)))
-    sections += _before(job)
+    sections = [
+        "## Base models\n\n" + _list(bases),
+        "## Training\n\n" + _list(made + _ending(spec)),
+    ]
+    sections.append(f"## Data of {recipe.phase}\n\n" + _list(_lineage(spec)))
+    sections += _before(spec)
     matter = write_yaml(recipe.settings)
     sections.append(f"## Recipe\n\n{_fenced(matter, 'yaml')}")
     return sections
 
 
-def _before(job: Job) -> list[str]:
-    """The data of the run that `job` started from, where that is at hand and still the same."""
-    start = None if job.start is None else run_of(Path(job.start.adapter).parent)
-    if job.start is None or start is None or start.absolute() == job.folder.absolute():
+def _before(spec: RunSpec) -> list[str]:
+    """Describe the data of the run that `spec` started from, if it is at hand and unchanged."""
+    start = None if spec.start is None else run_of(Path(spec.start.adapter).parent)
+    if spec.start is None or start is None or start.absolute() == spec.folder.absolute():
         return []
-    before = read_job(start)
+    before = read_run(start)
     heading = f"## Data of {before.recipe.phase}\n\n"
-    adapter = Path(job.start.adapter)
-    if not adapter.is_file() or Start.of(adapter).sha256 != job.start.sha256:
-        run = f"{_code(os.fspath(start))}, adapter `{job.start.sha256}`, changed since"
+    adapter = Path(spec.start.adapter)
+    if not adapter.is_file() or Start.of(adapter).sha256 != spec.start.sha256:
+        run = f"{_code(os.fspath(start))}, adapter `{spec.start.sha256}`, changed since"
         return [heading + _list([("run", run)])]
     return [heading + _list(_lineage(before))]
 
 
-def _ending(job: Job) -> list[tuple[str, str]]:
-    ending = ending_of(job.folder) or _last_metrics(job.folder)
+def _ending(spec: RunSpec) -> list[tuple[str, str]]:
+    ending = result_of(spec.folder) or _last_metrics(spec.folder)
     facts = [("steps", "steps", "{:,}"), ("loss", "loss", "{:.4f}")]
     facts += [("validation_loss", "held-out loss", "{:.4f}"), ("seconds", "seconds", "{:,.0f}")]
-    found = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
-    versions = versions_of(job.folder)
+    lines = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
+    versions = versions_of(spec.folder)
     if versions:
-        found.append(("versions", ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items())))
-    return found
+        lines.append(("versions", ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items())))
+    return lines
 
 
 def _last_metrics(run: Path) -> dict[str, Any]:
-    """Of a run that is not finished yet, as while it exports: its newest numbers."""
-    path = run / METRICS
-    found: dict[str, Any] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        values = json.loads(line)
-        found |= {key: values[key] for key in ("loss", "validation_loss") if key in values}
-        found["steps"] = values["step"]
-    return found
+    """Return the newest numbers of a run that is not finished, as while it exports."""
+    newest: dict[str, Any] = {}
+    for line in read_metrics(run):
+        newest |= {key: line[key] for key in ("loss", "validation_loss") if key in line}
+        newest["steps"] = line["step"]
+    return newest
 
 
-def _lineage(job: Job) -> list[tuple[str, str]]:
-    """The dataset of `job` and what it was made from, as far as that is at hand."""
+def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
+    """Describe the dataset of `spec` and its ancestors, as far as they are at hand."""
     facts: list[tuple[str, str]] = []
-    anew = job.recipe.data.levels if levels_wanted(job.recipe) is not None else None
+    anew = spec.recipe.data.levels if required_levels(spec.recipe) is not None else None
     if anew is not None:
         facts.append(("levels", f"made anew for this run: {anew}"))
-    location, digest = job.data, job.data_sha256
-    for _ in range(_HOPS):
+    location, digest = spec.data, spec.data_sha256
+    for _ in range(_MAX_ANCESTORS):
         line = f"{_code(location)}, manifest `{digest}`"
         try:
             dataset = Dataset(location)
@@ -214,13 +214,13 @@ def _list(facts: Facts | Mapping[str, str]) -> str:
 
 
 def _text(text: str) -> str:
-    """`text` on one line, with nothing in it that Markdown or HTML would obey."""
+    """Return `text` on one line, with Markdown and HTML escaped."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return "".join(f"\\{c}" if c in "\\`*_[]|#~!" else c for c in escape(clean, quote=False))
 
 
 def _code(text: str) -> str:
-    """`text` on one line as code, whatever marks it holds."""
+    """Return `text` on one line as inline code, whatever backticks it holds."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     longest, run = 0, 0
     for c in clean:

@@ -1,4 +1,4 @@
-"""What a run folder says of its run.
+"""The run folder: what a run is, its metrics, and how it ended.
 
 run.json       phase, data and start with their digests, versions
 recipe.yaml    the resolved recipe, every key written out
@@ -21,7 +21,7 @@ from aligntrain.recipes import Recipe, dump, loads
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write `file` under another name, and rename it."""
+    """Write `file` under another name and rename it, so that it is whole or not there."""
     unfinished = file.with_name(f".unfinished-{file.name}")
     unfinished.write_text(text, encoding="utf-8", newline="")  # lines end as `text` has them
     os.replace(unfinished, file)
@@ -41,8 +41,8 @@ _PACKAGES = ("aligntrain", "torch", "transformers", "deepspeed")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What fine-tuning goes on from: the adapter file at `adapter`, whose SHA-256 is `sha256`; or
-    the whole model in the folder `model`, of which that is a part.
+    """Start of fine-tuning: the adapter file `adapter` with this SHA-256, or the whole model in the
+    folder `model`, of which the adapter is a part.
     """
 
     adapter: str
@@ -51,7 +51,7 @@ class Start:
 
     @classmethod
     def of(cls, adapter: Path, model: Path | None = None) -> "Start":
-        """That of these files, with the digest taken."""
+        """Return the start at these files, with the adapter's digest."""
         with adapter.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         where = None if model is None else os.fspath(model.absolute())
@@ -59,9 +59,9 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """A run, in the folder `folder`: `recipe` on the dataset `data`, whose manifest has the SHA-256
-    `data_sha256`.
+class RunSpec:
+    """A run in the folder `folder`: `recipe` on the dataset `data`, whose manifest has the SHA-256
+    `data_sha256`, from `start`.
     """
 
     folder: Path
@@ -71,40 +71,42 @@ class Job:
     start: Start | None = None
 
 
-def write_job(job: Job) -> None:
-    """Make the run folder of `job`, or give it new free keys."""
-    job.folder.mkdir(parents=True, exist_ok=True)
+def write_run(spec: RunSpec) -> None:
+    """Write the run folder of `spec`, or the changed keys of one that exists."""
+    spec.folder.mkdir(parents=True, exist_ok=True)
     content = {
-        "phase": job.recipe.phase,
-        "recipe": job.recipe.name,
-        "data": job.data,
-        "data_sha256": job.data_sha256,
-        "start": None if job.start is None else asdict(job.start),
+        "phase": spec.recipe.phase,
+        "recipe": spec.recipe.name,
+        "data": spec.data,
+        "data_sha256": spec.data_sha256,
+        "start": None if spec.start is None else asdict(spec.start),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    _write(job.folder / RECIPE, dump(job.recipe))
-    _write(job.folder / RUN, _json(content))
+    write_whole(spec.folder / RECIPE, dump(spec.recipe))
+    write_whole(spec.folder / RUN, _json(content))
 
 
-def is_job(folder: Path) -> bool:
-    """Whether `folder` is a run folder."""
+def is_run(folder: Path) -> bool:
+    """Return whether `folder` is a run folder."""
     return (folder / RUN).is_file()
 
 
-def read_job(folder: Path) -> Job:
-    """The run in the folder `folder`.
+def read_run(folder: Path) -> RunSpec:
+    """Return the run in the folder `folder`.
 
     Raises:
-        InputError: it is no run folder, or a damaged one.
+        InputError: it is not a run folder, or a damaged one.
     """
-    if not is_job(folder):
-        raise InputError(f"{folder} is no run folder: it has no {RUN}; give one of aligntrain run.")
+    if not is_run(folder):
+        raise InputError(
+            f"{folder} is not a run folder: it has no {RUN}; give one that `aligntrain run` made."
+        )
     try:
         content = json.loads((folder / RUN).read_bytes())
         recipe = loads((folder / RECIPE).read_text(encoding="utf-8"), os.fspath(folder / RECIPE))
         start = content["start"]
-        return Job(
+        return RunSpec(
             folder,
             recipe,
             content["data"],
@@ -118,35 +120,38 @@ def read_job(folder: Path) -> Job:
 
 
 def versions_of(folder: Path) -> dict[str, str]:
-    """The packages that the run in `folder` was begun with; none where that cannot be read."""
+    """Return the versions of packages the run was made with, or {} if they cannot be read."""
     try:
         return dict(json.loads((folder / RUN).read_bytes())["versions"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def finish(folder: Path, ending: dict[str, Any]) -> None:
-    """Write down how the run in `folder` ended, which makes it a finished one."""
-    _write(folder / FINISHED, _json(ending))
+def finish(folder: Path, result: dict[str, Any]) -> None:
+    """Record how the run in `folder` ended, which makes it a finished one."""
+    write_whole(folder / FINISHED, _json(result))
 
 
-def ending_of(folder: Path) -> dict[str, Any] | None:
-    """How the run in `folder` ended, None if it is not finished."""
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """Return how the run in `folder` ended, or None if it is not finished."""
     path = folder / FINISHED
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
-def levels_wanted(recipe: Recipe) -> int | None:
-    """How many levels the dataset must be sorted into, None where it need not be."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's metrics, oldest first, without a last line that is cut off."""
+    path = folder / METRICS
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def required_levels(recipe: Recipe) -> int | None:
+    """Return the number of levels the dataset must have, or None if it needs none."""
     needed = recipe.phase == "pretrain" and recipe.model.mixing != "none"
     return recipe.model.levels if needed else None
 
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

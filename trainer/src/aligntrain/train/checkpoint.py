@@ -1,16 +1,16 @@
-"""Checkpoints: where a run stands, so that it goes on from there as if it had never stopped.
+"""Checkpoints, from which a run goes on as if it had never stopped.
 
     checkpoints/step-00000100/complete.json                step, position in the data, model, recipe
     checkpoints/step-00000100/rank-00000-000.safetensors   of each trained parameter the float32
                                                            value and both moments, whole
 
 Every rank writes a share of the parameters. Whole tensors fit any number of ranks and any ZeRO
-stage, so a run may go on with others; frozen parameters are not kept, they come from where they
-came from. Random numbers are drawn anew from the seed in every step and need no state. A folder is
-made under another name, its marker `complete.json` is written last, with the size of every file,
-and then it is renamed: what does not bear the right name, or lacks the marker or part of a file, is
-no checkpoint. Nothing is read but JSON and safetensors, which cannot run code. On several machines
-the run folder must lie where all of them see it.
+stage, so a run may go on with others. Frozen parameters are not saved: they are loaded from their
+source again. Random numbers are drawn from the seed in every step and need no state. A folder is
+written under another name, its marker `complete.json` last, with the size of every file, and then
+renamed: a folder with another name, without its marker or with a short file is not a checkpoint.
+Only JSON and safetensors are read, which cannot run code. On several machines the run folder must
+be on storage that all of them see.
 """
 
 import json
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from aligntrain.model.configuration import AlignGPTConfig
     from aligntrain.train.deepspeed_engine import MasterState
 
 FOLDER = "checkpoints"
@@ -54,9 +55,7 @@ FREE_KEYS = frozenset(
         "zero_stage",
     }
 )
-"""Keys of a recipe that may change when a run goes on: they do not change what it learns, but for
-rounding.
-"""
+"""Keys of a recipe that may change on resuming: they change what a run learns only by rounding."""
 
 _LARGEST_FILE = 2 << 30
 _UNFINISHED = ".unfinished-"
@@ -65,25 +64,25 @@ _OLD = ".old-"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint; `meta` is what its marker says."""
+    """A whole checkpoint; `meta` is the content of its marker."""
 
     folder: Path
     meta: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """How many steps the run had made."""
+        """Number of steps the run had made."""
         return int(self.meta["step"])
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
-    """The whole checkpoints of the run in the folder `run`, oldest first."""
-    found = [_read(folder) for folder in (run / FOLDER).glob("step-*")]
-    return sorted((c for c in found if c is not None), key=lambda c: c.step)
+    """Return the whole checkpoints of the run in the folder `run`, oldest first."""
+    candidates = [_read(folder) for folder in (run / FOLDER).glob("step-*")]
+    return sorted((c for c in candidates if c is not None), key=lambda c: c.step)
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of the run in the folder `run`, None if it has none."""
+    """Return the newest whole checkpoint of the run in the folder `run`, or None."""
     return (checkpoints(run) or [None])[-1]
 
 
@@ -97,8 +96,8 @@ def _read(folder: Path) -> Checkpoint | None:
     return Checkpoint(folder, meta) if whole else None
 
 
-def model_identity(config: Any) -> dict[str, Any]:
-    """What of a model's configuration must be the same for a checkpoint to fit."""
+def model_identity(config: "AlignGPTConfig") -> dict[str, Any]:
+    """Return the parts of a model's configuration that a checkpoint must share to fit."""
     text, vision = config.get_text_config(), config.vision_config
     return {
         "llm": f"{text.model_type} with {text.num_hidden_layers} layers of {text.hidden_size}",
@@ -112,12 +111,12 @@ def model_identity(config: Any) -> dict[str, Any]:
     }
 
 
-def recipe_differences(there: Mapping[str, Any], here: Recipe) -> list[str]:
-    """In which keys the recipe with the settings `there` differs from `here` so that it counts.
+def recipe_differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
+    """Return the keys, but the free ones, in which `recipe` differs from the settings `saved`.
 
     Each as `key: value there, value here`.
     """
-    old, new = _leaves(there), _leaves(here.settings)
+    old, new = _leaves(saved), _leaves(recipe.settings)
     return [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
         for key in sorted(old.keys() | new.keys())
@@ -133,11 +132,11 @@ def check_fits(checkpoint: Checkpoint, model: Mapping[str, Any], recipe: Recipe)
             f"{where} has the format {meta.get('format')} and this version reads {FORMAT}; go on "
             "with the version that wrote it, or start a new run."
         )
-    for what, ours in model.items():
-        there = meta["model"].get(what)
-        if there != ours:
+    for what, value in model.items():
+        saved = meta["model"].get(what)
+        if saved != value:
             raise InputError(
-                f"{where} is of another model: its {what} is {there} and here it is {ours}; "
+                f"{where} is of another model: its {what} is {saved} and here it is {value}; "
                 "resume with the model that it was made with, or start a new run."
             )
     differences = recipe_differences(meta["recipe"], recipe)
@@ -149,10 +148,9 @@ def check_fits(checkpoint: Checkpoint, model: Mapping[str, Any], recipe: Recipe)
 
 
 def save_checkpoint(run: Path, state: "MasterState", meta: Mapping[str, Any], *, keep: int) -> None:
-    """Write a checkpoint of the run in the folder `run`; all ranks call it.
+    """Write a checkpoint of the run in the folder `run` and remove all but the newest `keep`.
 
-    `meta` has the `step` and goes into the marker, as JSON. Of the whole ones the newest `keep`
-    stay.
+    All ranks call it. `meta` has the `step` and goes into the marker, as JSON.
 
     Raises:
         AlignError: it cannot be written.
@@ -193,14 +191,14 @@ def save_checkpoint(run: Path, state: "MasterState", meta: Mapping[str, Any], *,
 
 
 def clear_unfinished(run: Path) -> None:
-    """Remove what killed processes have left; nobody may be writing."""
+    """Remove unfinished folders of killed processes; nobody may be writing."""
     for folder in (run / FOLDER).glob(".*"):
         if folder.name.startswith((_UNFINISHED, _OLD)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_weights(checkpoint: Checkpoint, model: "nn.Module") -> None:
-    """Give the parameters of `model` that train their values; before there is an engine.
+    """Load the parameters of `model` that train, before there is an engine.
 
     Raises:
         InputError: the checkpoint is damaged or of another model.
@@ -215,18 +213,18 @@ def load_weights(checkpoint: Checkpoint, model: "nn.Module") -> None:
 
 
 def load_state(checkpoint: Checkpoint, state: "MasterState") -> None:
-    """Give the optimizer its float32 values and moments, whatever ranks and stage there are now.
+    """Load the optimizer's float32 values and moments, for any number of ranks and any stage.
 
     Raises:
         InputError: the checkpoint is damaged or of another model.
     """
-    from aligntrain.train.deepspeed_engine import KINDS
+    from aligntrain.train.deepspeed_engine import STATES
 
     tensors = _Tensors(checkpoint)
     state.begin(int(checkpoint.meta["optimizer_steps"]))
     for name, parameter in state.parameters():
         shape = getattr(parameter, "ds_shape", parameter.shape)
-        for kind in KINDS:
+        for kind in STATES:
             state.set(parameter, kind, tensors.get(f"{kind}/{name}", shape))
     state.set_scaler(checkpoint.meta["scaler"])
 
@@ -265,10 +263,10 @@ class _Tensors:
 
 
 def _write_share(folder: Path, state: "MasterState") -> dict[str, int]:
-    """Gather every parameter and write those of this rank; the sizes of its files."""
+    """Gather every parameter and write this rank's share; return the sizes of its files."""
     import torch.distributed as ranks
 
-    from aligntrain.train.deepspeed_engine import KINDS
+    from aligntrain.train.deepspeed_engine import STATES
 
     rank, count = ranks.get_rank(), ranks.get_world_size()
     files: dict[str, int] = {}
@@ -281,8 +279,8 @@ def _write_share(folder: Path, state: "MasterState") -> dict[str, int]:
             waiting.clear()
 
     for number, (name, parameter) in enumerate(state.parameters()):
-        for kind in KINDS:
-            whole = state.get(parameter, kind)  # all ranks take part in it
+        for kind in STATES:
+            whole = state.get(parameter, kind)  # collective: all ranks call it
             if number % count == rank:
                 waiting[f"{kind}/{name}"] = whole.to("cpu", copy=True).contiguous()
         if sum(tensor.nbytes for tensor in waiting.values()) >= _LARGEST_FILE:

@@ -9,7 +9,7 @@ depends on DeepSpeed's insides is in this file.
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -18,28 +18,48 @@ from alignshared import InputError
 from aligntrain.recipes.schema import Recipe
 from aligntrain.train.phases import parameter_groups
 
+if TYPE_CHECKING:
+    from aligntrain.model.modeling import AlignGPTForConditionalGeneration, AlignGPTOutput
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's two moments, by the names torch gives them."""
 
-Kind = Literal["master", "exp_avg", "exp_avg_sq"]
-KINDS: tuple[Kind, ...] = ("master", "exp_avg", "exp_avg_sq")
-"""What is kept of each trained parameter; `master` is its value in float32."""
+State = Literal["master", "exp_avg", "exp_avg_sq"]
+STATES: tuple[State, ...] = ("master", "exp_avg", "exp_avg_sq")
+"""Kept of each trained parameter; `master` is its value in float32."""
 
 _LARGEST_BUCKET = 500_000_000
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def start_process(device: torch.device) -> None:
-    """Join the other ranks, as the launcher's environment names them.
+class Engine(Protocol):
+    """What training uses of a `deepspeed.DeepSpeedEngine`, which has no types of its own."""
 
-    Nothing is compiled: DeepSpeed would build an operator for messages between processes of a CPU,
-    and probe the machine for its others; its optimizers are not used.
-    """
+    module: "AlignGPTForConditionalGeneration"
+    optimizer: Any
+    enable_backward_allreduce: bool
+
+    def __call__(self, **inputs: Any) -> "AlignGPTOutput": ...
+    def backward(self, loss: torch.Tensor, *, scale_wrt_gas: bool) -> Any: ...
+    def step(self) -> Any: ...
+    def train(self) -> Any: ...
+    def eval(self) -> Any: ...
+    def fp16_enabled(self) -> bool: ...
+    def bfloat16_enabled(self) -> bool: ...
+    def zero_optimization_stage(self) -> int: ...
+    def get_global_grad_norm(self) -> torch.Tensor | float | None: ...
+    def was_step_applied(self) -> bool: ...
+
+
+def start_process(device: torch.device) -> None:
+    """Join the other ranks that the launcher's environment names."""
     choose_accelerator()
     import deepspeed
     import deepspeed.ops
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # Nothing is compiled: DeepSpeed would build an operator for messages between processes on a
+    # CPU, and probe the machine for its other operators, which are not used.
     operators: Any = deepspeed.ops
     operators.__compatible_ops__ = {}
     if device.type == "cuda":
@@ -55,21 +75,21 @@ def stop_process() -> None:
 
 
 def choose_accelerator() -> None:
-    """Say to DeepSpeed what to work on, before anything imports it: it warns of what it guesses."""
+    """Tell DeepSpeed its device before anything imports it; it warns when it has to guess."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def deepspeed_config(
     recipe: Recipe, *, ranks: int, trainable: int, on_gpu: bool, micro_batches: int
 ) -> dict[str, Any]:
-    """What `deepspeed.initialize` gets for `recipe`.
+    """Return the configuration of `deepspeed.initialize` for `recipe`.
 
     Args:
-        recipe: the run's.
-        ranks: processes in all.
-        trainable: how many parameters train; no communication buffer is larger than they are.
+        recipe: the run's recipe.
+        ranks: number of processes.
+        trainable: number of parameters that train; no communication buffer is larger.
         on_gpu: whether the ranks work on GPUs.
-        micro_batches: of each rank in one step (gradient accumulation).
+        micro_batches: micro-batches of each rank in a step (gradient accumulation).
     """
     config: dict[str, Any] = {
         "train_batch_size": recipe.batch.micro_size * micro_batches * ranks,
@@ -83,7 +103,7 @@ def deepspeed_config(
     if recipe.precision != "fp32":
         config[recipe.precision] = {"enabled": True}
         if recipe.zero_stage >= 2:
-            # Many small gradients in 16 bits would be lost in the sum of a step.
+            # In 16 bits, small gradients would be lost when micro-batches are added up.
             config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
@@ -106,8 +126,8 @@ def _zero_section(recipe: Recipe, trainable: int, on_gpu: bool) -> dict[str, Any
     return section
 
 
-def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Any:
-    """The DeepSpeed engine that trains what of `model` requires gradients, as `recipe` says.
+def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Engine:
+    """Return the DeepSpeed engine that trains the parameters of `model` that require gradients.
 
     The optimizer is torch's fused AdamW at every stage: nothing to compile, on CPU as on GPU.
     Each group's `lr` is kept as its `highest_lr`.
@@ -135,26 +155,27 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Any
         on_gpu=on_gpu,
         micro_batches=micro_batches,
     )
+    engine: Engine
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False
     )
     if is_plain(engine) and torch.distributed.get_world_size() == 1:
-        # There is nobody to average with, and copying every gradient to a bucket and back takes an
+        # There is nothing to average, and copying every gradient to a bucket and back takes an
         # eighth of the demo's step.
         engine.enable_backward_allreduce = False
-    # DeepSpeed 0.19 links the moments after the first group's first step, when those of the other
-    # groups are not there yet, and does not look again.
+    # DeepSpeed 0.19 links parameters to their moments after the first group's first step, when the
+    # other groups have none yet, and does not look again. So all moments are made here.
     MasterState(engine).begin(0)
     return engine
 
 
-def is_plain(engine: Any) -> bool:
-    """Whether gradients and optimizer are torch's own: without ZeRO, in fp32."""
+def is_plain(engine: Engine) -> bool:
+    """Say whether gradients and optimizer are torch's own: without ZeRO, in fp32."""
     sixteen = engine.fp16_enabled() or engine.bfloat16_enabled()
     return not sixteen and engine.zero_optimization_stage() == 0
 
 
-def set_rates(engine: Any, factor: float) -> dict[str, float]:
+def set_rates(engine: Engine, factor: float) -> dict[str, float]:
     """Set each group's learning rate to `factor` of its highest; the rates by group name."""
     for group in engine.optimizer.param_groups:
         group["lr"] = group["highest_lr"] * factor
@@ -162,14 +183,15 @@ def set_rates(engine: Any, factor: float) -> dict[str, float]:
 
 
 def is_partitioned(parameter: torch.Tensor) -> bool:
-    """Whether ZeRO-3 holds `parameter`, of which each rank then has a part."""
+    """Say whether ZeRO-3 has spread `parameter` over the ranks."""
     return hasattr(parameter, "ds_id")
 
 
 def full_state(model: nn.Module, names: set[str] | None = None) -> dict[str, torch.Tensor]:
-    """Whole tensors of `model`, on the CPU, by name; on rank 0, empty on others. All ranks call it.
+    """Return the whole tensors of `model` by name, on the CPU of rank 0; all ranks call it.
 
-    `names` limits it to these parameters. Tied parameters come under their first name.
+    Other ranks get none. `names` limits it to these parameters. Tied parameters come under their
+    first name.
     """
     import deepspeed
 
@@ -191,15 +213,13 @@ def _parameters_and_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tenso
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
 
 
-def _set_own_part(parameter: nn.Parameter, kind: Kind, value: torch.Tensor) -> None:
-    """Under ZeRO-3, take this rank's part over from the whole `value`.
-
-    All parts are of one size, so the last ones may go beyond the end of `value`, where DeepSpeed's
-    own setter of whole values fails.
-    """
+def _set_own_part(parameter: nn.Parameter, kind: State, value: torch.Tensor) -> None:
+    """Under ZeRO-3, set this rank's part of `parameter` from the whole `value`."""
     from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
     partition: Any = parameter
+    # All parts have one size, so the last ones may go beyond the end of `value`, where DeepSpeed's
+    # own setter of whole values fails.
     size = partition.ds_tensor.numel()
     begin = torch.distributed.get_rank() * size
     part = value.new_zeros(size)
@@ -214,29 +234,29 @@ def _set_own_part(parameter: nn.Parameter, kind: Kind, value: torch.Tensor) -> N
 class MasterState:
     """The float32 values and moments of the trained parameters of `engine`, whole.
 
-    Getting gathers from all ranks, so all ranks get the same parameters in the same order. Setting
-    is each rank's own affair; the model must hold the same values already, rounded to its own type.
+    Getting gathers from all ranks, so all ranks get the same parameters in the same order. Each
+    rank sets its own part; the model must hold the same values already, rounded to its own type.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._optimizer: Any = engine.optimizer
         self.stage: int = engine.zero_optimization_stage()
         self._trained = [(n, p) for n, p in engine.module.named_parameters() if p.requires_grad]
-        self._own: dict[int, torch.Tensor] = self._unspread() if self.stage == 0 else {}
+        self._own: dict[int, torch.Tensor] = self._float32_copies() if self.stage == 0 else {}
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name and parameter of all that trains, in an order that is the same on all ranks."""
+        """Yield name and parameter of all that trains, in the same order on all ranks."""
         yield from self._trained
 
     @property
     def steps(self) -> int:
-        """How often the optimizer has stepped."""
+        """Number of steps the optimizer has made."""
         states = list(self._base.state.values())
         return int(states[0]["step"].item()) if states else 0
 
-    def get(self, parameter: nn.Parameter, kind: Kind) -> torch.Tensor:
-        """The whole value [its shape] float32 of `kind`, on the parameter's device."""
+    def get(self, parameter: nn.Parameter, kind: State) -> torch.Tensor:
+        """Return the whole `kind` of `parameter` (its shape, float32), on its device."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.stage == 0:
@@ -249,8 +269,8 @@ class MasterState:
         )
         return spread
 
-    def set(self, parameter: nn.Parameter, kind: Kind, value: torch.Tensor) -> None:
-        """Take over `value`, as `get` gave it; `begin` comes first."""
+    def set(self, parameter: nn.Parameter, kind: State, value: torch.Tensor) -> None:
+        """Set the whole `value`, as `get` returned it; call `begin` first."""
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         if self.stage == 0:
@@ -266,8 +286,8 @@ class MasterState:
             safe_set_full_optimizer_state(parameter, value, kind)
 
     def begin(self, steps: int) -> None:
-        """Give the optimizer the state that it has after `steps` steps, its moments still 0."""
-        for flat in self._held():
+        """Put the optimizer where it is after `steps` steps, with moments of 0."""
+        for flat in self._optimized():
             state = self._base.state[flat]
             if not state:
                 state["step"] = torch.zeros((), device=flat.device)
@@ -277,13 +297,13 @@ class MasterState:
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def scaler(self) -> dict[str, float]:
-        """Where the loss scale of fp16 stands; empty in other precisions."""
+        """Return the state of fp16's loss scale; empty in other precisions."""
         scaler = self._scaler()
-        found = {field: getattr(scaler, field, None) for field in _SCALER_FIELDS}
-        return {field: value for field, value in found.items() if value is not None}
+        state = {field: getattr(scaler, field, None) for field in _SCALER_FIELDS}
+        return {field: value for field, value in state.items() if value is not None}
 
     def set_scaler(self, state: dict[str, float]) -> None:
-        """Take over what `scaler` gave."""
+        """Set what `scaler` returned."""
         scaler = self._scaler()
         for field, value in state.items():
             if hasattr(scaler, field):
@@ -291,17 +311,17 @@ class MasterState:
 
     @property
     def _base(self) -> torch.optim.Optimizer:
-        """Torch's optimizer, inside DeepSpeed's or by itself."""
+        """Torch's optimizer, which ZeRO and 16-bit precisions wrap in one of DeepSpeed's."""
         return getattr(self._optimizer, "optimizer", self._optimizer)
 
-    def _held(self) -> list[torch.Tensor]:
-        """The tensors on which this rank's part of the optimizer works."""
+    def _optimized(self) -> list[torch.Tensor]:
+        """Return the tensors that this rank's part of the optimizer updates."""
         if self.stage == 3:
             return list(self._optimizer.fp32_partitioned_groups_flat)
         return [tensor for group in self._base.param_groups for tensor in group["params"]]
 
-    def _unspread(self) -> dict[int, torch.Tensor]:
-        """Without ZeRO: for each parameter its float32 copy, or itself."""
+    def _float32_copies(self) -> dict[int, torch.Tensor]:
+        """Return, without ZeRO, each parameter's float32 copy, or itself in fp32."""
         if hasattr(self._optimizer, "fp32_groups"):
             low, high = self._optimizer.fp16_groups, self._optimizer.fp32_groups
             groups = zip(low, high, strict=True)

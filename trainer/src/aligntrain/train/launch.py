@@ -1,181 +1,176 @@
-"""Starting the processes of a run on this machine, and ending them together.
+"""Starting the processes of a run on this machine: one is this process, several are torch's.
 
-Each process is `python -m aligntrain.train RUN`, with the environment that torchrun and the
-deepspeed launcher set as well, so the worker knows no difference. Its standard input is a pipe that
-nobody writes to: when this process dies, however it dies, the pipe ends and the worker with it.
+Several are started and watched by the elastic agent of `torch.distributed.run`, as `torchrun
+--standalone -m aligntrain.train RUN` would, with no restarts: a run goes on with `--resume`.
 """
 
-import json
+import atexit
+import logging
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alignshared import AlignError, InputError
+from aligntrain.train.main import LAUNCHER, LOGS, set_environment, work
 
-LAUNCHED = "ALIGNTRAIN_LAUNCHED"
-"""Set in the environment of workers whose standard input is such a pipe."""
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 ERRORS = "errors"
-LOGS = "logs"
 
-_LOOK_EVERY_S = 0.1
-_GRACE_S = 10.0
-_AFTERMATH_S = 1.0
-
-Process = subprocess.Popen[bytes]
+_GRACE_S = 10
+"""Seconds that processes have to end after a signal before they are killed."""
 
 
 def launch(
-    run: Path, *, resume: bool = False, nproc: int | None = None, profile: int | None = None
+    run: Path,
+    *,
+    resume: bool = False,
+    nproc: int | None = None,
+    profile: int | None = None,
+    isolated: bool = False,
 ) -> None:
-    """Work on the run folder `run` with `nproc` processes, by default one per GPU, or one.
+    """Train the run folder `run` with `nproc` processes, by default one per GPU, or one.
 
-    What the first process says goes to this one's output, what others say to `logs/` in the folder.
-    With Ctrl-C all end. `profile` is how many steps the first process profiles.
+    One process is this one, unless `isolated` asks for a child, whose memory is freed and whose
+    death this process survives. Of several, the first writes to this process's output and the
+    others to `logs/` in the folder. `profile` is the number of steps that the first one profiles.
 
     Raises:
         AlignError: a process failed.
         InputError: there are fewer GPUs than `nproc`.
     """
-    count, on_gpu = process_count(nproc)
-    errors, logs = run / ERRORS, run / LOGS
-    for folder in (errors, logs):
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in folder.glob("rank-*"):
-            file.unlink()
-    command = [sys.executable, "-m", "aligntrain.train", os.fspath(run)]
-    if resume:
-        command.append("--resume")
-    if profile is not None:
-        command += ["--profile", str(profile)]
-    processes: list[Process] = []
+    count = process_count(nproc)
+    environment = dict(os.environ)
     try:
-        port = _free_port()
-        for rank in range(count):
-            environment = _environment(rank, count, port, on_gpu=on_gpu)
-            processes.append(
-                _start(command, environment, None if rank == 0 else logs / f"rank-{rank}.log")
-            )
-        failed = _wait(processes)
+        if count == 1 and not isolated:
+            _train_here(run, resume, profile)
+        else:
+            arguments = [os.fspath(run), *(["--resume"] if resume else [])]
+            arguments += [] if profile is None else ["--profile", str(profile)]
+            _start_processes(run, arguments, count)
     finally:
-        _end(processes)
-    if failed is not None:
-        raise _failure(run, failed, processes[failed].returncode, count)
+        os.environ.clear()
+        os.environ.update(environment)
 
 
-def process_count(nproc: int | None) -> tuple[int, bool]:
-    """How many processes, and whether each has a GPU: `nproc`, or as many as there are GPUs, or 1.
+def process_count(nproc: int | None) -> int:
+    """Return the number of processes: `nproc`, or one per GPU, or 1 without GPUs.
 
     Raises:
-        InputError: there are fewer GPUs than `nproc`, or `nproc` is no number of processes.
+        InputError: there are fewer GPUs than `nproc`, or `nproc` is less than 1.
     """
     import torch
 
     gpus = torch.cuda.device_count()
     if nproc is not None and nproc < 1:
-        raise InputError(f"--nproc {nproc} cannot be: give 1 or more.")
+        raise InputError(f"--nproc must be at least 1 (got {nproc}).")
     if gpus and nproc is not None and nproc > gpus:
         raise InputError(
             f"--nproc {nproc} is more than the {gpus} GPUs here; give {gpus} or less, or set "
             "CUDA_VISIBLE_DEVICES to nothing to work on the CPU."
         )
-    return (nproc or gpus or 1), gpus > 0
+    return nproc or gpus or 1
 
 
-def _environment(rank: int, count: int, port: int, *, on_gpu: bool) -> dict[str, str]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    defaults = {
-        "DS_ACCELERATOR": "cuda" if on_gpu else "cpu",
-        "OMP_NUM_THREADS": str(max(1, (cores or 1) // count)),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "DO_NOT_TRACK": "1",
-    }
-    if sys.platform == "linux" and not on_gpu:
-        defaults["GLOO_SOCKET_IFNAME"] = "lo"  # a container may not know its own name
-    return {
-        **defaults,
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        LAUNCHED: "1",
-    }
+def _train_here(run: Path, resume: bool, profile: int | None) -> None:
+    from aligntrain.train.deepspeed_engine import stop_process
 
-
-def _start(command: Sequence[str], environment: dict[str, str], log: Path | None) -> Process:
-    # A session of its own: Ctrl-C reaches this process alone, which ends the others in good order.
-    output = None if log is None else log.open("wb")
+    set_environment()
+    # DeepSpeed cannot join a second process group, so a second run here shares the first one's.
+    atexit.register(stop_process)
     try:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=None if output is None else subprocess.STDOUT,
-            start_new_session=True,
-        )
+        work(run, resume=resume, profile=profile)
+    except (AlignError, OSError):
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise AlignError(
+            "the run failed; its traceback is above; --resume goes on from the last checkpoint."
+        ) from error
+
+
+def _start_processes(run: Path, arguments: list[str], count: int) -> None:
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for folder in (run / ERRORS, run / LOGS):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in folder.glob("rank-*"):
+            file.unlink()
+    # Its warnings tell of every signal it sends; what went wrong is told once, below.
+    agent_log = logging.getLogger("torch.distributed.elastic")
+    agent_log.addHandler(logging.NullHandler())
+    agent_log.propagate = False
+    os.environ[LAUNCHER] = str(os.getpid())
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=count,
+        run_id=run.name,
+        role="aligntrain",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",  # a container may not know its own name
+        max_restarts=0,
+        logs_specs=_logs(run),
+        shutdown_timeout=_GRACE_S,
+    )
+    signals = [getattr(signal, name) for name in config.signals_to_handle.split(",")]
+    handlers = {number: signal.getsignal(number) for number in signals}
+    received = None
+    try:
+        elastic_launch(config, sys.executable)("-m", "aligntrain.train", *arguments)
+    except ChildFailedError as error:
+        raise _failure(run, error, count) from error
+    except SignalException as error:
+        received = error.sigval
     finally:
-        if output is not None:
-            output.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if received is not None:
+        # As if the agent had not caught it: Ctrl-C is a KeyboardInterrupt, SIGTERM the end.
+        signal.raise_signal(received)
 
 
-def _wait(processes: list[Process]) -> int | None:
-    """The rank of the process that failed first, None when all have succeeded."""
-    while True:
-        codes = [process.poll() for process in processes]
-        failed = [rank for rank, code in enumerate(codes) if code]
-        if failed:
-            # Where one fails, others may follow by it: the one that can say why is preferred.
-            time.sleep(_AFTERMATH_S)
-            return failed[0]
-        if all(code == 0 for code in codes):
-            return None
-        time.sleep(_LOOK_EVERY_S)
+def _logs(run: Path):
+    from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
+
+    class Logs(LogsSpecs):
+        """Output is left to the ranks; their errors go to `errors/rank-N.json`."""
+
+        root_log_dir = os.fspath(run / LOGS)
+
+        def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+            errors = {rank: os.fspath(run / ERRORS / f"rank-{rank}.json") for rank in envs}
+            for rank, environment in envs.items():
+                environment["TORCHELASTIC_ERROR_FILE"] = errors[rank]
+            here = dict.fromkeys(envs, "")
+            return LogsDest(here, here, {}, {}, errors, "", "")
+
+    return Logs()
 
 
-def _end(processes: list[Process]) -> None:
-    """End what still runs: asked first, killed after a while."""
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + _GRACE_S
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with its data workers: a session of its own
-            process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
-
-
-def _failure(run: Path, rank: int, code: int, count: int) -> AlignError:
-    told = sorted((run / ERRORS).glob("rank-*.json"), key=lambda path: path.stat().st_mtime_ns)
-    if told:
-        error = json.loads(told[0].read_text(encoding="utf-8"))
-        kind = InputError if error["exit_code"] == InputError.exit_code else AlignError
-        return kind(error["sentence"])
-    how = (
-        f"was killed (signal {-code}), as when memory runs out"
-        if code < 0
-        else f"ended with exit code {code}"
-    )
-    where = "above" if rank == 0 else f"in {run / LOGS / f'rank-{rank}.log'}"
+def _failure(run: Path, error: "ChildFailedError", count: int) -> AlignError:
+    """Return what to raise: the sentence of the first rank that recorded one, or how it ended."""
+    failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
+    for _, failure in failures:
+        if "exit_code" in failure.error_file_data:
+            sentence, code = failure.message, failure.error_file_data["exit_code"]
+            return (InputError if code == InputError.exit_code else AlignError)(sentence)
+    rank, failure = failures[0]
+    where = "above" if rank == 0 else f"in {run / LOGS / f'rank-{rank}.log'} or above"
     return AlignError(
-        f"process {rank + 1} of {count} {how}; its last words are {where}; --resume goes on from "
-        "the last checkpoint."
+        f"process {rank + 1} of {count} {_end_of(failure)}; its last words are {where}; --resume "
+        "goes on from the last checkpoint."
     )
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def _end_of(failure: "ProcessFailure") -> str:
+    if failure.exitcode < 0:
+        return f"was killed (signal {-failure.exitcode}), as when memory runs out"
+    return f"ended with exit code {failure.exitcode}"

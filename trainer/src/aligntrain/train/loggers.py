@@ -1,13 +1,13 @@
-"""Where the numbers of a run go beside `metrics.jsonl`, as `log.track` of its recipe says.
+"""Metric loggers: `metrics.jsonl`, and the services that `log.track` of a recipe names.
 
     tensorboard   `tensorboard/` in the run folder
     wandb         Weights & Biases: `wandb/` in the run folder, offline unless WANDB_MODE says
                   otherwise; `wandb sync` sends it later
     trackio       `trackio/` in the run folder, unless TRACKIO_DIR says otherwise
 
-A library is imported where it is named and nowhere else. A run that goes on is the same run there
-too, by the id in `tracking.json`. Where the trackers already have steps that come again,
-TensorBoard hides the old values, Weights & Biases keeps them, and trackio shows both.
+A library is imported only if a recipe names it. A resumed run keeps its id, from `tracking.json`.
+For steps that are repeated after a resume, TensorBoard shows the new values, Weights & Biases the
+old ones, and trackio both.
 """
 
 import json
@@ -23,28 +23,27 @@ from typing import Any, Protocol
 
 from alignshared import InputError
 from aligntrain.recipes.schema import Recipe, Track
-from aligntrain.runs.folder import METRICS, Job
-from aligntrain.train.metrics import read_metrics
+from aligntrain.runs.folder import METRICS, RunSpec, read_metrics, write_whole
 
 TENSORBOARD = "tensorboard"
 TRACKING = "tracking.json"
 PROJECT = "aligntrain"
 
 
-class Tracker(Protocol):
-    """Takes the numbers of a line by their names, with slashes for what belongs together."""
+class MetricLogger(Protocol):
+    """Receives the numbers of a metrics line by name, grouped by slashes."""
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Record `scalars` of `step`."""
         ...
 
     def close(self) -> None:
-        """End in good order."""
+        """Flush and close."""
         ...
 
 
-def check_trackers(recipe: Recipe) -> None:
-    """Raise InputError where a tracker that `recipe` names is not installed."""
+def check_loggers(recipe: Recipe) -> None:
+    """Raise InputError if a logger that `recipe` names is not installed."""
     for name in recipe.log.track:
         if find_spec(name) is None:
             raise InputError(
@@ -53,28 +52,28 @@ def check_trackers(recipe: Recipe) -> None:
             )
 
 
-def open_trackers(job: Job, step: int) -> list[Tracker]:
-    """The trackers of `job`, which goes on after `step` steps; rank 0 alone has them.
+def open_loggers(spec: RunSpec, step: int) -> list[MetricLogger]:
+    """Return the loggers of a run that goes on after `step` steps; for rank 0 alone.
 
     Raises:
         InputError: one is not installed.
     """
-    check_trackers(job.recipe)
-    kinds: dict[Track, Callable[[Job, int], Tracker]] = {
+    check_loggers(spec.recipe)
+    loggers: dict[Track, Callable[[RunSpec, int], MetricLogger]] = {
         "tensorboard": TensorBoard,
         "wandb": WeightsAndBiases,
         "trackio": Trackio,
     }
-    return [kinds[name](job, step) for name in dict.fromkeys(job.recipe.log.track)]
+    return [loggers[name](spec, step) for name in dict.fromkeys(spec.recipe.log.track)]
 
 
 class TensorBoard:
     """Event files in the run folder."""
 
-    def __init__(self, job: Job, step: int) -> None:
+    def __init__(self, spec: RunSpec, step: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._board = SummaryWriter(os.fspath(job.folder / TENSORBOARD), purge_step=step + 1)
+        self._board = SummaryWriter(os.fspath(spec.folder / TENSORBOARD), purge_step=step + 1)
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         for name, value in scalars.items():
@@ -87,7 +86,7 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project WANDB_PROJECT, or `aligntrain`."""
 
-    def __init__(self, job: Job, step: int) -> None:
+    def __init__(self, spec: RunSpec, step: int) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb: Any = import_module("wandb")
         mode = os.environ.get("WANDB_MODE", "offline")
@@ -104,10 +103,10 @@ class WeightsAndBiases:
         )
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=_name(job),
-            id=_id(job),
-            dir=os.fspath(job.folder),
-            config=job.recipe.settings,
+            name=_name(spec),
+            id=_id(spec),
+            dir=os.fspath(spec.folder),
+            config=spec.recipe.settings,
             mode=mode,
             resume="allow",
             settings=quiet,
@@ -123,14 +122,14 @@ class WeightsAndBiases:
 class Trackio:
     """A run of the project TRACKIO_PROJECT, or `aligntrain`."""
 
-    def __init__(self, job: Job, step: int) -> None:
-        os.environ.setdefault("TRACKIO_DIR", os.fspath((job.folder / "trackio").absolute()))
+    def __init__(self, spec: RunSpec, step: int) -> None:
+        os.environ.setdefault("TRACKIO_DIR", os.fspath((spec.folder / "trackio").absolute()))
         with _on_stderr():
             self._trackio: Any = import_module("trackio")
             self._run: Any = self._trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-                name=f"{_name(job)}-{_id(job)}",
-                config=job.recipe.settings,
+                name=f"{_name(spec)}-{_id(spec)}",
+                config=spec.recipe.settings,
                 resume="allow",
                 embed=False,
                 auto_log_gpu=False,
@@ -147,63 +146,54 @@ class Trackio:
 
 
 def _on_stderr() -> AbstractContextManager[Any]:
-    """What a library prints within it is no result of a command."""
+    """Redirect what a library prints, since stdout is for results."""
     return redirect_stdout(sys.stderr)
 
 
-def _name(job: Job) -> str:
-    return job.folder.absolute().name
+def _name(spec: RunSpec) -> str:
+    return spec.folder.absolute().name
 
 
-def _id(job: Job) -> str:
-    """What the run of `job` is called where others are, the same whenever it goes on."""
-    path = job.folder / TRACKING
+def _id(spec: RunSpec) -> str:
+    """Return the run's id at its loggers, the same after every resume."""
+    path = spec.folder / TRACKING
     if path.is_file():
         return str(json.loads(path.read_bytes())["id"])
-    chosen = uuid.uuid4().hex[:12]
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps({"id": chosen}) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-    return chosen
+    new_id = uuid.uuid4().hex[:12]
+    write_whole(path, json.dumps({"id": new_id}) + "\n")
+    return new_id
 
 
 class Recorder:
-    """Writes to `metrics.jsonl` in `folder` and to `trackers`.
+    """Writes to `metrics.jsonl` in `folder` and to `loggers`.
 
-    Lines of steps after `step`, which a run wrote before it was killed, are taken out: those steps
-    come again.
+    Lines after `step`, written before a run was killed, are removed: those steps are repeated.
     """
 
-    def __init__(self, folder: Path, step: int, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, folder: Path, step: int, loggers: Sequence[MetricLogger] = ()) -> None:
         self._path = folder / METRICS
-        _cut(self._path, step)
+        lines = [line for line in read_metrics(folder) if line["step"] <= step]
+        write_whole(self._path, "".join(json.dumps(line) + "\n" for line in lines))
         self._lines = self._path.open("a", encoding="utf-8")
-        self._trackers = trackers
+        self._loggers = loggers
 
     def write(self, line: dict[str, Any]) -> None:
         """Record `line`, which has a `step`."""
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
         scalars = {name: value for name, value in _scalars(line) if name != "step"}
-        for tracker in self._trackers:
-            tracker.write(scalars, line["step"])
+        for logger in self._loggers:
+            logger.write(scalars, line["step"])
 
     def close(self) -> None:
-        """End the file and the trackers."""
+        """Close the file and the loggers."""
         self._lines.close()
-        for tracker in self._trackers:
-            tracker.close()
-
-
-def _cut(path: Path, step: int) -> None:
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(unfinished, path)
+        for logger in self._loggers:
+            logger.close()
 
 
 def _scalars(value: Any, name: str = "") -> list[tuple[str, float]]:
-    """The numbers in `value` by names with slashes; a list counts from 1, as levels do."""
+    """Return the numbers in `value` by names with slashes; lists count from 1, as levels do."""
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list):

@@ -1,13 +1,13 @@
 """One process of a run: `python -m aligntrain.train RUN_FOLDER [--resume] [--profile N]`.
 
 `aligntrain run` starts it, and so can torchrun and the deepspeed launcher on a folder that
-`aligntrain.train.run.prepare` made:
+`aligntrain prepare` made:
 
     torchrun --nproc-per-node 8 -m aligntrain.train runs/vicuna-7b-pretrain
     deepspeed --hostfile hosts --module aligntrain.train runs/vicuna-7b-pretrain
 
-Who it is among the others it reads from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT,
-which all three set; alone it is the only one.
+Rank and world size come from RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which all
+three set; without them the process is the only one.
 """
 
 import argparse
@@ -15,175 +15,201 @@ import json
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from alignshared import AlignError, InputError
-from aligntrain.runs.folder import Job, finish, read_job
+from aligntrain.runs.folder import RunSpec, finish, read_run, write_whole
 from aligntrain.train import checkpoint as checkpoints
-from aligntrain.train.launch import ERRORS, LAUNCHED
+
+if TYPE_CHECKING:
+    from aligntrain.train.deepspeed_engine import Engine
+    from aligntrain.train.trainer import TrainingData
+
+LAUNCHER = "ALIGNTRAIN_LAUNCHER"
+"""Environment variable with the process id of `launch`: with it this process ends, and to it this
+process reports errors.
+"""
+
+LOGS = "logs"
+"""Folder in the run folder: the output of every rank that `launch` started, but the first's."""
+
+_WATCH_EVERY_S = 0.5
 
 log = logging.getLogger("aligntrain")
 console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Work as the command line says; the exit code."""
+    """Train as the command line says; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m aligntrain.train")
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_argument("--profile", type=int, metavar="N", help="profile N steps on rank 0")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="of the deepspeed launcher")
     options = parser.parse_args(arguments)
-    launched = _become_one_of_several(options.local_rank)
+    launched = _join_launcher(options.run)
+    set_environment(options.local_rank)
+    _log_to_console()
     try:
         work(options.run, resume=options.resume, profile=options.profile)
     except AlignError as error:
-        problem = error
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
-            raise
-        traceback.print_exc()
-        problem = AlignError(_OUT_OF_MEMORY)
-    else:
-        return 0
-    if launched:
-        _tell_launcher(options.run, problem)
-    else:
-        console.print(f"error: {problem}")
-    return problem.exit_code
+        if launched:
+            _report(error)
+        else:
+            console.print(f"error: {error}")
+        return error.exit_code
+    # Not after an error: the others may be waiting for this rank, and it would wait for them.
+    from aligntrain.train.deepspeed_engine import stop_process
+
+    stop_process()
+    return 0
 
 
 def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
     """Train as the run folder `run` says, from the start or from its newest checkpoint.
 
-    `profile` is how many steps rank 0 is to profile.
+    `profile` is the number of steps that rank 0 profiles.
 
     Raises:
-        AlignError: the run cannot start or go on; the message says why.
+        AlignError: the run cannot start or go on, or memory ran out.
     """
-    job = read_job(run)
-    found = _where_to_begin(run, resume)
+    try:
+        _work(run, resume, profile)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+            raise
+        traceback.print_exc()
+        raise AlignError(
+            "memory ran out; lower batch.micro_size, set gradient_checkpointing, or raise "
+            "zero_stage (`aligntrain plan` says what a recipe needs)."
+        ) from error
+
+
+def _work(run: Path, resume: bool, profile: int | None) -> None:
+    spec = read_run(run)
+    checkpoint = _checkpoint_to_resume(run, resume)
     began = time.monotonic()
-    _quieten()
 
-    from aligntrain.train import deepspeed_engine as zero
+    from aligntrain.train import deepspeed_engine as deepspeed
 
-    zero.choose_accelerator()
-    from aligntrain.inference.load import Base
-    from aligntrain.train.save import export, export_lora
-    from aligntrain.train.setup import build_parts, device_of_rank, open_data
+    deepspeed.choose_accelerator()  # before anything below imports DeepSpeed
+    from aligntrain.train.save import export
+    from aligntrain.train.setup import build_data, build_model, compile_layers, device_of_rank
 
-    zero.start_process(device_of_rank())
-    model, processor = build_parts(job)
-    data = open_data(job, processor)
+    deepspeed.start_process(device_of_rank())
+    model, processor = build_model(spec)
+    data = build_data(spec, processor)
     start = 0
-    if found is not None:
-        checkpoints.check_fits(found, checkpoints.model_identity(model.config), job.recipe)
-        start = data.order.steps_to(data.order.restore(found.meta["position"]))
-        checkpoints.load_weights(found, model)
-    micro_batches = data.share.micro_batches(job.recipe.batch.global_size)
-    engine = zero.build_engine(model, job.recipe, micro_batches=micro_batches)
-    if found is not None:
-        checkpoints.load_state(found, zero.MasterState(engine))
-    if job.recipe.compile:
-        from aligntrain.train.setup import compile_layers
-
+    if checkpoint is not None:
+        checkpoints.check_fits(checkpoint, checkpoints.model_identity(model.config), spec.recipe)
+        start = data.order.steps_to(data.order.restore(checkpoint.meta["position"]))
+        checkpoints.load_weights(checkpoint, model)  # before ZeRO-3 partitions them
+    micro_batches = data.share.micro_batches(spec.recipe.batch.global_size)
+    engine = deepspeed.build_engine(model, spec.recipe, micro_batches=micro_batches)
+    if checkpoint is not None:
+        checkpoints.load_state(checkpoint, deepspeed.MasterState(engine))
+    if spec.recipe.compile:
         compile_layers(engine.module)
-    ending = _train(job, engine, data, start, profile)
-    if job.recipe.lora is None:
-        export(engine.module, processor, run)
-    else:
-        export_lora(engine.module, processor, run, Base.of(job))
+    result = _train(spec, engine, data, start, profile)
+    export(engine.module, processor, spec)
     if data.share.rank == 0:
-        finish(run, {**ending, "seconds": time.monotonic() - began})
-    # Not after an error: the others may be waiting for this rank, and it would wait for them.
-    zero.stop_process()
+        finish(run, {**result, "seconds": time.monotonic() - began})
 
 
-def _where_to_begin(run: Path, resume: bool) -> checkpoints.Checkpoint | None:
-    found = checkpoints.newest_checkpoint(run)
-    if resume:
-        return found
-    if found is not None:
+def _checkpoint_to_resume(run: Path, resume: bool) -> checkpoints.Checkpoint | None:
+    newest = checkpoints.newest_checkpoint(run)
+    if newest is not None and not resume:
         raise InputError(
-            f"{run} has a checkpoint of step {found.step}; give --resume to go on from it, or "
+            f"{run} has a checkpoint of step {newest.step}; give --resume to go on from it, or "
             "another --output to begin anew."
         )
-    return None
+    return newest
 
 
-def _train(job: Job, engine: Any, data: Any, start: int, profile: int | None) -> dict[str, Any]:
-    """Make the steps after `start`; how the run ended."""
+def _train(
+    spec: RunSpec, engine: "Engine", data: "TrainingData", start: int, profile: int | None
+) -> dict[str, Any]:
+    """Make the steps after `start`; return how the run ended."""
     from aligntrain.progress import Display
-    from aligntrain.train.loggers import Recorder, open_trackers
+    from aligntrain.train.loggers import Recorder, open_loggers
     from aligntrain.train.metrics import sentence
-    from aligntrain.train.trainer import Loop
+    from aligntrain.train.trainer import Trainer
 
     first = data.share.rank == 0
-    recorder = Recorder(job.folder, start, open_trackers(job, start)) if first else None
-    loop = Loop(engine, data, job.recipe, folder=job.folder, recorder=recorder)
-    display = Display(console if first else None, job.recipe.phase, loop.total, start)
+    recorder = Recorder(spec.folder, start, open_loggers(spec, start)) if first else None
+    trainer = Trainer(engine, data, spec.recipe, folder=spec.folder, recorder=recorder)
+    display = Display(console if first else None, spec.recipe.phase, trainer.total, start)
     try:
         with display.shown():
-            loop.run(start, display, profile if first else None)
+            trainer.run(start, display, profile if first else None)
     finally:
         if recorder is not None:
             recorder.close()
-    ending = loop.ending()
-    if ending["throughput"] is not None:
-        log.info("%s.", sentence(ending["throughput"]))
-    return ending
+    result = trainer.result()
+    if result["throughput"] is not None:
+        log.info("%s.", sentence(result["throughput"]))
+    return result
 
 
-_OUT_OF_MEMORY = (
-    "memory ran out; lower batch.micro_size, set gradient_checkpointing, or raise zero_stage "
-    "(`aligntrain plan` says what a recipe needs)."
-)
-
-
-def _become_one_of_several(local_rank: int | None) -> bool:
-    """Complete the environment; whether `launch` started this process, with which it then ends."""
+def set_environment(local_rank: int | None = None) -> None:
+    """Complete the environment that launchers set, before torch and its libraries read it."""
     if local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
-    alone = {
+    defaults = {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29500",
+        "MASTER_PORT": "0",  # any free one: nobody else asks for it
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
     }
-    for name, value in alone.items():
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    launched = os.environ.pop(LAUNCHED, None) is not None
-    if launched:
-        threading.Thread(target=_end_with_launcher, daemon=True).start()
-    return launched
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // ranks_here)))
+    if sys.platform == "linux" and ranks_here == int(os.environ["WORLD_SIZE"]):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a container may not know its own name
 
 
-def _end_with_launcher() -> None:
-    # Not by sys.stdin, whose lock Python could not take at its end.
-    while os.read(0, 1):
-        pass
+def _join_launcher(run: Path) -> bool:
+    """Tie this process to `launch` if that started it, and say whether it did."""
+    launcher = os.environ.pop(LAUNCHER, None)
+    if launcher is None:
+        return False
+    rank = os.environ["RANK"]
+    if rank != "0":
+        with (run / LOGS / f"rank-{rank}.log").open("wb") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher speaks of Ctrl-C
+    threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
+    return True
+
+
+def _end_with(launcher: int) -> None:
+    # torch's agent leaves its processes running when it is killed.
+    while os.getppid() == launcher:
+        time.sleep(_WATCH_EVERY_S)
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)  # with the data workers
     os._exit(1)
 
 
-def _quieten() -> None:
-    """Of the log only this package's reaches the terminal, and only rank 0's."""
-    first = os.environ["RANK"] == "0"
-    log.setLevel(logging.INFO if first else logging.WARNING)
-    log.handlers = [_Log()]
-    log.propagate = False
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+def _report(error: AlignError) -> None:
+    """Leave the sentence and exit code where torch's agent reads them (`ProcessFailure`)."""
+    report = {"message": str(error), "timestamp": int(time.time()), "exit_code": error.exit_code}
+    write_whole(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(report))
 
 
 class _Log(logging.Handler):
@@ -192,9 +218,8 @@ class _Log(logging.Handler):
         console.print(prefix + self.format(record))
 
 
-def _tell_launcher(run: Path, error: AlignError) -> None:
-    rank = os.environ["RANK"]
-    unfinished = run / ERRORS / f".rank-{rank}"
-    told = {"sentence": str(error), "exit_code": error.exit_code}
-    unfinished.write_text(json.dumps(told), encoding="utf-8")
-    unfinished.replace(run / ERRORS / f"rank-{rank}.json")
+def _log_to_console() -> None:
+    """Show this package's log alone, and of ranks but the first only its warnings."""
+    log.setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
+    log.handlers = [_Log()]
+    log.propagate = False

@@ -21,14 +21,11 @@ A line with `validation_loss` (and `validation_loss_by_level`, `validation_sampl
 held-out rows after that step; null where it is no finite number.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from aligntrain.runs.folder import METRICS
 from aligntrain.train.phases import part_of
 
 PEAK_FLOPS = {
@@ -215,15 +212,6 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the run in `folder`, oldest first; a last line that is cut off is left out."""
-    path = folder / METRICS
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 @dataclass(frozen=True, slots=True)

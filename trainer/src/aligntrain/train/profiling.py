@@ -1,4 +1,4 @@
-"""A look at where the time of a few steps goes: `aligntrain run ... --profile N`."""
+"""Profile of a few steps: `aligntrain run ... --profile N`."""
 
 import logging
 import os
@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aligntrain.runs.folder import write_whole
+
 log = logging.getLogger("aligntrain")
 
 TABLE = "profile.txt"
 TRACE = "profile.json.gz"
 
 PARTS = ("data", "forward", "backward", "optimizer")
-"""The parts of a step, as the loop marks them (see `part`)."""
+"""The parts of a step that the trainer marks with `part`."""
 
 _PREFIX = "step: "
 _WARM_UP = 3
@@ -22,7 +24,7 @@ _ROWS = 30
 
 
 def part(name: str) -> Any:
-    """Marks what runs within it as the part `name` of a step."""
+    """Return a context that marks the part `name` of a step."""
     from torch.profiler import record_function
 
     return record_function(_PREFIX + name)
@@ -30,11 +32,11 @@ def part(name: str) -> Any:
 
 @contextmanager
 def profiling(folder: Path, steps: int | None, remaining: int) -> Iterator[Callable[[], None]]:
-    """Profile `steps` of this process' `remaining` steps; what is given is called after each.
+    """Profile `steps` of this process's `remaining` steps (None: no step); yield what to call after
+    each of them.
 
-    The first ones pass by, if there are enough, then one that only warms the profiler up. A table
-    of what took most time and a trace in Chrome's format are written to `folder`. None: nothing is
-    profiled.
+    The first ones are skipped, if there are enough, and one warms the profiler up. A table of the
+    longest operations and a trace in Chrome's format are written to `folder`.
     """
     if steps is None or remaining < 1:
         yield lambda: None
@@ -66,9 +68,7 @@ def _write(folder: Path, profiled: Any, steps: int) -> None:
     unfinished = trace.with_name(f".unfinished-{TRACE}")
     profiled.export_chrome_trace(os.fspath(unfinished))
     unfinished.replace(trace)
-    unfinished = table.with_name(f".unfinished-{TABLE}")
-    unfinished.write_text(_table(profiled.key_averages(), steps), encoding="utf-8")
-    unfinished.replace(table)
+    write_whole(table, _table(profiled.key_averages(), steps))
     log.info(
         "profile of %d steps: %s, and %s for https://ui.perfetto.dev or chrome://tracing.",
         steps,

@@ -1,13 +1,13 @@
-"""`aligntrain run`: a run folder, and processes that work on it."""
+"""`aligntrain run`: check a run, write its folder, and start its processes."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignshared import InputError
-from aligntrain.model.lora import LORA
+from aligntrain.data.dataset import open_dataset
 from aligntrain.recipes import PHASES, Phase, load_recipe
 from aligntrain.recipes.schema import Recipe
 from aligntrain.runs.folder import (
@@ -15,34 +15,30 @@ from aligntrain.runs.folder import (
     EXPORT,
     FINISHED,
     METRICS,
-    Job,
+    RunSpec,
     Start,
-    ending_of,
-    is_job,
-    levels_wanted,
-    read_job,
-    write_job,
+    is_run,
+    read_run,
+    result_of,
+    write_run,
 )
 from aligntrain.train import checkpoint
 from aligntrain.train.launch import launch, process_count
-from aligntrain.train.loggers import check_trackers
-
-if TYPE_CHECKING:
-    from aligntrain.data.dataset import ShardedDataset
+from aligntrain.train.loggers import check_loggers
 
 RUNS = Path("runs")
-"""Where run folders lie that nobody has named: `runs/<recipe>-<phase>`."""
+"""Folder of runs without an `output`: `runs/<recipe>-<phase>`."""
 
 NOTHING = "none"
-"""As a start: fine-tune a new projector, table and gate."""
+"""A start that fine-tunes a new projector, table and gate."""
 
-_WHATEVER_THERE = frozenset({".DS_Store"})
+_IGNORED_FILES = frozenset({".DS_Store"})
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
     """A finished run: its folder and how it ended (`steps`, `loss`, `validation_loss`, `seconds`,
-    `rejected`, `truncated`). `before` says that it was finished already, and nothing was done.
+    `rejected`, `truncated`). `before`: it had finished before, and nothing was done.
     """
 
     folder: Path
@@ -50,7 +46,7 @@ class RunResult:
     before: bool = False
 
 
-def run(  # noqa: PLR0913 - what a run can be told
+def run(  # noqa: PLR0913 - the options of a run
     phase: Phase,
     data: str | os.PathLike[str],
     *,
@@ -61,8 +57,9 @@ def run(  # noqa: PLR0913 - what a run can be told
     nproc: int | None = None,
     start: str | Path | None = None,
     profile: int | None = None,
+    isolated: bool = False,
 ) -> RunResult:
-    """Train `phase` on the dataset `data`, as `recipe` with `overrides` says.
+    """Train `phase` on the dataset `data` with a recipe.
 
     Args:
         phase: `pretrain` or `finetune`.
@@ -70,29 +67,29 @@ def run(  # noqa: PLR0913 - what a run can be told
         recipe: a recipe's name or file.
         overrides: `a.b=value`, as `--set` takes them.
         output: the run folder, by default `runs/<recipe>-<phase>`.
-        resume: go on from the newest whole checkpoint there, if there is one.
+        resume: go on from the newest whole checkpoint, if the run has one.
         nproc: processes; by default one for each GPU of this machine, or one.
-        start: what fine-tuning goes on from: a run folder, a model that `merge` wrote, an adapter
-            file, or `none` for a new projector and table. By default the newest finished pretrain
-            run beside `output`.
-        profile: how many steps the first process profiles, into the run folder.
+        start: start of fine-tuning: a run folder, a model that `merge` wrote, an adapter file, or
+            `none` for a new projector and table. By default the newest finished pretrain run beside
+            `output`.
+        profile: number of steps that the first process profiles, into the run folder.
+        isolated: train even with one process in a child (see `launch`), as for run after run.
 
     Raises:
         InputError: the recipe, the data, the start or the folder cannot be used.
         AlignError: the run failed.
     """
     if profile is not None and profile < 1:
-        raise InputError(f"--profile {profile} cannot be: give 1 step or more.")
-    job, done = _prepared(phase, data, recipe, overrides, output, resume, start)
-    if done is not None:
-        return RunResult(job.folder, done, before=True)
-    count, _ = process_count(nproc)
-    _check_batch(job.recipe, count)
-    write_job(job)
-    launch(job.folder, resume=resume, nproc=nproc, profile=profile)
-    ending = ending_of(job.folder)
-    assert ending is not None  # a worker that returned 0 has written it
-    return RunResult(job.folder, ending)
+        raise InputError(f"--profile must be at least 1 (got {profile}).")
+    spec, ending = _check(phase, data, recipe, overrides, output, resume, start)
+    if ending is not None:
+        return RunResult(spec.folder, ending, before=True)
+    _check_batch(spec.recipe, process_count(nproc))
+    write_run(spec)
+    launch(spec.folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
+    ending = result_of(spec.folder)
+    assert ending is not None  # rank 0 writes it before it ends well
+    return RunResult(spec.folder, ending)
 
 
 def prepare(
@@ -105,33 +102,17 @@ def prepare(
     resume: bool = False,
     start: str | Path | None = None,
 ) -> Path:
-    """Make the run folder and start nothing: torchrun or the deepspeed launcher do (see `worker`).
+    """Write the run folder for torchrun or the deepspeed launcher (see `main`); start nothing.
 
     Arguments and errors are those of `run`.
     """
-    job, done = _prepared(phase, data, recipe, overrides, output, resume, start)
-    if done is None:
-        write_job(job)
-    return job.folder
+    spec, ending = _check(phase, data, recipe, overrides, output, resume, start)
+    if ending is None:
+        write_run(spec)
+    return spec.folder
 
 
-def open_shards(recipe: Recipe, data: str | os.PathLike[str]) -> "ShardedDataset":
-    """The dataset `data` as a run of `recipe` reads it.
-
-    Raises:
-        InputError: it cannot be trained on with this recipe.
-    """
-    from aligntrain.data.dataset import ShardedDataset, relevel_of
-
-    return ShardedDataset(
-        data,
-        levels=levels_wanted(recipe),
-        conversations=recipe.data.template != "plain",
-        relevel=relevel_of(recipe.data.levels, recipe.seed),
-    )
-
-
-def _prepared(
+def _check(
     phase: Phase,
     data: str | os.PathLike[str],
     recipe: str | Path,
@@ -139,29 +120,32 @@ def _prepared(
     output: str | Path | None,
     resume: bool,
     start: str | Path | None,
-) -> tuple[Job, dict[str, Any] | None]:
-    """The run, checked as far as can be without a model; and how it ended, if it is finished."""
+) -> tuple[RunSpec, dict[str, Any] | None]:
+    """Return the run, checked as far as possible without a model, and how it ended if it has."""
     if phase not in PHASES:
         raise InputError(f"the phase {phase} is unknown; give {' or '.join(PHASES)}.")
     resolved = load_recipe(recipe, phase, overrides)
-    check_trackers(resolved)
+    check_loggers(resolved)
     folder = _folder(resolved, output)
-    shards = open_shards(resolved, data)
-    there = read_job(folder) if _has_begun(folder) else None
-    # A run that is there keeps its start, whatever has been pretrained since.
-    begin = there.start if there is not None and start is None else _start(phase, start, folder)
-    job = Job(folder, resolved, shards.location, shards.digest, begin)
-    done = None
-    if there is not None:
-        _check_same(there, job)
-        done = ending_of(folder)
-        if done is None and not resume:
+    dataset = open_dataset(resolved, data)
+    existing = read_run(folder) if _has_begun(folder) else None
+    if existing is not None and start is None:
+        # It keeps its original start, even if a newer pretraining run has finished.
+        resolved_start = existing.start
+    else:
+        resolved_start = _resolve_start(phase, start, folder)
+    spec = RunSpec(folder, resolved, dataset.location, dataset.digest, resolved_start)
+    ending = None
+    if existing is not None:
+        _check_same(existing, spec)
+        ending = result_of(folder)
+        if ending is None and not resume:
             _refuse_unfinished(folder)
-    elif folder.exists() and not _is_empty(folder) and not is_job(folder):
-        raise InputError(f"{folder} holds something else than a run; give another --output.")
-    if done is None and resolved.data.verify:
-        shards.verify()
-    return job, done
+    elif folder.exists() and not _is_empty(folder) and not is_run(folder):
+        raise InputError(f"{folder} holds files that are not a run's; give another --output.")
+    if ending is None and resolved.data.verify:
+        dataset.verify()
+    return spec, ending
 
 
 def _folder(recipe: Recipe, output: str | Path | None) -> Path:
@@ -173,13 +157,13 @@ def _folder(recipe: Recipe, output: str | Path | None) -> Path:
 
 
 def _has_begun(folder: Path) -> bool:
-    """Whether a step of the run in `folder` was made; until then it may be made anew."""
+    """Return whether the run in `folder` has made a step; until then it may be rewritten."""
     metrics = folder / METRICS
-    return is_job(folder) and metrics.is_file() and metrics.stat().st_size > 0
+    return is_run(folder) and metrics.is_file() and metrics.stat().st_size > 0
 
 
 def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not {p.name for p in folder.iterdir()} - _WHATEVER_THERE
+    return folder.is_dir() and not {p.name for p in folder.iterdir()} - _IGNORED_FILES
 
 
 def _check_batch(recipe: Recipe, processes: int) -> None:
@@ -188,16 +172,16 @@ def _check_batch(recipe: Recipe, processes: int) -> None:
     RankSlice(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
 
 
-def _check_same(there: Job, here: Job) -> None:
-    """Raise InputError unless the run that a folder holds is the one that is wanted."""
-    differences = checkpoint.recipe_differences(there.recipe.settings, here.recipe)
-    if there.data_sha256 != here.data_sha256:
-        differences.append(f"data: {there.data!r} there, {here.data!r} here, of other content")
-    if _sha256(there.start) != _sha256(here.start):
-        differences.append(f"start: {there.start!r} there, {here.start!r} here")
+def _check_same(existing: RunSpec, spec: RunSpec) -> None:
+    """Raise InputError unless the run that is in the folder is `spec`."""
+    differences = checkpoint.recipe_differences(existing.recipe.settings, spec.recipe)
+    if existing.data_sha256 != spec.data_sha256:
+        differences.append(f"data: {existing.data!r} there, {spec.data!r} here, of other content")
+    if _sha256(existing.start) != _sha256(spec.start):
+        differences.append(f"start: {existing.start!r} there, {spec.start!r} here")
     if differences:
         raise InputError(
-            f"{here.folder} is a run with another recipe or other data "
+            f"{spec.folder} is a run with another recipe or other data "
             f"({'; '.join(differences)}); give another --output."
         )
 
@@ -215,10 +199,10 @@ def _refuse_unfinished(folder: Path) -> None:
         )
 
 
-def _start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None:
+def _resolve_start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None:
     if phase == "pretrain":
         if start is not None:
-            raise InputError("pretrain begins anew; leave out what to start from.")
+            raise InputError("pretrain always begins anew; leave out --from.")
         return None
     if start is None:
         start = _newest_pretrained(folder)
@@ -236,26 +220,28 @@ def _start(phase: Phase, start: str | Path | None, folder: Path) -> Start | None
             f"{NOTHING} to train a new projector and table."
         )
     _refuse_lora(model, path)
-    tuned = not is_job(path) or read_job(path).recipe.phase == "finetune"
+    tuned = not is_run(path) or read_run(path).recipe.phase == "finetune"
     return Start.of(adapter, model if tuned else None)
 
 
 def _refuse_lora(model: Path, named: Path) -> None:
-    """Raise InputError where `model` is an export of LoRA, whose adapter alone is half of it."""
+    """Raise InputError if `model` is a LoRA export, whose adapter is half of the model."""
+    from aligntrain.model.lora import LORA
+
     if (model / LORA).is_dir():
         raise InputError(
-            f"{named} is a LoRA run, or of one, which leaves no whole model to start from; write "
+            f"{named} is a LoRA run, or of one, which has no whole model to start from; write "
             "one with `aligntrain merge RUN OUTPUT` and start from that."
         )
 
 
 def _newest_pretrained(folder: Path) -> Path:
-    """The pretrain run beside `folder` that was finished last."""
-    beside = [p for p in folder.parent.glob("*") if is_job(p) and ending_of(p) is not None]
-    runs = [p for p in beside if read_job(p).recipe.phase == "pretrain"]
+    """Return the pretrain run beside `folder` that finished last."""
+    beside = [p for p in folder.parent.glob("*") if is_run(p) and result_of(p) is not None]
+    runs = [p for p in beside if read_run(p).recipe.phase == "pretrain"]
     if not runs:
         raise InputError(
-            f"finetune goes on from a finished pretrain run and there is none in {folder.parent}; "
-            f"say which with --from RUN, or --from {NOTHING} to train a new projector and table."
+            f"finetune starts from a finished pretrain run and there is none in {folder.parent}; "
+            f"name one with --from RUN, or --from {NOTHING} to train a new projector and table."
         )
     return max(runs, key=lambda p: (p / FINISHED).stat().st_mtime_ns)

@@ -10,19 +10,22 @@ import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignshared import AlignError
 from aligntrain.inference.load import Base
 from aligntrain.model.adapter import PARTS, save_adapter
 from aligntrain.model.lora import LORA, save_lora
 from aligntrain.runs.card import write_card
-from aligntrain.runs.folder import ADAPTER, EXPORT
+from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
 from aligntrain.train.deepspeed_engine import full_state
 from aligntrain.train.phases import part_of
 
 if TYPE_CHECKING:
     import torch
+
+    from aligntrain.model.modeling import AlignGPTForConditionalGeneration
+    from aligntrain.model.processing import AlignGPTProcessor
 
 USE = """import aligntrain  # registers the model with transformers
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -38,12 +41,18 @@ log = logging.getLogger("aligntrain")
 _UNFINISHED = ".unfinished-export"
 
 
-def export(model: Any, processor: Any, run: Path) -> None:
-    """Write `export/` in the run folder `run`: weights, configuration, processor, adapter.
+def export(
+    model: "AlignGPTForConditionalGeneration", processor: "AlignGPTProcessor", spec: RunSpec
+) -> None:
+    """Write `export/` in the run folder: weights, configuration, processor, adapter.
 
     All ranks call it; ZeRO-3 gathers the parameters one by one, and rank 0 holds the whole model in
     the host's memory.
     """
+    run = spec.folder
+    if spec.recipe.lora is not None:
+        _export_lora(model, processor, run, Base.of(spec))
+        return
     state = full_state(model)
 
     def write(folder: Path) -> None:
@@ -53,7 +62,12 @@ def export(model: Any, processor: Any, run: Path) -> None:
     _on_rank_0(run, write)
 
 
-def export_lora(model: Any, processor: Any, run: Path, base: Base) -> None:
+def _export_lora(
+    model: "AlignGPTForConditionalGeneration",
+    processor: "AlignGPTProcessor",
+    run: Path,
+    base: Base,
+) -> None:
     """Write `export/` of a LoRA run on `base`: LoRA, adapter, configuration, processor.
 
     All ranks call it; only what trains is gathered, and the table.
@@ -78,7 +92,12 @@ def export_lora(model: Any, processor: Any, run: Path, base: Base) -> None:
     _on_rank_0(run, write)
 
 
-def write_model(model: Any, processor: Any, folder: Path, state: "dict[str, torch.Tensor]") -> None:
+def write_model(
+    model: "AlignGPTForConditionalGeneration",
+    processor: "AlignGPTProcessor",
+    folder: Path,
+    state: "dict[str, torch.Tensor]",
+) -> None:
     """Write `model`, whose whole tensors are `state`, to `folder`, with processor and adapter."""
     adapter = _adapter(state)
     model.save_pretrained(folder, state_dict=state)  # which takes the state apart

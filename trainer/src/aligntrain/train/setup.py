@@ -1,4 +1,4 @@
-"""The parts of a run, from what its folder says: device, model, processor, data."""
+"""Building what a run trains with, as its folder says: device, model, processor and data."""
 
 import os
 from typing import Any
@@ -9,67 +9,42 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignshared import InputError
-from aligntrain.data.dataset import ShardedDataset, relevel_of
+from aligntrain.data.dataset import open_dataset
 from aligntrain.data.index import read_index
 from aligntrain.data.loader import Loader, Preparation, RankSlice
 from aligntrain.data.sampler import GlobalBatchSampler, Rows
+from aligntrain.model import build
 from aligntrain.model.adapter import load_adapter
-from aligntrain.model.build import DTYPES, build_config, build_model, build_processor
 from aligntrain.model.lora import add_lora, four_bit_options
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
-from aligntrain.runs.folder import Job, levels_wanted
-from aligntrain.train import checkpoint
+from aligntrain.model.processing import AlignGPTProcessor
+from aligntrain.runs.folder import RunSpec
+from aligntrain.train.checkpoint import model_identity
 from aligntrain.train.phases import apply_phase
 from aligntrain.train.trainer import TrainingData
 
-
-def compile_layers(model: nn.Module) -> None:
-    """Have every layer of the towers of `model` compiled when it first runs.
-
-    Names of modules and parameters stay what they are.
-
-    Raises:
-        InputError: nothing can be compiled here.
-    """
-    _try(next(model.parameters()).device)
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.compile(dynamic=True)
-
-
-def _try(device: torch.device) -> None:
-    """Compile next to nothing: what is missing then shows before the first step, in a sentence."""
-    try:
-        torch.compile(torch.neg)(torch.ones(2, device=device))
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"compile=true cannot be had here ({reason}); install a C++ compiler and Python's "
-            "headers, or set compile to false."
-        ) from error
+_KEPT_WHOLE = ("vision_tower", "projector", "alignment", "lm_head")
+"""Parts of a whole model that QLoRA leaves in 16 bits."""
 
 
 def device_of_rank() -> torch.device:
-    """This rank's GPU, or the CPU."""
+    """Return this rank's GPU, or the CPU."""
     on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
 
 
-def build_parts(job: Job) -> tuple[Any, Any]:
-    """Model and processor of `job`, in the host's memory; what trains requires gradients.
-
-    New parts are drawn from the seed, so they are the same on all ranks.
+def build_model(spec: RunSpec) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
+    """Return the model and processor of a run, in host memory; what trains requires gradients.
 
     Raises:
         InputError: a part cannot be read, or the start is of another model.
     """
-    recipe = job.recipe
-    torch.manual_seed(recipe.seed)
-    model = _model(job)
+    recipe, names = spec.recipe, spec.recipe.model
+    torch.manual_seed(recipe.seed)  # new parts are the same on all ranks
+    model = _load_model(spec)
     if recipe.lora is not None:
         add_lora(model, recipe.lora)
-    names = recipe.model
-    processor = build_processor(
+    processor = build.build_processor(
         names.vision_tower,
         names.llm,
         model.config,
@@ -78,31 +53,29 @@ def build_parts(job: Job) -> tuple[Any, Any]:
     )
     apply_phase(model, recipe.phase)
     if recipe.gradient_checkpointing:
-        # Under ZeRO-3 a parameter has its values only while its module runs, which the kind that
-        # does not re-enter the graph cannot follow.
+        # Under ZeRO-3 a parameter has its values only while its module runs, and checkpointing
+        # that does not re-enter the graph recomputes outside of that.
         model.model.language_model.activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": recipe.zero_stage == 3}
         )
     return model, processor
 
 
-def _model(job: Job) -> Any:
-    names = job.recipe.model
-    dtype = DTYPES[job.recipe.precision]
-    start, lora = job.start, job.recipe.lora
-    quantize = lora is not None and lora.quantize == "4bit"
+def _load_model(spec: RunSpec) -> AlignGPTForConditionalGeneration:
+    recipe, names, start = spec.recipe, spec.recipe.model, spec.start
+    dtype = build.DTYPES[recipe.precision]
+    quantize = recipe.lora is not None and recipe.lora.quantize == "4bit"
+    model: Any
     if start is not None and start.model is not None:
-        config = build_config(names.vision_tower, names.llm, **names.choices)
-        keep = ("vision_tower", "projector", "alignment", "lm_head")
-        options = four_bit_options(job.recipe.precision, keep=keep) if quantize else {}
-        model: Any = AlignGPTForConditionalGeneration.from_pretrained(
+        config = build.build_config(names.vision_tower, names.llm, **names.choices)
+        options = four_bit_options(recipe.precision, keep=_KEPT_WHOLE) if quantize else {}
+        model = AlignGPTForConditionalGeneration.from_pretrained(
             start.model, dtype=dtype, **options
         )
-        there = checkpoint.model_identity(model.config)
-        _check_start(start.model, there, checkpoint.model_identity(config))
+        _check_start(start.model, model_identity(model.config), model_identity(config))
     else:
-        options = four_bit_options(job.recipe.precision) if quantize else {}
-        model = build_model(
+        options = four_bit_options(recipe.precision) if quantize else {}
+        model = build.build_model(
             names.vision_tower, names.llm, dtype=dtype, llm_options=options, **names.choices
         )
         if start is not None:
@@ -112,36 +85,30 @@ def _model(job: Job) -> Any:
     return model
 
 
-def _check_start(where: str, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for what, value in wanted.items():
-        if there[what] != value:
+def _check_start(where: str, start: dict[str, Any], recipe: dict[str, Any]) -> None:
+    for what, value in recipe.items():
+        if start[what] != value:
             raise InputError(
-                f"{where} is of another model: its {what} is {there[what]} and the recipe's "
+                f"{where} is of another model: its {what} is {start[what]} and the recipe's "
                 f"{value}; change the recipe, or start from another run."
             )
 
 
-def open_data(job: Job, processor: Any) -> TrainingData:
-    """The dataset of `job`, as this rank reads it.
+def build_data(spec: RunSpec, processor: AlignGPTProcessor) -> TrainingData:
+    """Return the batch sampler and this rank's loaders of a run.
 
     Raises:
-        InputError: it is not what the run was made for, or cannot be used with this recipe.
+        InputError: the dataset has changed since the run was made, or does not fit its recipe.
     """
-    recipe, data = job.recipe, job.recipe.data
-    talks = data.template != "plain"
-    shards = ShardedDataset(
-        job.data,
-        levels=levels_wanted(recipe),
-        conversations=talks,
-        relevel=relevel_of(data.levels, recipe.seed),
-    )
-    if shards.digest != job.data_sha256:
+    recipe, data = spec.recipe, spec.recipe.data
+    dataset = open_dataset(recipe, spec.data)
+    if dataset.digest != spec.data_sha256:
         raise InputError(
-            f"{job.data} has changed since the run {job.folder} was made; start a new run on it."
+            f"{spec.data} has changed since the run {spec.folder} was made; start a new run on it."
         )
-    index = read_index(shards, conversations=talks)
-    order = GlobalBatchSampler.of(
-        shards,
+    index = read_index(dataset, conversations=data.template != "plain")
+    sampler = GlobalBatchSampler.of(
+        dataset,
         index,
         index.train_rows(data.validation_share),
         global_size=recipe.batch.global_size,
@@ -154,9 +121,10 @@ def open_data(job: Job, processor: Any) -> TrainingData:
         torch.distributed.get_rank(),
         torch.distributed.get_world_size(),
     )
+    # Two loaders, since each counts what it rejects.
     train, validation = (
         Loader(
-            shards,
+            dataset,
             preparation,
             share,
             workers=data.workers,
@@ -164,12 +132,39 @@ def open_data(job: Job, processor: Any) -> TrainingData:
         )
         for _ in range(2)
     )
-    rows = _spread(index.validation_rows(data.validation_share), recipe.log.validate_samples)
-    return TrainingData(order, share, train, validation, rows)
+    held_out = index.validation_rows(data.validation_share)
+    rows = _evenly_spaced(held_out, recipe.log.validate_samples)
+    return TrainingData(sampler, share, train, validation, rows)
 
 
-def _spread(rows: Rows, count: int | None) -> Rows:
-    """`count` of `rows`, at equal distances; all of them for None."""
+def _evenly_spaced(rows: Rows, count: int | None) -> Rows:
+    """Return `count` of `rows` at equal distances, or all of them for None."""
     if count is None or count >= len(rows):
         return rows
     return rows[np.arange(count) * len(rows) // count]
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Have every layer of the towers of `model` compiled when it first runs.
+
+    Names of modules and parameters stay what they are.
+
+    Raises:
+        InputError: nothing can be compiled here.
+    """
+    _check_compiler(next(model.parameters()).device)
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile(dynamic=True)
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Compile next to nothing, so that a missing compiler shows before the first step."""
+    try:
+        torch.compile(torch.neg)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"compile=true cannot be had here ({reason}); install a C++ compiler and Python's "
+            "headers, or set compile to false."
+        ) from error

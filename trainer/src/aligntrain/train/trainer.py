@@ -1,10 +1,9 @@
-"""The loop: steps of the optimizer, validations and checkpoints, from where the run stands.
+"""The training loop: optimizer steps, validations and checkpoints, from where the run stands.
 
 The loss of a step is the mean over the labelled tokens of its whole global batch, on whatever ranks
 and in whatever micro-batches they lie. So neither the number of ranks nor `batch.micro_size`
 changes the loss or the gradients, but for rounding; averaging the means of micro-batches, as
-LLaVA's trainer does, would give the tokens of short answers more weight wherever there are more
-ranks. The random numbers of a step (of dropout, say) come from the seed, the step and the rank.
+LLaVA's trainer does, would give the tokens of short answers more weight with more ranks.
 """
 
 import itertools
@@ -21,19 +20,28 @@ from typing import Any, Literal
 import torch
 
 from alignshared import AlignError
-from aligntrain.data.loader import Loader, RankSlice
+from aligntrain.data.loader import Batch, Counts, Loader, RankSlice
 from aligntrain.data.sampler import GlobalBatchSampler, Rows, sequential_batches
 from aligntrain.model.losses import label_positions
+from aligntrain.model.modeling import AlignGPTOutput
 from aligntrain.progress import Display
 from aligntrain.prompts.placeholders import IGNORE_INDEX
 from aligntrain.recipes import Recipe
+from aligntrain.runs.folder import read_metrics
 from aligntrain.train.checkpoint import model_identity, save_checkpoint
-from aligntrain.train.deepspeed_engine import MasterState, is_plain, set_rates
+from aligntrain.train.deepspeed_engine import Engine, MasterState, is_plain, set_rates
 from aligntrain.train.loggers import Recorder
-from aligntrain.train.metrics import Flops, Speed, Sums, peak_flops, read_metrics
+from aligntrain.train.metrics import Flops, Speed, Sums, peak_flops
 from aligntrain.train.profiling import part, profiling
 
 Schedule = Literal["cosine", "constant"]
+
+FAILED = "failed-step.json"
+"""File listing the samples of a step whose loss or gradient was NaN or infinite."""
+
+_MAX_NAMED = 8
+
+log = logging.getLogger("aligntrain")
 
 
 def total_steps(max_steps: int | None, epochs: float, steps_per_epoch: int) -> int:
@@ -67,17 +75,9 @@ def rate_factor(step: int, total: int, warmup_ratio: float, schedule: Schedule) 
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-log = logging.getLogger("aligntrain")
-
-FAILED = "failed-step.json"
-"""Where a run that stops at a loss that is no number lists the samples of that step."""
-
-_NAMED = 8
-
-
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a run trains on: the order of the rows, and who prepares this rank's part of them."""
+    """Batch sampler plus this rank's training and validation loaders."""
 
     order: GlobalBatchSampler
     share: RankSlice
@@ -88,7 +88,7 @@ class TrainingData:
 
 @dataclass(slots=True)
 class Interval:
-    """What has been counted since the last line of metrics, or since the start."""
+    """Counts since the last line of metrics, or since the start."""
 
     sums: Sums
     steps: int = 0
@@ -97,15 +97,15 @@ class Interval:
     rates: dict[str, float] = field(default_factory=dict[str, float])
 
 
-class Loop:
+class Trainer:
     """Trains the model in `engine` on `data`, as `recipe` says, in the run folder `folder`.
 
-    `recorder` is there on rank 0 alone.
+    Rank 0 alone has a `recorder`.
     """
 
     def __init__(
         self,
-        engine: Any,
+        engine: Engine,
         data: TrainingData,
         recipe: Recipe,
         *,
@@ -128,10 +128,10 @@ class Loop:
     def run(
         self, start: int = 0, display: Display | None = None, profile: int | None = None
     ) -> None:
-        """Make the steps after `start`, up to the last, and show them on `display`; `profile` some.
+        """Make the steps after `start`, show them on `display`, and profile `profile` of them.
 
         Raises:
-            AlignError: the loss or its gradient is no number, too many rows cannot be used, or a
+            AlignError: the loss or its gradient is not finite, too many rows cannot be used, or a
                 checkpoint cannot be written.
         """
         self._display = display or self._display
@@ -152,11 +152,13 @@ class Loop:
                     self.save(done)
                 profiled()
 
-    def ending(self) -> dict[str, Any]:
-        """How the run ended, over all ranks: its last losses, and since it was last started how
-        many rows were rejected or cut, and how fast it was (`throughput`, None without a step).
+    def result(self) -> dict[str, Any]:
+        """Return how the run ended, over all ranks.
+
+        Its last losses and, since it was last started, how many rows were rejected or truncated and
+        how fast it was (`throughput`, None without a step).
         """
-        counts: list[Any] = [None] * self._ranks
+        counts: list[Counts] = [Counts()] * self._ranks
         torch.distributed.all_gather_object(counts, self._data.train.counts)
         rejected = sum((count.rejected for count in counts), Counter[str]())
         lines = read_metrics(self._folder)
@@ -184,84 +186,87 @@ class Loop:
         state = MasterState(self._engine)
         save_checkpoint(self._folder, state, meta, keep=self._recipe.checkpoint.keep)
 
-    def _step(self, step: int, batches: Iterator[Any]) -> None:
+    def _step(self, step: int, batches: Iterator[Batch]) -> None:
         began = time.perf_counter()
         rates = set_rates(self._engine, self._factor(step))
-        torch.manual_seed(_seed(self._recipe.seed, step, self._rank))
+        # Drawn anew in every step: a run that resumes needs no state of random numbers.
+        torch.manual_seed(step_seed(self._recipe.seed, step, self._rank))
         with part("data"):
             micro = list(itertools.islice(batches, self._micro_batches))
-        waited = time.perf_counter() - began
-        tokens = self._labelled(micro)
         sums = self._new_sums()
-        sums["wait_s"] = waited
-        unsound: list[str] = []
+        sums["wait_s"] = time.perf_counter() - began
+        # Counted over all ranks before the first forward pass, since every loss is divided by it.
+        tokens = self._count_labels(micro)
+        not_finite: list[str] = []
         for number, batch in enumerate(micro):
             with part("forward"):
                 output = self._engine(**self._inputs(batch), num_items_in_batch=tokens)
             with part("backward"):
-                # DeepSpeed averages over ranks; the division by all tokens is in the loss already.
+                # DeepSpeed divides the sum of gradients by the ranks, which the division by the
+                # tokens of all ranks has done already; so too of micro-batches (`wrt_gas`).
                 self._engine.backward(output.loss * self._ranks, scale_wrt_gas=False)
             sums.add(batch, output, packed=self._packed)
-            unsound += _not_finite(batch, output)
+            not_finite += _not_finite(batch, output)
             if number < len(micro) - 1:
-                self._engine.step()
+                self._engine.step()  # counts micro-batches; only the last one steps the optimizer
         sums.reduce()
         if not math.isfinite(sums.loss):
-            self._stop("loss", step, micro, unsound)
+            self._stop("loss", step, micro, not_finite)
         with part("optimizer"):
             norm = self._apply(step, micro)
         self._count(sums, time.perf_counter() - began, norm, rates)
         self._display.step(step + 1, sums.loss, sums["read"])
 
-    def _apply(self, step: int, micro: list[Any]) -> float:
-        """Let the optimizer step; the norm of the gradients before clipping."""
-        norm = _own_norm(self._engine)
-        if norm is None:
-            self._engine.step()
-            norm = _norm(self._engine.get_global_grad_norm())
-            # fp16 skips a step and goes on with a smaller loss scale.
-            skipped = self._engine.fp16_enabled() and not self._engine.was_step_applied()
-            sound = skipped or math.isfinite(norm)
-        else:
-            sound = math.isfinite(norm)
-            if sound:
+    def _apply(self, step: int, micro: list[Batch]) -> float:
+        """Step the optimizer; return the norm of the gradients before clipping."""
+        if is_plain(self._engine):
+            norm = _gradient_norm(self._engine)
+            healthy = math.isfinite(norm)
+            if healthy:
                 self._engine.step()
-        if not sound:
+        else:
+            self._engine.step()
+            deepspeed_norm = self._engine.get_global_grad_norm()
+            # DeepSpeed reports -1 for a norm that is not finite.
+            unknown = deepspeed_norm is None or float(deepspeed_norm) < 0
+            norm = math.nan if unknown else float(deepspeed_norm)
+            # fp16 skips a step that overflows and goes on with a smaller loss scale.
+            skipped = self._engine.fp16_enabled() and not self._engine.was_step_applied()
+            healthy = skipped or math.isfinite(norm)
+        if not healthy:
             self._stop("gradient", step, micro, [])
         return norm
 
-    def _stop(self, what: str, step: int, micro: list[Any], unsound: list[str]) -> None:
-        """Say that a run cannot go on, and on what it was working. All ranks come here together."""
-        mine = {
-            "unsound": unsound,
-            "samples": [id_ for batch in micro for id_ in batch["ids"] if id_],
-        }
-        parts: list[Any] = [None] * self._ranks
-        torch.distributed.all_gather_object(parts, mine)
-        samples = [id_ for part in parts for id_ in part["samples"]]
-        worst = [id_ for part in parts for id_ in part["unsound"]]
+    def _stop(self, what: str, step: int, micro: list[Batch], not_finite: list[str]) -> None:
+        """Raise an AlignError that names the samples of a failed step; all ranks call it."""
+        own = not_finite, [id_ for batch in micro for id_ in batch["ids"] if id_]
+        by_rank: list[tuple[list[str], list[str]]] = [own] * self._ranks
+        torch.distributed.all_gather_object(by_rank, own)
+        not_finite = [id_ for ids, _ in by_rank for id_ in ids]
+        samples = [id_ for _, ids in by_rank for id_ in ids]
         path = self._folder / FAILED
         if self._rank == 0:
-            found = {"step": step + 1, "what": what, "not_finite": worst, "samples": samples}
-            path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        named = worst or samples
-        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+            report = {"step": step + 1, "what": what, "not_finite": not_finite, "samples": samples}
+            path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        named = not_finite or samples
+        more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
         raise AlignError(
             f"the {what} of step {step + 1} is not a finite number, at the samples "
-            f"{', '.join(named[:_NAMED])}{more} (all of the batch are in {path}); the last "
+            f"{', '.join(named[:_MAX_NAMED])}{more} (all of the batch are in {path}); the last "
             "checkpoint stays as it is: look at them, or lower optimizer.lr, or take precision "
             "bf16 for fp16, then start anew or --resume."
         )
 
-    def _labelled(self, micro: list[Any]) -> int:
-        """Labelled tokens in the micro-batches of all ranks, at least 1."""
+    def _count_labels(self, micro: list[Batch]) -> int:
+        """Return the number of labelled tokens in the micro-batches of all ranks, at least 1."""
         # A label says what comes after the place before it, so one in the first place is not read.
         count = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro)
         tokens = torch.tensor(count, device=self._device)
         torch.distributed.all_reduce(tokens)
         return max(1, int(tokens))
 
-    def _inputs(self, batch: Any) -> dict[str, Any]:
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return the arguments of the model's forward pass, on this rank's device."""
         names = ("input_ids", "attention_mask", "pixel_values", "labels", "levels")
         inputs = {
             name: None if batch[name] is None else batch[name].to(self._device, non_blocking=True)
@@ -345,28 +350,34 @@ class Loop:
         return Sums(self._recipe.model.levels, self._device)
 
 
-def _seed(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for each step and rank."""
-    return hash((seed, step, rank)) & 0x7FFF_FFFF_FFFF_FFFF
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return the seed of the random numbers (dropout, say) of a step on a rank.
 
-
-def _not_finite(batch: Any, output: Any) -> list[str]:
-    """Ids of the rows whose loss is no number."""
-    sound = output.sample_loss.isfinite().tolist()
-    return [id_ for id_, fine in zip(batch["ids"], sound, strict=True) if not fine]
-
-
-def _own_norm(engine: Any) -> float | None:
-    """The norm of all gradients where DeepSpeed keeps none.
-
-    The gradients are those of all ranks by then.
+    The three numbers, each from 0 to 2^61 - 2, are mixed by the rounds of xxHash64.
     """
-    if not is_plain(engine):
-        return None
+    mask = (1 << 64) - 1
+    mixed = _PRIME_5
+    for number in (seed, step, rank):
+        mixed = (mixed + number * _PRIME_2) & mask
+        mixed = (mixed << 31 | mixed >> 33) & mask
+        mixed = mixed * _PRIME_1 & mask
+    return (mixed + (3 ^ _PRIME_5 ^ 3527539)) & mask >> 1
+
+
+_PRIME_1, _PRIME_2, _PRIME_5 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x27D4EB2F165667C5
+
+
+def _not_finite(batch: Batch, output: AlignGPTOutput) -> list[str]:
+    """Return the ids of the rows whose loss is NaN or infinite."""
+    assert output.sample_loss is not None  # there are labels
+    finite = output.sample_loss.isfinite().tolist()
+    return [id_ for id_, fine in zip(batch["ids"], finite, strict=True) if not fine]
+
+
+def _gradient_norm(engine: Engine) -> float:
+    """Return the norm of all gradients, which are those of all ranks by then.
+
+    For an engine that `is_plain`: DeepSpeed keeps no norm there.
+    """
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
-
-
-def _norm(norm: Any) -> float:
-    # DeepSpeed gives -1 for one that is no number.
-    return math.nan if norm is None or float(norm) < 0 else float(norm)
