@@ -23,8 +23,8 @@ from alignshared import Dataset, Manifest, ShardInfo, Storage
 from alignshared.manifest import write_manifest
 from alignshared.schema import ingested_schema, scored_schema, with_level
 from alignshared.shards import writing_shard
-from aligntrain.prompts.placeholders import SYSTEM as VICUNA_SYSTEM
 from aligntrain.prompts.placeholders import Layout, own_bos
+from aligntrain.prompts.templates import VICUNA_SYSTEM
 
 TEXTS = [
     VICUNA_SYSTEM,

@@ -89,7 +89,8 @@ def test_split_is_by_id_alone(tmp_path: Path) -> None:
     there = {part.row(number).id for number in read_index(part).validation_rows(0.2).tolist()}
     assert there == {f"pair-{n:04d}" for n in held_out.tolist() if n >= 100}
     assert not len(whole.validation_rows(0))
-    with pytest.raises(InputError, match=r"data\.validation_share 1 cannot be"):
+    message = r"data\.validation_share must be at least 0 and below 1 \(got 1"
+    with pytest.raises(InputError, match=message):
         whole.train_rows(1)
 
 

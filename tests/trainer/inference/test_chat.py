@@ -135,7 +135,7 @@ def test_a_pretrained_model_captions_until_the_line_ends(tmp_path: Path) -> None
     chat = Chat(model, tiny.processor(model.config, template="plain"))
     only_line_feeds(chat)
     assert answer(chat, "never read", tiny.picture(1), max_new_tokens=50) == "\n"
-    with pytest.raises(InputError, match="only captions pictures, and there is none"):
+    with pytest.raises(InputError, match="only captions images, and there is none"):
         chat.answer(ASKED)
 
 
@@ -144,8 +144,8 @@ def test_a_pretrained_model_captions_until_the_line_ends(tmp_path: Path) -> None
     [
         ({"level": 5}, "there is no level 5; give one from 1 to 4"),
         ({"level": 0}, "there is no level 0"),
-        ({"max_new_tokens": 0}, "max_new_tokens 0 or temperature 0.0 cannot be"),
-        ({"temperature": -1.0}, "temperature -1.0 cannot be"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"temperature": -1.0}, r"temperature at least 0 \(got -1.0\)"),
         ({"max_new_tokens": 1000}, "longer than the 1024 that the model reads"),
     ],
 )
@@ -156,7 +156,7 @@ def test_numbers_that_cannot_be(chat: Chat, options: dict[str, Any], said: str) 
 
 
 def test_a_level_without_a_picture(chat: Chat) -> None:
-    with pytest.raises(InputError, match="a level is that of a picture, and there is none"):
+    with pytest.raises(InputError, match="a level is that of an image, and there is none"):
         chat.answer(ASKED, level=2)
 
 
@@ -171,7 +171,7 @@ def test_a_level_of_a_model_without_levels() -> None:
 def test_pictures_that_cannot_be_read(chat: Chat, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    with pytest.raises(InputError, match=r"broken\.png holds no picture"):
+    with pytest.raises(InputError, match=r"broken\.png holds no image"):
         chat.answer(ASKED, broken)
     with pytest.raises(InputError, match=r"nothing\.png cannot be read"):
         chat.answer(ASKED, tmp_path / "nothing.png")

@@ -111,7 +111,7 @@ def test_a_pretrained_model_captions_until_the_line_ends() -> None:
     llm.lm_head.bias.data[line_feed] = 1.0
     said = list(generate_answers(model, processor, [question("never read", tiny.picture(1))] * 2))
     assert [(one.text, one.tokens, one.finished) for one in said] == [("", 1, True)] * 2
-    with pytest.raises(InputError, match="only captions pictures, and there is none"):
+    with pytest.raises(InputError, match="only captions images, and there is none"):
         list(generate_answers(model, processor, [question("what?")]))
 
 
@@ -151,13 +151,13 @@ def test_questions_are_taken_as_they_are_needed(asked: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "options", "said"),
     [
-        (question("x", level=2), {}, "a level is that of a picture, and there is none"),
+        (question("x", level=2), {}, "a level is that of an image, and there is none"),
         (question("x", tiny.picture(1), level=5), {}, "there is no level 5; give one from 1 to 4"),
         (question("x", tiny.picture(1), level=0), {}, "there is no level 0"),
         (question("x" * 1000), {}, "longer than the 1024 that the model reads"),
-        (question("x"), {"max_new_tokens": 0}, "max_new_tokens 0 or temperature 0.0 cannot be"),
-        (question("x"), {"temperature": -1.0}, "temperature -1.0 cannot be"),
-        (question("x"), {"batch_size": 0}, "batch_size 0 cannot be"),
+        (question("x"), {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        (question("x"), {"temperature": -1.0}, r"temperature at least 0 \(got -1.0\)"),
+        (question("x"), {"batch_size": 0}, "batch_size must be at least 1"),
     ],
 )
 def test_what_cannot_be_asked(

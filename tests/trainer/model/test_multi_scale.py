@@ -11,8 +11,7 @@ from PIL import Image
 from alignshared import InputError
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligntrain.model.adapter import load_adapter, save_adapter
-from aligntrain.model.multi_scale import multi_scale
-from aligntrain.model.vision import image_features
+from aligntrain.model.vision import image_features, multi_scale
 from aligntrain.plan.estimate import plan
 from aligntrain.recipes import load_recipe
 from aligntrain.runs.folder import read_metrics

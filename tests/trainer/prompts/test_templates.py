@@ -11,7 +11,7 @@ from alignshared import InputError
 from aligntrain.prompts.conversation import InvalidSample, Turn, read_conversation
 from aligntrain.prompts.encode import Encoder, Tokens
 from aligntrain.prompts.placeholders import IGNORE_INDEX, join, tokenize_pieces
-from aligntrain.prompts.placeholders import SYSTEM as VICUNA_SYSTEM
+from aligntrain.prompts.templates import VICUNA_SYSTEM
 from tests.trainer.rows import chat_tokenizer, layout_of, llama_tokenizer
 
 TALK = (

@@ -159,7 +159,7 @@ def test_the_models(server: Running) -> None:
         ({"extra_body": {"magic": 1}}, openai.BadRequestError, "no parameter magic", "magic"),
         (
             {"extra_body": {"level": 1}, "messages": question("no picture")},
-            openai.BadRequestError, "a level is that of a picture", None,
+            openai.BadRequestError, "a level is that of an image", None,
         ),
         ({"messages": question("<image> what?")}, openai.BadRequestError, "the mark <image>", None),
         (
@@ -256,7 +256,7 @@ def test_a_model_that_only_captions(tmp_path: Path) -> None:
         )
         assert said.usage is not None
         assert said.usage.prompt_tokens == tiny.IMAGE_TOKENS + 2  # BOS and the level's place
-        with pytest.raises(openai.BadRequestError, match="only captions pictures"):
+        with pytest.raises(openai.BadRequestError, match="only captions images"):
             client.chat.completions.create(model=NAME, messages=question())
 
 

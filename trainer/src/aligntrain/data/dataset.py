@@ -1,4 +1,4 @@
-"""Rows of a dataset by number, without ever holding more of it than a few row groups."""
+"""Rows of a dataset by number, holding only a few row groups in memory; its levels made anew."""
 
 import hashlib
 import os
@@ -23,10 +23,14 @@ from aligntrain.runs.folder import required_levels
 
 Levels = npt.NDArray[np.int8]
 Relevel = Callable[["ShardedDataset", int], Levels]
-"""Levels [n] int8 in 1..N of all rows of a dataset, for N levels."""
+"""Function from a dataset and N to the levels [n] int8, in 1..N, of all its rows."""
 
 CACHE_BYTES = 512 << 20
-"""Row groups that a process keeps, at most; the newest is kept however large it is."""
+"""Most bytes of row groups that a process caches; the newest is kept whatever its size."""
+
+_MAX_OPEN = 32
+"""Most shards kept open; a file in an object store holds a connection and a footer."""
+
 
 _COLUMNS = ("id", "image", "caption", "conversations", LEVEL_COLUMN)
 _HASH_CHUNK = 1 << 22
@@ -34,7 +38,7 @@ _HASH_CHUNK = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """One row group, the least that can be read: rows `first` to `first + rows` of the dataset."""
+    """One row group, the smallest readable unit: rows `first` to `first + rows` of the dataset."""
 
     shard: ShardInfo
     group: int
@@ -43,10 +47,11 @@ class RowGroup:
 
 
 class ShardedDataset:
-    """The dataset at `location`: a levelled one if `levels` is given, else any with conversations
-    or captions. With `relevel` its levels are made anew, `levels` of them, and its own not read.
+    """Random access to the rows of the dataset at `location`.
 
-    It can be sent to another process, or be there after a fork: open files stay behind.
+    `levels` is the number of levels that it must have, None for a dataset of captions or, with
+    `conversations`, of conversations. With `relevel`, levels are made anew and its own not read.
+    Pickling and forking leave open files behind.
 
     Raises:
         InputError: there is no such dataset, its schema has another version, it is empty, lacks a
@@ -71,16 +76,16 @@ class ShardedDataset:
             raise InputError(f"{self.location} is empty; its rejects tell why.")
         self.schema: pa.Schema = self.dataset.schema
         self._check_levels()
-        wanted = ["id", "image", "conversations" if conversations else "caption"]
-        require_columns(self.schema, wanted, self.location)
+        required = ["id", "image", "conversations" if conversations else "caption"]
+        require_columns(self.schema, required, self.location)
         self.columns = [name for name in _COLUMNS if name in self.schema.names]
-        self.row_groups: tuple[RowGroup, ...] = tuple(self._row_groups())
-        self._firsts = [block.first for block in self.row_groups]
+        self.row_groups: tuple[RowGroup, ...] = tuple(self._read_footers())
+        self._firsts = [row_group.first for row_group in self.row_groups]
         self._cache_bytes = cache_bytes
         self._levels = None
         if levels is not None and relevel is not None:
             self._levels = relevel(self, levels)
-        self._forget()
+        self._drop_cache()
 
     def __len__(self) -> int:
         last = self.row_groups[-1]
@@ -93,20 +98,20 @@ class ShardedDataset:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._drop_cache()
 
     def row(self, number: int) -> Row:
-        """Row `number`, from 0, in the order of the shards.
+        """Return row `number`, counted from 0 in the order of the shards.
 
         Raises:
             InputError: a shard is gone or damaged since it was opened.
         """
-        at = bisect_right(self._firsts, number) - 1
-        block = self.row_groups[at]
-        if not 0 <= number - block.first < block.rows:
+        index = bisect_right(self._firsts, number) - 1
+        row_group = self.row_groups[index]
+        if not 0 <= number - row_group.first < row_group.rows:
             raise IndexError(number)
-        table = self._table(at)
-        values = table.slice(number - block.first, 1).to_pylist()[0]
+        table = self._table(index)
+        values = table.slice(number - row_group.first, 1).to_pylist()[0]
         if self._levels is not None:
             values[LEVEL_COLUMN] = int(self._levels[number])
         return _row(values)
@@ -114,8 +119,9 @@ class ShardedDataset:
     def iter_batches(
         self, columns: Sequence[str]
     ) -> Iterator[tuple[int, ShardInfo, pa.RecordBatch]]:
-        """Every row once, as (number of the first, shard, batch) of `columns`, which may name
-        leaves such as `image.path`.
+        """Iterate over all rows as (number of the first, shard, batch) with `columns`.
+
+        `columns` may name leaves such as `image.path`.
         """
         first = 0
         for shard in self.dataset.manifest.shards:
@@ -125,7 +131,7 @@ class ShardedDataset:
                     first += batch.num_rows
 
     def verify(self) -> None:
-        """Compare every shard with the checksum in the manifest; reads everything once.
+        """Compare every shard with its checksum in the manifest; reads all data once.
 
         Raises:
             ContractError: a shard is not the one that was written.
@@ -143,10 +149,10 @@ class ShardedDataset:
                 )
 
     def reopen(self) -> None:
-        """Forget open files and what is kept of them; the next read opens them again."""
-        self._forget()
+        """Drop open files and cached row groups; the next read opens them again."""
+        self._drop_cache()
 
-    def _forget(self) -> None:
+    def _drop_cache(self) -> None:
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._open: dict[str, pq.ParquetFile] = {}
 
@@ -167,7 +173,7 @@ class ShardedDataset:
             )
         require_columns(self.schema, [LEVEL_COLUMN], self.location)
 
-    def _row_groups(self) -> Iterator[RowGroup]:
+    def _read_footers(self) -> Iterator[RowGroup]:
         first = 0
         for shard in self.dataset.manifest.shards:
             with self.dataset.open_shard(shard) as parquet:
@@ -184,38 +190,35 @@ class ShardedDataset:
                 yield RowGroup(shard, group, first, rows)
                 first += rows
 
-    def _table(self, at: int) -> pa.Table:
-        if at in self._cache:
-            self._cache.move_to_end(at)
-            return self._cache[at]
-        table = self._read(self.row_groups[at])
-        self._cache[at] = table
-        sizes = [kept.nbytes for kept in self._cache.values()]
+    def _table(self, index: int) -> pa.Table:
+        """Return a row group from the cache, which drops the least recently used."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        table = self._read(self.row_groups[index])
+        self._cache[index] = table
+        sizes = [cached.nbytes for cached in self._cache.values()]
         while sum(sizes) > self._cache_bytes and len(sizes) > 1:
             self._cache.popitem(last=False)
             sizes.pop(0)
         return table
 
-    def _read(self, block: RowGroup) -> pa.Table:
-        name = block.shard.file
+    def _read(self, row_group: RowGroup) -> pa.Table:
+        name = row_group.shard.file
         try:
             if name not in self._open:
                 if len(self._open) >= _MAX_OPEN:
                     self._open.pop(next(iter(self._open))).close()
-                self._open[name] = self.dataset.open_shard(block.shard)
-            # Threads of Arrow's pool would not be there after a fork.
+                self._open[name] = self.dataset.open_shard(row_group.shard)
+            # The threads of Arrow's pool do not survive a fork.
             return self._open[name].read_row_group(
-                block.group, columns=self.columns, use_threads=False
+                row_group.group, columns=self.columns, use_threads=False
             )
         except (pa.ArrowInvalid, OSError) as error:
             raise ContractError(
                 f"{name} in {self.location} cannot be read ({' '.join(str(error).split())}); copy "
                 "it again or write the dataset again."
             ) from error
-
-
-_MAX_OPEN = 32
-"""ShardedDataset that are kept open; a file in an object store holds a connection and a footer."""
 
 
 def _row(values: dict[str, Any]) -> Row:
@@ -244,35 +247,36 @@ def open_dataset(recipe: Recipe, location: str | os.PathLike[str]) -> ShardedDat
 
 
 def relevel_of(how: Literal["quantile", "random"] | None, seed: int) -> Relevel | None:
-    """What `data.levels` of a recipe says; `seed` is what random ones are drawn from."""
+    """Return the function for `data.levels` of a recipe; `seed` draws random levels."""
     if how == "random":
         return lambda shards, levels: random_levels(len(shards), levels, seed)
     return quantile_levels if how == "quantile" else None
 
 
 def random_levels(rows: int, levels: int, seed: int) -> Levels:
-    """`levels` levels in equal numbers, dealt to `rows` rows by `seed` alone."""
+    """Return levels [rows] in equal numbers, dealt by `seed` alone."""
     dealt = np.arange(rows, dtype=np.int64) * levels // rows + 1
     return np.random.default_rng([seed, levels]).permutation(dealt).astype(np.int8)
 
 
 def quantile_levels(shards: "ShardedDataset", levels: int) -> Levels:
-    """Levels between the exact quantiles of the dataset's scores, as `aligncurate bucket` has them:
-    edge k of N over n scores is the one with 0-based rank floor(k n / N) in ascending order.
+    """Return levels between the exact quantiles of the dataset's scores, as `aligncurate bucket`.
+
+    Edge k of N over n scores is the score of 0-based rank floor(k n / N) in ascending order.
 
     Raises:
-        ContractError: there are no scores, or one is no finite number.
+        ContractError: there are no scores, or one is not finite.
     """
     remedy = "run aligncurate score on the pairs, or leave data.levels out"
     if "score" not in shards.schema.names:
         raise ContractError(
             f"data.levels quantile needs scores, and {shards.location} has none; {remedy}."
         )
-    parts = [
+    scores = [
         batch.column("score").to_numpy(zero_copy_only=False)
         for _, _, batch in shards.iter_batches(["score"])
     ]
-    scores = np.concatenate(parts).astype(np.float32)
+    scores = np.concatenate(scores).astype(np.float32)
     if not np.isfinite(scores).all():
         raise ContractError(f"{shards.location} has a score that is no finite number; {remedy}.")
     if len(scores) < levels:

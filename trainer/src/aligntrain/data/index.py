@@ -1,7 +1,7 @@
-"""What is known of every row without its picture: length, modality, level, side of the split.
+"""Index: length, modality and validation side of every row, without reading images.
 
-One pass over the small columns, 13 bytes kept per row; each process makes it for itself and comes
-to the same.
+One pass over the small columns, 13 bytes kept per row. Each process builds the same index for
+itself.
 """
 
 import hashlib
@@ -22,8 +22,10 @@ _HASH_RANGE = 1 << 64
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """Of every row: `lengths` [n] int32 in characters, `has_image` [n] bool, `hashes` [n] uint64 of
-    its id; and how many rows have a conversation.
+    """Columns over all n rows of a dataset.
+
+    `lengths` [n] int32 in characters, `has_image` [n] bool, `hashes` [n] uint64 of the ids;
+    `conversations` is the number of rows that have one.
     """
 
     lengths: npt.NDArray[np.int32]
@@ -32,17 +34,17 @@ class Index:
     conversations: int
 
     def validation_rows(self, share: float) -> npt.NDArray[np.int64]:
-        """Numbers, ascending, of the rows that are kept for validation, about `share` of all.
+        """Return the numbers, ascending, of the validation rows, about `share` of all.
 
-        Which these are depends on their ids alone: not on the seed, the shards or other rows.
+        The choice depends on a row's id alone: not on the seed, the shards or other rows.
         """
         return np.flatnonzero(self._held_out(share))
 
     def train_rows(self, share: float) -> npt.NDArray[np.int64]:
-        """Numbers, ascending, of the rows that `validation_rows(share)` leaves for training.
+        """Return the numbers, ascending, of all rows outside `validation_rows(share)`.
 
         Raises:
-            InputError: `share` is none, or leaves no row.
+            InputError: `share` is out of range, or leaves no row.
         """
         rows = np.flatnonzero(~self._held_out(share))
         if not len(rows):
@@ -54,45 +56,48 @@ class Index:
 
     def _held_out(self, share: float) -> npt.NDArray[np.bool_]:
         if not 0 <= share < 1:
-            raise InputError(f"data.validation_share {share} cannot be: give 0 or more, below 1.")
+            raise InputError(f"data.validation_share must be at least 0 and below 1 (got {share}).")
         return self.hashes < np.uint64(int(share * _HASH_RANGE))
 
 
 def read_index(shards: ShardedDataset, *, conversations: bool = False) -> Index:
-    """Look at every row of `shards` once; with `conversations`, some row must have one.
+    """Read the small columns of `shards` once; with `conversations`, some row must have one.
 
     Raises:
         ContractError: a level is missing or out of range.
-        InputError: there is no conversation and there should be.
+        InputError: there is no conversation although one is required.
     """
     columns = [name for name in shards.columns if name != "image"] + ["image.path"]
     lengths: list[npt.NDArray[np.int32]] = []
     has_image: list[npt.NDArray[np.bool_]] = []
     hashes: list[npt.NDArray[np.uint64]] = []
-    talking = 0
+    conversation_count = 0
     for _, shard, batch in shards.iter_batches(columns):
         lengths.append(_lengths(batch))
         has_image.append(_valid(batch.column("image")))
         hashes.append(hash_ids(batch.column("id").to_pylist()))
         if "conversations" in columns:
-            talking += len(batch) - batch.column("conversations").null_count
+            conversation_count += len(batch) - batch.column("conversations").null_count
         if shards.levels is not None and not shards.relevelled:
             _check_levels(batch, has_image[-1], shards, shard)
-    if conversations and not talking:
+    if conversations and not conversation_count:
         raise InputError(
             f"{shards.location} holds captions and no conversations; give data that aligncurate "
             "ingest wrote, or set data.template to plain."
         )
     return Index(
-        np.concatenate(lengths), np.concatenate(has_image), np.concatenate(hashes), talking
+        np.concatenate(lengths),
+        np.concatenate(has_image),
+        np.concatenate(hashes),
+        conversation_count,
     )
 
 
 def hash_ids(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
-    """Hashes [n] uint64 (BLAKE2b) of `ids` up to their first `#`.
+    """Return hashes [n] uint64 (BLAKE2b) of `ids` up to their first `#`.
 
-    What `ingest` adds behind a `#` tells records on one picture apart; all of them fall on the same
-    side of the split, so that no picture is seen in training that is asked about in validation.
+    The suffix that `ingest` adds after `#` tells records of one image apart. Without it they fall
+    on one side of the split, so that no image occurs in both training and validation.
     """
     digests = b"".join(
         hashlib.blake2b(id_.partition("#")[0].encode(), digest_size=8).digest() for id_ in ids
@@ -118,13 +123,14 @@ def _check_levels(
 
 
 def _lengths(batch: pa.RecordBatch) -> npt.NDArray[np.int32]:
-    """Characters [n] of the conversations, or of the caption where there is none."""
+    """Return the characters [n] of each conversation, or of the caption without one."""
     captions = np.zeros(len(batch), dtype=np.int64)
     if "caption" in batch.schema.names:
         captions = _characters(batch.column("caption"))
     if "conversations" not in batch.schema.names:
         return captions.astype(np.int32)
     turns = batch.column("conversations")
+    # Running character counts over all turns; a row's count is the difference at its ends.
     sums = np.concatenate([[0], np.cumsum(_characters(turns.flatten().field("value")))])
     ends = np.cumsum(
         pc.call_function("list_value_length", [turns]).fill_null(0).to_numpy(zero_copy_only=False)

@@ -1,7 +1,7 @@
-"""Worker processes that read, tokenize, decode and collate the micro-batches of a plan.
+"""Loader: worker processes that read, tokenize, decode and collate micro-batches.
 
-The plan (`order.py`) is made in the trainer's process and sent to the workers as row numbers, so
-what comes out, and in which order, does not depend on how many workers there are.
+The trainer's process plans the batches (`sampler`) and sends row numbers to the workers, so the
+result and its order do not depend on the number of workers.
 """
 
 import logging
@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import torch
 from PIL import Image
@@ -23,31 +23,48 @@ from aligntrain.data.sampler import GlobalBatch, Rows, rank_part
 from aligntrain.data.samples import Sample, decode_sample_image, make_sample
 from aligntrain.prompts.conversation import InvalidSample
 from aligntrain.prompts.encode import Encoder
-from aligntrain.prompts.placeholders import IGNORE_INDEX
+from aligntrain.prompts.placeholders import IGNORE_INDEX, Layout
+
+log = logging.getLogger("aligntrain")
+
+LEAST_SEEN = 100
+"""Fewest rows that rejects are compared with: one reject in the first ten is not a tenth."""
+
+_SHOWN = 10
+"""Rejects logged as warnings; later ones are logged at level info."""
+_AHEAD = 4
+"""Micro-batches that each worker prepares in advance."""
+
+Pixels = Callable[[Image.Image], torch.Tensor]
+"""Function from an RGB image to the vision tower's input [3, H, W] float32."""
+
+
+class Processor(Protocol):
+    """The part of an AlignGPTProcessor that data preparation uses."""
+
+    tokenizer: Any
+
+    @property
+    def layout(self) -> Layout: ...
+
+    def pixel_values(self, images: Sequence[Any]) -> torch.Tensor: ...
 
 
 class Batch(TypedDict):
-    """A micro-batch of B rows of at most T tokens, padded on the right, with I images in all.
+    """A micro-batch: B rows padded on the right to T tokens, with I images in all."""
 
-    `input_ids`, `attention_mask`, `labels` [B, T] int64; `pixel_values` [I, 3, H, W] float32 in
-    reading order, None without images; `levels` [B] int64, 0 for rows that have none; `ids` [B].
-    """
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    labels: torch.Tensor
-    pixel_values: torch.Tensor | None
-    levels: torch.Tensor
-    ids: list[str]
+    input_ids: torch.Tensor  # [B, T] int64
+    attention_mask: torch.Tensor  # [B, T] int64
+    labels: torch.Tensor  # [B, T] int64
+    pixel_values: torch.Tensor | None  # [I, 3, H, W] float32 in reading order, None without images
+    levels: torch.Tensor  # [B] int64, 0 in rows without a level
+    ids: list[str]  # [B]
 
 
 def collate(samples: Sequence[Sample], pixels: Sequence[torch.Tensor], pad_id: int) -> Batch:
-    """`samples` as a batch; `pixels` are their images [3, H, W] in reading order.
-
-    Without any sample, the batch is one row of one token that is text and is not learned, so that
-    a rank whose rows were all rejected still takes part in the step.
-    """
+    """Pad `samples` to a batch; `pixels` are their images [3, H, W] in reading order."""
     if not samples:
+        # One token without a label: a rank whose rows were all rejected still joins the step.
         samples = [Sample("", [pad_id], [IGNORE_INDEX], [], 0, truncated=False)]
     size = len(samples), max(sample.length for sample in samples)
     input_ids = torch.full(size, pad_id, dtype=torch.int64)
@@ -67,83 +84,72 @@ def collate(samples: Sequence[Sample], pixels: Sequence[torch.Tensor], pad_id: i
     )
 
 
-log = logging.getLogger("aligntrain")
-
-LEAST_SEEN = 100
-"""Rejects are held against this many rows at least: one in the first ten rows is not a tenth."""
-
-_SHOWN = 10
-_AHEAD = 4
-
-Pixels = Callable[[Image.Image], torch.Tensor]
-"""An RGB image as the vision tower takes it, [3, H, W] float32."""
-
-
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """How a row becomes tensors; sent to the workers. `pad_id` fills rows up to their batch."""
+    """Everything that turns a row into tensors; sent to the workers."""
 
     encoder: Encoder
     pixels: Pixels
     pad_id: int
 
     @classmethod
-    def of(cls, processor: Any, *, template: str, max_length: int) -> "Preparation":
-        """What an AlignGPTProcessor does, in `template` and at most `max_length` tokens.
+    def of(cls, processor: Processor, *, template: str, max_length: int) -> "Preparation":
+        """Return the preparation by `processor`, in `template` and at most `max_length` tokens.
 
         Raises:
-            InputError: the template or the length is not to be had with this processor.
+            InputError: the processor has no such template, or the length is too small.
         """
         tokenizer = processor.tokenizer
         encoder = Encoder(tokenizer, processor.layout, template, max_length)
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        pad_id = next(id_ for id_ in ends if id_ is not None)  # masked: any token will do
+        pad_id = next(id_ for id_ in ends if id_ is not None)  # any token: it is masked
         return cls(encoder, _PixelsOf(processor), pad_id)
 
 
 @dataclass(frozen=True, slots=True)
 class _PixelsOf:
-    processor: Any
+    processor: Processor
 
-    def __call__(self, picture: Image.Image) -> torch.Tensor:
-        return self.processor.pixel_values([picture])[0]
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        return self.processor.pixel_values([image])[0]
 
 
 @dataclass(frozen=True, slots=True)
 class RankSlice:
-    """This process among the `ranks` that work on a run, and the rows it takes at once."""
+    """The part of each global batch that `rank` of `ranks` handles, `micro_size` rows at a time."""
 
     micro_size: int
     rank: int = 0
     ranks: int = 1
 
     def micro_batches(self, global_size: int) -> int:
-        """Micro-batches of each rank in a full global batch: the gradient accumulation steps.
+        """Return the micro-batches per rank in a full global batch: gradient accumulation steps.
 
         Raises:
-            InputError: the sizes do not divide.
+            InputError: the sizes are not divisible.
         """
-        at_once = self.micro_size * self.ranks
-        if global_size % at_once:
+        per_step = self.micro_size * self.ranks
+        if global_size % per_step:
             raise InputError(
-                f"batch.global_size {global_size} is no multiple of {at_once}, which is "
+                f"batch.global_size {global_size} is no multiple of {per_step}, which is "
                 f"batch.micro_size {self.micro_size} times {self.ranks} processes; change one of "
                 "them."
             )
-        return global_size // at_once
+        return global_size // per_step
 
     def of(self, rows: Rows) -> list[list[int]]:
-        """This rank's micro-batches of a global batch; of equal number on all ranks, so the last
-        may be smaller, or empty, where `rows` is not full.
+        """Return this rank's micro-batches of a global batch, equally many on all ranks.
+
+        If `rows` is not a full batch, the last may be smaller or empty.
         """
         longest = -(-len(rows) // self.ranks)
-        mine = rank_part(rows, self.rank, self.ranks).tolist()
-        return [mine[at : at + self.micro_size] for at in range(0, longest, self.micro_size)]
+        part = rank_part(rows, self.rank, self.ranks).tolist()
+        return [part[i : i + self.micro_size] for i in range(0, longest, self.micro_size)]
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that could not be trained on."""
+    """A row that could not become a sample."""
 
     row: int
     id: str
@@ -153,7 +159,7 @@ class Rejected:
 
 @dataclass(slots=True)
 class Counts:
-    """What this rank has met: rows, rejects by reason, and samples cut to the longest length."""
+    """Totals of this rank: rows, rejects by reason, and samples cut to the length limit."""
 
     rows: int = 0
     rejected: Counter[str] = field(default_factory=Counter[str])
@@ -169,9 +175,9 @@ class _Prepared:
 
 
 class Loader:
-    """Micro-batches of `shards` on `workers` processes (0: in this one).
+    """Micro-batches of `shards`, prepared by `workers` processes (0: by this one).
 
-    `counts` grows with what is yielded; `on_rejected` is called with each reject.
+    `counts` covers what has been yielded; `on_rejected` is called with each reject.
     """
 
     def __init__(
@@ -193,9 +199,9 @@ class Loader:
         self.counts = Counts()
 
     def batches(self, plan: Iterable[GlobalBatch]) -> Generator[Batch, None, None]:
-        """This rank's micro-batches of `plan`, in order; as many for each step on all ranks.
+        """Iterate over this rank's micro-batches of `plan`, equally many per step on all ranks.
 
-        Workers live as long as the iterator: close it, or let go of it, and they end.
+        The workers end when the iterator is closed or garbage-collected.
 
         Raises:
             AlignError: more rows were rejected than `max_reject_share` allows, or a worker died.
@@ -216,19 +222,19 @@ class Loader:
     def _loader(self, work: "_Work", micro: Iterable[list[int]]) -> DataLoader[object]:
         multi = self._workers > 0
         if multi:
-            # Forked processes need no thread pool of the tokenizers, whose threads would be lost.
+            # A thread pool of the tokenizers would lose its threads in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return DataLoader(
             work,
             batch_size=None,
             sampler=micro,
             num_workers=self._workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             worker_init_fn=_set_up_worker if multi else None,
             prefetch_factor=_AHEAD if multi else None,
             # A connection to an object store does not survive a fork.
             multiprocessing_context=_context(self._shards.location) if multi else None,
-            # The default generator belongs to the training and is left as it is.
+            # Leave torch's default generator to the training.
             generator=torch.Generator(),
         )
 
@@ -266,14 +272,14 @@ class Loader:
 
 
 class _Work(Dataset[object]):
-    """Prepares a micro-batch from its row numbers; lives in the workers."""
+    """Map from row numbers to a prepared micro-batch; lives in the workers."""
 
     def __init__(self, shards: ShardedDataset, preparation: Preparation) -> None:
         self.shards = shards
         self._preparation = preparation
 
     def __getitem__(self, rows: list[int]) -> _Prepared | AlignError:
-        """The micro-batch, or what stops the run, which torch would bury in a traceback."""
+        """Return the micro-batch, or the error that ends the run, unraised: torch would wrap it."""
         try:
             return self._prepare(rows)
         except AlignError as error:
@@ -287,12 +293,12 @@ class _Work(Dataset[object]):
             row = self.shards.row(number)
             try:
                 sample = make_sample(row, self._preparation.encoder)
-                pictures = [decode_sample_image(image) for image in sample.images]
+                images = [decode_sample_image(data) for data in sample.images]
             except InvalidSample as problem:
                 rejected.append(Rejected(number, row.id, problem.reason.value, problem.detail))
                 continue
             samples.append(sample)
-            pixels += [self._preparation.pixels(picture) for picture in pictures]
+            pixels += [self._preparation.pixels(image) for image in images]
         batch = collate(samples, pixels, self._preparation.pad_id)
         truncated = sum(sample.truncated for sample in samples)
         return _Prepared(batch, len(rows), rejected, truncated)
@@ -302,19 +308,19 @@ def _next(source: Iterator[object]) -> _Prepared | AlignError | None:
     try:
         item = next(source, None)
     except (RuntimeError, EOFError, ConnectionError) as error:
-        # Which of these it is depends on what the worker was doing.
+        # A dying worker shows as any of these, depending on what it was doing.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        said = (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise AlignError(
-            f"a data worker ended without a word ({said}), as when memory runs out; set "
+            f"a data worker ended without a word ({reason}), as when memory runs out; set "
             "data.workers lower, and look at the size of /dev/shm in a container."
         ) from error
     assert item is None or isinstance(item, _Prepared | AlignError)
     return item
 
 
-def _as_it_is(item: object) -> object:
+def _identity(item: object) -> object:
     return item
 
 
@@ -323,8 +329,10 @@ def _context(location: str) -> str:
 
 
 def _begin(loader: DataLoader[object]) -> Iterator[object]:
-    """Start the workers. torch's handler of SIGCHLD, which would raise in the middle of a training
-    step when a worker dies, is taken out again: the next batch that is asked for tells of it.
+    """Start the workers, and restore the handler of SIGCHLD that torch replaces.
+
+    torch's would raise in the middle of a training step when a worker dies; without it, the next
+    batch reports the death.
     """
     if threading.current_thread() is not threading.main_thread():
         return iter(loader)  # torch sets no handler either
@@ -336,7 +344,7 @@ def _begin(loader: DataLoader[object]) -> Iterator[object]:
 
 
 def _set_up_worker(_worker: int) -> None:
-    # Ctrl-C goes to every process of the terminal; the trainer's own ends its workers.
+    # Ctrl-C reaches every process of the terminal; the trainer ends its own workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     info = get_worker_info()
     if info is not None and isinstance(info.dataset, _Work):

@@ -1,24 +1,23 @@
-"""Which rows make which global batch: a function of the seed, the epoch and the dataset alone.
+"""Sampler: the rows of each global batch, a function of seed, epoch and dataset alone.
 
-Shuffling. A row is read with its whole row group, so rows that are used together must lie
-together. Each epoch the row groups are shuffled; about WINDOW of them, in that order, are thrown
-together and their rows shuffled; the batches are cut from what comes out. With row groups of 256,
-a batch of 256 so holds rows of 16 places of the dataset, and a window takes 16 reads.
-What does not fill a batch goes on to the next window. Inside a batch rows lie in the order of
-their row groups, so that the part of one rank comes from few of them.
+Shuffling. Reading a row reads its whole row group, so rows used together must lie together. Each
+epoch shuffles the row groups, takes about WINDOW of them at a time in that order, shuffles their
+rows, and cuts batches from the result; rows that do not fill a batch go on to the next window. With
+row groups of 256, a batch of 256 mixes rows of 16 row groups, and a window takes 16 reads. Within a
+batch, rows stand in the order of their row groups, so that one rank's part comes from few of them.
 
-Grouping. With `group`, the batches of a window hold images only or text only, of like length: the
-rows of one kind are sorted by length and cut into batches, and the batches are shuffled. The last
-batches of an epoch take what is left of both kinds.
+Grouping. With `group`, a batch holds only rows with images or only text, of similar length: the
+rows of each kind in a window are sorted by length and cut into batches, and the batches are
+shuffled. The last batches of an epoch mix what remains of both kinds.
 
-Every row that fills a batch occurs once in an epoch. The last rows of an epoch, fewer than a batch,
-are left out: others each time, as each epoch has another order. All batches so have the same size.
+Batches are all full. Every row occurs at most once per epoch; fewer than a batch are left out at
+its end, different ones each epoch.
 
-Ranks. A batch is cut into as many parts of equal size as there are ranks, in order. So the number
-of ranks changes who works on a row, not when it is used.
+Ranks. A batch is split into equal parts, one per rank, in order. The number of ranks decides which
+process handles a row, never when it is used.
 
-Random numbers are hashes of row numbers (splitmix64): they do not depend on the release of a
-library, so a run can be gone on with after an upgrade.
+Random numbers are hashes of row numbers (splitmix64), independent of any library's release, so that
+a run can resume after an upgrade.
 """
 
 from collections.abc import Iterator
@@ -34,14 +33,14 @@ from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.index import Index
 
 WINDOW = 16
-"""Row groups whose rows are shuffled together, at most."""
+"""Most row groups whose rows are shuffled together."""
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a run stands: so many global batches of epoch `epoch` are done."""
+    """Progress of a run: `step` global batches of epoch `epoch` are done."""
 
     epoch: int = 0
     step: int = 0
@@ -49,20 +48,26 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class GlobalBatch:
-    """The rows [global size] of one step of the optimizer, and where the run stands after it."""
+    """Row numbers [global size] of one optimizer step, and the position after it."""
 
     rows: Rows
     after: Position
 
 
 class GlobalBatchSampler:
-    """The order of `rows` (ascending numbers) in batches of `global_size`, from `seed`.
+    """Batches of `global_size` rows, in an order drawn from `seed`.
 
-    `row_groups` [n] is the row group of each row, `lengths` [n] and `has_image` [n] what to group by;
-    `dataset` names the data in saved states.
+    Args:
+        rows: [n] int64, row numbers to train on, ascending.
+        row_groups: [n] int64, the row group of each.
+        global_size: rows in a batch.
+        seed: of all shuffling.
+        lengths: [n] int32, to group by length; None for no grouping.
+        has_image: [n] bool, to group by modality.
+        dataset: digest of the data, for saved states.
 
     Raises:
-        InputError: there are fewer rows than a batch takes.
+        InputError: there are fewer rows than a batch needs.
     """
 
     def __init__(
@@ -92,7 +97,7 @@ class GlobalBatchSampler:
             "group": lengths is not None,
         }
         self._seed = seed
-        self._known: tuple[int, Rows] | None = None
+        self._cached_epoch: tuple[int, Rows] | None = None
 
     @classmethod
     def of(
@@ -105,7 +110,7 @@ class GlobalBatchSampler:
         seed: int,
         group: bool = False,
     ) -> "GlobalBatchSampler":
-        """The order of `rows` of `shards`; `group` is data.group_by_length."""
+        """Return the sampler over `rows` of `shards`; `group` is data.group_by_length."""
         return cls(
             rows,
             row_group_numbers(shards)[rows],
@@ -118,77 +123,78 @@ class GlobalBatchSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches in an epoch, the same in each."""
+        """Global batches in each epoch."""
         return len(self._rows) // self.global_size
 
     @property
     def left_out(self) -> int:
-        """Rows that an epoch leaves out at its end, fewer than a batch."""
+        """Rows left out at the end of an epoch, fewer than a batch."""
         return len(self._rows) % self.global_size
 
     def position(self, step: int) -> Position:
-        """Where a run stands after `step` global batches from its start."""
+        """Return the position after `step` global batches from the start."""
         return Position(*divmod(step, self.steps_per_epoch))
 
     def steps_to(self, position: Position) -> int:
-        """How many global batches lie before `position`."""
+        """Return the number of global batches before `position`."""
         return position.epoch * self.steps_per_epoch + position.step
 
     def epoch(self, epoch: int) -> Rows:
-        """Row numbers [steps, global size] of all batches of an epoch."""
-        if self._known is None or self._known[0] != epoch:
-            self._known = epoch, self._rows[self._batches(epoch)]
-        return self._known[1]
+        """Return the row numbers [steps, global size] of all batches of an epoch."""
+        if self._cached_epoch is None or self._cached_epoch[0] != epoch:
+            self._cached_epoch = epoch, self._rows[self._batches(epoch)]
+        return self._cached_epoch[1]
 
     def plan(self, start: Position, stop: Position) -> Iterator[GlobalBatch]:
-        """The global batches from `start` up to `stop`."""
+        """Iterate over the global batches from `start` up to `stop`."""
         for step in range(self.steps_to(start), self.steps_to(stop)):
-            at = self.position(step)
-            yield GlobalBatch(self.epoch(at.epoch)[at.step], self.position(step + 1))
+            before, after = self.position(step), self.position(step + 1)
+            yield GlobalBatch(self.epoch(before.epoch)[before.step], after)
 
     def state(self, position: Position) -> dict[str, Any]:
-        """`position` for a checkpoint, with what it is a position in."""
+        """Return `position` for a checkpoint, with the identity of this order."""
         return {"epoch": position.epoch, "step": position.step, "order": dict(self._identity)}
 
     def restore(self, state: dict[str, Any]) -> Position:
-        """The position in `state`, which may come from a run with another number of ranks.
+        """Return the position in `state`; the run that saved it may have had other ranks.
 
         Raises:
             InputError: it is a position in another order.
         """
-        there = state["order"]
-        for key, ours in self._identity.items():
-            if there.get(key) != ours:
+        saved = state["order"]
+        for key, value in self._identity.items():
+            if saved.get(key) != value:
                 raise InputError(
-                    f"the checkpoint stands in another order of data: {key} is {there.get(key)!r} "
-                    f"there and {ours!r} here; resume with the data and recipe that it was made "
+                    f"the checkpoint stands in another order of data: {key} is {saved.get(key)!r} "
+                    f"there and {value!r} here; resume with the data and recipe that it was made "
                     "with, or start a new run."
                 )
         return Position(int(state["epoch"]), int(state["step"]))
 
     def _batches(self, epoch: int) -> Rows:
-        """Places in `rows` [steps, global size] of an epoch's batches."""
-        rank_of_block = _shuffled_ranks(self._row_groups, (self._seed, epoch, 0))
+        """Return an epoch's batches as indices [steps, global size] into `rows`."""
+        # [n]: place of each row's row group in this epoch's shuffled order
+        group_rank = _shuffled_ranks(self._row_groups, (self._seed, epoch, 0))
         keys = _random((self._seed, epoch, 1), self._rows)
-        row_groups = int(rank_of_block.max()) + 1
-        window = rank_of_block * -(-row_groups // WINDOW) // row_groups  # of nearly equal size
-        places = np.lexsort((keys, window))
-        cuts = np.flatnonzero(np.diff(window[places])) + 1
+        groups = int(group_rank.max()) + 1
+        window = group_rank * -(-groups // WINDOW) // groups  # windows of nearly equal size
+        order = np.lexsort((keys, window))  # window by window, rows at random within
+        cuts = np.flatnonzero(np.diff(window[order])) + 1
         batches: list[Rows] = []
         pools = _Pools(self.global_size, self._lengths, self._has_image)
-        for number, part in enumerate(np.split(places, cuts)):
-            full = pools.add(part)
-            if self._lengths is not None:  # they lie by length
+        for number, indices in enumerate(np.split(order, cuts)):
+            full = pools.add(indices)
+            if self._lengths is not None:  # undo the order by length
                 turn = np.argsort(_random((self._seed, epoch, 2, number), np.arange(len(full))))
-                full = [full[at] for at in turn]
+                full = [full[i] for i in turn]
             batches += full
         batches += pools.rest()
-        # By row group, and among equals by chance.
-        return np.stack([b[np.argsort(rank_of_block[b], kind="stable")] for b in batches])
+        # By row group, so that a rank's part of a batch needs few of them; stable keeps the rest.
+        return np.stack([b[np.argsort(group_rank[b], kind="stable")] for b in batches])
 
 
 class _Pools:
-    """Rows that wait for a batch: one pool, or one of each kind when they are grouped."""
+    """Rows waiting for a batch: one pool, or one per modality when grouping."""
 
     def __init__(
         self,
@@ -201,52 +207,52 @@ class _Pools:
         self._has_image = has_image
         self._waiting: list[Rows] = [np.empty(0, np.int64)] * (1 if has_image is None else 2)
 
-    def add(self, places: Rows) -> list[Rows]:
-        """Take the shuffled rows of one window; the batches that are now full."""
-        kinds = [places]
+    def add(self, indices: Rows) -> list[Rows]:
+        """Add the shuffled rows of one window; return the batches that are full now."""
+        parts = [indices]
         if self._has_image is not None:
-            images = self._has_image[places]
-            kinds = [places[images], places[~images]]
+            images = self._has_image[indices]
+            parts = [indices[images], indices[~images]]
         full: list[Rows] = []
-        for kind, new in enumerate(kinds):
-            pool = np.concatenate([self._waiting[kind], new])
+        for modality, new in enumerate(parts):
+            pool = np.concatenate([self._waiting[modality], new])
             ready = len(pool) - len(pool) % self._size
-            self._waiting[kind] = pool[ready:]
+            self._waiting[modality] = pool[ready:]
             full += self._cut(pool[:ready])
         return full
 
     def rest(self) -> list[Rows]:
-        """The batches that what still waits fills together; the last rows stay out."""
+        """Return the batches that all waiting rows fill together; the last rows stay out."""
         pool = np.concatenate(self._waiting)
         return self._cut(pool[: len(pool) - len(pool) % self._size])
 
-    def _cut(self, places: Rows) -> list[Rows]:
+    def _cut(self, indices: Rows) -> list[Rows]:
         if self._lengths is not None:
-            places = places[np.argsort(self._lengths[places], kind="stable")]
-        return list(places.reshape(-1, self._size))
+            indices = indices[np.argsort(self._lengths[indices], kind="stable")]
+        return list(indices.reshape(-1, self._size))
 
 
 def row_group_numbers(shards: ShardedDataset) -> Rows:
-    """The row group [n] of each row of `shards`."""
-    return np.repeat(np.arange(len(shards.row_groups)), [block.rows for block in shards.row_groups])
+    """Return the row group [n] of each row of `shards`."""
+    return np.repeat(np.arange(len(shards.row_groups)), [group.rows for group in shards.row_groups])
 
 
 def rank_part(rows: Rows, rank: int, ranks: int) -> Rows:
-    """The rows of a global batch that are rank `rank`'s, of `ranks`: its part, in order.
+    """Return the part of a global batch that `rank` of `ranks` handles, in order.
 
-    Where the number does not divide (the last batch of a validation), first ranks have one more.
+    If the number does not divide (the last batch of a validation), the first ranks have one more.
     """
     return np.array_split(rows, ranks)[rank]
 
 
 def sequential_batches(rows: Rows, global_size: int) -> Iterator[GlobalBatch]:
-    """All of `rows` in their order, once, for validation; the last batch may be smaller."""
+    """Iterate over `rows` once, in order, for validation; the last batch may be smaller."""
     for step, first in enumerate(range(0, len(rows), global_size)):
         yield GlobalBatch(rows[first : first + global_size], Position(0, step + 1))
 
 
 def _shuffled_ranks(row_groups: Rows, salt: tuple[int, ...]) -> Rows:
-    """For each row, the place of its row group in a shuffled order of the row groups."""
+    """Return for each row [n] the place of its row group in a shuffled order of the row groups."""
     distinct, inverse = np.unique(row_groups, return_inverse=True)
     ranks = np.empty(len(distinct), dtype=np.int64)
     ranks[np.argsort(_random(salt, distinct), kind="stable")] = np.arange(len(distinct))
@@ -254,7 +260,7 @@ def _shuffled_ranks(row_groups: Rows, salt: tuple[int, ...]) -> Rows:
 
 
 def _random(salt: tuple[int, ...], values: Rows) -> npt.NDArray[np.uint64]:
-    """A random number [n] uint64 for each of `values` [n], other ones for another `salt`."""
+    """Return a random number [n] uint64 for each of `values` [n], a function of it and `salt`."""
     key = np.zeros(1, dtype=np.uint64)
     for part in salt:
         key = _mix(key + np.uint64(part % (1 << 64)))

@@ -1,4 +1,4 @@
-"""A row of a dataset as a sample: ids, labels and the bytes of its images."""
+"""Samples: a row of a dataset as ids, labels, level and the bytes of its images."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from aligntrain.prompts.encode import Encoder
 
 
 def decode_sample_image(data: bytes) -> Image.Image:
-    """The encoded picture `data` as an RGB image.
+    """Decode the image file `data` to RGB.
 
     Raises:
-        InvalidSample: it cannot be used (see `alignshared.pictures.decode_image`).
+        InvalidSample: it cannot be decoded (see `alignshared.pictures.decode_image`).
     """
     try:
         return decode_image(data)
@@ -25,8 +25,10 @@ def decode_sample_image(data: bytes) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as it lies in a shard. `image` is None for text alone, b"" where only its path is
-    known; `turns` is empty where there is no conversation, `level` None where there are no levels.
+    """A row as stored in a shard.
+
+    `image` is None for text alone and b"" if the shard holds only a path; `turns` is empty without
+    a conversation, `level` None without levels.
     """
 
     id: str
@@ -38,9 +40,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one row trains: `ids` and `labels` of equal length, `images` in reading order.
+    """A training sample: `ids` and `labels` of equal length, `images` in reading order.
 
-    `level` is 1..N, or 0 where there is no image or no level.
+    `level` is 1..N, or 0 without an image or a level.
     """
 
     id: str
@@ -52,7 +54,7 @@ class Sample:
 
     @property
     def length(self) -> int:
-        """Places in the sequence, those of images and of the alignment vector included."""
+        """Tokens in the sequence, those of images and of the alignment vector included."""
         return len(self.ids)
 
     @property
@@ -62,10 +64,10 @@ class Sample:
 
 
 def make_sample(row: Row, encoder: Encoder) -> Sample:
-    """`row` as a sample.
+    """Return `row` as a sample.
 
     Raises:
-        InvalidSample: the row lacks something, or is too long even when it is cut.
+        InvalidSample: the row lacks something, or is too long even when cut.
     """
     if row.image == b"":
         raise InvalidSample(Reason.NO_IMAGE, "the shard holds a path and no picture")

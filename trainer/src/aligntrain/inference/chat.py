@@ -1,4 +1,4 @@
-"""Talking with a trained model about pictures, answers coming as they are written."""
+"""Chat with a trained model about images, streaming the answers."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,19 +20,21 @@ from aligntrain.inference.generate import (
     model_inputs,
 )
 from aligntrain.inference.load import load_for_inference
-from aligntrain.model.processing import read_image
+from aligntrain.model import AlignGPTForConditionalGeneration
+from aligntrain.model.processing import AlignGPTProcessor, read_image
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
 
 class Chat:
-    """A conversation with `model`, one turn after the other; `reset` begins a new one.
+    """A conversation with `model`; `reset` begins a new one.
 
-    After an answer, `gate_weights` holds the N - 1 weights of the local levels that the gate gave
-    it; None where no gate spoke: without a picture, with a forced level, with a mixing without a
-    gate.
+    After an answer, `gate_weights` holds its N - 1 weights of the local levels, or None if no gate
+    took part: no image, a forced level, or a mixing without a gate.
     """
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(
+        self, model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor
+    ) -> None:
         self.model = model.eval()
         self.processor = processor
         self.gate_weights: list[float] | None = None
@@ -40,9 +42,9 @@ class Chat:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> "Chat":
-        """A conversation with the model in `folder`: a run's, or one that `save_pretrained` wrote.
+        """Load the model in `folder`, a run's or one that `save_pretrained` wrote.
 
-        It goes on a GPU where there is one, as it is saved; on a CPU it computes in float32.
+        It runs on a GPU in the saved dtype if there is one, else on the CPU in float32.
 
         Raises:
             InputError: there is no such model.
@@ -51,11 +53,11 @@ class Chat:
 
     @property
     def history(self) -> list[tuple[str, str]]:
-        """Who said what so far: (`user` or `assistant`, text)."""
+        """All turns so far as (`user` or `assistant`, text)."""
         return [(turn["role"], turn["content"][-1]["text"]) for turn in self._messages]
 
     def reset(self) -> None:
-        """Forget all that was said."""
+        """Begin a new conversation."""
         self._messages.clear()
         self.gate_weights = None
 
@@ -68,26 +70,25 @@ class Chat:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
     ) -> Iterator[str]:
-        """The answer to `prompt`, about `image` or what was said before, piece by piece.
+        """Stream the answer to `prompt`, about `image` or earlier turns.
 
-        `level` takes that level's vector in the place of the mix; with `temperature` 0 each token
-        is the likeliest. When an answer is not read to its end, writing stops there, and what was
-        read is what was said.
+        `level` forces that level's vector instead of the mix; with `temperature` 0 decoding is
+        greedy. Generation stops when the iterator is closed; the turn then holds what was read.
 
         Raises:
-            InputError: the picture cannot be read, the level does not exist or nothing is there to
-                put it before, the numbers cannot be, or the conversation has become too long.
+            InputError: the image cannot be read, the level does not exist or there is no image for
+                it, a number is out of range, or the conversation is too long for the model.
         """
-        # Not itself a generator: what is wrong shows at the call.
+        # Not a generator itself, so that invalid arguments fail at the call.
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         if IMAGE_MARK in prompt:
             raise InputError(
-                f"the prompt holds the mark {IMAGE_MARK}, which stands for a picture by itself; "
-                "leave it out and give the picture as image."
+                f"the prompt contains the mark {IMAGE_MARK}, which comes with an image; leave it "
+                "out and give the image as image."
             )
         if image is not None:
-            picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
-            content.insert(0, {"type": "image", "image": picture})
+            rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
+            content.insert(0, {"type": "image", "image": rgb})
         turn = {"role": "user", "content": content}
         settings = generation_settings(self.model, self.processor, max_new_tokens, temperature)
         before = [] if captions_only(self.processor) else self._messages
@@ -95,16 +96,16 @@ class Chat:
         check_questions(self.model, self.processor, inputs, [level], max_new_tokens)
         if level is not None:
             inputs["levels"] = torch.tensor([level], device=self.model.device)
-        return self._written(turn, inputs, settings)
+        return self._stream(turn, inputs, settings)
 
-    def _written(
+    def _stream(
         self, turn: dict[str, Any], inputs: dict[str, Any], settings: GenerationConfig
     ) -> Iterator[str]:
         self.gate_weights = None
         streamer: Any = TextIteratorStreamer(
             self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True
         )
-        enough = Event()
+        stop = Event()
 
         def generate() -> None:
             try:
@@ -112,41 +113,44 @@ class Chat:
                     **inputs,
                     generation_config=settings,
                     streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_Stop(enough)]),
+                    stopping_criteria=StoppingCriteriaList([_StopOn(stop)]),
                 )
-            finally:  # or the reader waits for ever
+            finally:  # otherwise the reader would wait for ever
                 streamer.end()
 
         read: list[str] = []
-        with ThreadPoolExecutor(max_workers=1) as pool, capture_gate(self.model, self._hear):
-            written = pool.submit(generate)
+        with (
+            ThreadPoolExecutor(max_workers=1) as pool,
+            capture_gate(self.model, self._receive_gate),
+        ):
+            generation = pool.submit(generate)
             try:
                 for piece in streamer:
                     if piece:
                         read.append(piece)
                         yield piece
-            except GeneratorExit:  # the reader has enough
+            except GeneratorExit:  # closed before the end
                 self._remember(turn, read)
                 raise
             finally:
-                enough.set()
-            written.result()
+                stop.set()
+            generation.result()
         self._remember(turn, read)
 
     def _remember(self, turn: dict[str, Any], read: list[str]) -> None:
         text = "".join(read).strip()
         self._messages += [turn, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
 
-    def _hear(self, weights: torch.Tensor) -> None:
+    def _receive_gate(self, weights: torch.Tensor) -> None:
         if self.gate_weights is None:
             self.gate_weights = weights[0].tolist()
 
 
-class _Stop:
-    """Stops `generate` once `enough` is set."""
+class _StopOn:
+    """Stopping criterion of `generate`: `event` is set."""
 
-    def __init__(self, enough: Event) -> None:
-        self._enough = enough
+    def __init__(self, event: Event) -> None:
+        self._event = event
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._enough.is_set(), device=input_ids.device)
+        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)

@@ -1,4 +1,4 @@
-"""Questions answered many at a time; `chat`, which writes one answer as it comes, asks alike."""
+"""Answer many questions in batches; `chat` and `serve` share its checks and settings."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,16 +11,18 @@ import torch
 from transformers import GenerationConfig
 
 from alignshared import InputError
+from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
+from aligntrain.model.modeling import AlignGPTOutput
 
 Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A conversation that waits for its next turn.
+    """A conversation that ends with a question.
 
-    `messages` are what `processor.apply_chat_template` takes, pictures inside; `level`, 1 to N,
-    takes that level's vector in the place of the mix; `name` is what an error calls it.
+    `messages` are those of `processor.apply_chat_template`, images included; `level`, 1 to N,
+    forces that level's vector instead of the mix; `name` is used in errors.
     """
 
     messages: Messages
@@ -30,12 +32,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model wrote.
+    """An answer of the model.
 
-    `gate_weights` are the N - 1 weights of the local levels, None where no gate spoke: without a
-    picture, with a forced level, with a mixing without a gate. `tokens` counts what was written,
-    the token that ends it included; `finished` says that it ended by itself and not for
-    want of tokens.
+    `gate_weights` are the N - 1 weights of the local levels, None if no gate took part: no image, a
+    forced level, or a mixing without a gate. `tokens` counts the generated tokens, the end token
+    included; `finished` is False if the limit of new tokens cut the answer off.
     """
 
     text: str
@@ -45,8 +46,8 @@ class Answer:
 
 
 def generate_answers(
-    model: Any,
-    processor: Any,
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
     questions: Iterable[Question],
     *,
     max_new_tokens: int = 128,
@@ -54,40 +55,41 @@ def generate_answers(
     temperature: float = 0.0,
     shorten: bool = False,
 ) -> Iterator[Answer]:
-    """The answer to each of `questions`, in their order, `batch_size` of them at a time.
+    """Iterate over the answers to `questions`, in order, generated `batch_size` at a time.
 
-    With `temperature` 0 each token is the likeliest, and in float32 the texts are the same at any
-    batch size; in 16 bits a near tie may fall otherwise. Batches are padded on the left, each row
-    counting its own positions. Questions are taken as they are needed. With `shorten`, a question
-    that leaves no room for `max_new_tokens` is answered in as many as there is room for.
+    With `temperature` 0 decoding is greedy. In float32 the texts are then the same at any batch
+    size; in 16 bits a near tie may be decided differently. Questions are read as they are needed.
+    With `shorten`, a question that leaves no room for `max_new_tokens` gets a shorter limit.
 
     Raises:
-        InputError: the numbers cannot be; or, when its turn comes, a question is too long for the
-            model, or has a level that does not exist or no picture to put it before.
+        InputError: a number is out of range; or, when its batch is due, a question is too long for
+            the model, has a level that does not exist, or a level but no image.
     """
-    # Not itself a generator: numbers that cannot be show at the call.
+    # Not a generator itself, so that invalid numbers fail at the call.
     settings = generation_settings(model, processor, max_new_tokens, temperature)
     if batch_size < 1:
-        raise InputError(f"batch_size {batch_size} cannot be: give 1 or more.")
+        raise InputError(f"batch_size must be at least 1 (got {batch_size}).")
     model.eval()
 
     def answers() -> Iterator[Answer]:
-        waiting = iter(questions)
-        while batch := list(islice(waiting, batch_size)):
-            yield from _batch(model, processor, batch, settings, shorten)
+        remaining = iter(questions)
+        while batch := list(islice(remaining, batch_size)):
+            yield from _answer_batch(model, processor, batch, settings, shorten)
 
     return answers()
 
 
-def captions_only(processor: Any) -> bool:
-    """Whether the model is pretrained and no more: it says what a picture shows."""
+def captions_only(processor: AlignGPTProcessor) -> bool:
+    """Whether the model is only pretrained: it captions images but answers no questions."""
     return processor.template == "plain"
 
 
 def model_inputs(
-    model: Any, processor: Any, conversations: Sequence[Messages]
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    conversations: Sequence[Messages],
 ) -> dict[str, torch.Tensor]:
-    """What `generate` takes for `conversations`, on the model's device, padded on the left."""
+    """Return the inputs of `generate` for `conversations`, padded left, on the model's device."""
     batch = processor.apply_chat_template(
         list(conversations),
         add_generation_prompt=True,
@@ -95,30 +97,33 @@ def model_inputs(
         return_dict=True,
         processor_kwargs={"padding_side": "left"},
     )
-    return dict(batch.to(model.device, dtype=model.dtype))
+    return dict(batch.to(model.device, dtype=model.dtype))  # casts pixel_values, not ids
 
 
 def generation_settings(
-    model: Any, processor: Any, max_new_tokens: int, temperature: float
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    max_new_tokens: int,
+    temperature: float,
 ) -> GenerationConfig:
-    """How to write: until the model's own end, or that of a caption where it writes no more.
+    """Return the decoding settings: stop at the model's own end, or at the end of a caption.
 
     Raises:
-        InputError: the numbers cannot be.
+        InputError: a number is out of range.
     """
     if max_new_tokens < 1 or temperature < 0:
         raise InputError(
-            f"max_new_tokens {max_new_tokens} or temperature {temperature} cannot be: give 1 "
-            "or more, and 0 or more."
+            f"max_new_tokens must be at least 1 (got {max_new_tokens}), and temperature at least 0 "
+            f"(got {temperature})."
         )
     tokenizer = processor.tokenizer
     ends = model.generation_config.eos_token_id
     stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
     if captions_only(processor):
-        # A caption was learned with the line feed behind it, and nothing more.
+        # Captions are trained to end with a line feed.
         stops.add(tokenizer("a\n", add_special_tokens=False).input_ids[-1])
     sampled = temperature > 0
-    # What is not said here, `generate` takes from the model: Qwen's, for one, penalises repetition.
+    # `generate` takes anything unset from the model: Qwen's, for one, penalises repetition.
     greedy = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -131,22 +136,22 @@ def generation_settings(
 
 
 def check_questions(
-    model: Any,
-    processor: Any,
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
     inputs: dict[str, torch.Tensor],
     levels: Sequence[int | None],
     max_new_tokens: int,
 ) -> None:
     """Raise InputError unless the model can answer each row of `inputs` with its level."""
     config = model.config
-    limit = _positions(model)
-    pictured = (inputs["input_ids"] == config.image_token_id).any(dim=1).tolist()
+    limit = _max_positions(model)
+    has_images = (inputs["input_ids"] == config.image_token_id).any(dim=1).tolist()
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
-    for level, has_picture, length in zip(levels, pictured, lengths, strict=True):
-        if not has_picture and (level is not None or captions_only(processor)):
-            captions = "this model only captions pictures"
-            what = captions if level is None else "a level is that of a picture"
-            raise InputError(f"{what}, and there is none; give one as image.")
+    for level, has_image, length in zip(levels, has_images, lengths, strict=True):
+        if not has_image and (level is not None or captions_only(processor)):
+            captions = "this model only captions images"
+            problem = captions if level is None else "a level is that of an image"
+            raise InputError(f"{problem}, and there is none; give one as image.")
         if level is not None and not config.has_table:
             raise InputError("the model has mixing none and no levels; leave the level out.")
         if level is not None and not 1 <= level <= config.levels:
@@ -159,47 +164,52 @@ def check_questions(
 
 
 @contextmanager
-def capture_gate(model: Any, tell: Callable[[torch.Tensor], None]) -> Iterator[None]:
-    """`tell` the gate's weights [B, N-1] float32 at each step of `model` that has any."""
+def capture_gate(
+    model: AlignGPTForConditionalGeneration, receive: Callable[[torch.Tensor], None]
+) -> Iterator[None]:
+    """Call `receive` with the gate's weights [B, N-1] float32 at each step that has any."""
 
-    def hear(_module: Any, _arguments: Any, output: Any) -> None:
+    def hook(_module: Any, _arguments: Any, output: AlignGPTOutput) -> None:
         if output.gate_weights is not None:
-            tell(output.gate_weights.float())
+            receive(output.gate_weights.float())
 
-    hook = model.register_forward_hook(hear)
+    handle = model.register_forward_hook(hook)
     try:
         yield
     finally:
-        hook.remove()
+        handle.remove()
 
 
-def _batch(
-    model: Any,
-    processor: Any,
+def _answer_batch(
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
     questions: Sequence[Question],
     settings: GenerationConfig,
     shorten: bool,
 ) -> list[Answer]:
-    """Those with a forced level are read together, and so are those for which the gate speaks."""
+    """Return the answers, generating those with a forced level apart from those with a mix."""
     answers: dict[int, Answer] = {}
     for forced in (True, False):
-        places = [i for i, one in enumerate(questions) if (one.level is not None) == forced]
-        if places:
-            together = [questions[i] for i in places]
-            said = _together(model, processor, together, settings, shorten)
-            answers |= zip(places, said, strict=True)
+        rows = [i for i, question in enumerate(questions) if (question.level is not None) == forced]
+        if rows:
+            part = [questions[i] for i in rows]
+            answered = _generate(model, processor, part, settings, shorten)
+            answers |= zip(rows, answered, strict=True)
     return [answers[i] for i in range(len(questions))]
 
 
 def _room(
-    model: Any, inputs: dict[str, torch.Tensor], questions: Sequence[Question], most: int
+    model: AlignGPTForConditionalGeneration,
+    inputs: dict[str, torch.Tensor],
+    questions: Sequence[Question],
+    most: int,
 ) -> int:
-    """How many new tokens, up to `most`, the model can read behind each of `questions`.
+    """Return how many new tokens, up to `most`, fit behind each of `questions`.
 
     Raises:
-        InputError: none behind one of them.
+        InputError: one of them leaves no room.
     """
-    limit = _positions(model)
+    limit = _max_positions(model)
     if limit is None:
         return most
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
@@ -212,13 +222,13 @@ def _room(
     return min(most, limit - max(lengths))
 
 
-def _positions(model: Any) -> int | None:
+def _max_positions(model: AlignGPTForConditionalGeneration) -> int | None:
     return getattr(model.config.text_config, "max_position_embeddings", None)
 
 
-def _together(
-    model: Any,
-    processor: Any,
+def _generate(
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
     questions: Sequence[Question],
     settings: GenerationConfig,
     shorten: bool,
@@ -226,9 +236,9 @@ def _together(
     inputs = model_inputs(model, processor, [question.messages for question in questions])
     most = settings.max_new_tokens or 0
     if shorten and (room := _room(model, inputs, questions, most)) < most:
-        if len(questions) > 1:  # apart, so that each has its own room, as in a batch of one
+        if len(questions) > 1:  # one by one: a shared limit would depend on the batch
             for question in questions:
-                yield from _together(model, processor, [question], settings, shorten)
+                yield from _generate(model, processor, [question], settings, shorten)
             return
         most, settings = room, copy(settings)
         settings.max_new_tokens = room
@@ -236,15 +246,15 @@ def _together(
     check_questions(model, processor, inputs, levels, most)
     if levels[0] is not None:
         inputs["levels"] = torch.tensor(levels, device=model.device)
-    heard: list[torch.Tensor] = []
-    with capture_gate(model, heard.append):
+    captured: list[torch.Tensor] = []
+    with capture_gate(model, captured.append):
         ids = model.generate(**inputs, generation_config=settings)
-    written: list[list[int]] = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    new_ids: list[list[int]] = ids[:, inputs["input_ids"].shape[1] :].tolist()
     stops: Any = settings.eos_token_id
-    # The gate speaks at the first step, of rows that have a picture.
-    weights = heard[0].tolist() if heard else [[0.0]] * len(written)
-    for row, of_gate in zip(written, weights, strict=True):
+    # The gate runs at the first step, [B, N-1]; its weights are zero in rows without an image.
+    weights = captured[0].tolist() if captured else [[0.0]] * len(new_ids)
+    for row, gate_weights in zip(new_ids, weights, strict=True):
         end = next((i for i, token in enumerate(row) if token in stops), None)
         text = processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
         tokens = len(row) if end is None else end + 1
-        yield Answer(text, of_gate if any(of_gate) else None, tokens, end is not None)
+        yield Answer(text, gate_weights if any(gate_weights) else None, tokens, end is not None)

@@ -1,4 +1,4 @@
-"""A trained model, from the folder of its run: whole, or put together from a base and LoRA."""
+"""Load a trained model from its run's folder: whole, or assembled from a base and LoRA."""
 
 import json
 import os
@@ -14,14 +14,18 @@ from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
 if TYPE_CHECKING:
     import torch
 
+    from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
+
 BASE = "base.json"
-"""In the export of a LoRA run: where the weights are that it lacks."""
+"""File in the export of a LoRA run that names the location of the base weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """Where the weights are that a LoRA run has left as they were: vision tower and LLM, which
-    `build_model` takes with `choices`, or the folder `model` of a whole model.
+    """Location of the weights that a LoRA run left unchanged.
+
+    Either the folder `model` of a whole model, or vision tower and LLM, from which `build_model`
+    builds it with `choices`.
     """
 
     vision_tower: str
@@ -31,23 +35,23 @@ class Base:
 
     @classmethod
     def of(cls, spec: RunSpec) -> "Base":
-        """That of the run `spec`."""
+        """Return the base of the run `spec`."""
         names, start = spec.recipe.model, spec.start
         model = None if start is None else start.model
         return cls(_lasting(names.vision_tower), _lasting(names.llm), model, names.choices)
 
     @property
     def name(self) -> str:
-        """Where the LLM is from."""
+        """Name or folder of the LLM."""
         return self.llm if self.model is None else self.model
 
     def write(self, folder: Path) -> None:
-        """Keep it in the export `folder`."""
+        """Write it to the export `folder`."""
         (folder / BASE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Base":
-        """That of the export `folder`.
+        """Read the base of the export `folder`.
 
         Raises:
             InputError: it is damaged.
@@ -62,7 +66,7 @@ class Base:
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Where the model of `folder` lies: a run's folder, its export, or a model's own.
+    """Return the model's folder for `folder`: a run's folder, its export, or a model's own.
 
     Raises:
         InputError: there is none.
@@ -83,11 +87,11 @@ def is_lora(place: Path) -> bool:
 
 def load_model(
     folder: str | Path, *, dtype: "torch.dtype | str" = "auto", device: str = "cpu"
-) -> tuple[Any, Any]:
-    """Model and processor of `folder`: a run's, or one that `save_pretrained` wrote.
+) -> "tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]":
+    """Return model and processor of `folder`: a run's, or one that `save_pretrained` wrote.
 
-    That of a LoRA run is its base with LoRA beside the LLM's matrices, in 16 or 32 bits also where
-    it was trained in 4. `dtype` auto is what was saved.
+    A LoRA run gives its base with LoRA beside the LLM's matrices, in 16 or 32 bits even if it was
+    trained in 4. `dtype` "auto" is the saved one.
 
     Raises:
         InputError: there is no such model, or its base is not where it was.
@@ -109,10 +113,12 @@ def load_model(
     return model.eval().to(device), processor
 
 
-def load_for_inference(folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
-    """Model and processor of `folder` as `load_model` gives them, where they answer best.
+def load_for_inference(
+    folder: str | Path, *, device: str | None = None
+) -> "tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]":
+    """Return model and processor of `folder` on the best device.
 
-    That is a GPU where there is one, as the model is saved; on a CPU it computes in float32.
+    That is a GPU if there is one, in the saved dtype, else the CPU in float32.
 
     Raises:
         InputError: there is no such model.
@@ -123,7 +129,7 @@ def load_for_inference(folder: str | Path, *, device: str | None = None) -> tupl
     return load_model(folder, dtype=torch.float32 if device == "cpu" else "auto", device=device)
 
 
-def _with_lora(place: Path, dtype: "torch.dtype | str") -> Any:
+def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForConditionalGeneration":
     import torch
     from transformers import AutoConfig
 
@@ -136,8 +142,8 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> Any:
     return model
 
 
-def _base_model(place: Path, dtype: Any) -> Any:
-    """The model that a LoRA run started from, its projector, table and gate yet to come."""
+def _base_model(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForConditionalGeneration":
+    """Return the model that a LoRA run started from, without its projector, table and gate."""
     from aligntrain.model import AlignGPTForConditionalGeneration, build_model
 
     base = Base.read(place)
@@ -154,5 +160,5 @@ def _base_model(place: Path, dtype: Any) -> Any:
 
 
 def _lasting(name: str) -> str:
-    """`name` as it can be found from any folder."""
+    """Return `name` as an absolute path if it is one here, so that it holds from any folder."""
     return os.fspath(Path(name).absolute()) if name != "demo" and Path(name).exists() else name

@@ -1,6 +1,6 @@
-"""The small adapter file: what training adds to a vision tower and an LLM that stay as they were.
+"""The adapter file: projector, table and gate in one safetensors file, with their sizes.
 
-Projector, table and gate in one safetensors file, with the sizes they were made for.
+It holds what pre-training adds to an unchanged vision tower and LLM.
 """
 
 import json
@@ -12,7 +12,8 @@ from alignshared import InputError, atomic
 if TYPE_CHECKING:
     import torch
 
-    from aligntrain.model import AlignGPTConfig, AlignGPTForConditionalGeneration
+    from aligntrain.model.configuration import AlignGPTConfig
+    from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 
 FORMAT = "aligngpt-adapter-1"
 PARTS = ("model.projector.", "model.alignment.")
@@ -29,7 +30,7 @@ _SIZES = {
 
 
 def adapter_weights(model: "AlignGPTForConditionalGeneration") -> dict[str, "torch.Tensor"]:
-    """The parameters of `model` that belong into an adapter file, by name, not copied."""
+    """Return the parameters of `model` that an adapter file holds, by name, not copied."""
     return {name: value for name, value in model.state_dict().items() if name.startswith(PARTS)}
 
 
@@ -41,8 +42,8 @@ def save_adapter(
 ) -> None:
     """Write projector, table and gate of `model` to `path`; whole or not at all.
 
-    `weights` are the parameters themselves where the model does not hold them whole (ZeRO-3);
-    `adapter_weights` says which.
+    `weights` are the parameters if the model does not hold them whole (ZeRO-3), with the names of
+    `adapter_weights`.
     """
     from safetensors.torch import save_file
 
@@ -55,10 +56,9 @@ def save_adapter(
 
 
 def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) -> list[str]:
-    """Put what the file `path` holds into `model`.
+    """Load the file `path` into `model`.
 
-    A part that only one of the two has is left as it is: a gate where the file is of a model
-    without one, say.
+    A part that only one of the two has, such as a gate, is left as it is.
 
     Returns:
         The names of the parameters of `model`'s projector, table and gate that the file lacks.
@@ -69,7 +69,7 @@ def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) ->
     import torch
 
     metadata, weights = read_adapter(path)
-    theirs, ours = json.loads(metadata["sizes"]), _sizes(model.config)
+    saved, sizes = json.loads(metadata["sizes"]), _sizes(model.config)
     shared = {name.split(".")[1] for name in adapter_weights(model).keys() & weights.keys()}
     scales = json.loads(metadata["choices"]).get("scales")
     if "projector" in shared and scales != model.config.scales:
@@ -78,20 +78,20 @@ def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) ->
             "model.vision_scales to the same."
         )
     for size, (meaning, part) in _SIZES.items():
-        if part in shared and theirs[size] != ours[size]:
+        if part in shared and saved[size] != sizes[size]:
             raise InputError(
-                f"{path} is for {theirs[size]} {meaning}, but the model has {ours[size]}; give the "
+                f"{path} is for {saved[size]} {meaning}, but the model has {sizes[size]}; give the "
                 "adapter of a model of the same sizes."
             )
-    wanted = adapter_weights(model)
+    parameters = adapter_weights(model)
     with torch.no_grad():
-        for name in wanted.keys() & weights.keys():
-            wanted[name].copy_(weights[name])
-    return sorted(wanted.keys() - weights.keys())
+        for name in parameters.keys() & weights.keys():
+            parameters[name].copy_(weights[name])
+    return sorted(parameters.keys() - weights.keys())
 
 
 def read_adapter(path: str | Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
-    """Metadata and parameters of the adapter file `path`.
+    """Return metadata and parameters of the adapter file `path`.
 
     Raises:
         InputError: no such file, or no adapter.

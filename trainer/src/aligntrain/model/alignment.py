@@ -1,10 +1,12 @@
-"""The alignment table and the gate that mixes its rows (PAPER.md, section Model).
+"""Alignment vectors: the level table and the gate that mixes its rows.
 
-Level k of 1..N is row k - 1 of the table; the top level N, the last row, is the global one, the
+Zhao et al. 2024, AlignGPT (arXiv 2405.14129), equations 2 and 3.
+
+Level k of 1..N is row k - 1 of the table. The top level N, the last row, is the global one; the
 others are local.
-"""
 
-from typing import Any
+Letters in shapes: B rows, I images, L image tokens, T positions, N levels, d hidden size.
+"""
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from aligntrain.model.configuration import AlignGPTConfig
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer that computes in float32, whatever its weights are stored in.
+    """Linear layer that computes in float32, whatever the dtype of its weights.
 
     The gate's inputs are unscaled dot products over the LLM's width, which overflow float16.
     """
@@ -25,11 +27,10 @@ class Float32Linear(nn.Linear):
 
 
 class AlignmentGate(nn.Sequential):
-    """From the similarity of each image token and the text to weights of the N - 1 local rows.
+    """Gate from image-text similarities to weights of the N - 1 local levels.
 
-    alpha = softmax(MLP(V t)), MLP = Linear(L, hidden), GELU, Linear(hidden, N - 1): equation 2 of
-    the paper as the authors' code reads it. Its L inputs are positions in the image. Float32
-    throughout.
+    alpha = softmax(MLP(V t)) with MLP = Linear(L, hidden), GELU, Linear(hidden, N - 1): equation 2
+    of the paper as the authors' code reads it. The L inputs are positions in the image.
     """
 
     def __init__(self, config: AlignGPTConfig) -> None:
@@ -40,12 +41,12 @@ class AlignmentGate(nn.Sequential):
         )
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Weights [B, N-1] float32 that sum to one, of similarities `input` [B, L] float32."""
+        """Return weights [B, N-1] float32 that sum to 1, from similarities `input` [B, L]."""
         return super().forward(input).softmax(dim=-1)
 
 
 class Alignment(nn.Module):
-    """The table [N, d] and, where the mixing has one, the gate.
+    """Level table [N, d] and, for the gated mixings, the gate.
 
     Parameters: `table`, `gate.0.{weight,bias}`, `gate.2.{weight,bias}`.
     """
@@ -62,26 +63,28 @@ class Alignment(nn.Module):
         levels: torch.Tensor | None = None,
         gate_weights: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The alignment vectors of a batch and the gate's weights.
+        """Return one alignment vector per row, and the gate's weights.
 
         Args:
-            similarities: [B, L] float32, what the gate reads (see `similarities`).
-            levels: [B] int64, 1..N where that level's row is to be taken, anything where the
-                vector will not be used; None mixes by `mixing`.
-            gate_weights: [B, N-1], used in the place of the gate's own.
+            similarities: [B, L] float32, the gate's input (see `similarities`).
+            levels: [B] int64, 1..N: take this level's row of the table; any value in rows whose
+                vector is not used. None mixes the rows by `mixing`.
+            gate_weights: [B, N-1], used instead of the gate's own.
 
         Returns:
             Vectors [B, d] in the table's dtype, and the weights [B, N-1] float32 that mixed them,
-            None where none did.
+            or None if no gate took part.
         """
         if levels is not None:
+            # h_align = E[level] (pre-training, or a level forced by hand)
             vectors = self.table[(levels - 1).clamp(0, len(self.table) - 1)]
-            # A gate that trains takes part in every batch, so that no rank waits for its gradient.
-            if self.gate is not None and torch.is_grad_enabled() and _trains(self.gate):
-                vectors = vectors + nothing(self.gate(similarities)).to(vectors.dtype)
+            # A trainable gate takes part in every batch, so that no rank waits for its gradient.
+            if self.gate is not None and torch.is_grad_enabled() and _is_trainable(self.gate):
+                vectors = vectors + zero_term(self.gate(similarities)).to(vectors.dtype)
             return vectors, None
+        # h_align = E_N + sum_i alpha_i E_i, i < N (equation 3), in float32
         table = self.table.float()
-        local_rows, top = table[:-1], table[-1:]
+        local_rows, top = table[:-1], table[-1:]  # [N-1, d], [1, d]
         weights = None
         if self.gate is None:
             mean = local_rows.mean(dim=0, keepdim=True)
@@ -89,42 +92,48 @@ class Alignment(nn.Module):
             mixed = mixed.expand(len(similarities), -1)
         else:
             weights = self.gate(similarities) if gate_weights is None else gate_weights.float()
-            mixed = weights @ local_rows
+            mixed = weights @ local_rows  # [B, N-1] @ [N-1, d]
             if self.mixing == "adaptive":
                 mixed = mixed + top
         return mixed.to(self.table.dtype), weights
 
 
 def mean_text(embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Mean [B, d] float32 of `embeddings` [B, T, d] where `mask` [B, T] bool is set, else 0."""
+    """Return the mean [B, d] float32 of `embeddings` [B, T, d] over `mask` [B, T] bool, else 0.
+
+    This is t of equation 2.
+    """
     total = (embeddings * mask.unsqueeze(-1)).sum(dim=1, dtype=torch.float32)
     return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def similarities(features: torch.Tensor, text: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Dot products [B, L] float32 of each row's image tokens with its mean text embedding.
+    """Return V t of equation 2: dot products [B, L] float32 of image tokens and mean text.
 
-    `features` [I, L, d] are the projected images, `text` [B, d] float32, `rows` [I] int64 the row
-    that each image belongs to. A row with several images gets the mean over them, position by
-    position: the gate is tied to the patch grid, and the mean keeps its inputs in the range that
-    one image gives. A row without images gets zeros.
+    A row with several images gets the mean over them, position by position: the gate is tied to
+    the patch grid, and the mean keeps its inputs in the range of a single image. A row without
+    images gets zeros.
+
+    Args:
+        features: [I, L, d], the projected image tokens.
+        text: [B, d] float32, from `mean_text`.
+        rows: [I] int64, the row of each image.
     """
     with torch.autocast(features.device.type, enabled=False):
-        by_image = torch.einsum("ild,id->il", features.float(), text[rows].float())
+        per_image = torch.einsum("ild,id->il", features.float(), text[rows].float())
     images = torch.zeros(len(text), dtype=torch.float32, device=features.device)
-    images = images.index_add(0, rows, torch.ones_like(rows, dtype=torch.float32))
-    total = by_image.new_zeros(len(text), by_image.shape[1]).index_add(0, rows, by_image)
+    images = images.index_add(0, rows, torch.ones_like(rows, dtype=torch.float32))  # [B]
+    total = per_image.new_zeros(len(text), per_image.shape[1]).index_add(0, rows, per_image)
     return total / images.clamp(min=1).unsqueeze(-1)
 
 
-def nothing(tensor: torch.Tensor) -> torch.Tensor:
-    """Zero that depends on `tensor`: adding it gives its parameters zero gradients, not none.
+def zero_term(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a zero that depends on `tensor`, so that its parameters get zero gradients, not None.
 
-    It sums no element, so that no infinity in `tensor` can make it NaN.
+    It sums an empty slice: an infinity in `tensor` cannot turn it into NaN.
     """
     return tensor.flatten()[:0].sum()
 
 
-def _trains(module: nn.Module) -> bool:
-    parameters: Any = module.parameters()
-    return any(parameter.requires_grad for parameter in parameters)
+def _is_trainable(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,6 +1,6 @@
 # transformers types its classes for its own use.
 # pyright: reportPrivateUsage=false
-"""Putting a model together from a vision tower and a language model that exist."""
+"""Build a model from a pretrained vision tower and a pretrained language model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from alignshared import InputError
@@ -38,7 +39,7 @@ def build_config(
     vision_feature_select: FeatureSelect = "patch",
     vision_scales: list[int] | None = None,
 ) -> AlignGPTConfig:
-    """The configuration of the model that `build_model` would build; reads no weights.
+    """Return the configuration of the model that `build_model` builds; reads no weights.
 
     `vision_tower` is a transformers folder or hub name, a folder that open_clip saved, or `demo`;
     `llm` a folder or hub name of a causal LM, or `demo`.
@@ -67,14 +68,14 @@ def build_model(
     llm_options: dict[str, Any] | None = None,
     **choices: Any,
 ) -> AlignGPTForConditionalGeneration:
-    """A model of the pretrained `vision_tower` and `llm`, with a new projector, table and gate.
+    """Return a model of the pretrained `vision_tower` and `llm` with new projector, table and gate.
 
-    `choices` are those of `build_config`. `dtype` (a torch dtype, or fp32, bf16, fp16) is what all
-    weights are held in; `attn_implementation` is transformers' word, for both towers;
-    `llm_options` are those of transformers for the LLM alone.
+    `choices` are the keyword arguments of `build_config`. `dtype` (a torch dtype, or fp32, bf16,
+    fp16) is that of all weights; `attn_implementation` is transformers' name, for both towers;
+    `llm_options` go to transformers for the LLM alone.
 
     Raises:
-        InputError: a part cannot be read or used.
+        InputError: the vision tower or the LLM cannot be read or used.
     """
     torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     vision_folder, llm_folder = _vision_folder(vision_tower), _llm_folder(llm)
@@ -87,8 +88,8 @@ def build_model(
     return assemble(config, tower, language_model, **options)
 
 
-def load_vision_tower(name: str, **options: Any) -> Any:
-    """The vision tower `name` with its weights; `options` are transformers' own."""
+def load_vision_tower(name: str, **options: Any) -> PreTrainedModel:
+    """Load the vision tower `name` with its weights; `options` are transformers' own."""
     folder = _vision_folder(name)
     with _readable(folder):
         if open_clip.is_open_clip(folder):
@@ -96,19 +97,22 @@ def load_vision_tower(name: str, **options: Any) -> Any:
         return _whole(folder, AutoModel, config=vision_config(folder), **options)
 
 
-def load_llm(name: str, **options: Any) -> Any:
-    """The causal LM `name` with its weights; `options` are transformers' own."""
+def load_llm(name: str, **options: Any) -> PreTrainedModel:
+    """Load the causal LM `name` with its weights; `options` are transformers' own."""
     folder = _llm_folder(name)
     with _readable(folder):
         return _whole(folder, AutoModelForCausalLM, **options)
 
 
 def assemble(
-    config: AlignGPTConfig, tower: Any, language_model: Any, **options: Any
+    config: AlignGPTConfig,
+    tower: PreTrainedModel,
+    language_model: PreTrainedModel,
+    **options: Any,
 ) -> AlignGPTForConditionalGeneration:
-    """The model of `config` around a tower and an LLM that hold their weights already.
+    """Return the model of `config` around a loaded tower and LLM, which are not copied.
 
-    What is new is initialised on the LLM's device; the two are taken as they are, not copied.
+    New parts are initialised on the LLM's device.
     """
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration._from_config(config, **options)
@@ -133,10 +137,10 @@ def build_processor(
     aspect: Aspect = "pad",
     template: Template = "vicuna_v1",
 ) -> AlignGPTProcessor:
-    """The processor of a model of `config` that was built from `vision_tower` and `llm`.
+    """Return the processor of a model of `config` built from `vision_tower` and `llm`.
 
     Raises:
-        InputError: one of them brings no image processor or tokenizer that can be used.
+        InputError: one of them has no usable image processor or tokenizer.
     """
     vision_folder, llm_folder = _vision_folder(vision_tower), _llm_folder(llm)
     with _readable(vision_folder):
@@ -150,12 +154,12 @@ def build_processor(
 
 
 def load_tokenizer(llm: str) -> Any:
-    """The tokenizer of `llm`, with a padding token even where it names none."""
+    """Load the tokenizer of `llm`, with a padding token even if it names none."""
     folder = _llm_folder(llm)
     with _readable(folder):
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
-        # Masks are made from lengths, so padding may be any token.
+        # Any token will do: attention masks are made from lengths.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
@@ -169,7 +173,7 @@ def _llm_folder(name: str) -> str:
 
 
 def vision_config(name: str) -> PreTrainedConfig:
-    """The configuration of the vision tower `name`, also where it comes with a text tower."""
+    """Return the configuration of the vision tower `name`, also if it comes with a text tower."""
     folder = _vision_folder(name)
     if open_clip.is_open_clip(folder):
         return open_clip.vision_config(folder)
@@ -179,10 +183,10 @@ def vision_config(name: str) -> PreTrainedConfig:
 
 
 def text_config(name: str) -> PreTrainedConfig:
-    """The configuration of the causal LM `name`.
+    """Return the configuration of the causal LM `name`.
 
     Raises:
-        InputError: it cannot be read, or has more than a model of text.
+        InputError: it cannot be read, or has other towers beside the LLM.
     """
     folder = _llm_folder(name)
     with _readable(folder):
@@ -196,7 +200,7 @@ def text_config(name: str) -> PreTrainedConfig:
 
 
 def _whole(folder: str, auto_class: Any, **options: Any) -> Any:
-    """The model in `folder`, which lacks no weight: transformers would make one up."""
+    """Load the model in `folder`; fail on a missing weight, which transformers would make up."""
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise InputError(
@@ -207,7 +211,7 @@ def _whole(folder: str, auto_class: Any, **options: Any) -> Any:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Say in one sentence what transformers says in many."""
+    """Turn transformers' long errors about `name` into one sentence."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -1,14 +1,14 @@
 # transformers types its classes for its own use.
 # pyright: reportArgumentType=false
 # pyright: reportIncompatibleMethodOverride=false
-"""What an AlignGPT model is made of: `config.json`, in transformers' conventions."""
+"""Configuration of an AlignGPT model: `config.json`, in transformers' conventions."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from alignshared import InputError
-from aligntrain.model.multi_scale import check_scales, tiles_of
 from aligntrain.recipes.schema import FeatureSelect, GateText, Mixing
 
 _HAS_CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
@@ -25,26 +25,31 @@ _VIT_L_336 = {
 
 
 class AlignGPTConfig(PreTrainedConfig):
-    """Sizes and choices of an AlignGPT model; every size in it follows from this.
+    """Sizes and choices of an AlignGPT model.
 
-    `vision_config` is a CLIP or SigLIP vision tower's, `text_config` any causal LM's, each a
-    configuration or a dict with its `model_type`. `levels` is N, the rows of the alignment table;
-    level k is its row k - 1, the top level its last. `mixing` says how the rows are combined when
-    no level is given:
+    `mixing` combines the rows of the level table when no level is given:
 
-        adaptive  row N + sum of gate weights times the other rows (PAPER.md, equation 3)
+        adaptive  row N + sum of gate weights times the other rows (equation 3 of the paper)
         local     the gated sum alone
         global    row N alone
         mean      row N + the mean of the other rows
         none      no alignment vector: LLaVA
 
-    `gate_text` says what text the gate sees in training: `prompt` as at inference, `full` with the
-    answers, as the authors' code has it. `vision_feature_layer` indexes the tower's hidden states,
-    `vision_feature_select` takes the `patch` tokens or the `full` sequence of them. `vision_scales`
-    are the sizes in pixels at which a picture is read (see `scales`), None for the tower's alone.
-
-    `image_token_id` and `align_token_id` are by default the first two ids beyond the LLM's
-    vocabulary: placeholders, never looked up in its embedding table.
+    Args:
+        vision_config: of a CLIP or SigLIP vision tower, or a dict with its `model_type`.
+        text_config: of any causal LM, or a dict with its `model_type`.
+        levels: N, rows of the level table; level k is row k - 1, the top level the last row.
+        mixing: as above.
+        gate_text: text that the gate reads in training: `prompt`, as at inference, or `full`, with
+            the answers, as the authors' code has it.
+        gate_hidden: width of the gate's hidden layer.
+        vision_feature_layer: index of the tower's hidden state.
+        vision_feature_select: its `patch` tokens, or the `full` sequence.
+        vision_scales: sizes in pixels at which an image is read (S2, see `vision`); None for the
+            tower's own alone.
+        projector_act: activation of the projector.
+        image_token_id, align_token_id: placeholders, never looked up in the LLM's embedding table;
+            by default the first two ids beyond its vocabulary.
 
     Raises:
         InputError: an unknown choice, fewer than two levels, or a vision tower of another kind.
@@ -95,7 +100,7 @@ class AlignGPTConfig(PreTrainedConfig):
 
     @property
     def image_tokens(self) -> int:
-        """How many places one image takes in the sequence."""
+        """Tokens that one image takes in the sequence."""
         vision = self.vision_config
         height, width = _pair(vision.image_size)
         patch_height, patch_width = _pair(vision.patch_size)
@@ -104,24 +109,25 @@ class AlignGPTConfig(PreTrainedConfig):
 
     @property
     def scales(self) -> list[int] | None:
-        """`vision_scales`, and None where they are no more than the tower's own size."""
+        """`vision_scales`, or None if they are no more than the tower's own size."""
         own = self.vision_scales in (None, [self.vision_config.image_size])
         return None if own else self.vision_scales
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the pictures that the model takes."""
+        """Height and width in pixels of the images that the model takes."""
         return _pair(self.scales[-1] if self.scales else self.vision_config.image_size)
 
     @property
     def feature_width(self) -> int:
-        """Features of an image token, as the projector reads it."""
+        """Width of the features that the projector reads."""
         return self.vision_config.hidden_size * (len(self.scales) if self.scales else 1)
 
     @property
     def tiles_per_image(self) -> int:
-        """How many pictures of its own size the vision tower reads for one."""
-        return tiles_of(self.scales, self.vision_config.image_size) if self.scales else 1
+        """Images of its own size that the vision tower reads for one image."""
+        size = self.vision_config.image_size
+        return sum((scale // size) ** 2 for scale in self.scales) if self.scales else 1
 
     @property
     def has_class_token(self) -> bool:
@@ -135,7 +141,7 @@ class AlignGPTConfig(PreTrainedConfig):
 
     @property
     def has_gate(self) -> bool:
-        """Whether a gate weighs the local rows."""
+        """Whether a gate weights the local rows."""
         return self.mixing in ("adaptive", "local")
 
     def _check(self) -> None:
@@ -143,7 +149,7 @@ class AlignGPTConfig(PreTrainedConfig):
         _one_of("gate_text", self.gate_text, get_args(GateText))
         _one_of("vision_feature_select", self.vision_feature_select, get_args(FeatureSelect))
         if self.vision_scales is not None:
-            check_scales(
+            _check_scales(
                 self.vision_scales, self.vision_config.image_size, self.vision_feature_select
             )
         if self.levels < 2:
@@ -164,12 +170,29 @@ class AlignGPTConfig(PreTrainedConfig):
             )
 
 
-def _sub_config(given: PreTrainedConfig | dict[str, Any] | None, default: PreTrainedConfig) -> Any:
-    if given is None:
+def _check_scales(scales: Sequence[int], size: Any, select: str) -> None:
+    """Raise InputError unless a tower that reads images of `size` can make `scales` of them."""
+    if not isinstance(size, int):
+        raise InputError(f"vision_scales need a tower for squares, not {size}; leave them out.")
+    ascending = list(scales) == sorted(set(scales))
+    if not scales or not ascending or any(scale < size or scale % size for scale in scales):
+        raise InputError(
+            f"vision_scales are {list(scales)}; give multiples of the vision tower's {size} pixels "
+            f"in ascending order, as in [{size}, {2 * size}, {3 * size}]."
+        )
+    if scales[-1] > size and select != "patch":
+        raise InputError(
+            f"vision_scales {list(scales)} go with the patch tokens alone, as a class token has no "
+            "place in the image; set vision_feature_select to patch."
+        )
+
+
+def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, default: PreTrainedConfig) -> Any:
+    if config is None:
         return default
-    if isinstance(given, PreTrainedConfig):
-        return given
-    return AutoConfig.for_model(**{"model_type": default.model_type, **given})
+    if isinstance(config, PreTrainedConfig):
+        return config
+    return AutoConfig.for_model(**{"model_type": default.model_type, **config})
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -2,43 +2,45 @@
 # pyright: reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false
 # pyright: reportIncompatibleMethodOverride=false
-"""What `generate` needs beyond transformers' own: images that repeat with their rows, padding on
-either side, and processors that meet placeholder ids.
-"""
+"""`generate` with images, padding on either side, and placeholder ids in the prompt."""
 
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationMixin, LogitsProcessorList
-from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation.logits_process import (
+    LogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from transformers.utils.generic import ModelOutput
 
 from aligntrain.model.configuration import AlignGPTConfig
 
 
 class AlignGPTGeneration(GenerationMixin):
-    """`generate` for AlignGPT. The gate speaks once, when the prompt is read."""
+    """`generate` for AlignGPT; the gate runs once, when the prompt is read."""
 
     if TYPE_CHECKING:
         config: AlignGPTConfig
 
     @torch.no_grad()
     def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """As transformers' `generate`; padding may stand on either side of a row.
+        """Like transformers' `generate`; padding may be on either side of a row.
 
-        New tokens follow the last column, so rows that are padded on the right are first turned to
-        have their padding on the left; the prompt part of what comes back is turned likewise.
+        New tokens follow the last column, so padding on the right is first moved to the left, in
+        the returned prompt too.
         """
         name = "input_ids" if inputs is None else "inputs"
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         mask = kwargs.get("attention_mask")
         if ids is not None and mask is not None and mask.shape == ids.shape:
-            ids, kwargs["attention_mask"] = _padded_left(ids, mask)
+            ids, kwargs["attention_mask"] = _pad_left(ids, mask)
         if ids is not None:
             kwargs[name] = ids
         return super().generate(**kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Later steps with a cache have neither images nor levels."""
+        """Drop levels and gate weights with the images, in steps that read from the cache."""
         prepared = super().prepare_inputs_for_generation(*args, **kwargs)
         if prepared.get("pixel_values") is None:
             prepared.pop("levels", None)
@@ -46,9 +48,9 @@ class AlignGPTGeneration(GenerationMixin):
         return prepared
 
     def _update_model_kwargs_for_generation(
-        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+        self, outputs: ModelOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> dict[str, Any]:
-        """Without a cache the prompt is read anew at each step: what the gate said of it stays."""
+        """Keep the gate's weights: without a cache, each step reads prompt and answer anew."""
         model_kwargs = super()._update_model_kwargs_for_generation(
             outputs, model_kwargs, *args, **kwargs
         )
@@ -64,11 +66,11 @@ class AlignGPTGeneration(GenerationMixin):
         **model_kwargs: Any,
     ) -> tuple[Any, dict[str, Any]]:
         """Repeat every row `expand_size` times, each time with all of its images."""
-        pixels = model_kwargs.pop("pixel_values", None)
+        pixels = model_kwargs.pop("pixel_values", None)  # [I, 3, H, W]
         if pixels is not None and input_ids is not None and expand_size > 1:
-            places = (input_ids == self.config.image_token_id).sum(dim=1)
-            by_row = pixels.split((places // self.config.image_tokens).tolist())
-            pixels = torch.cat([row.repeat(expand_size, 1, 1, 1) for row in by_row])
+            image_tokens = (input_ids == self.config.image_token_id).sum(dim=1)  # [B]
+            by_row = pixels.split((image_tokens // self.config.image_tokens).tolist())
+            pixels = torch.cat([images.repeat(expand_size, 1, 1, 1) for images in by_row])
         ids, expanded = super()._expand_inputs_for_generation(
             expand_size=expand_size,
             is_encoder_decoder=is_encoder_decoder,
@@ -82,13 +84,16 @@ class AlignGPTGeneration(GenerationMixin):
     def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
         processors = super()._get_logits_processor(*args, **kwargs)
         width = 1 + max(self.config.image_token_id, self.config.align_token_id)
-        return LogitsProcessorList(_OverPlaceholders(one, width) for one in processors)
+        return LogitsProcessorList(_WithPlaceholders(part, width) for part in processors)
 
 
-class _OverPlaceholders:
-    """A logits processor that looks up the scores of ids it has seen, placeholders among them."""
+class _WithPlaceholders:
+    """Logits processor that looks up the scores of ids in the prompt, placeholders among them.
 
-    def __init__(self, processor: Any, width: int) -> None:
+    The wrapped processor sees scores widened to `width` ids, with -inf for the placeholders.
+    """
+
+    def __init__(self, processor: LogitsProcessor, width: int) -> None:
         self._processor = processor
         self._width = width
 
@@ -100,11 +105,26 @@ class _OverPlaceholders:
         ):
             return self._processor(input_ids, scores)
         impossible = scores.new_full((*scores.shape[:-1], missing), float("-inf"))
-        return self._processor(input_ids, torch.cat([scores, impossible], dim=-1))[:, :vocabulary]
+        widened = torch.cat([scores, impossible], dim=-1)  # [B, V] -> [B, width]
+        return self._processor(input_ids, widened)[:, :vocabulary]
 
 
-def _padded_left(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """`ids` and `mask` [B, T] with each row's padding moved to its left, its order kept."""
+def count_positions(
+    attention_mask: torch.Tensor | None, *sequences: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Return positions [B, T] of the first of `sequences` that is not None.
+
+    They count each row's tokens from 0, wherever its padding is. With a cache, the sequence is the
+    end of what the mask covers.
+    """
+    lengths = [sequence.shape[1] for sequence in sequences if sequence is not None]
+    if not lengths or not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+        return None
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -lengths[0] :]
+
+
+def _pad_left(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move the padding of each row of `ids` and `mask` [B, T] to its left, tokens in order."""
     if bool(mask[:, -1].all()):
         return ids, mask
     order = (mask != 0).int().argsort(dim=1, stable=True)

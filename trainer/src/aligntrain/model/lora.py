@@ -1,12 +1,12 @@
-"""LoRA: small matrices beside the LLM's own, which stay what they are. peft makes, reads, writes
-and merges them; this is the one place that knows peft and bitsandbytes.
+"""LoRA: small trainable matrices beside the LLM's frozen ones. peft creates, reads, writes and
+merges them; only this module imports peft and bitsandbytes.
 
-They are put into the LLM itself, which stays a causal LM of transformers, so that everything else
-meets it as ever. Their names, beside those in `model.modeling`:
+They are injected into the LLM itself, which stays a causal LM of transformers. Parameters, beside
+those in `model.modeling`:
 
     model.language_model.….q_proj.base_layer.weight        the LLM's own
-    model.language_model.….q_proj.lora_A.default.weight    [rank, what it reads]
-    model.language_model.….q_proj.lora_B.default.weight    [what it gives, rank]
+    model.language_model.….q_proj.lora_A.default.weight    [rank, inputs]
+    model.language_model.….q_proj.lora_B.default.weight    [outputs, rank]
 """
 
 import os
@@ -20,21 +20,24 @@ from aligntrain.recipes.schema import LoraSettings, Precision
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
+
+    from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 
 LORA = "lora"
 """The folder of LoRA in an export, in peft's own form."""
 
 _ALL = "all-linear"
 _NAME = "default"
-"""What peft calls an adapter that has been given no name."""
+"""peft's name for an adapter without one."""
 _LLM = "model.language_model."
 _PEFT = "base_model.model."
-"""What stands before the LLM's names in the files that peft writes."""
+"""Prefix of the LLM's names in peft's files."""
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def add_lora(model: Any, settings: LoraSettings) -> None:
-    """Put new LoRA matrices into the LLM of `model`, in the type of its weights: A random, B zero.
+def add_lora(model: "AlignGPTForConditionalGeneration", settings: LoraSettings) -> None:
+    """Inject new LoRA matrices into the LLM of `model`, in its weights' dtype: A random, B zero.
 
     Raises:
         InputError: a target is no matrix of this LLM, or peft is not installed.
@@ -56,11 +59,11 @@ def add_lora(model: Any, settings: LoraSettings) -> None:
     _inject(llm, config)
 
 
-def target_names(llm: Any, targets: tuple[str, ...]) -> list[str]:
-    """The full names of the modules of `llm` that `targets` (see `LoraSettings`) mean.
+def target_names(llm: "PreTrainedModel", targets: tuple[str, ...]) -> list[str]:
+    """Return the full names of the modules of `llm` that match `targets` (see `LoraSettings`).
 
     Raises:
-        InputError: one of them means none.
+        InputError: one of them matches none.
     """
     known = list(linear_layers(llm))
     if targets == (_ALL,):
@@ -74,10 +77,10 @@ def target_names(llm: Any, targets: tuple[str, ...]) -> list[str]:
     return [name for name in known if name in chosen]
 
 
-def linear_layers(llm: Any) -> dict[str, Any]:
-    """The linear layers of `llm` by name, in its order, without the head and without LoRA's own.
+def linear_layers(llm: "PreTrainedModel") -> dict[str, Any]:
+    """Return the linear layers of `llm` by name, in order, without its head and LoRA's own.
 
-    The head is left out because its matrix may be the embeddings', which LoRA would change.
+    The head may share its matrix with the embeddings, which LoRA would change.
     """
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -91,14 +94,15 @@ def linear_layers(llm: Any) -> dict[str, Any]:
 
 
 def features_read(layer: Any) -> int:
-    """How many features one of the `linear_layers` reads."""
+    """Return the input width of one of the `linear_layers`."""
     return int(layer.in_features if hasattr(layer, "in_features") else layer.weight.shape[0])
 
 
 def four_bit_options(precision: Precision, *, keep: tuple[str, ...] = ()) -> dict[str, Any]:
-    """What transformers' `from_pretrained` takes to hold an LLM in 4 bits on this rank's GPU.
+    """Return options of `from_pretrained` that hold an LLM in 4 bits on this rank's GPU.
 
-    NF4 with double quantization; it computes in `precision`. Modules called one of `keep` stay.
+    NF4 with double quantization, computing in `precision`; modules named in `keep` stay as they
+    are.
 
     Raises:
         InputError: there is no CUDA GPU here, or bitsandbytes is not installed.
@@ -143,8 +147,8 @@ def save_lora(model: Any, folder: Path, weights: dict[str, "torch.Tensor"], *, b
     save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
-def load_lora(model: Any, folder: Path) -> None:
-    """Put the LoRA that `folder` holds, in peft's form, into the LLM of `model`.
+def load_lora(model: "AlignGPTForConditionalGeneration", folder: Path) -> None:
+    """Load the LoRA in `folder`, in peft's form, into the LLM of `model`.
 
     Raises:
         InputError: it is damaged or of another LLM, or peft is not installed.
@@ -157,7 +161,7 @@ def load_lora(model: Any, folder: Path) -> None:
 
     llm = model.model.language_model
     try:
-        found = load_file(folder / _WEIGHTS)
+        saved = load_file(folder / _WEIGHTS)
         _inject(llm, LoraConfig.from_pretrained(os.fspath(folder)))
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -166,22 +170,23 @@ def load_lora(model: Any, folder: Path) -> None:
         ) from error
     own = {_file_name(n): p for n, p in model.named_parameters() if n.startswith(_LLM)}
     own = {name: parameter for name, parameter in own.items() if ".lora_" in name}
-    shapes, theirs = ({n: t.shape for n, t in tensors.items()} for tensors in (own, found))
-    if shapes != theirs:
-        name = min(n for n in shapes.keys() | theirs.keys() if shapes.get(n) != theirs.get(n))
+    shapes, saved_shapes = ({n: t.shape for n, t in tensors.items()} for tensors in (own, saved))
+    if shapes != saved_shapes:
+        names = shapes.keys() | saved_shapes.keys()
+        name = min(name for name in names if shapes.get(name) != saved_shapes.get(name))
         raise InputError(
             f"the LoRA in {folder} does not fit this LLM ({name} differs); give the one that it "
             "was trained on."
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(found[name])
+            parameter.copy_(saved[name])
 
 
-def merge_lora(model: Any) -> int:
-    """Add the LoRA in the LLM of `model` to the matrices that it lies beside, and take it out.
+def merge_lora(model: "AlignGPTForConditionalGeneration") -> int:
+    """Merge the LoRA of `model` into the LLM's own matrices; return their number.
 
-    What the model gives stays the same, but for rounding. Returns the number of these matrices.
+    The outputs stay the same up to rounding.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -201,7 +206,7 @@ def _inject(llm: Any, config: Any) -> None:
 
 
 def _file_name(name: str) -> str:
-    """What peft calls, in its files, the parameter that the model calls `name`."""
+    """Return peft's name in its files for the model's parameter `name`."""
     return _PEFT + name.removeprefix(_LLM).replace(f".{_NAME}.", ".")
 
 

@@ -1,57 +1,69 @@
-"""The loss of next-token prediction, for the batch and for each of its rows."""
+"""Next-token cross-entropy: per batch and per sample, padded or packed, whole or in chunks.
 
-from typing import Any
+Letters in shapes: B rows, T positions of a padded row, S positions of a packed one, K positions
+that have logits, V vocabulary, d hidden size.
+"""
+
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from aligntrain.model.packing import Packing
 from aligntrain.prompts.placeholders import IGNORE_INDEX
 
 Losses = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Batch loss (scalar), mean loss of each row [B] float32 and labelled tokens of each row [B]."""
+
+_SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+"""Config keys under which some LLMs cap or scale the logits after their head."""
 
 
 def label_positions(labels: torch.Tensor) -> torch.Tensor:
-    """The positions [K] int64, of any row of `labels` [B, T], behind which a label stands.
+    """Return the positions [K] int64 that predict a label in some row of `labels` [B, T].
 
-    Logits of other positions are of no use to the loss. K is 1 at least.
+    Logits of other positions do not enter the loss. K is at least 1.
     """
-    places = (labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
-    return places if len(places) else places.new_zeros(1)
+    positions = (labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
+    return positions if len(positions) else positions.new_zeros(1)
 
 
 def next_token_losses(
     logits: torch.Tensor,
     labels: torch.Tensor,
     items: int | torch.Tensor | None = None,
-    places: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> Losses:
-    """Cross-entropy of `logits` [B, T, V] against `labels` [B, T] one position later.
+    """Return the cross-entropy of `logits` [B, T, V] against `labels` [B, T] shifted by one.
 
-    `places` [K] int64 says of which positions the logits are, where they are [B, K, V]. Only
-    labelled positions are raised to float32, so that the places of an image cost nothing.
+    With `positions` [K] int64, `logits` [B, K, V] belong to these positions only.
 
     Returns:
-        The sum divided by `items` (by default the number of labelled tokens: their mean), the mean
-        [B] float32 of each row, detached and 0 where it has no label, and the number of labels
-        [B] int64.
+        The sum over all labelled tokens divided by `items` (default: their number), the mean of
+        each row [B] float32, detached and 0 without labels, and the labels per row [B] int64.
     """
-    targets = _next_tokens(labels)
-    if places is not None:
-        targets = targets[:, places]
-    wanted = targets != IGNORE_INDEX
-    rows = wanted.nonzero()[:, 0]
-    losses = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
-    return _of_rows(losses.sum(), losses, torch.ones_like(rows), rows, len(labels), items)
+    targets = _shift(labels)  # [B, T]
+    if positions is not None:
+        targets = targets[:, positions]  # [B, K]
+    is_label = targets != IGNORE_INDEX
+    rows = is_label.nonzero()[:, 0]  # row of each label, in reading order
+    # Select before the cast to float32, so that image and prompt positions cost no memory.
+    losses = nn.functional.cross_entropy(
+        logits[is_label].float(), targets[is_label], reduction="none"
+    )
+    return _per_row(losses.sum(), losses, torch.ones_like(rows), rows, len(labels), items)
 
 
 def packed_targets(packing: Packing, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each of the S packed tokens is to predict [S] int64, and the places [K] of those that
-    are to predict something; K is 1 at least.
+    """Return the target [S] int64 of each packed token, and the positions [K] that have one.
+
+    K is at least 1, so that every rank runs the LLM's head.
     """
-    targets = packing.rows(_next_tokens(labels))[0]
-    places = (targets != IGNORE_INDEX).nonzero()[:, 0]
-    return targets, places if len(places) else places.new_zeros(1)
+    # Shift before packing: the last token of a sample must not predict the next sample's first.
+    targets = packing.rows(_shift(labels))[0]
+    positions = (targets != IGNORE_INDEX).nonzero()[:, 0]
+    return targets, positions if len(positions) else positions.new_zeros(1)
 
 
 def packed_losses(
@@ -59,50 +71,34 @@ def packed_losses(
     losses: torch.Tensor,
     packing: Packing,
     targets: torch.Tensor,
-    places: torch.Tensor,
+    positions: torch.Tensor,
     items: int | torch.Tensor | None = None,
 ) -> Losses:
-    """As `next_token_losses`, of `losses` [K] at the `places` that `packed_targets` gave, and their
-    sum `total`, which carries the gradient.
+    """Return the values of `next_token_losses` for packed rows.
+
+    `losses` [K] belong to the `positions` from `packed_targets`; `total` is their sum and carries
+    the gradient.
     """
-    wanted = targets[places] != IGNORE_INDEX
-    return _of_rows(total, losses, wanted, packing.row[places], len(packing.places), items)
+    is_label = targets[positions] != IGNORE_INDEX
+    return _per_row(total, losses, is_label, packing.row[positions], len(packing.tokens), items)
 
 
-def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """What each place of `labels` [B, T] is to predict, IGNORE_INDEX where nothing."""
-    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+def token_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy [K] float32 of `logits` [K, V], 0 at IGNORE_INDEX."""
+    return nn.functional.cross_entropy(
+        logits.float(), targets, reduction="none", ignore_index=IGNORE_INDEX
+    )
 
 
-def _of_rows(
-    total: torch.Tensor,
-    losses: torch.Tensor,
-    wanted: torch.Tensor,
-    rows: torch.Tensor,
-    batch: int,
-    items: int | torch.Tensor | None = None,
-) -> Losses:
-    """What `next_token_losses` returns, of `losses` [K] and their sum `total`, 0 where they are not
-    `wanted` [K], which belong to `rows` [K] of `batch` rows in all.
-    """
-    tokens = rows.new_zeros(batch).index_add(0, rows, wanted.long())
-    summed = losses.new_zeros(batch).index_add(0, rows, losses.detach())
-    divisor = tokens.sum().clamp(min=1) if items is None else items
-    return total / divisor, summed / tokens.clamp(min=1), tokens
+def rows_per_chunk(vocabulary: int, max_bytes: int) -> int:
+    """Return the number of tokens, at least 1, whose float32 logits fit into `max_bytes`."""
+    return max(1, max_bytes // (4 * vocabulary))
 
 
-_SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-"""What configurations call that which some LLMs do with logits behind their head."""
+def body_of(language_model: PreTrainedModel) -> nn.Module | None:
+    """Return the module whose hidden states [B, T, d] the head reads.
 
-
-def rows_per_chunk(vocabulary: int, most_bytes: int) -> int:
-    """Of how many tokens the logits in float32 take `most_bytes` at most; 1 at least."""
-    return max(1, most_bytes // (4 * vocabulary))
-
-
-def body_of(language_model: Any) -> nn.Module | None:
-    """The module that gives the hidden states [B, T, d] that the head reads; None where the logits
-    are not those of one linear layer behind it.
+    None if the logits are more than one linear layer of these (scaled or capped).
     """
     config = language_model.config.get_text_config()
     body, head = language_model.base_model, language_model.get_output_embeddings()
@@ -110,28 +106,24 @@ def body_of(language_model: Any) -> nn.Module | None:
     return None if body is language_model or type(head) is not nn.Linear or scaled else body
 
 
-def token_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy [K] float32 of `logits` [K, V], 0 where `targets` [K] are IGNORE_INDEX."""
-    return nn.functional.cross_entropy(
-        logits.float(), targets, reduction="none", ignore_index=IGNORE_INDEX
-    )
-
-
 def chunked_cross_entropy(
-    hidden: torch.Tensor, targets: torch.Tensor, language_model: Any, most_bytes: int
+    hidden: torch.Tensor, targets: torch.Tensor, language_model: PreTrainedModel, max_bytes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of what `token_cross_entropy` would give of the logits behind `hidden` [K, d], and the
-    losses [K] themselves, detached; no more than `most_bytes` of logits are ever there.
+    """Return the summed loss of `hidden` [K, d] and the loss [K] of each token, detached.
+
+    Equal to `token_cross_entropy` of the head's logits, but at most `max_bytes` of float32 logits
+    exist at a time.
     """
-    head = language_model.get_output_embeddings()
-    vocabulary = int(language_model.config.get_text_config().vocab_size)
-    rows = rows_per_chunk(vocabulary, most_bytes)
+    head = cast(nn.Linear, language_model.get_output_embeddings())
+    rows = rows_per_chunk(int(language_model.config.get_text_config().vocab_size), max_bytes)
     losses: list[torch.Tensor] = []
 
-    def summed(given: torch.Tensor) -> torch.Tensor:
-        return ChunkedLinearCrossEntropy.apply(given, head.weight, head.bias, targets, rows, losses)  # pyright: ignore
+    def summed(input: torch.Tensor) -> torch.Tensor:
+        return ChunkedLinearCrossEntropy.apply(  # pyright: ignore
+            input, head.weight, head.bias, targets, rows, losses
+        )
 
-    # By a call of the head itself, since under ZeRO-3 it has its weights only while it runs.
+    # Call the head itself: under ZeRO-3 its weights are gathered only while it runs.
     head.forward = summed
     try:
         total = head(hidden)
@@ -141,7 +133,11 @@ def chunked_cross_entropy(
 
 
 class ChunkedLinearCrossEntropy(torch.autograd.Function):
-    """The summed loss of a linear head; its gradient of the logits is softmax less one-hot."""
+    """Summed cross-entropy of a linear head.
+
+    Gradients are computed chunk by chunk in the forward pass, while a chunk's logits exist, and
+    scaled in the backward pass.
+    """
 
     @staticmethod
     def forward(
@@ -153,48 +149,67 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         rows: int,
         losses: list[torch.Tensor],
     ) -> torch.Tensor:
-        inputs = (hidden, weight, bias)
+        inputs = (hidden, weight, bias)  # [K, d], [V, d], [V]
         gradients = [
             torch.zeros_like(value) if value is not None and needed else None
             for value, needed in zip(inputs, ctx.needs_input_grad, strict=False)
         ]
         for begin in range(0, len(hidden), rows):
-            part = slice(begin, begin + rows)
-            logits = nn.functional.linear(hidden[part], weight, bias)
-            losses.append(token_cross_entropy(logits, targets[part]))
+            chunk = slice(begin, begin + rows)
+            logits = nn.functional.linear(hidden[chunk], weight, bias)  # [rows, V]
+            losses.append(token_cross_entropy(logits, targets[chunk]))
             if any(gradient is not None for gradient in gradients):
-                slope = _slope(logits, targets[part])
-                _add(gradients, slope, hidden[part], weight, part)
+                slope = _logits_gradient(logits, targets[chunk])
+                _accumulate(gradients, slope, hidden[chunk], weight, chunk)
         ctx.save_for_backward(*gradients)
         return torch.cat(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        own = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.saved_tensors]
-        return (*own, None, None, None)
+        scaled = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.saved_tensors]
+        return (*scaled, None, None, None)
 
 
-def _slope(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The gradient [K, V] of the summed loss for `logits` [K, V], in their type."""
+def _shift(labels: torch.Tensor) -> torch.Tensor:
+    """Return the target of each position of `labels` [B, T]: the label one position later."""
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def _per_row(
+    total: torch.Tensor,
+    losses: torch.Tensor,
+    is_label: torch.Tensor,
+    rows: torch.Tensor,
+    batch: int,
+    items: int | torch.Tensor | None = None,
+) -> Losses:
+    """Return the three `Losses` from token `losses` [K], of which `rows` [K] names the row."""
+    tokens = rows.new_zeros(batch).index_add(0, rows, is_label.long())
+    summed = losses.new_zeros(batch).index_add(0, rows, losses.detach())
+    divisor = tokens.sum().clamp(min=1) if items is None else items
+    return total / divisor, summed / tokens.clamp(min=1), tokens
+
+
+def _logits_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Return softmax - one-hot [K, V], the gradient of the summed loss, in the dtype of logits."""
     slope = logits.float().softmax(dim=-1)
-    wanted = targets != IGNORE_INDEX
-    places = targets.clamp(min=0).unsqueeze(-1)
-    slope.scatter_add_(-1, places, slope.new_full((1, 1), -1.0).expand_as(places))
-    return slope.mul_(wanted.unsqueeze(-1)).to(logits.dtype)
+    index = targets.clamp(min=0).unsqueeze(-1)  # [K, 1]; ignored targets are zeroed below
+    slope.scatter_add_(-1, index, slope.new_full((1, 1), -1.0).expand_as(index))
+    return slope.mul_((targets != IGNORE_INDEX).unsqueeze(-1)).to(logits.dtype)
 
 
-def _add(
+def _accumulate(
     gradients: list[torch.Tensor | None],
     slope: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
-    part: slice,
+    chunk: slice,
 ) -> None:
-    """Add a piece's share to the gradients of hidden states, weight and bias."""
-    of_hidden, of_weight, of_bias = gradients
-    if of_hidden is not None:
-        torch.mm(slope, weight, out=of_hidden[part])
-    if of_weight is not None:
-        of_weight.addmm_(slope.T, hidden)
-    if of_bias is not None:
-        of_bias += slope.sum(dim=0)
+    """Add a chunk's part to the gradients of hidden states, weight and bias."""
+    hidden_gradient, weight_gradient, bias_gradient = gradients
+    if hidden_gradient is not None:
+        torch.mm(slope, weight, out=hidden_gradient[chunk])  # [rows, V] @ [V, d]
+    if weight_gradient is not None:
+        weight_gradient.addmm_(slope.T, hidden)  # [V, rows] @ [rows, d]
+    if bias_gradient is not None:
+        bias_gradient += slope.sum(dim=0)

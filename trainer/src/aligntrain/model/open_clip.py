@@ -29,15 +29,15 @@ _FOREIGN = {
 
 
 def is_open_clip(folder: str | Path) -> bool:
-    """Whether `folder` is one that open_clip saved."""
+    """Whether open_clip saved `folder`."""
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
 def vision_config(folder: str | Path) -> CLIPVisionConfig:
-    """The configuration of the vision tower in `folder`.
+    """Return the configuration of the vision tower in `folder`.
 
     Raises:
-        InputError: the tower is no plain vision transformer, so CLIPVisionModel cannot be it.
+        InputError: the tower is not a plain vision transformer, as CLIPVisionModel is.
     """
     model = _read_config(folder)["model_cfg"]
     vision: dict[str, Any] = model["vision_cfg"]
@@ -65,7 +65,7 @@ def vision_config(folder: str | Path) -> CLIPVisionConfig:
 def load_vision_tower(
     folder: str | Path, dtype: torch.dtype = torch.float32, **kwargs: Any
 ) -> CLIPVisionModel:
-    """The vision tower in `folder`, its weights in `dtype`; `kwargs` go to the model.
+    """Load the vision tower in `folder` in `dtype`; `kwargs` go to the model.
 
     Raises:
         InputError: the weights file is missing or does not fit the configuration.
@@ -78,12 +78,12 @@ def load_vision_tower(
     with safe_open(path, framework="pt") as file:
         names = [name for name in file.keys() if name.startswith(_PREFIX)]  # noqa: SIM118
         weights = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in names}
-    # transformers puts the tower's own name before its parameters, or does not, by version.
+    # Whether the parameters have the tower's name as prefix depends on transformers' version.
     nested = any(name.startswith("vision_model.") for name in tower.state_dict())
     prefix = "vision_model." if nested else ""
     try:
-        ours = {prefix + name: value for name, value in _renamed(weights, config).items()}
-        tower.load_state_dict(ours, strict=True)
+        renamed = {prefix + name: value for name, value in _renamed(weights, config).items()}
+        tower.load_state_dict(renamed, strict=True)
     except (KeyError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:200]
         raise InputError(f"{path} does not fit {CONFIG_FILE} beside it: {detail}.") from error
@@ -91,10 +91,10 @@ def load_vision_tower(
 
 
 def image_processor(folder: str | Path) -> CLIPImageProcessorPil:
-    """The image processor that does what open_clip's evaluation transform of `folder` does.
+    """Return the image processor equal to open_clip's evaluation transform of `folder`.
 
     Raises:
-        InputError: a way of resizing that transformers' CLIP processor has not.
+        InputError: it resizes in a way that transformers' CLIP processor lacks.
     """
     config = _read_config(folder)
     preprocess: dict[str, Any] = config.get("preprocess_cfg", {})
@@ -122,25 +122,25 @@ def _read_config(folder: str | Path) -> dict[str, Any]:
     return json.loads((Path(folder) / CONFIG_FILE).read_text(encoding="utf-8"))
 
 
-def _renamed(theirs: dict[str, torch.Tensor], config: CLIPVisionConfig) -> dict[str, torch.Tensor]:
-    """Names and shapes of CLIPVisionModel for open_clip's `visual.*` weights."""
-    ours = {
-        "embeddings.class_embedding": theirs["class_embedding"],
-        "embeddings.patch_embedding.weight": theirs["conv1.weight"],
-        "embeddings.position_embedding.weight": theirs["positional_embedding"],
+def _renamed(weights: dict[str, torch.Tensor], config: CLIPVisionConfig) -> dict[str, torch.Tensor]:
+    """Return CLIPVisionModel's names and shapes for open_clip's `visual.*` weights."""
+    renamed = {
+        "embeddings.class_embedding": weights["class_embedding"],
+        "embeddings.patch_embedding.weight": weights["conv1.weight"],
+        "embeddings.position_embedding.weight": weights["positional_embedding"],
     }
     for kind in ("weight", "bias"):
-        ours[f"pre_layrnorm.{kind}"] = theirs[f"ln_pre.{kind}"]
-        ours[f"post_layernorm.{kind}"] = theirs[f"ln_post.{kind}"]
+        renamed[f"pre_layrnorm.{kind}"] = weights[f"ln_pre.{kind}"]
+        renamed[f"post_layernorm.{kind}"] = weights[f"ln_post.{kind}"]
         for layer in range(config.num_hidden_layers):
             block, out = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
             for name, part in zip(
-                "qkv", theirs[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True
+                "qkv", weights[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True
             ):
-                ours[f"{out}.self_attn.{name}_proj.{kind}"] = part
-            ours[f"{out}.self_attn.out_proj.{kind}"] = theirs[f"{block}.attn.out_proj.{kind}"]
-            ours[f"{out}.layer_norm1.{kind}"] = theirs[f"{block}.ln_1.{kind}"]
-            ours[f"{out}.layer_norm2.{kind}"] = theirs[f"{block}.ln_2.{kind}"]
-            ours[f"{out}.mlp.fc1.{kind}"] = theirs[f"{block}.mlp.c_fc.{kind}"]
-            ours[f"{out}.mlp.fc2.{kind}"] = theirs[f"{block}.mlp.c_proj.{kind}"]
-    return ours
+                renamed[f"{out}.self_attn.{name}_proj.{kind}"] = part
+            renamed[f"{out}.self_attn.out_proj.{kind}"] = weights[f"{block}.attn.out_proj.{kind}"]
+            renamed[f"{out}.layer_norm1.{kind}"] = weights[f"{block}.ln_1.{kind}"]
+            renamed[f"{out}.layer_norm2.{kind}"] = weights[f"{block}.ln_2.{kind}"]
+            renamed[f"{out}.mlp.fc1.{kind}"] = weights[f"{block}.mlp.c_fc.{kind}"]
+            renamed[f"{out}.mlp.fc2.{kind}"] = weights[f"{block}.mlp.c_proj.{kind}"]
+    return renamed

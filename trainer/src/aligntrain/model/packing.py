@@ -1,11 +1,16 @@
-"""Rows of a batch, one behind the other in one sequence without padding.
+# transformers types its classes for its own use.
+# pyright: reportPrivateUsage=false
+"""Packing: the rows of a batch one behind the other in a single sequence, without padding.
 
-The LLM then computes nothing for padding. Attention stays inside each sample and positions start
-anew with it, so losses and gradients are those of the padded batch, up to rounding.
+The LLM computes nothing for padding. Attention stays inside each sample and positions restart with
+it, so losses and gradients equal those of the padded batch up to rounding.
 
-The samples' boundaries go to the layers in the place of the attention mask: transformers hands a
-mask of four dimensions through as it is, with gradient checkpointing too, and `attend` below, which
-is registered as an attention implementation of its own, knows it by its type.
+The boundaries of the samples travel to the layers in place of the attention mask: transformers
+passes a 4-dimensional mask through unchanged, under gradient checkpointing too. The attention
+implementation registered here, `segment_attention`, recognises them by their dtype.
+
+Letters in shapes: B rows, T padded positions, S packed positions, H query heads, H' key and value
+heads (H is a multiple of H'), D head size.
 """
 
 import inspect
@@ -14,87 +19,88 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 SEGMENTS = "aligntrain_segments"
-"""The attention implementation that `attend` is registered as."""
+"""Name under which `segment_attention` is registered with transformers."""
 
-_PACKED_TYPE = torch.int32
-_KINDS = frozenset({"full_attention", "sliding_attention"})
-"""Kinds of layers in which tokens meet by attention alone; a recurrent one would carry its state
-from a sample into the next.
+_BOUNDARIES_DTYPE = torch.int32
+_ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
+"""Layer types in which tokens meet by attention alone. A recurrent layer would carry its state
+from one sample into the next.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """The S tokens of a batch of B rows, as one row.
+    """Layout of B padded rows as one row of S tokens.
 
-    `places` [B, T] bool are the tokens, `positions` [1, S] int64 count those of each row from 0,
-    `row` [S] int64 says whose they are, `boundaries` [1, 1, 1, B + 1] int32 where each row begins
-    and the last one ends.
+    `tokens` [B, T] bool selects the tokens, `positions` [1, S] int64 counts from 0 within each
+    sample, `row` [S] int64 is the row of each token, and `boundaries` [1, 1, 1, B + 1] int32 holds
+    the start of each sample and the end of the last.
     """
 
-    places: torch.Tensor
+    tokens: torch.Tensor
     positions: torch.Tensor
     row: torch.Tensor
     boundaries: torch.Tensor
 
     @classmethod
     def of(cls, attention_mask: torch.Tensor) -> "Packing":
-        """That of a batch with `attention_mask` [B, T], padded left or right."""
-        places = attention_mask.bool()
-        lengths = places.sum(dim=1)
-        positions = (places.cumsum(dim=1) - 1)[places]
-        ends = nn.functional.pad(lengths.cumsum(dim=0), (1, 0)).to(_PACKED_TYPE)
-        row = torch.arange(len(places), device=places.device)
+        """Return the packing of a batch with `attention_mask` [B, T], padded left or right."""
+        tokens = attention_mask.bool()
+        lengths = tokens.sum(dim=1)  # [B]
+        positions = (tokens.cumsum(dim=1) - 1)[tokens]  # [S]
+        ends = nn.functional.pad(lengths.cumsum(dim=0), (1, 0)).to(_BOUNDARIES_DTYPE)  # [B + 1]
+        row = torch.arange(len(tokens), device=tokens.device)
         return cls(
-            places,
+            tokens,
             positions.unsqueeze(0),
+            # output_size spares a synchronisation with the GPU.
             row.repeat_interleave(lengths, output_size=positions.shape[0]),
             ends.view(1, 1, 1, -1),
         )
 
     def rows(self, values: torch.Tensor) -> torch.Tensor:
-        """`values` [B, T, ...] of the tokens alone, [1, S, ...]."""
-        return values[self.places].unsqueeze(0)
+        """Pack `values` [B, T, ...] to [1, S, ...]."""
+        return values[self.tokens].unsqueeze(0)
 
 
-def prepare_packing(language_model: Any) -> str | None:
-    """Let `language_model` take packed rows; what stands against it, or None.
+def prepare_packing(language_model: PreTrainedModel) -> str | None:
+    """Make `language_model` accept packed rows; return the obstacle if it cannot, else None.
 
-    Without SDPA (eager for the models that cap their logits, or a flash-attention package)
-    transformers itself finds the samples by their positions.
+    Without SDPA (eager attention for models that cap their logits, or a flash-attention package)
+    transformers finds the samples by their positions.
     """
-    why_not = obstacle(language_model)
+    problem = obstacle(language_model)
     config = language_model.config.get_text_config()
-    if why_not is None and config._attn_implementation == "sdpa":
+    if problem is None and config._attn_implementation == "sdpa":
         language_model.set_attn_implementation(SEGMENTS)
-    return why_not
+    return problem
 
 
-def obstacle(language_model: Any) -> str | None:
-    """Why `language_model` cannot be told where a row begins and ends, or None.
+def obstacle(language_model: PreTrainedModel) -> str | None:
+    """Return the reason why `language_model` cannot separate packed samples, or None.
 
-    Where there is none, tokens meet by attention alone: rows may stand one behind the other, and
-    one that is read may be put beside others, or taken from them.
+    None means that tokens meet by attention alone, so samples may be packed, and rows may join and
+    leave a running batch.
     """
     if "position_ids" not in inspect.signature(language_model.forward).parameters:
         return "it takes no position_ids"
     config = language_model.config.get_text_config()
-    others = set(getattr(config, "layer_types", None) or ()) - _KINDS
+    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
     return f"it has layers of {', '.join(sorted(others))}" if others else None
 
 
-def mask_of(packing: Packing, language_model: Any) -> torch.Tensor | None:
-    """What `language_model` takes as the attention mask of packed rows."""
-    kind = language_model.config.get_text_config()._attn_implementation
-    return packing.boundaries if kind == SEGMENTS else None
+def mask_of(packing: Packing, language_model: PreTrainedModel) -> torch.Tensor | None:
+    """Return the `attention_mask` for packed rows: the boundaries, or None without SEGMENTS."""
+    attention = language_model.config.get_text_config()._attn_implementation
+    return packing.boundaries if attention == SEGMENTS else None
 
 
-def attend(
+def segment_attention(
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -104,34 +110,33 @@ def attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each segment; transformers' SDPA where the mask is a usual one.
+    """Causal attention inside each sample; transformers' SDPA if the mask is an ordinary one.
 
-    `query` [1, H, S, D], `key` and `value` [1, H', S, D], H a multiple of H'; returns [1, S, H, D].
-    On a GPU in 16 bits it is one call of flash attention over all segments; elsewhere one of SDPA
-    for each.
+    `query` [1, H, S, D], `key` and `value` [1, H', S, D]; returns [1, S, H, D]. On a GPU in 16 bits
+    one flash-attention call covers all samples; elsewhere SDPA runs once per sample.
     """
-    if attention_mask is None or attention_mask.dtype != _PACKED_TYPE:
+    if attention_mask is None or attention_mask.dtype != _BOUNDARIES_DTYPE:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    ends = attention_mask.flatten()
+    ends = attention_mask.flatten()  # [B + 1]
     window = kwargs.get("sliding_window")
-    sixteen = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and sixteen and not dropout:
-        return _flash(query, key, value, ends, scaling, window), None
+    is_16_bit = query.dtype in (torch.float16, torch.bfloat16)
+    if query.is_cuda and is_16_bit and not dropout:
+        return _flash_attention(query, key, value, ends, scaling, window), None
     lengths = ends.diff().tolist()
-    pieces = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
-    attended = [
+    samples = zip(*(part.split(lengths, dim=2) for part in (query, key, value)), strict=True)
+    outputs = [
         sdpa_attention_forward(
-            module, q, k, v, _band(q, window), dropout=dropout, scaling=scaling, **kwargs
+            module, q, k, v, _window_mask(q, window), dropout=dropout, scaling=scaling, **kwargs
         )[0]
-        for q, k, v in pieces
-    ]
-    return torch.cat(attended, dim=1), None
+        for q, k, v in samples
+    ]  # each [1, length, H, D]
+    return torch.cat(outputs, dim=1), None
 
 
-def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
-    """The mask of a segment that is longer than the layer's window, None of others."""
+def _window_mask(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
+    """Return the mask [1, 1, length, length] of a sample longer than the window, else None."""
     length = query.shape[2]
     if window is None or length <= window:
         return None
@@ -139,7 +144,7 @@ def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
     return ones.tril().triu(1 - window).view(1, 1, length, length)
 
 
-def _flash(
+def _flash_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -150,8 +155,8 @@ def _flash(
     from torch.nn.attention.varlen import varlen_attn
 
     longest = int(ends.diff().max())
-    q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))
-    attended = varlen_attn(
+    q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))  # [S, H, D]
+    output = varlen_attn(
         q,
         k,
         v,
@@ -160,12 +165,12 @@ def _flash(
         longest,
         longest,
         scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=(-1 if window is None else window - 1, 0),  # right 0: causal
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    assert isinstance(attended, torch.Tensor)
-    return attended.unsqueeze(0)
+    assert isinstance(output, torch.Tensor)
+    return output.unsqueeze(0)
 
 
-AttentionInterface.register(SEGMENTS, attend)
+AttentionInterface.register(SEGMENTS, segment_attention)
 AttentionMaskInterface.register(SEGMENTS, sdpa_mask)

@@ -1,6 +1,6 @@
 # transformers types its classes for its own use.
 # pyright: reportArgumentType=false
-"""From prompts and images to what the model reads, and back."""
+"""Processor: prompts and images to `input_ids` with placeholders and `pixel_values`."""
 
 import os
 from collections.abc import Sequence
@@ -18,64 +18,29 @@ from transformers.image_utils import load_image
 from alignshared import InputError
 from alignshared.pictures import ImageError, decode_image, to_rgb
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.prompts.placeholders import (
-    IMAGE_MARK,
-    SYSTEM,
-    Layout,
-    join,
-    own_bos,
-    tokenize_pieces,
-)
+from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
+from aligntrain.prompts.templates import CHAT_TEMPLATES
 from aligntrain.recipes.schema import Aspect
 
 Template = Literal["plain", "vicuna_v1", "chat"]
 
-CHAT_TEMPLATES: dict[str, str] = {
-    "plain": (
-        "{%- for message in messages -%}"
-        "{%- if message.role == 'user' -%}"
-        "{{- '<image>' * message.content.count('<image>') -}}"
-        "{%- elif message.role == 'assistant' -%}"
-        "{{- message.content + '\\n' -}}"
-        "{%- endif -%}"
-        "{%- endfor -%}"
-    ),
-    "vicuna_v1": (
-        "{%- if messages[0].role == 'system' -%}"
-        "{{- messages[0].content + ' ' -}}"
-        "{%- else -%}"
-        "{{- '" + SYSTEM.replace("'", "\\'") + " ' -}}"
-        "{%- endif -%}"
-        "{%- for message in messages -%}"
-        "{%- if message.role == 'user' -%}"
-        "{{- 'USER: ' + message.content + ' ' -}}"
-        "{%- elif message.role == 'assistant' -%}"
-        "{{- 'ASSISTANT: ' + message.content + (eos_token or '</s>') -}}"
-        "{%- endif -%}"
-        "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"
-    ),
-}
-"""Templates that a model may be trained with though its tokenizer has another or none."""
-
 LARGEST_SQUARE = 4096
-"""Pixels of a side up to which pictures are padded as they are; no tower sees as many."""
+"""Longest side in pixels that is padded without reduction first; no tower reads as many."""
 
 
 class AlignGPTProcessor(ProcessorMixin):
-    """Image processor and tokenizer as one, writing the placeholders that the model fills.
+    """Image processor and tokenizer in one, writing the placeholders that the model fills.
 
-    `aspect` says how an image becomes square: `pad` with the image processor's mean colour, as the
-    authors fine-tune, or `crop`, what the tower's own image processor does (CLIP's cuts out the
-    centre). `template` names the chat template: `plain`, `vicuna_v1`, or `chat`, the tokenizer's
-    own. `image_tokens`, `image_token_id`, `align_token_id` and `align` are the model's; take them
-    from its configuration with `for_model`.
+    `aspect` makes an image square: `pad` with the image processor's mean colour, as in the authors'
+    fine-tuning, or `crop`, the tower's own way (CLIP's cuts out the centre). `template` is `plain`,
+    `vicuna_v1`, or `chat`, the tokenizer's own. `image_tokens`, `image_token_id`, `align_token_id`
+    and `align` are the model's; `for_model` takes them from its configuration.
     """
 
     tokenizer: Any
     image_processor: Any
 
-    def __init__(  # noqa: PLR0913 - what is saved, ProcessorMixin finds in this list
+    def __init__(  # noqa: PLR0913 - ProcessorMixin saves these arguments
         self,
         image_processor: Any,
         tokenizer: Any,
@@ -112,13 +77,13 @@ class AlignGPTProcessor(ProcessorMixin):
         aspect: Aspect = "pad",
         template: Template = "vicuna_v1",
     ) -> "AlignGPTProcessor":
-        """The processor of a model of `config`.
+        """Return the processor of a model of `config`.
 
         Raises:
             InputError: the tokenizer has a token at the id of a placeholder.
         """
         first = min(config.image_token_id, config.align_token_id)
-        # Gemma 3's tokenizer has a token for its own pictures behind what its text models know.
+        # Gemma 3's tokenizer has a token for images beyond the vocabulary of its text models.
         foreign = {id_ for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
         if len(tokenizer) - sum(id_ >= first for id_ in foreign) > first:
             raise InputError(
@@ -138,7 +103,7 @@ class AlignGPTProcessor(ProcessorMixin):
 
     @property
     def layout(self) -> Layout:
-        """What `aligntrain.prompts.placeholders` needs to write rows for this model."""
+        """Ids and sizes for writing rows of this model."""
         return Layout(
             image_token_id=self.image_token_id,
             align_token_id=self.align_token_id,
@@ -156,22 +121,22 @@ class AlignGPTProcessor(ProcessorMixin):
         padding_side: Literal["left", "right"] | None = None,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
-        """Prompts with `<image>` marks, and their images, as the model reads them.
+        """Convert prompts with `<image>` marks, and their images, to the model's inputs.
 
         Args:
-            images: one, a list, or a list of lists (PIL, arrays, paths or addresses), one for each
-                mark, in reading order.
+            images: one, a list, or a list of lists (PIL, arrays, paths or URLs), one for each mark,
+                in reading order.
             text: a prompt or a list of them.
-            padding: whether shorter rows are filled up.
-            padding_side: where; the tokenizer's `padding_side` by default. `generate` takes both.
+            padding: whether to pad shorter rows.
+            padding_side: the tokenizer's `padding_side` by default; `generate` accepts both.
             return_tensors: `pt`, or None for lists of ids.
 
         Returns:
-            `input_ids` and `attention_mask` [B, T] int64 where there is text, `pixel_values`
-            [I, 3, H, W] float32 where there are images.
+            `input_ids` and `attention_mask` [B, T] int64 with text, `pixel_values` [I, 3, H, W]
+            float32 with images.
 
         Raises:
-            InputError: there are not as many images as marks.
+            InputError: marks and images differ in number.
         """
         flat = _flat(images)
         data: dict[str, Any] = {}
@@ -194,19 +159,19 @@ class AlignGPTProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def pixel_values(self, images: Sequence[Any]) -> torch.Tensor:
-        """`pixel_values` [I, 3, H, W] float32 of `images`, made square as `aspect` says."""
-        pictures = [_picture(image) for image in images]
+        """Return `pixel_values` [I, 3, H, W] float32 of `images`, made square by `aspect`."""
+        rgb = [_to_rgb(image) for image in images]
         if self.aspect == "pad":
             colour = tuple(int(value * 255) for value in self.image_processor.image_mean)
-            pictures = [_on_square(picture, colour) for picture in pictures]
-        return self.image_processor(pictures, return_tensors="pt")["pixel_values"]
+            rgb = [_pad_to_square(image, colour) for image in rgb]
+        return self.image_processor(rgb, return_tensors="pt")["pixel_values"]
 
     def pad_rows(
         self, rows: Sequence[Sequence[int]], side: Literal["left", "right"] | None = None
     ) -> dict[str, list[list[int]]]:
-        """`input_ids` and `attention_mask` of `rows`, all as long as the longest."""
+        """Return `input_ids` and `attention_mask` of `rows`, padded to the longest."""
         left = (side or self.tokenizer.padding_side) == "left"
-        # The mask says what is padding, so any token will do where the tokenizer names none.
+        # Any token will do without a padding token: the mask tells padding apart.
         pad, longest = self.tokenizer.pad_token_id or 0, max(map(len, rows))
         ids: list[list[int]] = []
         masks: list[list[int]] = []
@@ -228,14 +193,14 @@ class AlignGPTProcessor(ProcessorMixin):
         processor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """One conversation or several in the model's template, as text or ready for the model.
+        """Render one conversation or several in the model's template, or tokenize them too.
 
         Contents may be strings with `<image>` marks, or lists of `{"type": "text", "text": …}` and
-        `{"type": "image", "image": …}` (also `url` or `path`). Images of a turn stand before its
-        text, each on a line of its own, as LLaVA has it. `kwargs` go to the template.
+        `{"type": "image", "image": …}` (also `url` or `path`). Images of a turn precede its text,
+        each on a line of its own, as in LLaVA. `kwargs` go to the template.
 
         Returns:
-            The prompt, or with `tokenize` its ids, or with `return_dict` too what `__call__` gives.
+            The prompt; with `tokenize` its ids; with `return_dict` too, the output of `__call__`.
         """
         several = bool(conversation) and not isinstance(conversation[0], dict)
         conversations = list(conversation) if several else [conversation]
@@ -256,15 +221,15 @@ class AlignGPTProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What `__call__` gives."""
+        """Keys in the output of `__call__`."""
         return ["input_ids", "attention_mask", "pixel_values"]
 
 
 def _with_pillow(image_processor: Any) -> Any:
-    """`image_processor` on its Pillow backend, where it has one.
+    """Return `image_processor` on its Pillow backend, if it has one.
 
-    transformers takes torchvision where that is installed, which resizes a little differently; the
-    pixels should not depend on it, and the authors' are Pillow's.
+    transformers prefers torchvision if installed, which resizes slightly differently. Pixels must
+    not depend on that, and the authors' are Pillow's.
     """
     name = type(image_processor).__name__
     pillow = getattr(transformers, f"{name.removesuffix('Fast')}Pil", None)
@@ -274,7 +239,7 @@ def _with_pillow(image_processor: Any) -> Any:
 
 
 def _enlarged(image_processor: Any, config: AlignGPTConfig) -> Any:
-    """`image_processor` with pictures as large as the largest scale, where there are scales."""
+    """Return `image_processor` with images as large as the largest of the scales, if any."""
     if config.scales is None:
         return image_processor
     sizes = image_processor.to_dict()
@@ -288,55 +253,55 @@ def _flat(images: Any) -> list[Any]:
     if images is None:
         return []
     if isinstance(images, list | tuple):
-        return [one for image in images for one in _flat(image)]
+        return [image for part in images for image in _flat(part)]
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 4:
         return list(images)
     return [images]
 
 
-def _picture(image: Any) -> Image.Image:
+def _to_rgb(image: Any) -> Image.Image:
     if isinstance(image, str):
-        # Not Path.is_file, which raises at a text as long as a picture in base64.
+        # Not Path.is_file, which raises at a string as long as an image in base64.
         image = read_image(image) if os.path.isfile(image) else load_image(image)
     return to_rgb(image if isinstance(image, Image.Image) else to_pil_image(image))
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """The picture in the file `path`, as training sees it, in RGB.
+    """Return the image in the file `path` in RGB, decoded as in training.
 
     Raises:
-        InputError: there is no such file, or it holds no picture.
+        InputError: there is no such file, or it holds no image.
     """
     try:
         return decode_image(Path(path).read_bytes())
     except OSError as error:
-        raise InputError(f"the picture {path} cannot be read ({error.strerror}).") from error
+        raise InputError(f"the image {path} cannot be read ({error.strerror}).") from error
     except ImageError as problem:
         raise InputError(
-            f"the file {path} holds no picture that can be read "
+            f"the file {path} holds no image that can be read "
             f"({problem.reason.value}: {problem.detail})."
         ) from problem
 
 
-def _on_square(picture: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """`picture` in the middle of a square of `colour`, as large as its longer side.
+def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """Return `image` in the middle of a square of `colour`, as large as its longer side.
 
-    A side of more than LARGEST_SQUARE pixels is reduced by a whole number first: a line of
-    100,000 x 500 pixels, some kilobytes of PNG, would make a square of 30 GB.
+    A side longer than LARGEST_SQUARE is first reduced by a whole number: an image of 100,000 x 500
+    pixels, some kilobytes of PNG, would make a square of 30 GB.
     """
-    side = max(picture.size)
-    if picture.size == (side, side):
-        return picture
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
     if side > LARGEST_SQUARE:
-        picture = picture.reduce(-(-side // LARGEST_SQUARE))
-        side = max(picture.size)
+        image = image.reduce(-(-side // LARGEST_SQUARE))
+        side = max(image.size)
     square = Image.new("RGB", (side, side), colour)
-    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 
 
 def _plain_turn(turn: dict[str, Any], images: list[Any]) -> dict[str, Any]:
-    """`turn` with its content as one string; its images are added to `images`."""
+    """Return `turn` with its content as one string; append its images to `images`."""
     content = turn["content"]
     if isinstance(content, str):
         return turn
@@ -346,8 +311,8 @@ def _plain_turn(turn: dict[str, Any], images: list[Any]) -> dict[str, Any]:
             texts += part["text"]
         elif part["type"] == "image":
             marks += f"{IMAGE_MARK}\n"
-            given = [part[key] for key in ("image", "url", "path") if key in part]
-            images += given[:1]
+            sources = [part[key] for key in ("image", "url", "path") if key in part]
+            images += sources[:1]
         else:
             raise InputError(
                 f"a turn has a part of type {part['type']!r}; give text and image parts."

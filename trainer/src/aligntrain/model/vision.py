@@ -1,24 +1,42 @@
-"""Image features: hidden states of a CLIP or SigLIP vision tower of transformers."""
+"""Image features: a CLIP or SigLIP tower read at one scale or several (S2), and the projector.
 
-from typing import Any
+S2 (Shi et al. 2024, "When Do We Not Need Larger Vision Models?", arXiv 2403.13043, section 3.1)
+reads an image at several scales with a tower of one size. The image is resized to each scale and
+cut into tiles of the tower's size; the tiles' features are joined to a grid of the whole image and
+averaged over areas down to the grid of one tile; the scales stand side by side as channels. An
+image takes as many tokens as before, each of them wider.
+
+The processor makes the image of the largest scale. Smaller ones are resized from it here, bicubic
+with antialiasing, as Pillow does for the images that the towers were trained on. S2's published
+code does not antialias, which keeps every third pixel of 1008 for 336.
+
+Letters in shapes: I images, L image tokens, n tiles along a side.
+"""
+
+from collections.abc import Callable, Sequence
+from math import isqrt
 
 import torch
 from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from alignshared import InputError
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.model.multi_scale import multi_scale
+
+ReadTiles = Callable[[torch.Tensor], torch.Tensor]
+"""A tower: features [tiles, L, width] of tiles [tiles, 3, tile, tile]."""
 
 
 def image_features(
-    tower: nn.Module, pixel_values: torch.Tensor, config: AlignGPTConfig
+    tower: PreTrainedModel, pixel_values: torch.Tensor, config: AlignGPTConfig
 ) -> torch.Tensor:
-    """Features [I, L, config.feature_width] of `pixel_values` [I, 3, H, W], in the tower's dtype.
+    """Return features [I, L, config.feature_width] of `pixel_values` [I, 3, H, W].
 
-    Hidden state `vision_feature_layer` of the tower, counted as transformers counts them (0 is the
-    embeddings); without the class token where `vision_feature_select` is `patch`; of each of the
-    `vision_scales`, side by side. A frozen tower keeps no graph.
+    They are the tower's hidden state `vision_feature_layer` (0 is the embeddings), without the
+    class token if `vision_feature_select` is `patch`, of each of the `vision_scales`, side by side,
+    in the tower's dtype. A frozen tower keeps no graph.
 
     Raises:
         InputError: the images have another shape than the model reads.
@@ -29,27 +47,56 @@ def image_features(
             f"pixel_values have the shape {list(pixel_values.shape)}, but the vision tower reads "
             f"[images, 3, {height}, {width}]; make them with the model's own processor."
         )
-    trains = any(parameter.requires_grad for parameter in tower.parameters())
+    is_trainable = any(parameter.requires_grad for parameter in tower.parameters())
 
-    def read(pictures: torch.Tensor) -> torch.Tensor:
-        output: Any = tower(pictures, output_hidden_states=True, return_dict=True)
+    def read(images: torch.Tensor) -> torch.Tensor:
+        output = tower(images, output_hidden_states=True, return_dict=True)
         features = output.hidden_states[config.vision_feature_layer]
         if config.has_class_token and config.vision_feature_select == "patch":
-            features = features[:, 1:]
+            features = features[:, 1:]  # [tiles, 1 + L, width] -> [tiles, L, width]
         return features
 
-    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(is_trainable and torch.is_grad_enabled()):
         if config.scales is None:
             return read(pixel_values)
         return multi_scale(pixel_values, config.scales, config.vision_config.image_size, read)
 
 
+def multi_scale(
+    pixel_values: torch.Tensor, scales: Sequence[int], tile: int, read: ReadTiles
+) -> torch.Tensor:
+    """Return features [I, L, len(scales) * width] of images [I, 3, S, S], S the last scale.
+
+    `read` is called row of tiles by row of tiles, equally often for any number of images, so that
+    ranks sharing the tower under ZeRO-3 stay together.
+    """
+    features = [_read_scale(_resize(pixel_values, scale), tile, read) for scale in scales]
+    return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+
+
+def tower_bytes(config: AlignGPTConfig, images: int, itemsize: int) -> int:
+    """Return the peak bytes of reading `images` images, in values of `itemsize` bytes.
+
+    Counted are the images, in float32 too, every hidden state of the tower and one layer's inner
+    ones for the tiles read at once, and the features.
+    """
+    vision = config.vision_config
+    height, width = config.image_size
+    tokens = config.image_tokens + int(config.has_class_token)
+    tiles = images * (config.scales[-1] // vision.image_size if config.scales else 1)
+    states = (vision.num_hidden_layers + 5) * vision.hidden_size + 2 * vision.intermediate_size
+    return (
+        images * 3 * height * width * (4 + itemsize)
+        + tiles * tokens * states * itemsize
+        + images * config.image_tokens * config.feature_width * itemsize
+    )
+
+
 class Projector(nn.Sequential):
-    """Linear(features, d), activation, Linear(d, d), on features [..., features].
+    """Linear(width, d), activation, Linear(d, d) on features [..., width].
 
-    Features are the vision tower's width, times the number of scales.
-
-    Parameters: `0.{weight,bias}`, `2.{weight,bias}`.
+    `width` is the vision tower's, times the number of scales; `d` is the LLM's. Parameters:
+    `0.{weight,bias}`, `2.{weight,bias}`.
     """
 
     def __init__(self, config: AlignGPTConfig) -> None:
@@ -59,3 +106,33 @@ class Projector(nn.Sequential):
             ACT2FN[config.projector_act],
             nn.Linear(width, width),
         )
+
+
+def _resize(pixel_values: torch.Tensor, scale: int) -> torch.Tensor:
+    if pixel_values.shape[-1] == scale:
+        return pixel_values
+    resized = functional.interpolate(
+        pixel_values.float(), size=(scale, scale), mode="bicubic", antialias=True
+    )
+    return resized.to(pixel_values.dtype)
+
+
+def _read_scale(images: torch.Tensor, tile: int, read: ReadTiles) -> torch.Tensor:
+    """Return features [I, L, width] of `images` [I, 3, n tile, n tile]."""
+    count = images.shape[-1] // tile
+    if count == 1:
+        return read(images)
+    rows = [_read_row(row, tile, read) for row in images.split(tile, dim=2)]
+    whole = torch.cat(rows, dim=2)  # [I, width, n side, n side]
+    side = whole.shape[-1] // count
+    pooled = functional.interpolate(whole.float(), size=(side, side), mode="area")
+    return pooled.to(whole.dtype).flatten(2).transpose(1, 2)  # [I, side * side, width]
+
+
+def _read_row(row: torch.Tensor, tile: int, read: ReadTiles) -> torch.Tensor:
+    """Return features [I, width, side, n side] of a row of tiles [I, 3, tile, n tile]."""
+    tiles = row.split(tile, dim=3)
+    features = read(torch.cat(tiles))  # [n I, L, width]
+    side = isqrt(features.shape[1])
+    grids = features.transpose(1, 2).unflatten(2, (side, side))  # [n I, width, side, side]
+    return torch.cat(grids.chunk(len(tiles)), dim=3)

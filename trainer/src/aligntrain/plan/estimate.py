@@ -250,7 +250,7 @@ def _with_lora(model: "AlignGPTForConditionalGeneration", recipe: Recipe) -> tup
 
 def _tower_bytes(recipe: Recipe, config: "AlignGPTConfig") -> int:
     from aligntrain.model.build import DTYPES
-    from aligntrain.model.multi_scale import tower_bytes
+    from aligntrain.model.vision import tower_bytes
 
     return tower_bytes(config, recipe.batch.micro_size, DTYPES[recipe.precision].itemsize)
 

@@ -1,4 +1,7 @@
-"""The turns of a row, checked: questions and answers in turn, each image mark in its place."""
+"""Conversations: the turns of a row, checked, with image marks in their places.
+
+A row that cannot become a sample raises `InvalidSample` with its `Reason`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ from aligntrain.prompts.placeholders import IMAGE_MARK
 
 
 class Reason(StrEnum):
-    """The reasons, as they are counted and logged."""
+    """Reasons for rejecting a row, as counted and logged."""
 
     NO_CAPTION = "no_caption"
     NO_IMAGE = "no_image"
@@ -22,7 +25,7 @@ class Reason(StrEnum):
 
 
 class InvalidSample(Exception):
-    """A row that cannot become a sample: the reason, and a detail for the reader."""
+    """A row cannot become a sample: the reason, and a detail for the reader."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -37,12 +40,12 @@ _ROLES = {
     "assistant": "assistant",
     "system": "system",
 }
-"""LLaVA's names of the speakers, and transformers'."""
+"""Roles by speaker, in LLaVA's names and transformers'."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What `speaker` said; `human` and `gpt` in LLaVA's files."""
+    """Text of one `speaker`: `human` or `gpt` in LLaVA's files."""
 
     speaker: str
     text: str
@@ -50,7 +53,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A question and its answer, which is what the model learns."""
+    """A question, and the answer that the model learns."""
 
     question: str
     answer: str
@@ -58,24 +61,24 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A system message, if there is one, and at least one exchange."""
+    """An optional system message and at least one exchange."""
 
     system: str | None
     exchanges: tuple[Exchange, ...]
 
 
 def read_conversation(turns: Sequence[Turn], images: int) -> Conversation:
-    """`turns` of a row with `images` images as a conversation.
+    """Return the `turns` of a row with `images` images as a conversation.
 
-    As in LLaVA's code (`preprocess_multimodal`), the mark of an image is taken out of its question
-    and put before it, on a line of its own. With one image, any number of marks in one question
-    mean that image; a row with an image and no mark shows it in the first question; in a row
-    without images a mark is plain text. An answer that opens the conversation is left out, as
-    there, and so is a question at the end that nobody answers.
+    As in LLaVA's code (`preprocess_multimodal`), an image mark moves to the front of its question,
+    on a line of its own. With one image, any number of marks in one question mean that image, and a
+    row without a mark shows the image in the first question; in a row without images a mark is
+    plain text. An answer that opens the conversation is dropped, as is a question at the end
+    without an answer.
 
     Raises:
-        InvalidSample: speakers are unknown or do not take turns, a turn is empty, or the marks are not
-            as many as the images.
+        InvalidSample: speakers are unknown or do not alternate, a turn is empty, or marks and
+            images differ in number.
     """
     system, rest = _split_system(turns)
     if rest and _role(rest[0]) == "assistant":

@@ -1,4 +1,4 @@
-"""A script as ids and labels, placeholders set and length kept."""
+"""Encoding: a row as ids and labels, with placeholders, within the length limit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from aligntrain.prompts.templates import ChatTemplate, Script, check_template, p
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One row of `input_ids` and its labels, of equal length; `images` is how many have a place.
+    """One row of `input_ids` and its labels, of equal length.
 
-    `truncated` says that it was longer than the limit.
+    `images` is the number of images with placeholders in it; `truncated` whether it was cut.
     """
 
     ids: list[int]
@@ -31,11 +31,11 @@ class Tokens:
 
 
 class Encoder:
-    """Writes rows in the template `template` with `tokenizer`, in at most `max_length` places.
+    """Encode rows in the template `template` with `tokenizer`, in at most `max_length` tokens.
 
     Raises:
-        InputError: the template is unknown or not to be had from this tokenizer, the tokenizer
-            cannot say where its tokens lie, or an image alone is longer than `max_length`.
+        InputError: the template is unknown or this tokenizer has none, the tokenizer gives no
+            character offsets, or an image alone is longer than `max_length`.
     """
 
     def __init__(self, tokenizer: Any, layout: Layout, template: str, max_length: int) -> None:
@@ -58,14 +58,14 @@ class Encoder:
 
     @property
     def needs_conversations(self) -> bool:
-        """Whether rows need `conversations`; the template `plain` needs a caption."""
+        """Whether rows need `conversations`; with the template `plain` they need a caption."""
         return self._template != "plain"
 
     def __call__(self, caption: str | None, turns: Sequence[Turn], images: int) -> Tokens:
-        """Ids and labels of a row with `images` images.
+        """Return ids and labels of a row with `images` images.
 
         Raises:
-            InvalidSample: the row lacks what the template needs, or is too long even when it is cut.
+            InvalidSample: the row lacks what the template needs, or is too long even when cut.
         """
         script = self._script(caption, turns, images)
         ids, labels, ends = self._tokenize(script, images)
@@ -94,10 +94,13 @@ class Encoder:
     def _tokenize(
         self, script: Script, images: int
     ) -> tuple[list[list[int]], list[int], list[int]]:
-        """Ids of the pieces between images; labels of all text tokens; and for each end of an
-        exchange the number of text tokens up to it.
+        """Tokenize the pieces of text between images, without placeholders.
+
+        Returns:
+            The ids of each piece, the labels of all text tokens, and for each end of an exchange
+            the number of text tokens up to it.
         """
-        # Only as many marks as there are images are marks: any more are text.
+        # Marks beyond the number of images are text.
         pieces = script.text.split(IMAGE_MARK, images)
         all_ids: list[list[int]] = []
         labels: list[int] = []
@@ -107,6 +110,7 @@ class Encoder:
             ids, offsets = self._encode(piece)
             if begin == 0 and self._bos is not None and ids[:1] != [self._bos]:
                 ids, offsets = [self._bos, *ids], [(0, 0), *offsets]
+            # Offsets count from the piece, spans from the whole text.
             spans = [(first + begin, last + begin) for first, last in offsets]
             labels += _labels(ids, spans, script.learned)
             starts += [first for first, _ in spans]
@@ -122,18 +126,19 @@ class Encoder:
         return list(coded["input_ids"]), list(coded["offset_mapping"])
 
     def _limited(self, ids: list[int], text_labels: list[int], ends: list[int]) -> Tokens:
+        """Spread `text_labels` over `ids`, which have placeholders, and cut both to the limit."""
         layout, limit = self._layout, self._max_length
-        places = (layout.image_token_id, layout.align_token_id)
-        at_text = [at for at, id_ in enumerate(ids) if id_ not in places]
+        placeholders = (layout.image_token_id, layout.align_token_id)
+        text_positions = [i for i, id_ in enumerate(ids) if id_ not in placeholders]
         labels = [IGNORE_INDEX] * len(ids)
-        for at, label in zip(at_text, text_labels, strict=True):
-            labels[at] = label
+        for position, label in zip(text_positions, text_labels, strict=True):
+            labels[position] = label
         truncated = len(ids) > limit
         if truncated:
-            # Where the first exchange alone is too long, its answer is cut.
-            fitting = [at_text[end - 1] + 1 for end in ends if at_text[end - 1] < limit]
-            keep = fitting[-1] if fitting else limit
-            ids, labels = ids[:keep], labels[:keep]
+            # Cut after the last exchange that fits. If the first alone is too long, cut its answer.
+            stops = [text_positions[end - 1] + 1 for end in ends if text_positions[end - 1] < limit]
+            length = stops[-1] if stops else limit
+            ids, labels = ids[:length], labels[:length]
         images, rest = divmod(ids.count(layout.image_token_id), layout.image_tokens)
         if rest or all(label == IGNORE_INDEX for label in labels):
             raise InvalidSample(
@@ -145,16 +150,15 @@ class Encoder:
 def _labels(
     ids: list[int], spans: list[tuple[int, int]], learned: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """Ids where a token has a character in a span of `learned`, IGNORE_INDEX elsewhere.
+    """Return the id of each token with a character in a span of `learned`, else IGNORE_INDEX.
 
-    A token without characters of its own (a space that the tokenizer adds) belongs to where it
-    stands.
+    A token without characters (a space that the tokenizer adds) belongs to its position.
     """
     labels: list[int] = []
-    at = 0
+    span = 0  # both lists are in order: one pass
     for id_, (first, last) in zip(ids, spans, strict=True):
-        while at < len(learned) and learned[at][1] <= first:
-            at += 1
-        inside = at < len(learned) and max(last, first + 1) > learned[at][0]
-        labels.append(id_ if inside else IGNORE_INDEX)
+        while span < len(learned) and learned[span][1] <= first:
+            span += 1
+        is_learned = span < len(learned) and max(last, first + 1) > learned[span][0]
+        labels.append(id_ if is_learned else IGNORE_INDEX)
     return labels

@@ -1,8 +1,8 @@
-"""Placeholders: the ids that hold the places of image tokens and of the alignment vector.
+"""Placeholders: ids that reserve the positions of image tokens and of the alignment vector.
 
-`input_ids` is as long as the sequence that the language model reads. Placeholder ids lie outside
-the LLM's embedding table and are never looked up in it; the model puts its vectors there. Plain
-Python, so that data workers need no torch.
+`input_ids` is as long as the sequence that the LLM reads. Placeholder ids lie beyond the LLM's
+embedding table and are never looked up in it; the model writes its vectors there. Plain Python, so
+that data workers need no torch.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a row of `input_ids` needs to know of the model.
+    """Ids and sizes of the model that a row of `input_ids` depends on.
 
-    `image_tokens` is the number of places one image takes; `bos_token_id` is the token that the
-    tokenizer itself puts first (see `own_bos`), None if it puts none; `align` is False where no
-    alignment vector is used (mixing `none`).
+    `image_tokens` is the number of tokens per image; `bos_token_id` the token that the tokenizer
+    itself puts first (see `own_bos`), or None; `align` is False without an alignment vector (mixing
+    `none`).
     """
 
     image_token_id: int
@@ -35,10 +35,9 @@ class Layout:
 
 
 def own_bos(tokenizer: Any) -> int | None:
-    """The id that `tokenizer` puts before every text of its own accord; None if it puts none.
+    """Return the id that `tokenizer` puts before every text on its own, or None.
 
-    That a tokenizer names a BOS token does not mean that it uses it: SmolLM2's is the mark of
-    every chat turn.
+    A tokenizer may name a BOS token without using it: SmolLM2's opens every chat turn.
     """
     ids: list[int] = tokenizer("", add_special_tokens=True).input_ids
     bos = tokenizer.bos_token_id
@@ -46,13 +45,15 @@ def own_bos(tokenizer: Any) -> int | None:
 
 
 def tokenize_pieces(tokenizer: Any, text: str) -> list[list[int]]:
-    """The ids of each piece of `text` between its image marks, n marks giving n + 1 pieces.
+    """Return the ids of each piece of `text` between its image marks: n marks, n + 1 pieces.
 
-    Every piece is tokenized for itself, as LLaVA does. The tokenizer's own BOS stands before the
-    first piece alone, once, also where `text` (a rendered chat template) already begins with it.
+    Pieces are tokenized one by one, as in LLaVA. The tokenizer's own BOS stands once, before the
+    first piece, even if `text` (a rendered chat template) already begins with it.
     """
-    first, *others = text.split(IMAGE_MARK)
-    pieces = [_ids(tokenizer, piece) for piece in (first, *others)]
+    pieces = [
+        list(tokenizer(piece, add_special_tokens=False).input_ids) if piece else []
+        for piece in text.split(IMAGE_MARK)
+    ]
     bos = own_bos(tokenizer)
     if bos is not None and pieces[0][:1] != [bos]:
         pieces[0] = [bos, *pieces[0]]
@@ -60,9 +61,9 @@ def tokenize_pieces(tokenizer: Any, text: str) -> list[list[int]]:
 
 
 def join(pieces: Sequence[Sequence[int]], layout: Layout) -> list[int]:
-    """The row that `pieces` give: each gap filled by one image's places, the alignment place set.
+    """Join `pieces` with one image's placeholders in each gap, and add the alignment placeholder.
 
-    A row without a gap has no image and no alignment place.
+    A row without a gap has no image and no alignment placeholder.
 
     Raises:
         InputError: the text has a token that the model does not know (see `is_foreign`).
@@ -81,12 +82,12 @@ def join(pieces: Sequence[Sequence[int]], layout: Layout) -> list[int]:
 
 
 def is_foreign(ids: Sequence[int], layout: Layout) -> bool:
-    """Whether one of the `ids` of a text lies beyond the LLM's embeddings, among placeholders."""
+    """Whether any of `ids` lies beyond the LLM's embedding table, among the placeholders."""
     return max(ids, default=0) >= min(layout.image_token_id, layout.align_token_id)
 
 
 def place_align(ids: Sequence[int], layout: Layout) -> list[int]:
-    """`ids` with the alignment place at `align_position`; as they are where there is to be none."""
+    """Return `ids` with the alignment placeholder at `align_position`, if it has one."""
     position = align_position(ids, layout)
     if position is None:
         return list(ids)
@@ -94,7 +95,7 @@ def place_align(ids: Sequence[int], layout: Layout) -> list[int]:
 
 
 def align_position(ids: Sequence[int], layout: Layout) -> int | None:
-    """Where the alignment place belongs in a row that has none yet: right after BOS, else first.
+    """Return where the alignment placeholder goes: right after BOS, else first.
 
     None for rows without an image and for models without alignment vectors.
     """
@@ -102,13 +103,3 @@ def align_position(ids: Sequence[int], layout: Layout) -> int | None:
         return None
     starts_with_bos = layout.bos_token_id is not None and ids[0] == layout.bos_token_id
     return 1 if starts_with_bos else 0
-
-
-def _ids(tokenizer: Any, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False).input_ids) if text else []
-
-
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)

@@ -1,15 +1,15 @@
-"""A conversation as one text, and which of its characters the model is to learn.
+"""Templates: a conversation as one text, and the characters of it that carry loss.
 
-What is learned is known from how the text is put together, never from counting tokens afterwards:
-there is no "tokenization mismatch".
+The labelled spans are known from how the text is composed, never recovered by counting tokens
+afterwards, so there is no "tokenization mismatch".
 
-- `plain`: the image, the caption, a line feed; the caption and the line feed are learned. What a
-  human said is left out. (LLaVA's pre-training.)
-- `vicuna_v1`: the system sentence of Vicuna v1, `USER:` and `ASSISTANT:`; learned are the answers
-  with the space before them and the end-of-text token (Vicuna's `</s>`) behind them. As in LLaVA's
-  code, a system message of the row is left out.
-- `chat`: the tokenizer's own template; learned is what it writes for an answer, to its last special
-  token.
+- `plain` (LLaVA's pre-training): image, caption, line feed. Caption and line feed are labelled; the
+  human's text is dropped.
+- `vicuna_v1`: Vicuna's system sentence, then `USER:` and `ASSISTANT:` turns. Each answer is
+  labelled, with the space before it and the end-of-text token after it. As in LLaVA's code, a
+  system message of the row is dropped.
+- `chat`: the tokenizer's own template. What it writes for an answer is labelled, up to the answer's
+  last special token.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,53 @@ from jinja2 import TemplateError
 
 from alignshared import InputError
 from aligntrain.prompts.conversation import Conversation, InvalidSample, Reason
-from aligntrain.prompts.placeholders import IMAGE_MARK, SYSTEM
+from aligntrain.prompts.placeholders import IMAGE_MARK
 
 TemplateName = Literal["plain", "vicuna_v1", "chat"]
 
-_VICUNA_END = "</s>"
-
 Message = dict[str, str]
+
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_USER, _ASSISTANT, _VICUNA_END = "USER: ", "ASSISTANT:", "</s>"
+
+CHAT_TEMPLATES: dict[str, str] = {
+    "plain": (
+        "{%- for message in messages -%}"
+        "{%- if message.role == 'user' -%}"
+        "{{- '" + IMAGE_MARK + "' * message.content.count('" + IMAGE_MARK + "') -}}"
+        "{%- elif message.role == 'assistant' -%}"
+        "{{- message.content + '\\n' -}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+    ),
+    "vicuna_v1": (
+        "{%- if messages[0].role == 'system' -%}"
+        "{{- messages[0].content + ' ' -}}"
+        "{%- else -%}"
+        "{{- '" + VICUNA_SYSTEM.replace("'", "\\'") + " ' -}}"
+        "{%- endif -%}"
+        "{%- for message in messages -%}"
+        "{%- if message.role == 'user' -%}"
+        "{{- '" + _USER + "' + message.content + ' ' -}}"
+        "{%- elif message.role == 'assistant' -%}"
+        "{{- '" + _ASSISTANT + " ' + message.content + (eos_token or '" + _VICUNA_END + "') -}}"
+        "{%- endif -%}"
+        "{%- endfor -%}"
+        "{%- if add_generation_prompt -%}{{- '" + _ASSISTANT + "' -}}{%- endif -%}"
+    ),
+}
+"""Jinja of `plain` and `vicuna_v1`, saved with a processor: the text of the functions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A text to be tokenized. `learned` are its spans [begin, end) of characters with a label, in
-    order; `ends` is where each exchange ends, which is where a text that is too long may be cut.
+    """A text to be tokenized.
+
+    `learned` are the labelled spans [begin, end) of characters, in order; `ends` are the ends of
+    the exchanges, where a text that is too long may be cut.
     """
 
     text: str
@@ -41,10 +75,10 @@ class Script:
 
 
 def check_template(name: str) -> TemplateName:
-    """`name`, if it is a template's.
+    """Return `name` as a template name.
 
     Raises:
-        InputError: it is not.
+        InputError: there is no such template.
     """
     for known in get_args(TemplateName):
         if name == known:
@@ -53,22 +87,22 @@ def check_template(name: str) -> TemplateName:
 
 
 def plain(caption: str, images: int) -> Script:
-    """`<image>` once per image, then the caption and a line feed, which are learned."""
+    """Return `<image>` once per image, then the labelled caption and line feed."""
     marks = IMAGE_MARK * images
     text = f"{marks}{caption}\n"
     return Script(text, ((len(marks), len(text)),), (len(text),))
 
 
 def vicuna_v1(conversation: Conversation, end: str | None) -> Script:
-    """The conversation as Vicuna v1 and LLaVA-1.5 write it; `end` is the tokenizer's end of text.
+    """Return the conversation as Vicuna v1 and LLaVA-1.5 write it.
 
-    The space before an answer is learned with it: a prompt ends in `ASSISTANT:`, and most
-    tokenizers make one token of a space and the word behind it.
+    `end` is the tokenizer's end-of-text token. The space before an answer is labelled with it: a
+    prompt ends in `ASSISTANT:`, and most tokenizers make one token of a space and the next word.
     """
-    text = f"{SYSTEM} "
+    text = f"{VICUNA_SYSTEM} "
     learned: list[tuple[int, int]] = []
     for exchange in conversation.exchanges:
-        text += f"USER: {exchange.question} ASSISTANT:"
+        text += f"{_USER}{exchange.question} {_ASSISTANT}"
         begin = len(text)
         text += f" {exchange.answer}{end or _VICUNA_END}"
         learned.append((begin, len(text)))
@@ -76,16 +110,16 @@ def vicuna_v1(conversation: Conversation, end: str | None) -> Script:
 
 
 class ChatTemplate:
-    """The chat template of `tokenizer`, whose answers are found by rendering prefix after prefix.
+    """Chat template of `tokenizer`; answers are located by rendering prefix after prefix.
 
     Raises:
-        InputError: the tokenizer has no chat template, or one that writes a conversation's
-            beginning differently once it goes on.
+        InputError: the tokenizer has no chat template, or one that rewrites the beginning of a
+            conversation once it continues.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # Those that no role names too: `<|end|>` of Phi-3 is one.
+        # Special tokens without a role too: `<|end|>` of Phi-3 is one.
         added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
         self._specials = tuple(dict.fromkeys((*tokenizer.all_special_tokens, *added)))
         if not tokenizer.chat_template:
@@ -103,10 +137,10 @@ class ChatTemplate:
             ) from problem
 
     def __call__(self, conversation: Conversation) -> Script:
-        """The conversation in the tokenizer's own form.
+        """Return the conversation in the tokenizer's own form.
 
         Raises:
-            InvalidSample: the template refuses it, or writes its beginning differently once it goes on.
+            InvalidSample: the template refuses it, or rewrites its beginning once it continues.
         """
         messages: list[Message] = []
         if conversation.system is not None:
@@ -138,48 +172,64 @@ def _script_of(
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        # The answer is what rendering adds behind the prompt that `generate` would get.
         prompt, answered = render(messages[:number], True), render(messages[: number + 1], False)
         if not text.startswith(prompt) or not answered.startswith(prompt):
             raise _rewritten()
         if text.startswith(answered):
-            end, stop = _end_of_answer(answered, len(prompt), specials), len(answered)
+            end, stop = _answer_end(answered, len(prompt), specials), len(answered)
         else:
-            end, stop = _found(text, answered, len(prompt), message["content"].strip(), specials)
+            answer = message["content"].strip()
+            end, stop = _find_answer(text, answered, len(prompt), answer, specials)
         learned.append((len(prompt), end))
         ends.append(stop)
     return Script(text, tuple(learned), tuple(ends))
 
 
-def _found(
+def _find_answer(
     text: str, answered: str, begin: int, answer: str, specials: tuple[str, ...]
 ) -> tuple[int, int]:
-    """Where in `text` the `answer` behind `begin` ends, with its special token and with the space
-    behind that; `answered` is the conversation up to it, written as if nothing followed.
+    """Return where `answer`, from `begin` on, ends in `text`, without and with trailing space.
 
-    Some templates write the last answer otherwise than those before it: Phi-3's ends the whole text
-    with a token of its own, Qwen3's opens the last answer with an empty thought.
+    Both ends include its special token. `answered` is the conversation rendered up to the answer.
+    For templates that write the last answer differently from earlier ones: Phi-3's ends the whole
+    text with an extra token, Qwen3's opens the last answer with an empty thought.
     """
     core = _without_specials(answered, specials)
     opening = core[begin : len(core) - len(answer)]
     token = _first_special(answered[len(core) :], specials)
     for before in (opening, "", " "):
         end = begin + len(before) + len(answer)
-        behind = text[end:].lstrip()
-        there = core.endswith(answer) and text.startswith(before + answer, begin)
-        if token and there and behind.startswith(token):
-            end = len(text) - len(behind) + len(token)
+        rest = text[end:].lstrip()
+        matches = core.endswith(answer) and text.startswith(before + answer, begin)
+        if token and matches and rest.startswith(token):
+            end = len(text) - len(rest) + len(token)
             return end, len(text) - len(text[end:].lstrip())
     raise _rewritten()
 
 
+def _answer_end(text: str, begin: int, specials: tuple[str, ...]) -> int:
+    """Return where the answer from `begin` to the end of `text` ends, its special token included.
+
+    What follows that token, a line feed say, is never generated, so it is not labelled.
+    """
+    core = max(begin, len(_without_specials(text, specials)))
+    token = _first_special(text[core:], specials)
+    return len(text) if token is None else text.index(token, core) + len(token)
+
+
 def _without_specials(text: str, specials: tuple[str, ...]) -> str:
-    """`text` without the special tokens and the space at its end."""
+    """Return `text` without the special tokens and the space at its end."""
     while True:
         text = text.rstrip()
-        token = next((one for one in specials if text.endswith(one)), None)
+        token = next((token for token in specials if text.endswith(token)), None)
         if token is None:
             return text
         text = text.removesuffix(token)
+
+
+def _first_special(text: str, specials: tuple[str, ...]) -> str | None:
+    return next((token for token in specials if text.lstrip().startswith(token)), None)
 
 
 def _rewritten() -> InvalidSample:
@@ -187,15 +237,3 @@ def _rewritten() -> InvalidSample:
         Reason.CHAT_TEMPLATE,
         "it writes the beginning of a conversation differently once that goes on",
     )
-
-
-def _end_of_answer(text: str, begin: int, specials: tuple[str, ...]) -> int:
-    """Where the answer from `begin` to the end of `text` ends: with its special token, if any."""
-    # What stands behind that token, a line feed say, is never generated: nobody waits for it.
-    core = max(begin, len(_without_specials(text, specials)))
-    token = _first_special(text[core:], specials)
-    return len(text) if token is None else text.index(token, core) + len(token)
-
-
-def _first_special(text: str, specials: tuple[str, ...]) -> str | None:
-    return next((token for token in specials if text.lstrip().startswith(token)), None)

@@ -1,11 +1,9 @@
 """Recipes: YAML files that configure a run.
 
-Where things are:
-
-schema.py    what a recipe can say
+schema.py    every key, its type and default
 load.py      from a name or a file to the recipe of one phase
-problems.py  what is wrong with one, as a sentence
-*.yaml       the recipes that ship
+problems.py  errors in a recipe, as a sentence
+*.yaml       the shipped recipes
 """
 
 from aligntrain.recipes.load import dump, load_recipe, loads, recipe_names

@@ -1,9 +1,9 @@
-"""From the name of a recipe or a file to the settings of one phase.
+"""Load a recipe, by name or from a file, for one phase; read and write its YAML.
 
-A file has the sections `common`, `pretrain` and `finetune`; a phase's own section is laid over
-`common`, key by key. With `base: NAME` it goes on from another recipe: what the file says, in
-`common` too, is laid over all that its base says for the phase. A file that a run has saved is of
-one phase, has `name` and `phase` and no sections of this kind.
+A file has the sections `common`, `pretrain` and `finetune`; a phase's section overrides `common`
+key by key. With `base: NAME` the file overrides another recipe: its sections, `common` too, take
+precedence over everything in the base. A file saved by a run is for one phase: it has `name` and
+`phase` and none of these sections.
 """
 
 import re
@@ -20,7 +20,7 @@ from alignshared import InputError
 from aligntrain.recipes.problems import keys_of, not_yaml, problem_of, unknown_key
 from aligntrain.recipes.schema import PHASES, Phase, Recipe, Section, Settings
 
-# YAML 1.1, which PyYAML reads, takes 1e-3 for a text.
+# PyYAML reads YAML 1.1, in which 1e-3 is a string.
 _NUMBER = re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
@@ -45,7 +45,7 @@ for _kind in (_Loader, _Dumper):
 
 
 def read_yaml(text: str) -> Any:
-    """The value that `text` holds.
+    """Return the value of the YAML `text`.
 
     Raises:
         yaml.YAMLError: it is not YAML, or a mapping has a key twice.
@@ -54,7 +54,7 @@ def read_yaml(text: str) -> Any:
 
 
 def write_yaml(value: Any) -> str:
-    """`value` as YAML that `read_yaml` reads back equal."""
+    """Return `value` as YAML that `read_yaml` reads back equal."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -65,7 +65,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 class _File(Section):
-    """What stands in a recipe's file; the sections are held against Settings once laid together."""
+    """Top level of a recipe file; sections are validated against Settings after merging."""
 
     base: str | None = None
     description: str = ""
@@ -75,22 +75,22 @@ class _File(Section):
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that ship, in alphabetical order."""
-    here = files("aligntrain.recipes").iterdir()
-    return sorted(f.name.removesuffix(_SUFFIX) for f in here if f.name.endswith(_SUFFIX))
+    """Return the names of the shipped recipes in alphabetical order."""
+    names = [file.name for file in files("aligntrain.recipes").iterdir()]
+    return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
 
 def load_recipe(
     name_or_file: str | Path, phase: Phase | None, overrides: Sequence[str] = ()
 ) -> Recipe:
-    """The recipe called `name_or_file`, or in that file, for `phase`.
+    """Return the recipe named `name_or_file`, or in that file, for `phase`.
 
-    `overrides` are `a.b=value` with a YAML value, as `--set` takes them. `phase` may be None for a
-    file that a run has saved, which is of one phase.
+    `overrides` are `a.b=value` with a YAML value, as for `--set`. `phase` may be None for a file
+    saved by a run, which is for one phase.
 
     Raises:
-        InputError: there is no such recipe, or something in it or in `overrides` is unknown, of
-            the wrong type or missing, or the file is of another phase.
+        InputError: there is no such recipe, a key in it or in `overrides` is unknown, missing or of
+            the wrong type, or the file is for another phase.
     """
     where, text = _read(name_or_file)
     content = _mapping(text, where)
@@ -117,23 +117,23 @@ def load_recipe(
 
 
 def dump(recipe: Recipe) -> str:
-    """`recipe` as YAML, every key written out; `loads` and `load_recipe` give it back equal."""
+    """Return `recipe` as YAML with every key; `loads` and `load_recipe` read it back equal."""
     values = recipe.settings
     first = {key: values.pop(key) for key in ("name", "phase")}
     return write_yaml(first | values)
 
 
 def loads(text: str, where: str = "the recipe") -> Recipe:
-    """The recipe that `dump` wrote as `text`; `where` names it in errors.
+    """Return the recipe that `dump` wrote as `text`; `where` names it in errors.
 
     Raises:
-        InputError: it is no such text.
+        InputError: `text` is not such a recipe.
     """
     return _saved(_mapping(text, where), where)
 
 
 def _read(name_or_file: str | Path) -> tuple[str, str]:
-    """What to call the recipe in errors, and its text."""
+    """Return the recipe's name in errors, and its text."""
     name = str(name_or_file)
     if name in recipe_names():
         return name, files("aligntrain.recipes").joinpath(name + _SUFFIX).read_text("utf-8")
@@ -163,8 +163,9 @@ def _saved(content: Values, where: str) -> Recipe:
 
 
 def _resolve(content: Values, where: str, above: tuple[str, ...]) -> dict[Phase, Values]:
-    """Settings of all phases, each held against the schema: a slip in `finetune` shows before
-    `pretrain` runs.
+    """Return the settings of all phases, validated: an error in `finetune` shows before `pretrain`.
+
+    `above` are the recipes whose bases led here.
     """
     for key in content:
         if key in Settings.model_fields:
@@ -200,14 +201,14 @@ def _check_phase(settings: Settings, phase: Phase, where: str) -> None:
 
 
 def _beside(where: str, base: str) -> str:
-    """The base as it is to be read: a file's place counts from the file that names it."""
+    """Return the base to read: a file's path is relative to the file that names it."""
     if base in recipe_names():
         return base
     return str(Path(where).parent / base)
 
 
 def _overlay(under: Mapping[str, Any], over: Mapping[str, Any]) -> Values:
-    """`under` with the values of `over`; where both have a mapping, it goes on inside."""
+    """Return `under` updated with `over`, recursively where both have a mapping."""
     result = dict(under)
     for key, value in over.items():
         below = result.get(key)

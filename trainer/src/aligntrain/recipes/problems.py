@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one sentence that names the key, the place and what is wanted."""
+"""Errors in a recipe as one sentence: the key, the place and the expected value."""
 
 from difflib import get_close_matches
 from typing import Any, get_args
@@ -9,9 +9,9 @@ from alignshared import InputError
 
 
 def problem_of(error: ValidationError, schema: type[BaseModel], where: str) -> InputError:
-    """The first problem of `error`, met in `where` when a value was held against `schema`."""
+    """Return the first problem of `error`, from validating `where` against `schema`."""
     errors = error.errors(include_url=False)
-    # Where a key is unknown and another lacks, one was meant to be the other.
+    # If one key is unknown and another missing, the first is a misspelling of the second.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     path = tuple(str(part) for part in first["loc"])
     key = ".".join(path)
@@ -21,18 +21,18 @@ def problem_of(error: ValidationError, schema: type[BaseModel], where: str) -> I
         case "missing":
             return InputError(f"{where} lacks the key {key}; add it.")
         case "model_type":
-            wanted = "should be a section with keys of its own"
+            expected = "should be a section with keys of its own"
         case "value_error":
             within = f"{key}." if key else ""
-            said = first["msg"].removeprefix("Value error, ")
-            return InputError(f"{where} does not go together: {within}{said}.")
+            message = first["msg"].removeprefix("Value error, ")
+            return InputError(f"{where} does not go together: {within}{message}.")
         case _:
-            wanted = first["msg"].replace("Input should", "should")
-    return InputError(f"{key} in {where} {wanted}, not {first['input']!r}.")
+            expected = first["msg"].replace("Input should", "should")
+    return InputError(f"{key} in {where} {expected}, not {first['input']!r}.")
 
 
 def unknown_key(path: tuple[str, ...], known: list[str], where: str) -> InputError:
-    """That there is no key `path`, and which of the `known` ones, dotted, may be meant."""
+    """Return the error for an unknown key, suggesting the closest of the `known` dotted keys."""
     *section, name = path
     inside = ".".join(section)
     siblings = [key for key in known if key.rpartition(".")[0] == inside]
@@ -47,7 +47,7 @@ def unknown_key(path: tuple[str, ...], known: list[str], where: str) -> InputErr
 
 
 def keys_of(schema: type[BaseModel], prefix: str = "") -> list[str]:
-    """All keys of `schema` and its sections, dotted."""
+    """Return all keys of `schema` and its sections, dotted."""
     keys: list[str] = []
     for name, field in schema.model_fields.items():
         keys.append(prefix + name)
@@ -58,13 +58,13 @@ def keys_of(schema: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, leaves: dict[str, str]) -> str | None:
-    """The key whose last part looks most like `name`."""
+    """Return the key whose last part is closest to `name`."""
     close = get_close_matches(name, leaves.values(), n=1)
     return next((key for key, leaf in leaves.items() if leaf == close[0]), None) if close else None
 
 
 def not_yaml(error: Exception, where: str) -> InputError:
-    """That `where` holds something else than YAML."""
+    """Return the error for a text that is not YAML."""
     mark: Any = getattr(error, "problem_mark", None)
     line = f" in line {mark.line + 1}" if mark else ""
     what = getattr(error, "problem", None) or " ".join(str(error).split())

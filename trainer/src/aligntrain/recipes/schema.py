@@ -1,6 +1,6 @@
-"""What a recipe can say, and what it means.
+"""Schema of a recipe: every key with its type, default and meaning.
 
-Every key has a place here; any other is an error.
+Any other key is an error.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -24,8 +24,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 Rate = Annotated[float, Field(gt=0)]
 """A learning rate."""
-Share = Annotated[float, Field(ge=0, lt=1)]
-"""A part of a whole."""
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -36,30 +35,30 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """What the model is made of."""
+    """Parts and form of the model."""
 
     vision_tower: str
     """Folder or hub name of a CLIP or SigLIP of transformers, an open_clip folder, or `demo`."""
     llm: str
     """Folder or hub name of a causal LM of transformers, or `demo`."""
     levels: Annotated[int, Field(ge=MIN_LEVELS, le=MAX_LEVELS)] = 8
-    """N, as in the dataset to pretrain on."""
+    """N, equal to that of the pretraining data."""
     mixing: Mixing = "adaptive"
     """How the alignment vectors are combined; `none` is plain LLaVA."""
     gate_text: GateText = "prompt"
-    """What the gate reads in training: the prompt, or the `full` text with its answers."""
+    """Text that the gate reads in training: the prompt, or the `full` text with its answers."""
     vision_feature_layer: int = -2
-    """Which hidden states of the vision tower are the image's features."""
+    """Index of the vision tower's hidden state that gives the image features."""
     vision_feature_select: FeatureSelect = "patch"
     """The patch tokens, or all of them."""
     vision_scales: list[PositiveInt] | None = None
-    """Sizes in pixels at which a picture is read, multiples of the tower's own; null for that."""
+    """Sizes in pixels at which an image is read, multiples of the tower's own; null for its own."""
     table: Literal["learned", "random"] = "learned"
-    """Level vectors to fine-tune with: those of the start, or new random ones (an ablation)."""
+    """Level vectors of fine-tuning: those of the starting model, or new random ones (ablation)."""
 
     @property
     def choices(self) -> dict[str, Any]:
-        """What decides the model's form, beside the two towers: `build_config` takes it."""
+        """Arguments of `build_config` beside the vision tower and the LLM."""
         return self.model_dump(exclude={"vision_tower", "llm", "table"})
 
 
@@ -69,22 +68,22 @@ class DataSettings(Section):
     max_length: PositiveInt = 2048
     """Tokens in a sequence, images included; longer ones are cut at a turn's end."""
     aspect: Aspect = "pad"
-    """Crop the middle square of a picture, or pad it to a square with the mean colour."""
+    """Crop the middle square of an image, or pad it to a square with the mean colour."""
     template: Literal["plain", "vicuna_v1", "chat"] = "chat"
     """`chat` is the tokenizer's own."""
     levels: Relevel | None = None
-    """Levels to pretrain on in the place of the dataset's own, `model.levels` of them: exact
-    quantiles of its scores, or drawn at `random` in equal numbers (ablations); null for its own."""
-    validation_share: Share = 0.0
-    """Share of the pictures, chosen by hash of their ids, on which the loss is only measured."""
+    """Levels for pretraining, `model.levels` of them, instead of the dataset's: exact quantiles of
+    its scores, or `random` in equal numbers (ablations); null for its own."""
+    validation_share: Fraction = 0.0
+    """Share of the images, chosen by hash of their ids, held out for validation."""
     group_by_length: bool = False
-    """Whether a batch holds samples of one modality and of like length."""
+    """Whether a batch holds samples of one modality and of similar length."""
     workers: Annotated[int, Field(ge=0)] = 4
-    """Processes that decode and tokenize, for each GPU."""
+    """Processes per GPU that decode and tokenize."""
     verify: bool = True
-    """Whether every shard is compared with its checksum before a run starts; reads all of it."""
+    """Whether to compare every shard with its checksum before a run starts; reads all data."""
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """The run stops when more than this share of the samples cannot be used."""
+    """Largest share of unusable samples before the run stops."""
 
 
 def _several(names: Any) -> Any:
@@ -92,16 +91,16 @@ def _several(names: Any) -> Any:
 
 
 class LoraSettings(Section):
-    """LoRA (Hu et al. 2021, arXiv 2106.09685): what is learned of the LLM's matrices is the product
-    of two small ones, B A. The defaults are LLaVA's.
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): train the product B A of two small matrices beside
+    each matrix of the LLM. The defaults are LLaVA's.
     """
 
     rank: PositiveInt = 128
     """Rows of A and columns of B."""
     alpha: PositiveInt | None = None
-    """B A counts alpha / rank times; null for twice the rank."""
-    dropout: Share = 0.05
-    """Of what A reads."""
+    """B A is scaled by alpha / rank; null for twice the rank."""
+    dropout: Fraction = 0.05
+    """Dropout of A's inputs."""
     targets: Annotated[
         tuple[str, ...], BeforeValidator(_several), Field(strict=False, min_length=1)
     ] = ("all-linear",)
@@ -113,7 +112,7 @@ class LoraSettings(Section):
 
     @property
     def scale(self) -> int:
-        """`alpha`, whether it is given or not."""
+        """`alpha`, or its default."""
         return 2 * self.rank if self.alpha is None else self.alpha
 
 
@@ -121,34 +120,34 @@ class OptimizerSettings(Section):
     """AdamW and its schedule."""
 
     lr: Rate
-    """Highest learning rate, of every part that has none of its own."""
+    """Peak learning rate of every part without its own."""
     projector_lr: Rate | None = None
     gate_lr: Rate | None = None
     llm_lr: Rate | None = None
-    """Of the LLM, or of its LoRA."""
+    """Peak rate of the LLM or of its LoRA."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Of matrices only; biases, norms and the alignment table have none."""
+    """Applied to matrices only, not to biases, norms and the alignment table."""
     betas: Annotated[tuple[Beta, Beta], Field(strict=False)] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
-    """Share of all steps in which the rate rises from 0."""
+    """Share of all steps over which the rate rises from 0."""
     schedule: Schedule = "cosine"
-    """After warm-up: down to 0 along a half cosine, or as it is."""
+    """After warm-up: a half cosine down to 0, or constant."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
-    """Greatest norm of all gradients together; 0 for none."""
+    """Largest global gradient norm; 0 for no clipping."""
 
 
 class BatchSettings(Section):
-    """Samples in one step."""
+    """Samples per step."""
 
     global_size: PositiveInt
-    """Of the optimizer, over all GPUs."""
+    """Samples per optimizer step, over all GPUs."""
     micro_size: PositiveInt
-    """That one GPU works on at once; the rest is accumulated."""
+    """Samples per GPU and forward pass; gradients are accumulated over the rest."""
     packing: bool = True
     """Whether the LLM reads the samples of a micro-batch as one row without padding."""
     logits_mb: Annotated[float, Field(gt=0)] = 256.0
-    """Of logits in float32 at once, in MB; of longer packed rows they are computed in pieces."""
+    """Most float32 logits at a time, in MB; longer packed rows are computed in chunks."""
 
     @property
     def logits_bytes(self) -> int:
@@ -166,49 +165,49 @@ class BatchSettings(Section):
 
 
 class CheckpointSettings(Section):
-    """When the state of a run is saved."""
+    """Saving of training state."""
 
     every: PositiveInt = 500
-    """Steps between two."""
+    """Steps between two checkpoints."""
     keep: PositiveInt = 2
-    """How many of the newest stay."""
+    """Number of newest checkpoints kept."""
 
 
 class LogSettings(Section):
-    """When a run tells of itself."""
+    """Metrics and validation."""
 
     every: PositiveInt = 1
     """Steps between two lines of metrics."""
     validate_every: PositiveInt = 500
     """Steps between two validations; there is always one at the end."""
     validate_samples: PositiveInt | None = None
-    """Held-out samples that a validation takes, spread over all of them; null for every one."""
+    """Held-out samples per validation, spread over all of them; null for every one."""
     track: list[Track] = ["tensorboard"]
-    """Where the metrics go beside `metrics.jsonl`; wandb and trackio are extras to install."""
+    """Trackers beside `metrics.jsonl`; wandb and trackio are extras to install."""
 
 
 class Settings(Section):
-    """All that `common`, `pretrain` and `finetune` of a recipe's file can set."""
+    """All keys of the sections `common`, `pretrain` and `finetune`."""
 
     model: ModelSettings
     data: DataSettings
     optimizer: OptimizerSettings
     lora: LoraSettings | None = None
-    """Fine-tune small matrices in the place of the LLM's own; null for the LLM itself."""
+    """Fine-tune LoRA instead of the LLM's own matrices; null for the LLM itself."""
     batch: BatchSettings
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    """How often each sample is seen."""
+    """Passes over the data."""
     max_steps: PositiveInt | None = None
-    """Steps of the optimizer, in the place of `epochs`."""
+    """Optimizer steps, instead of `epochs`."""
     precision: Precision = "bf16"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    """What DeepSpeed spreads over GPUs: 1 optimizer states, 2 and gradients, 3 and weights."""
+    """Sharded over GPUs by DeepSpeed: 1 optimizer states, 2 gradients too, 3 weights too."""
     offload: Offload = "none"
-    """What is kept in the host's memory: the optimizer's states, or all that can be."""
+    """Kept in host memory: the optimizer states, or everything possible."""
     gradient_checkpointing: bool = False
-    """Whether activations are computed anew going backward, to save memory."""
+    """Whether to recompute activations in the backward pass, to save memory."""
     compile: bool = False
-    """Whether torch.compile fuses the operations of each layer; first steps then wait for it."""
+    """Whether to compile each layer with torch.compile; the first steps are then slow."""
     seed: int = 0
     checkpoint: CheckpointSettings = CheckpointSettings()
     log: LogSettings = LogSettings()
@@ -235,13 +234,13 @@ class Settings(Section):
 
 
 class Recipe(Settings):
-    """Everything that configures a run of one phase: what a run folder keeps."""
+    """Complete configuration of a run of one phase, as kept in the run folder."""
 
     name: str
-    """What it was called by, or the stem of its file."""
+    """Name of the recipe, or the stem of its file."""
     phase: Phase
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Plain values of all keys, as YAML would hold them."""
+        """Plain values of all keys, as in YAML."""
         return self.model_dump(mode="json")

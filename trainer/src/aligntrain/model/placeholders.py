@@ -1,4 +1,7 @@
-"""What stands where in a batch of `input_ids`, checked."""
+"""Placeholders of a batch as masks, checked against its images and levels.
+
+Letters in shapes: B rows, T positions, I images of the batch.
+"""
 
 from dataclasses import dataclass
 
@@ -10,11 +13,10 @@ from aligntrain.prompts.placeholders import IGNORE_INDEX
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """The places in `input_ids` [B, T], and which row each image of the batch belongs to.
+class Placeholders:
+    """Placeholders in `input_ids` [B, T], and the row of each image.
 
-    `image_mask` and `align_mask` are [B, T] bool, `has_image` [B] bool, `row_of_image` [I]
-    int64.
+    `image_mask` and `align_mask` are [B, T] bool, `has_image` [B] bool, `row_of_image` [I] int64.
     """
 
     image_mask: torch.Tensor
@@ -22,45 +24,49 @@ class Rows:
     has_image: torch.Tensor
     row_of_image: torch.Tensor
 
+    @classmethod
+    def of(
+        cls,
+        input_ids: torch.Tensor,
+        images: int,
+        levels: torch.Tensor | None,
+        config: AlignGPTConfig,
+    ) -> "Placeholders":
+        """Find and check the placeholders in `input_ids` [B, T] of a batch with `images` images.
+
+        Raises:
+            InputError: their numbers do not fit the images or the model, or a level of `levels`
+                [B] is out of range.
+        """
+        image_mask = input_ids == config.image_token_id
+        align_mask = input_ids == config.align_token_id
+        image_counts, align_counts = image_mask.sum(dim=1), align_mask.sum(dim=1)
+        # One transfer from the GPU for all checks.
+        counts: list[tuple[int, int]] = torch.stack([image_counts, align_counts], dim=1).tolist()
+        _check_images([image_count for image_count, _ in counts], images, config.image_tokens)
+        _check_align(counts, config)
+        _check_levels(levels, counts, config)
+        per_row = image_counts // config.image_tokens
+        row_of_image = torch.arange(len(per_row), device=per_row.device).repeat_interleave(
+            per_row, output_size=images
+        )
+        return cls(image_mask, align_mask, image_counts > 0, row_of_image)
+
     def text_mask(
         self, attention_mask: torch.Tensor | None, labels: torch.Tensor | None
     ) -> torch.Tensor:
-        """Where the gate's text stands, [B, T] bool: all of a row's text but its BOS, and where
-        `labels` are given only what they do not ask for.
+        """Return the text [B, T] bool that the gate reads: all of a row's text but its BOS.
 
-        BOS is what stands before the alignment place; text-only rows, which have none, give no
-        text, for nothing is mixed for them.
+        With `labels`, labelled tokens (the answers) are left out. BOS is the token before the
+        alignment placeholder; rows of text have no placeholder and give no text.
         """
         after_align = self.align_mask.cumsum(dim=-1) > 0
         text = after_align & ~self.image_mask & ~self.align_mask
-        # A mask that `generate` made for a static cache has four dimensions; its padding is on the
-        # left, before the alignment place.
+        # `generate` makes a 4-dimensional mask for a static cache; its padding is on the left,
+        # before the alignment placeholder, and so excluded already.
         if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             text = text & attention_mask.bool()
         return text if labels is None else text & (labels == IGNORE_INDEX)
-
-
-def read_rows(
-    input_ids: torch.Tensor, images: int, levels: torch.Tensor | None, config: AlignGPTConfig
-) -> Rows:
-    """Find the placeholders in `input_ids` [B, T] of a batch with `images` images.
-
-    Raises:
-        InputError: their numbers do not fit the images or the model, or a level of `levels` [B] is
-            out of range.
-    """
-    image_mask = input_ids == config.image_token_id
-    align_mask = input_ids == config.align_token_id
-    image_counts, align_counts = image_mask.sum(dim=1), align_mask.sum(dim=1)
-    rows: list[tuple[int, int]] = torch.stack([image_counts, align_counts], dim=1).tolist()
-    _check_images([count for count, _ in rows], images, config.image_tokens)
-    _check_align(rows, config)
-    _check_levels(levels, rows, config)
-    per_row = image_counts // config.image_tokens
-    row_of_image = torch.arange(len(per_row), device=per_row.device).repeat_interleave(
-        per_row, output_size=images
-    )
-    return Rows(image_mask, align_mask, image_counts > 0, row_of_image)
 
 
 def _check_images(counts: list[int], images: int, image_tokens: int) -> None:
@@ -79,8 +85,8 @@ def _check_images(counts: list[int], images: int, image_tokens: int) -> None:
         )
 
 
-def _check_align(rows: list[tuple[int, int]], config: AlignGPTConfig) -> None:
-    for row, (image_count, align_count) in enumerate(rows):
+def _check_align(counts: list[tuple[int, int]], config: AlignGPTConfig) -> None:
+    for row, (image_count, align_count) in enumerate(counts):
         expected = int(config.has_table and image_count > 0)
         if align_count != expected:
             raise InputError(
@@ -90,7 +96,7 @@ def _check_align(rows: list[tuple[int, int]], config: AlignGPTConfig) -> None:
 
 
 def _check_levels(
-    levels: torch.Tensor | None, rows: list[tuple[int, int]], config: AlignGPTConfig
+    levels: torch.Tensor | None, counts: list[tuple[int, int]], config: AlignGPTConfig
 ) -> None:
     if levels is None:
         return
@@ -99,12 +105,12 @@ def _check_levels(
             "levels are given, but a model of mixing none has no level vectors; leave them out."
         )
     values = levels.tolist()
-    if levels.dim() != 1 or len(values) != len(rows):
+    if levels.dim() != 1 or len(values) != len(counts):
         raise InputError(
             f"levels have the shape {list(levels.shape)}; give one level for each of the "
-            f"{len(rows)} rows."
+            f"{len(counts)} rows."
         )
-    for row, (level, (image_count, _)) in enumerate(zip(values, rows, strict=True)):
+    for row, (level, (image_count, _)) in enumerate(zip(values, counts, strict=True)):
         if image_count and not 1 <= level <= config.levels:
             raise InputError(
                 f"row {row} has level {level}; give one from 1 to {config.levels}, or a model with "
