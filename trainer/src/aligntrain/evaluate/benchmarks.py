@@ -296,22 +296,22 @@ PAPER = tuple(name for name in BENCHMARKS if not name.endswith("-val"))
 """The twelve of the paper."""
 
 
-def chosen(names: str) -> list[tuple[Benchmark, str | None]]:
-    """Benchmarks and revisions that `names` asks for: `pope,mme@REVISION`, or `paper`.
+def parse_benchmarks(names: str) -> list[tuple[Benchmark, str | None]]:
+    """Return the benchmarks and revisions named by `names`: `pope,mme@REVISION`, or `paper`.
 
     Raises:
         InputError: there is no such benchmark.
     """
-    asked: dict[str, str | None] = {}
+    revisions: dict[str, str | None] = {}
     for word in names.split(","):
         name, _, revision = word.strip().partition("@")
         if name == "paper":
-            asked |= dict.fromkeys(PAPER, revision or None)
+            revisions |= dict.fromkeys(PAPER, revision or None)
         elif name in BENCHMARKS:
-            asked[name] = revision or None
+            revisions[name] = revision or None
         else:
             raise InputError(
                 f"there is no benchmark {name!r}; give some of {', '.join(BENCHMARKS)}, or paper "
                 "for all twelve of the paper's table."
             )
-    return [(BENCHMARKS[name], revision) for name, revision in asked.items()]
+    return [(BENCHMARKS[name], revision) for name, revision in revisions.items()]

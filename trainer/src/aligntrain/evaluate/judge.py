@@ -1,18 +1,12 @@
 """A judge behind any OpenAI-compatible endpoint: asked, never trusted to answer."""
 
-import http.client
-import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 from alignshared import InputError
 from aligntrain.evaluate.scorers import Record, Score, grouped
@@ -157,18 +151,17 @@ JUDGED = {
 KEY = "OPENAI_API_KEY"
 """The environment variable with the endpoint's key; a command line is for all to see."""
 
-_TRIES = 3
+_RETRIES = 2
 _AT_ONCE = 4
 _FAILURES_IN_A_ROW = 8
 _TIMEOUT_S = 120.0
 _PING_TOKENS = 256
-_THOUGHT_TOKENS = 4096
-"""What models that think count under `max_completion_tokens` beside their reply."""
+_REASONING_TOKENS = 4096
+"""Room for reasoning, which counts towards `max_completion_tokens` beside the reply."""
 
 _REFUSABLE = {"max_tokens", "temperature"}
 _SHOWN = 200
-_WARMER = 0.5
-_PASSING = {408, 409, 429, 500, 502, 503, 504}
+_TEMPERATURE_STEP = 0.5
 
 
 class JudgeError(Exception):
@@ -177,17 +170,13 @@ class JudgeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The model `model` at `url`, the base of an OpenAI-compatible API (`http://host:8000/v1`).
-
-    `pause` seconds lie before a second try, twice that before a third.
-    """
+    """The model `model` at `url`, the base of an OpenAI-compatible API (`http://host:8000/v1`)."""
 
     url: str
     model: str
-    pause: float = 2.0
 
     refused: set[str] = field(default_factory=set[str], compare=False, repr=False)
-    """Options that the model does not take, as `ping` has found."""
+    """Options that the model does not accept, as `ping` has found."""
 
     def ping(self) -> None:
         """Ask one short question; any reply will do.
@@ -197,7 +186,7 @@ class Judge:
         """
         question = [{"role": "user", "content": "Reply with the word yes."}]
         try:
-            self._choice(question, 0.0, _PING_TOKENS, self.refused, tries=1)
+            self._complete(question, 0.0, _PING_TOKENS, self.refused, retries=0)
         except JudgeError as error:
             raise InputError(
                 f"the judge {self.model} at {self.url} does not answer ({error}); see that the URL "
@@ -205,85 +194,61 @@ class Judge:
                 f"is in {KEY}."
             ) from error
 
-    def ask(self, messages: Any, temperature: float, max_tokens: int) -> str:
-        """The reply to `messages`.
+    def ask(self, messages: Messages, temperature: float, max_tokens: int) -> str:
+        """Return the reply to `messages`.
 
         Raises:
-            JudgeError: there is none, after three tries, or after one that no other would mend.
+            JudgeError: there is none after three tries, or a further try would not help.
         """
-        # A copy, for what is refused here may be a temperature and not all of them.
-        choice = self._choice(messages, temperature, max_tokens, {*self.refused}, tries=_TRIES)
-        content = choice["message"].get("content")
-        if not isinstance(content, str):
-            raise JudgeError(f"a reply without text, ended by {choice.get('finish_reason')}")
-        return content
+        # A copy: what is refused here may be one temperature and not the option itself.
+        refused = {*self.refused}
+        text, reason = self._complete(messages, temperature, max_tokens, refused, retries=_RETRIES)
+        if text is None:
+            raise JudgeError(f"a reply without text, ended by {reason}")
+        return text
 
-    def _choice(
+    def _complete(
         self,
-        messages: Any,
+        messages: Messages,
         temperature: float,
         max_tokens: int,
         refused: set[str],
         *,
-        tries: int,
-    ) -> dict[str, Any]:
-        """The first choice of the reply; adds to `refused` what the model does not take."""
-        attempt, reason = 0, "it was not asked"
-        while attempt < tries:
-            attempt += 1
-            asked = _options(temperature, max_tokens, refused)
-            try:
-                return self._post({"model": self.model, "messages": messages, **asked})
-            except urllib.error.HTTPError as error:
-                body = _body(error)
-                reason = f"status {error.code}: {body[:_SHOWN]}".rstrip(": ")
-                named = {name for name in _REFUSABLE if name in asked and name in body}
-                if error.code == 400 and named:
-                    refused |= named
-                    attempt -= 1
-                    continue
-                if error.code not in _PASSING:
-                    break
-            except (OSError, http.client.HTTPException) as error:
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
-            except (ValueError, LookupError, TypeError):
-                reason = "a reply that is no chat completion"
-                break
-            if attempt < tries:
-                time.sleep(self.pause * attempt)
-        raise JudgeError(reason)
+        retries: int,
+    ) -> tuple[str | None, str | None]:
+        """Return the reply's text and finish reason; add to `refused` what the model rejects."""
+        from openai import APIConnectionError, APIStatusError, Omit, OpenAI, OpenAIError
 
-    def _post(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of the reply; its `message` may be without text."""
         key = os.environ.get(KEY)
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions",
-            data=json.dumps(asked).encode(),
-            headers={
-                "Content-Type": "application/json",
-                **({"Authorization": f"Bearer {key}"} if key else {}),
-            },
-        )
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            choice = json.load(response)["choices"][0]
-        if not isinstance(choice["message"], dict):
-            raise TypeError("no message")
-        return choice
-
-
-def _options(temperature: float, max_tokens: int, refused: set[str]) -> dict[str, Any]:
-    """Limit and temperature, as far and in such words as they are not refused."""
-    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
-    if "max_tokens" in refused:
-        options["max_completion_tokens"] = max_tokens + _THOUGHT_TOKENS
-    return {name: value for name, value in options.items() if name not in refused}
-
-
-def _body(error: urllib.error.HTTPError) -> str:
-    """What the endpoint says of it, in one line."""
-    with suppress(OSError, http.client.HTTPException):
-        return " ".join(error.read().decode(errors="replace").split())
-    return ""
+        with OpenAI(
+            base_url=self.url,
+            api_key=key or "none",
+            default_headers=None if key else {"Authorization": cast(str, Omit())},
+            timeout=_TIMEOUT_S,
+            max_retries=retries,
+        ) as client:
+            while True:
+                options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+                if "max_tokens" in refused:
+                    options["max_completion_tokens"] = max_tokens + _REASONING_TOKENS
+                options = {name: options[name] for name in options if name not in refused}
+                try:
+                    completion = client.chat.completions.create(
+                        model=self.model, messages=cast(Any, messages), **options
+                    )
+                    choice = completion.choices[0]
+                    return choice.message.content, getattr(choice, "finish_reason", None)
+                except APIStatusError as error:
+                    body = " ".join(error.response.text.split())
+                    named = {name for name in _REFUSABLE if name in options and name in body}
+                    if error.status_code != 400 or not named:
+                        reason = f"status {error.status_code}: {body[:_SHOWN]}".rstrip(": ")
+                        raise JudgeError(reason) from error
+                    refused |= named
+                except APIConnectionError as error:
+                    raise JudgeError(str(error.__cause__ or error)) from error
+                except (OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
+                    raise JudgeError("a reply that is no chat completion") from error
 
 
 def judge_all(
@@ -317,7 +282,7 @@ def _graded(judge: Judge, judging: Judging, record: Record) -> dict[str, Any]:
     messages = judging.ask(record)
     replies: list[str] = []
     for again in range(judging.asked_again + 1):
-        temperature = judging.temperature + again * _WARMER
+        temperature = judging.temperature + again * _TEMPERATURE_STEP
         replies.append(judge.ask(messages, temperature, judging.max_tokens))
         grade = judging.read(replies[-1])
         if grade is not None:

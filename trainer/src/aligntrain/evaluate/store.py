@@ -43,7 +43,7 @@ def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
     write_whole(file, "".join(f"{_line(line)}\n" for line in lines))
 
 
-class Appended:
+class JsonlLog:
     """A JSONL file that grows; what stands in it already is in `lines`."""
 
     def __init__(self, file: Path) -> None:
@@ -62,7 +62,7 @@ def _line(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def kept_conditions(folder: Path) -> dict[str, Any]:
+def read_conditions(folder: Path) -> dict[str, Any]:
     """Under what the answers in `folder` were given; nothing where there are none."""
     file = folder / CONDITIONS
     return json.loads(file.read_bytes()) if file.is_file() else {}
@@ -74,7 +74,7 @@ def check_conditions(folder: Path, conditions: dict[str, Any]) -> None:
     Raises:
         InputError: they were not.
     """
-    before = kept_conditions(folder)
+    before = read_conditions(folder)
     differing = [key for key in conditions if before and before.get(key) != conditions[key]]
     if differing:
         key = differing[0]
@@ -85,7 +85,7 @@ def check_conditions(folder: Path, conditions: dict[str, Any]) -> None:
         )
 
 
-def keep_conditions(folder: Path, conditions: dict[str, Any]) -> None:
+def write_conditions(folder: Path, conditions: dict[str, Any]) -> None:
     """Write down `conditions`, all of them, or see that they are what stands there.
 
     Raises:
