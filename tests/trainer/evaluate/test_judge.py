@@ -115,9 +115,9 @@ def test_a_judge_is_asked_as_its_benchmark_says(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     with judging(lambda _: "8 6") as (url, asked):
         (said,) = judge_all(Judge(url, "wise"), LLAVA, [llava()])
-    assert said == {"row": 0, "judge": "wise", "grade": [8, 6], "reply": "8 6"}
         monkeypatch.delenv("OPENAI_API_KEY")
         Judge(url, "wise").ping()
+    assert said == {"row": 0, "judge": "wise", "grade": [8, 6], "reply": "8 6"}
     one, without_key = asked
     assert (one["path"], one["key"]) == ("/v1/chat/completions", "Bearer secret")
     assert without_key["key"] is None
