@@ -24,10 +24,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.samples import Sample, make_sample
-from aligntrain.prompts.encode import IGNORED, Encoder
-from aligntrain.prompts.placeholders import Layout, own_bos
+from aligntrain.prompts.encode import Encoder
+from aligntrain.prompts.placeholders import IGNORE_INDEX, Layout, own_bos
 
 IMAGE_ID = 259
 """The tokenizer's <unk>, which stands in no text of the benchmark."""
@@ -79,7 +79,7 @@ class Rows(torch.utils.data.Dataset[Sample]):
     """The samples of an ingested dataset."""
 
     def __init__(self, data: Path, encoder: Encoder) -> None:
-        self._shards = Shards(data, conversations=True)
+        self._shards = ShardedDataset(data, conversations=True)
         self._encoder = encoder
 
     def __len__(self) -> int:
@@ -104,7 +104,7 @@ class Collator:
         batch = {
             "input_ids": padded([s.ids for s in samples], 258),
             "attention_mask": padded([[1] * s.length for s in samples], 0),
-            "labels": padded([s.labels for s in samples], IGNORED),
+            "labels": padded([s.labels for s in samples], IGNORE_INDEX),
         }
         pictures = [Image.open(io.BytesIO(b)).convert("RGB") for s in samples for b in s.images]
         if pictures:

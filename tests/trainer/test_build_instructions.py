@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.index import read_index
 
 SHARE = 0.1
@@ -118,7 +118,7 @@ def test_ingest_reads_it_and_the_trainer_holds_the_same_out(
     dataset = ingest(tmp_path / "made/instructions.json", tmp_path / "ingested")
     assert dataset.manifest.rows == records == 600
     assert not any(dataset.manifest.rejects.values())
-    index = read_index(Shards(dataset.location, conversations=True), conversations=True)
+    index = read_index(ShardedDataset(dataset.location, conversations=True), conversations=True)
     held_out = {picture.id for picture in few if picture.held_out}
     ids = [id_.as_py() for batch in dataset.batches(["id"]) for id_ in batch.column("id")]
     kept = {ids[row].partition("#")[0] for row in index.validation_rows(SHARE)}

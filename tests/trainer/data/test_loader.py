@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from alignshared import AlignError, ContractError
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.index import read_index
-from aligntrain.data.loader import Batch, Loader, Preparation, Share
-from aligntrain.data.sampler import GlobalBatch, Order, Position, in_turn
-from aligntrain.data.samples import decode_picture
+from aligntrain.data.loader import Batch, Loader, Preparation, RankSlice
+from aligntrain.data.sampler import GlobalBatch, GlobalBatchSampler, Position, sequential_batches
+from aligntrain.data.samples import decode_sample_image
 from aligntrain.prompts.encode import Encoder
 from tests.trainer.rows import (
     chat_tokenizer,
@@ -48,15 +48,15 @@ def plan_of(*batches: list[int]) -> Iterator[GlobalBatch]:
 
 
 @pytest.fixture
-def talks(tmp_path: Path) -> Shards:
+def talks(tmp_path: Path) -> ShardedDataset:
     write_rows(tmp_path, talk_rows(60), group_rows=8)
-    return Shards(tmp_path, conversations=True)
+    return ShardedDataset(tmp_path, conversations=True)
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Shards:
+def pairs(tmp_path: Path) -> ShardedDataset:
     write_rows(tmp_path, pair_rows(40), levels=4)
-    return Shards(tmp_path, levels=4)
+    return ShardedDataset(tmp_path, levels=4)
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -66,15 +66,15 @@ def same(one: Batch, other: Batch) -> bool:
     )
 
 
-def test_a_batch_of_pairs(pairs: Shards) -> None:
-    (batch,) = Loader(pairs, preparation("plain"), Share(3)).batches(plan_of([0, 9, 30]))
+def test_a_batch_of_pairs(pairs: ShardedDataset) -> None:
+    (batch,) = Loader(pairs, preparation("plain"), RankSlice(3)).batches(plan_of([0, 9, 30]))
     assert batch["ids"] == ["pair-0000", "pair-0009", "pair-0030"]
     assert batch["levels"].tolist() == [1, 1, 4]
     assert batch["levels"].dtype == torch.int64
     pictures = batch["pixel_values"]
     assert pictures is not None
     assert torch.equal(
-        pictures, torch.stack([pixels(decode_picture(picture(n))) for n in (0, 9, 30)])
+        pictures, torch.stack([pixels(decode_sample_image(picture(n))) for n in (0, 9, 30)])
     )
     lengths = batch["attention_mask"].sum(1).tolist()
     assert batch["input_ids"].shape == (3, max(lengths))
@@ -89,8 +89,8 @@ def test_a_batch_of_pairs(pairs: Shards) -> None:
         assert learned[6:].all()
 
 
-def test_a_batch_of_text_and_images(talks: Shards) -> None:
-    (batch,) = Loader(talks, preparation("chat"), Share(4)).batches(plan_of([0, 1, 2, 3]))
+def test_a_batch_of_text_and_images(talks: ShardedDataset) -> None:
+    (batch,) = Loader(talks, preparation("chat"), RankSlice(4)).batches(plan_of([0, 1, 2, 3]))
     layout = layout_of(chat_tokenizer())
     images = (batch["input_ids"] == layout.image_token_id).sum(1).tolist()
     assert images == [0, 4, 4, 0]
@@ -98,29 +98,33 @@ def test_a_batch_of_text_and_images(talks: Shards) -> None:
     assert batch["levels"].tolist() == [0, 0, 0, 0]
     assert batch["pixel_values"] is not None
     assert len(batch["pixel_values"]) == 2
-    (text,) = Loader(talks, preparation("chat"), Share(4)).batches(plan_of([0, 3, 6]))
+    (text,) = Loader(talks, preparation("chat"), RankSlice(4)).batches(plan_of([0, 3, 6]))
     assert text["pixel_values"] is None
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_worker_processes_change_nothing(talks: Shards, workers: int) -> None:
+def test_worker_processes_change_nothing(talks: ShardedDataset, workers: int) -> None:
     index = read_index(talks, conversations=True)
-    order = Order.of(talks, index, index.train_rows(0.1), global_size=8, seed=5, group=True)
+    order = GlobalBatchSampler.of(
+        talks, index, index.train_rows(0.1), global_size=8, seed=5, group=True
+    )
     plan = list(order.plan(Position(), order.position(9)))
     state = torch.random.get_rng_state()
-    here = list(Loader(talks, preparation("chat"), Share(2)).batches(plan))
-    there = list(Loader(talks, preparation("chat"), Share(2), workers=workers).batches(plan))
+    here = list(Loader(talks, preparation("chat"), RankSlice(2)).batches(plan))
+    there = list(Loader(talks, preparation("chat"), RankSlice(2), workers=workers).batches(plan))
     assert len(here) == 36
     assert all(map(same, here, there))
     assert torch.equal(torch.random.get_rng_state(), state)  # that of the training
 
 
-def test_ranks_together_take_what_one_takes(talks: Shards) -> None:
-    order = Order.of(talks, read_index(talks), np.arange(60), global_size=8, seed=5, group=False)
+def test_ranks_together_take_what_one_takes(talks: ShardedDataset) -> None:
+    order = GlobalBatchSampler.of(
+        talks, read_index(talks), np.arange(60), global_size=8, seed=5, group=False
+    )
     plan = list(order.plan(Position(), order.position(3)))
-    alone = [b["ids"] for b in Loader(talks, preparation("chat"), Share(2)).batches(plan)]
+    alone = [b["ids"] for b in Loader(talks, preparation("chat"), RankSlice(2)).batches(plan)]
     ranks = [
-        [b["ids"] for b in Loader(talks, preparation("chat"), Share(2, rank, 2)).batches(plan)]
+        [b["ids"] for b in Loader(talks, preparation("chat"), RankSlice(2, rank, 2)).batches(plan)]
         for rank in range(2)
     ]
     assert all(len(rank) == 6 for rank in ranks)
@@ -139,14 +143,14 @@ def test_rejects_are_left_out_logged_and_counted(
     write_rows(tmp_path, rows, levels=4)
     told: list[str] = []
     loader = Loader(
-        Shards(tmp_path, levels=4),
+        ShardedDataset(tmp_path, levels=4),
         preparation("plain", 64),
-        Share(2),
+        RankSlice(2),
         max_reject_share=0.03,
-        on_rejected=lambda reject: told.append(f"{reject.row} {reject.id} {reject.why}"),
+        on_rejected=lambda reject: told.append(f"{reject.row} {reject.id} {reject.reason}"),
     )
     with caplog.at_level(logging.WARNING, "aligntrain"):
-        batches = list(loader.batches(in_turn(np.arange(12), 4)))
+        batches = list(loader.batches(sequential_batches(np.arange(12), 4)))
     assert [b["ids"] for b in batches[:3]] == [["pair-0000"], ["pair-0002"], ["pair-0004"]]
     assert told == [
         "1 pair-0001 corrupt_image", "3 pair-0003 no_image", "5 pair-0005 no_caption"
@@ -163,7 +167,7 @@ def test_too_many_rejects_stop_the_run(tmp_path: Path, workers: int) -> None:
         row["image"]["bytes"] = b"no picture"
     write_rows(tmp_path, rows, levels=4)
     loader = Loader(
-        Shards(tmp_path, levels=4), preparation("plain"), Share(2), workers=workers,
+        ShardedDataset(tmp_path, levels=4), preparation("plain"), RankSlice(2), workers=workers,
         max_reject_share=0.02,
     )  # fmt: skip
     with pytest.raises(
@@ -171,7 +175,7 @@ def test_too_many_rejects_stop_the_run(tmp_path: Path, workers: int) -> None:
         match=r"4 of 14 rows of .* cannot be trained on, more than data\.max_reject_share 0\.02 "
         r"allows \(4 for corrupt_image; the last, pair-0013: ",
     ):
-        list(loader.batches(in_turn(np.arange(20), 2)))
+        list(loader.batches(sequential_batches(np.arange(20), 2)))
 
 
 def test_a_micro_batch_of_rejects_alone_still_takes_its_turn(tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def test_a_micro_batch_of_rejects_alone_still_takes_its_turn(tmp_path: Path) -> 
     rows[0]["caption"] = rows[1]["caption"] = ""
     write_rows(tmp_path, rows, levels=4)
     loader = Loader(
-        Shards(tmp_path, levels=4), preparation("plain"), Share(2), max_reject_share=0.1
+        ShardedDataset(tmp_path, levels=4), preparation("plain"), RankSlice(2), max_reject_share=0.1
     )
     first, second = loader.batches(plan_of([0, 1, 2, 3]))
     assert (first["ids"], first["pixel_values"], first["levels"].tolist()) == ([""], None, [0])
@@ -188,23 +192,23 @@ def test_a_micro_batch_of_rejects_alone_still_takes_its_turn(tmp_path: Path) -> 
     assert second["ids"] == ["pair-0002", "pair-0003"]
 
 
-def test_damage_in_a_worker_is_one_sentence(pairs: Shards) -> None:
+def test_damage_in_a_worker_is_one_sentence(pairs: ShardedDataset) -> None:
     for file in Path(pairs.location).glob("*.parquet"):
         content = bytearray(file.read_bytes())
         content[4 : len(content) // 2] = bytes(len(content) // 2 - 4)
         file.write_bytes(content)
     with pytest.raises(ContractError, match=r"^shard-00000\.parquet .* cannot be read .*again\.$"):
-        list(Loader(pairs, preparation("plain"), Share(2), workers=1).batches(plan_of([0, 1])))
+        list(Loader(pairs, preparation("plain"), RankSlice(2), workers=1).batches(plan_of([0, 1])))
 
 
 def worker_ids() -> set[int]:
     return {child.pid for child in multiprocessing.active_children() if child.pid}
 
 
-def test_workers_end_with_their_iterator(talks: Shards) -> None:
+def test_workers_end_with_their_iterator(talks: ShardedDataset) -> None:
     before = worker_ids()
-    endless = in_turn(np.arange(60), 2)
-    batches = Loader(talks, preparation("chat"), Share(2), workers=2).batches(endless)
+    endless = sequential_batches(np.arange(60), 2)
+    batches = Loader(talks, preparation("chat"), RankSlice(2), workers=2).batches(endless)
     next(batches)
     assert len(worker_ids() - before) == 2
     batches.close()
@@ -214,10 +218,10 @@ def test_workers_end_with_their_iterator(talks: Shards) -> None:
     assert worker_ids() == before
 
 
-def test_a_dead_worker_is_one_sentence(talks: Shards) -> None:
+def test_a_dead_worker_is_one_sentence(talks: ShardedDataset) -> None:
     before = worker_ids()
-    loader = Loader(talks, preparation("chat"), Share(1), workers=1)
-    batches = loader.batches(in_turn(np.arange(60), 1))
+    loader = Loader(talks, preparation("chat"), RankSlice(1), workers=1)
+    batches = loader.batches(sequential_batches(np.arange(60), 1))
     next(batches)
     (worker,) = worker_ids() - before
     os.kill(worker, signal.SIGKILL)
@@ -230,7 +234,7 @@ def test_pictures_of_any_mode_become_rgb(mode: str, tmp_path: Path) -> None:
     image = Image.new("I;16", (6, 4), 40000) if mode == "I;16" else Image.new("RGB", (6, 4), "red")
     file = tmp_path / ("a.tif" if mode in ("CMYK", "I;16") else "a.png")
     (image if mode == "I;16" else image.convert(mode)).save(file)
-    decoded = decode_picture(file.read_bytes())
+    decoded = decode_sample_image(file.read_bytes())
     assert (decoded.mode, decoded.size) == ("RGB", (6, 4))
 
 
@@ -238,19 +242,19 @@ def test_pictures_are_turned_as_a_viewer_turns_them(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4), "red").save(tmp_path / "a.jpg", exif=exif)
-    assert decode_picture((tmp_path / "a.jpg").read_bytes()).size == (4, 6)
+    assert decode_sample_image((tmp_path / "a.jpg").read_bytes()).size == (4, 6)
 
 
 def test_transparent_pixels_lie_over_white(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (0, 0, 0, 0)).save(tmp_path / "a.png")
-    decoded: Any = decode_picture((tmp_path / "a.png").read_bytes())
+    decoded: Any = decode_sample_image((tmp_path / "a.png").read_bytes())
     assert decoded.getpixel((0, 0)) == (255, 255, 255)
 
 
 @pytest.mark.slow
-def test_data_under_an_address_are_read_by_fresh_processes(talks: Shards) -> None:
+def test_data_under_an_address_are_read_by_fresh_processes(talks: ShardedDataset) -> None:
     """A connection to an object store would not survive a fork; `file://` takes the same way."""
-    there = Shards(f"file://{talks.location}", conversations=True)
-    loader = Loader(there, preparation("chat"), Share(2), workers=1)
+    there = ShardedDataset(f"file://{talks.location}", conversations=True)
+    loader = Loader(there, preparation("chat"), RankSlice(2), workers=1)
     (batch,) = loader.batches(plan_of([4, 1]))
     assert batch["ids"] == ["talk-0004", "talk-0001"]

@@ -9,7 +9,7 @@ import pytest
 
 from aligncurate import bucket
 from alignshared import ContractError
-from aligntrain.data.dataset import Shards, random_levels, relevel_of
+from aligntrain.data.dataset import ShardedDataset, random_levels, relevel_of
 from aligntrain.data.index import read_index
 from aligntrain.recipes import load_recipe
 from tests.trainer import rows
@@ -22,7 +22,7 @@ def scored(count: int) -> list[dict[str, Any]]:
     return [row | {"score": float(drawn[i])} for i, row in enumerate(rows.pair_rows(count))]
 
 
-def levels_of(shards: Shards) -> list[int]:
+def levels_of(shards: ShardedDataset) -> list[int]:
     return [shards.row(number).level or 0 for number in range(len(shards))]
 
 
@@ -30,36 +30,36 @@ def levels_of(shards: Shards) -> list[int]:
 def test_quantiles_are_those_that_bucket_assigns(tmp_path: Path, levels: int) -> None:
     data = rows.write_rows(tmp_path / "pairs", scored(101), levels=4)
     done = bucket(data.location, output=str(tmp_path / "again"), levels=levels)
-    expected = levels_of(Shards(done.location, levels=levels))
-    remade = Shards(data.location, levels=levels, relevel=relevel_of("quantile", 0))
+    expected = levels_of(ShardedDataset(done.location, levels=levels))
+    remade = ShardedDataset(data.location, levels=levels, relevel=relevel_of("quantile", 0))
     assert levels_of(remade) == expected
-    assert levels_of(Shards(data.location, levels=4)) != expected
+    assert levels_of(ShardedDataset(data.location, levels=4)) != expected
     read_index(remade)  # the column's own levels, which are others, are not held against it
 
 
 def test_random_levels_are_equal_in_number_and_follow_the_seed(tmp_path: Path) -> None:
     data = rows.write_rows(tmp_path, rows.pair_rows(48), levels=4)
     first, again, other = (
-        levels_of(Shards(data.location, levels=4, relevel=relevel_of("random", seed)))
+        levels_of(ShardedDataset(data.location, levels=4, relevel=relevel_of("random", seed)))
         for seed in (0, 0, 1)
     )
     assert first == again != other
     assert np.bincount(first).tolist() == [0, 12, 12, 12, 12]
-    own = levels_of(Shards(data.location, levels=4))
+    own = levels_of(ShardedDataset(data.location, levels=4))
     assert abs(np.corrcoef(first, own)[0, 1]) < 0.5
     assert set(random_levels(10, 3, 0).tolist()) == {1, 2, 3}
 
 
 def test_levels_go_with_the_shards_to_other_processes(tmp_path: Path) -> None:
     data = rows.write_rows(tmp_path, rows.pair_rows(20), levels=4)
-    shards = Shards(data.location, levels=5, relevel=relevel_of("random", 2))
+    shards = ShardedDataset(data.location, levels=5, relevel=relevel_of("random", 2))
     assert levels_of(pickle.loads(pickle.dumps(shards))) == levels_of(shards)
 
 
 def test_quantiles_need_scores(tmp_path: Path) -> None:
     data = rows.write_rows(tmp_path, rows.talk_rows(10))
     with pytest.raises(ContractError, match="needs scores, and"):
-        Shards(data.location, levels=3, relevel=relevel_of("quantile", 0))
+        ShardedDataset(data.location, levels=3, relevel=relevel_of("quantile", 0))
 
 
 def test_the_key_is_null_where_nobody_sets_it() -> None:

@@ -11,13 +11,21 @@ from hypothesis import strategies as st
 
 from alignshared import InputError
 from aligntrain.data.index import hash_ids
-from aligntrain.data.loader import Share
-from aligntrain.data.sampler import WINDOW, Order, Position, in_turn, rank_part
+from aligntrain.data.loader import RankSlice
+from aligntrain.data.sampler import (
+    WINDOW,
+    GlobalBatchSampler,
+    Position,
+    rank_part,
+    sequential_batches,
+)
 
 
-def order(rows: int, size: int, seed: int = 0, *, group: bool = False, per_block: int = 8) -> Order:
+def order(
+    rows: int, size: int, seed: int = 0, *, group: bool = False, per_block: int = 8
+) -> GlobalBatchSampler:
     rng = np.random.default_rng(rows)
-    return Order(
+    return GlobalBatchSampler(
         np.arange(rows) * 2 + 1,  # of a dataset of which every second row is for validation
         np.arange(rows) // per_block,
         global_size=size,
@@ -71,14 +79,14 @@ def test_ranks_share_each_batch_in_order(ranks: int, micro: int, steps: int) -> 
     size = 48
     if size % (ranks * micro):
         with pytest.raises(InputError, match=r"batch\.global_size 48 is no multiple of"):
-            Share(micro, 0, ranks).micro_batches(size)
+            RankSlice(micro, 0, ranks).micro_batches(size)
         return
     ours = order(300, size)
     for batch in ours.plan(Position(), ours.position(steps)):
         parts = [rank_part(batch.rows, rank, ranks).tolist() for rank in range(ranks)]
         assert list(chain(*parts)) == batch.rows.tolist()
         for rank, part in enumerate(parts):
-            share = Share(micro, rank, ranks)
+            share = RankSlice(micro, rank, ranks)
             assert list(chain(*share.of(batch.rows))) == part
             assert len(share.of(batch.rows)) == share.micro_batches(size)
 
@@ -157,11 +165,11 @@ def test_too_few_rows_for_a_batch() -> None:
 
 
 def test_validation_goes_through_all_rows_once() -> None:
-    batches = list(in_turn(np.arange(22), 8))
+    batches = list(sequential_batches(np.arange(22), 8))
     assert [b.rows.tolist() for b in batches] == [
         list(range(8)), list(range(8, 16)), list(range(16, 22))
     ]  # fmt: skip
-    shares = [Share(2, rank, 4) for rank in range(4)]
+    shares = [RankSlice(2, rank, 4) for rank in range(4)]
     last = [share.of(batches[-1].rows) for share in shares]
     assert last == [[[16, 17]], [[18, 19]], [[20]], [[21]]]
     assert [share.of(np.arange(2)) for share in shares] == [[[0]], [[1]], [[]], [[]]]

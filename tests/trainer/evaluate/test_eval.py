@@ -217,7 +217,7 @@ def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPa
     def load(_: str, *, device: str | None) -> None:
         raise Loaded(device)
 
-    monkeypatch.setattr("aligntrain.evaluate.lmms_eval.load_to_answer", load)
+    monkeypatch.setattr("aligntrain.evaluate.lmms_eval.load_for_inference", load)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for rank, given, taken in (("3", None, "cuda:3"), ("3", "cpu", "cpu"), (None, None, "None")):
         if rank is None:

@@ -32,7 +32,7 @@ def test_what_is_done_is_not_done_again(
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("the model is not needed")
 
-    monkeypatch.setattr("aligntrain.evaluate.run.load_to_answer", load)
+    monkeypatch.setattr("aligntrain.evaluate.run.load_for_inference", load)
     done = evaluate(says_a, "pope", Settings(max_new_tokens=1), output=output)
     assert done.outcomes[0].result == before
 

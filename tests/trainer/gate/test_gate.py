@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from alignshared import InputError
 from aligntrain.cli import app
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.evaluate.question_types import kind_of
 from aligntrain.gate.explain import GateReport, explain_gate
 from aligntrain.gate.questions import FIRST_WORDS, read_cases
@@ -221,7 +221,7 @@ def test_a_pretrained_model_shows_what_each_level_does_to_captions(
 
 
 def test_types_may_be_those_of_a_column(pairs: Path) -> None:
-    shards = Shards(pairs)
+    shards = ShardedDataset(pairs)
     assert read_cases(shards).kinds_from == "level"
     by_width = read_cases(shards, by="width")
     assert {case.kind for case in by_width.cases} == {"12"}
@@ -230,7 +230,7 @@ def test_types_may_be_those_of_a_column(pairs: Path) -> None:
 
 
 def test_a_limit_spreads_over_the_rows_and_the_turns(talks: Path) -> None:
-    found = read_cases(Shards(talks, conversations=True), limit=10)
+    found = read_cases(ShardedDataset(talks, conversations=True), limit=10)
     assert found.kinds_from == FIRST_WORDS
     assert len(found.cases) == 10
     assert len({case.row for case in found.cases}) == 10

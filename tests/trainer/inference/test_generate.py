@@ -8,7 +8,7 @@ import torch
 
 from alignshared import InputError
 from aligntrain.inference.chat import Chat
-from aligntrain.inference.generate import Answer, Question, answer, model_inputs
+from aligntrain.inference.generate import Answer, Question, generate_answers, model_inputs
 from tests.trainer import tiny
 
 
@@ -43,7 +43,7 @@ def asked() -> tuple[Any, Any]:
 
 
 def answers(asked: tuple[Any, Any], questions: Any = MIXED, **options: Any) -> list[Answer]:
-    return list(answer(*asked, questions, **{"max_new_tokens": 16, **options}))
+    return list(generate_answers(*asked, questions, **{"max_new_tokens": 16, **options}))
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 9, 20])
@@ -109,10 +109,10 @@ def test_a_pretrained_model_captions_until_the_line_ends() -> None:
         llm.model.norm.weight.zero_()
     llm.lm_head.bias = torch.nn.Parameter(torch.zeros(llm.lm_head.out_features))
     llm.lm_head.bias.data[line_feed] = 1.0
-    said = list(answer(model, processor, [question("never read", tiny.picture(1))] * 2))
+    said = list(generate_answers(model, processor, [question("never read", tiny.picture(1))] * 2))
     assert [(one.text, one.tokens, one.finished) for one in said] == [("", 1, True)] * 2
     with pytest.raises(InputError, match="only captions pictures, and there is none"):
-        list(answer(model, processor, [question("what?")]))
+        list(generate_answers(model, processor, [question("what?")]))
 
 
 def test_the_likeliest_token_is_taken_whatever_the_model_prefers(asked: tuple[Any, Any]) -> None:
@@ -121,7 +121,7 @@ def test_the_likeliest_token_is_taken_whatever_the_model_prefers(asked: tuple[An
     kept = model.generation_config.repetition_penalty
     model.generation_config.repetition_penalty = 5.0
     try:
-        assert list(answer(model, processor, MIXED, max_new_tokens=16)) == plain
+        assert list(generate_answers(model, processor, MIXED, max_new_tokens=16)) == plain
     finally:
         model.generation_config.repetition_penalty = kept
 
@@ -142,7 +142,7 @@ def test_questions_are_taken_as_they_are_needed(asked: tuple[Any, Any]) -> None:
             taken.append(place)
             yield MIXED[0]
 
-    first = answer(*asked, endless(), batch_size=2, max_new_tokens=2)
+    first = generate_answers(*asked, endless(), batch_size=2, max_new_tokens=2)
     next(first)
     assert taken == [0, 1]
     assert answers(asked, []) == []
@@ -204,7 +204,7 @@ def test_a_question_without_room_for_an_answer_is_named(asked: tuple[Any, Any]) 
 def test_a_level_of_a_model_without_levels() -> None:
     model = tiny.model(mixing="none")
     processor = tiny.processor(model.config)
-    said = list(answer(model, processor, [MIXED[0]], max_new_tokens=4))
+    said = list(generate_answers(model, processor, [MIXED[0]], max_new_tokens=4))
     assert said[0].gate_weights is None
     with pytest.raises(InputError, match="mixing none and no levels"):
-        list(answer(model, processor, [MIXED[3]]))
+        list(generate_answers(model, processor, [MIXED[3]]))

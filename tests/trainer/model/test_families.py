@@ -16,8 +16,9 @@ from alignshared import InputError
 from aligntrain.inference.chat import Chat
 from aligntrain.model import build_model, build_processor
 from aligntrain.model.build import build_config
-from aligntrain.prompts.conversation import Turn, Unusable
-from aligntrain.prompts.encode import IGNORED, Encoder
+from aligntrain.prompts.conversation import InvalidSample, Turn
+from aligntrain.prompts.encode import Encoder
+from aligntrain.prompts.placeholders import IGNORE_INDEX
 from aligntrain.runs.folder import ending_of
 from aligntrain.train.metrics import read_metrics
 from aligntrain.train.run import prepare
@@ -73,7 +74,7 @@ def learned(family: Family, turns: Any, max_length: int = 2048) -> list[str]:
     tokens = encoder(None, turns, 1)
     spans: list[list[int]] = [[]]
     for label in tokens.labels:
-        if label == IGNORED:
+        if label == IGNORE_INDEX:
             spans.append([])
         else:
             spans[-1].append(label)
@@ -166,7 +167,7 @@ def test_a_token_that_the_llm_has_no_embedding_for(place: Path) -> None:
     with pytest.raises(InputError, match="no embedding"):
         processor(text="<image>an <image_soft_token>", images=tiny.picture(1))
     encoder = Encoder(processor.tokenizer, processor.layout, "chat", 512)
-    with pytest.raises(Unusable, match="foreign_token"):
+    with pytest.raises(InvalidSample, match="foreign_token"):
         encoder(None, (TALK[0], Turn("gpt", "an <image_soft_token>")), 1)
 
 

@@ -16,7 +16,7 @@ from transformers import (
 
 from alignshared import InputError
 from aligntrain.model import AlignGPTConfig, AlignGPTForConditionalGeneration
-from aligntrain.model.losses import predicting_places
+from aligntrain.model.losses import label_positions
 from tests.trainer import tiny
 
 BOS, PAD = 256, 258
@@ -408,7 +408,7 @@ def test_the_loss_needs_logits_only_where_a_label_follows() -> None:
     labels = given["input_ids"].where(given["input_ids"] < 4, -100)
     labels[1, -2:] = 6
     whole = model(**given, labels=labels)
-    places = predicting_places(labels)
+    places = label_positions(labels)
     part = model(**given, labels=labels, logits_to_keep=places)
     assert part.logits.shape[1] == len(places) < labels.shape[1]
     torch.testing.assert_close(part.loss, whole.loss)
@@ -421,4 +421,4 @@ def test_the_loss_needs_logits_only_where_a_label_follows() -> None:
 
 
 def test_without_a_label_one_position_is_asked_for() -> None:
-    assert predicting_places(torch.full((2, 5), -100)).tolist() == [0]
+    assert label_positions(torch.full((2, 5), -100)).tolist() == [0]

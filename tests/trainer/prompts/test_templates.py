@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignshared import InputError
-from aligntrain.prompts.conversation import Turn, Unusable, read_conversation
-from aligntrain.prompts.encode import IGNORED, Encoder, Tokens
+from aligntrain.prompts.conversation import InvalidSample, Turn, read_conversation
+from aligntrain.prompts.encode import Encoder, Tokens
+from aligntrain.prompts.placeholders import IGNORE_INDEX, join, tokenize_pieces
 from aligntrain.prompts.placeholders import SYSTEM as VICUNA_SYSTEM
-from aligntrain.prompts.placeholders import join, tokenize_pieces
 from tests.trainer.rows import chat_tokenizer, layout_of, llama_tokenizer
 
 TALK = (
@@ -41,12 +41,12 @@ def llava_vicuna(tokenizer: Any, turns: Sequence[tuple[str, str]]) -> tuple[list
         prompt += f"USER: {question} ASSISTANT: {answer}</s>"
     ids = llava_ids(tokenizer, prompt)
     labels = list(ids)
-    labels[0] = IGNORED
+    labels[0] = IGNORE_INDEX
     at = 1
     for round_ in prompt.split("</s>")[:-1]:
         asked = round_.split(" ASSISTANT: ")[0] + " ASSISTANT: "
         masked = len(llava_ids(tokenizer, asked)) - 2
-        labels[at : at + masked] = [IGNORED] * masked
+        labels[at : at + masked] = [IGNORE_INDEX] * masked
         at += len(llava_ids(tokenizer, round_))
     assert at == len(ids), "tokenization mismatch"
     return ids, labels
@@ -60,7 +60,7 @@ def as_llava(tokens: Tokens, tokenizer: Any) -> tuple[list[int], list[int]]:
     for at, (id_, label) in enumerate(zip(tokens.ids, tokens.labels, strict=True)):
         follows = at and tokens.ids[at - 1] == layout.image_token_id
         if id_ == layout.align_token_id or (id_ == layout.image_token_id and follows):
-            assert label == IGNORED
+            assert label == IGNORE_INDEX
             continue
         ids.append(IMAGE if id_ == layout.image_token_id else id_)
         labels.append(label)
@@ -72,7 +72,7 @@ def encoder(name: str, tokenizer: Any, max_length: int = 2048, **layout: Any) ->
 
 
 def learned(tokens: Tokens, tokenizer: Any) -> str:
-    return tokenizer.decode([label for label in tokens.labels if label != IGNORED])
+    return tokenizer.decode([label for label in tokens.labels if label != IGNORE_INDEX])
 
 
 def test_plain_agrees_with_llava() -> None:
@@ -80,7 +80,7 @@ def test_plain_agrees_with_llava() -> None:
     tokens = encoder("plain", tokenizer)("a red kite on a beach", [], 1)
     ids, labels = as_llava(tokens, tokenizer)
     assert ids == llava_ids(tokenizer, "<image>a red kite on a beach\n")
-    assert labels == [IGNORED, IGNORED, *ids[2:]]
+    assert labels == [IGNORE_INDEX, IGNORE_INDEX, *ids[2:]]
     assert tokens.ids[1] == layout_of(tokenizer).align_token_id
     assert tokens.images == 1
 
@@ -216,7 +216,7 @@ def test_truncation_loses_images_with_their_turns() -> None:
     ],
 )
 def test_unusable_rows_say_why(turns: Sequence[Turn], images: int, message: str) -> None:
-    with pytest.raises(Unusable, match=message):
+    with pytest.raises(InvalidSample, match=message):
         encoder("vicuna_v1", llama_tokenizer(), 300)(None, turns, images)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from aligntrain.inference.generate import Question, answer
+from aligntrain.inference.generate import Question, generate_answers
 from aligntrain.model import build_model, build_processor
 from aligntrain.serve.metrics import Metrics
 from aligntrain.serve.request import Failed, Piece, Sampling
@@ -38,7 +38,11 @@ def messages(pictures: list[int], text: str) -> list[dict[str, Any]]:
 
 def alone(model: Any, processor: Any) -> list[Any]:
     return [
-        next(answer(model, processor, [Question(messages(p, t), level)], max_new_tokens=new))
+        next(
+            generate_answers(
+                model, processor, [Question(messages(p, t), level)], max_new_tokens=new
+            )
+        )
         for p, t, level, new in QUESTIONS
     ]
 

@@ -6,8 +6,8 @@ from typing import Any
 import openai
 import pytest
 
-from aligntrain.inference.generate import Question, answer
-from aligntrain.inference.load import load_to_answer
+from aligntrain.inference.generate import Question, generate_answers
+from aligntrain.inference.load import load_for_inference
 from tests.trainer import tiny
 from tests.trainer.serve.serving import (
     ASKED,
@@ -28,7 +28,7 @@ def client(server: Running) -> Any:
 
 @pytest.fixture(scope="module")
 def loaded(run: Path) -> tuple[Any, Any]:
-    return load_to_answer(run, device="cpu")
+    return load_for_inference(run, device="cpu")
 
 
 def expected(
@@ -36,7 +36,7 @@ def expected(
 ) -> Any:
     content = [{"type": "image", "image": tiny.picture(picture)}, {"type": "text", "text": ASKED}]
     asked = Question([{"role": "user", "content": content}], level)
-    return next(answer(*loaded, [asked], max_new_tokens=new))
+    return next(generate_answers(*loaded, [asked], max_new_tokens=new))
 
 
 def test_an_answer(client: Any, loaded: tuple[Any, Any]) -> None:
@@ -248,7 +248,7 @@ def test_the_api_key(run: Path) -> None:
 
 def test_a_model_that_only_captions(tmp_path: Path) -> None:
     run = saved_run(tmp_path)
-    model, _ = load_to_answer(run, device="cpu")
+    model, _ = load_for_inference(run, device="cpu")
     tiny.processor(model.config, template="plain").save_pretrained(run / "export")
     with running(run) as one, one.client() as client:
         said = client.chat.completions.create(

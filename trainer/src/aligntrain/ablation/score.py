@@ -113,10 +113,10 @@ def _answers(
     """What the model says; or None, and why it says nothing."""
     from safetensors import SafetensorError
 
-    from aligntrain.inference.load import load_to_answer
+    from aligntrain.inference.load import load_for_inference
 
     try:
-        model, processor = load_to_answer(cell.folder)
+        model, processor = load_for_inference(cell.folder)
         with progress() as begin:
             done = begin(cell.name, len(questions))
             return ask(model, processor, questions, batch_size=_BATCH, done=done), ""

@@ -13,10 +13,10 @@
 
 Together, on rank 0 of 2:
 
-    shards = Shards("data/demo/bucket", levels=8)
+    shards = ShardedDataset("data/demo/bucket", levels=8)
     index = read_index(shards)
-    order = Order.of(shards, index, index.train_rows(0.02), global_size=32, seed=0)
-    loader = Loader(shards, preparation, Share(micro_size=8, rank=0, ranks=2), workers=2)
+    order = GlobalBatchSampler.of(shards, index, index.train_rows(0.02), global_size=32, seed=0)
+    loader = Loader(shards, preparation, RankSlice(micro_size=8, rank=0, ranks=2), workers=2)
     for batch in loader.batches(order.plan(Position(), order.position(100))):
         ...
 """

@@ -19,7 +19,7 @@ from aligntrain.data.samples import Row
 from aligntrain.prompts.conversation import Turn
 
 Levels = npt.NDArray[np.int8]
-Relevel = Callable[["Shards", int], Levels]
+Relevel = Callable[["ShardedDataset", int], Levels]
 """Levels [n] int8 in 1..N of all rows of a dataset, for N levels."""
 
 CACHE_BYTES = 512 << 20
@@ -30,7 +30,7 @@ _HASH_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class RowGroup:
     """One row group, the least that can be read: rows `first` to `first + rows` of the dataset."""
 
     shard: ShardInfo
@@ -39,7 +39,7 @@ class Block:
     rows: int
 
 
-class Shards:
+class ShardedDataset:
     """The dataset at `location`: a levelled one if `levels` is given, else any with conversations
     or captions. With `relevel` its levels are made anew, `levels` of them, and its own not read.
 
@@ -71,8 +71,8 @@ class Shards:
         wanted = ["id", "image", "conversations" if conversations else "caption"]
         require_columns(self.schema, wanted, self.location)
         self.columns = [name for name in _COLUMNS if name in self.schema.names]
-        self.blocks: tuple[Block, ...] = tuple(self._blocks())
-        self._firsts = [block.first for block in self.blocks]
+        self.row_groups: tuple[RowGroup, ...] = tuple(self._row_groups())
+        self._firsts = [block.first for block in self.row_groups]
         self._cache_bytes = cache_bytes
         self._levels = None
         if levels is not None and relevel is not None:
@@ -80,7 +80,7 @@ class Shards:
         self._forget()
 
     def __len__(self) -> int:
-        last = self.blocks[-1]
+        last = self.row_groups[-1]
         return last.first + last.rows
 
     def __getstate__(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Shards:
             InputError: a shard is gone or damaged since it was opened.
         """
         at = bisect_right(self._firsts, number) - 1
-        block = self.blocks[at]
+        block = self.row_groups[at]
         if not 0 <= number - block.first < block.rows:
             raise IndexError(number)
         table = self._table(at)
@@ -108,7 +108,7 @@ class Shards:
             values[LEVEL_COLUMN] = int(self._levels[number])
         return _row(values)
 
-    def block_batches(
+    def iter_batches(
         self, columns: Sequence[str]
     ) -> Iterator[tuple[int, ShardInfo, pa.RecordBatch]]:
         """Every row once, as (number of the first, shard, batch) of `columns`, which may name
@@ -164,7 +164,7 @@ class Shards:
             )
         require_columns(self.schema, [LEVEL_COLUMN], self.location)
 
-    def _blocks(self) -> Iterator[Block]:
+    def _row_groups(self) -> Iterator[RowGroup]:
         first = 0
         for shard in self.dataset.manifest.shards:
             with self.dataset.open_shard(shard) as parquet:
@@ -178,14 +178,14 @@ class Shards:
                     "first shard say; copy it again or write the dataset again."
                 )
             for group, rows in enumerate(sizes):
-                yield Block(shard, group, first, rows)
+                yield RowGroup(shard, group, first, rows)
                 first += rows
 
     def _table(self, at: int) -> pa.Table:
         if at in self._cache:
             self._cache.move_to_end(at)
             return self._cache[at]
-        table = self._read(self.blocks[at])
+        table = self._read(self.row_groups[at])
         self._cache[at] = table
         sizes = [kept.nbytes for kept in self._cache.values()]
         while sum(sizes) > self._cache_bytes and len(sizes) > 1:
@@ -193,7 +193,7 @@ class Shards:
             sizes.pop(0)
         return table
 
-    def _read(self, block: Block) -> pa.Table:
+    def _read(self, block: RowGroup) -> pa.Table:
         name = block.shard.file
         try:
             if name not in self._open:
@@ -212,7 +212,7 @@ class Shards:
 
 
 _MAX_OPEN = 32
-"""Shards that are kept open; a file in an object store holds a connection and a footer."""
+"""ShardedDataset that are kept open; a file in an object store holds a connection and a footer."""
 
 
 def _row(values: dict[str, Any]) -> Row:
@@ -239,7 +239,7 @@ def random_levels(rows: int, levels: int, seed: int) -> Levels:
     return np.random.default_rng([seed, levels]).permutation(dealt).astype(np.int8)
 
 
-def quantile_levels(shards: "Shards", levels: int) -> Levels:
+def quantile_levels(shards: "ShardedDataset", levels: int) -> Levels:
     """Levels between the exact quantiles of the dataset's scores, as `aligncurate bucket` has them:
     edge k of N over n scores is the one with 0-based rank floor(k n / N) in ascending order.
 
@@ -253,7 +253,7 @@ def quantile_levels(shards: "Shards", levels: int) -> Levels:
         )
     parts = [
         batch.column("score").to_numpy(zero_copy_only=False)
-        for _, _, batch in shards.block_batches(["score"])
+        for _, _, batch in shards.iter_batches(["score"])
     ]
     scores = np.concatenate(parts).astype(np.float32)
     if not np.isfinite(scores).all():

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from alignshared import ContractError, InputError, ShardInfo
 from alignshared.schema import LEVEL_COLUMN
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 
 _HASH_RANGE = 1 << 64
 
@@ -58,7 +58,7 @@ class Index:
         return self.hashes < np.uint64(int(share * _HASH_RANGE))
 
 
-def read_index(shards: Shards, *, conversations: bool = False) -> Index:
+def read_index(shards: ShardedDataset, *, conversations: bool = False) -> Index:
     """Look at every row of `shards` once; with `conversations`, some row must have one.
 
     Raises:
@@ -70,7 +70,7 @@ def read_index(shards: Shards, *, conversations: bool = False) -> Index:
     has_image: list[npt.NDArray[np.bool_]] = []
     hashes: list[npt.NDArray[np.uint64]] = []
     talking = 0
-    for _, shard, batch in shards.block_batches(columns):
+    for _, shard, batch in shards.iter_batches(columns):
         lengths.append(_lengths(batch))
         has_image.append(_valid(batch.column("image")))
         hashes.append(hash_ids(batch.column("id").to_pylist()))
@@ -101,7 +101,10 @@ def hash_ids(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
 
 
 def _check_levels(
-    batch: pa.RecordBatch, has_image: npt.NDArray[np.bool_], shards: Shards, shard: ShardInfo
+    batch: pa.RecordBatch,
+    has_image: npt.NDArray[np.bool_],
+    shards: ShardedDataset,
+    shard: ShardInfo,
 ) -> None:
     levels = batch.column(LEVEL_COLUMN).fill_null(0).to_numpy(zero_copy_only=False)
     wrong = np.flatnonzero(((levels < 1) | (levels > (shards.levels or 0))) & has_image)

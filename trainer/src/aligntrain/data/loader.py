@@ -18,11 +18,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from alignshared import AlignError, InputError
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.sampler import GlobalBatch, Rows, rank_part
-from aligntrain.data.samples import Sample, decode_picture, make_sample
-from aligntrain.prompts.conversation import Unusable
-from aligntrain.prompts.encode import IGNORED, Encoder
+from aligntrain.data.samples import Sample, decode_sample_image, make_sample
+from aligntrain.prompts.conversation import InvalidSample
+from aligntrain.prompts.encode import Encoder
+from aligntrain.prompts.placeholders import IGNORE_INDEX
 
 
 class Batch(TypedDict):
@@ -47,11 +48,11 @@ def collate(samples: Sequence[Sample], pixels: Sequence[torch.Tensor], pad_id: i
     a rank whose rows were all rejected still takes part in the step.
     """
     if not samples:
-        samples = [Sample("", [pad_id], [IGNORED], [], 0, truncated=False)]
+        samples = [Sample("", [pad_id], [IGNORE_INDEX], [], 0, truncated=False)]
     size = len(samples), max(sample.length for sample in samples)
     input_ids = torch.full(size, pad_id, dtype=torch.int64)
     attention_mask = torch.zeros(size, dtype=torch.int64)
-    labels = torch.full(size, IGNORED, dtype=torch.int64)
+    labels = torch.full(size, IGNORE_INDEX, dtype=torch.int64)
     for row, sample in enumerate(samples):
         input_ids[row, : sample.length] = torch.tensor(sample.ids)
         attention_mask[row, : sample.length] = 1
@@ -109,7 +110,7 @@ class _PixelsOf:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class RankSlice:
     """This process among the `ranks` that work on a run, and the rows it takes at once."""
 
     micro_size: int
@@ -146,7 +147,7 @@ class Rejected:
 
     row: int
     id: str
-    why: str
+    reason: str
     detail: str
 
 
@@ -175,9 +176,9 @@ class Loader:
 
     def __init__(
         self,
-        shards: Shards,
+        shards: ShardedDataset,
         preparation: Preparation,
-        share: Share,
+        share: RankSlice,
         *,
         workers: int = 0,
         max_reject_share: float = 0.01,
@@ -236,7 +237,7 @@ class Loader:
         counts.rows += prepared.rows
         counts.truncated += prepared.truncated
         for reject in prepared.rejected:
-            counts.rejected[reject.why] += 1
+            counts.rejected[reject.reason] += 1
             shown = counts.rejected.total() <= _SHOWN
             log.log(
                 logging.WARNING if shown else logging.INFO,
@@ -245,7 +246,7 @@ class Loader:
                 reject.id,
                 self._shards.location,
                 reject.detail,
-                reject.why,
+                reject.reason,
             )
             if self._on_rejected is not None:
                 self._on_rejected(reject)
@@ -267,7 +268,7 @@ class Loader:
 class _Work(Dataset[object]):
     """Prepares a micro-batch from its row numbers; lives in the workers."""
 
-    def __init__(self, shards: Shards, preparation: Preparation) -> None:
+    def __init__(self, shards: ShardedDataset, preparation: Preparation) -> None:
         self.shards = shards
         self._preparation = preparation
 
@@ -286,9 +287,9 @@ class _Work(Dataset[object]):
             row = self.shards.row(number)
             try:
                 sample = make_sample(row, self._preparation.encoder)
-                pictures = [decode_picture(image) for image in sample.images]
-            except Unusable as problem:
-                rejected.append(Rejected(number, row.id, problem.why.value, problem.detail))
+                pictures = [decode_sample_image(image) for image in sample.images]
+            except InvalidSample as problem:
+                rejected.append(Rejected(number, row.id, problem.reason.value, problem.detail))
                 continue
             samples.append(sample)
             pixels += [self._preparation.pixels(picture) for picture in pictures]

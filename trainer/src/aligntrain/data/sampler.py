@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignshared import InputError
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.index import Index
 
 WINDOW = 16
@@ -54,10 +54,10 @@ class GlobalBatch:
     after: Position
 
 
-class Order:
+class GlobalBatchSampler:
     """The order of `rows` (ascending numbers) in batches of `global_size`, from `seed`.
 
-    `blocks` [n] is the row group of each row, `lengths` [n] and `has_image` [n] what to group by;
+    `row_groups` [n] is the row group of each row, `lengths` [n] and `has_image` [n] what to group by;
     `dataset` names the data in saved states.
 
     Raises:
@@ -67,7 +67,7 @@ class Order:
     def __init__(
         self,
         rows: Rows,
-        blocks: Rows,
+        row_groups: Rows,
         *,
         global_size: int,
         seed: int,
@@ -80,7 +80,7 @@ class Order:
                 f"there are {len(rows)} rows to train on and batch.global_size is {global_size}; "
                 f"set it to {max(len(rows), 1)} or less, or give more data."
             )
-        self._rows, self._blocks = rows, blocks
+        self._rows, self._row_groups = rows, row_groups
         self._lengths, self._has_image = lengths, has_image
         self.global_size = global_size
         self._identity = {
@@ -96,18 +96,18 @@ class Order:
     @classmethod
     def of(
         cls,
-        shards: Shards,
+        shards: ShardedDataset,
         index: Index,
         rows: Rows,
         *,
         global_size: int,
         seed: int,
         group: bool = False,
-    ) -> "Order":
+    ) -> "GlobalBatchSampler":
         """The order of `rows` of `shards`; `group` is data.group_by_length."""
         return cls(
             rows,
-            block_numbers(shards)[rows],
+            row_group_numbers(shards)[rows],
             global_size=global_size,
             seed=seed,
             lengths=index.lengths[rows] if group else None,
@@ -167,10 +167,10 @@ class Order:
 
     def _batches(self, epoch: int) -> Rows:
         """Places in `rows` [steps, global size] of an epoch's batches."""
-        rank_of_block = _shuffled_ranks(self._blocks, (self._seed, epoch, 0))
+        rank_of_block = _shuffled_ranks(self._row_groups, (self._seed, epoch, 0))
         keys = _random((self._seed, epoch, 1), self._rows)
-        blocks = int(rank_of_block.max()) + 1
-        window = rank_of_block * -(-blocks // WINDOW) // blocks  # of nearly equal size
+        row_groups = int(rank_of_block.max()) + 1
+        window = rank_of_block * -(-row_groups // WINDOW) // row_groups  # of nearly equal size
         places = np.lexsort((keys, window))
         cuts = np.flatnonzero(np.diff(window[places])) + 1
         batches: list[Rows] = []
@@ -225,9 +225,9 @@ class _Pools:
         return list(places.reshape(-1, self._size))
 
 
-def block_numbers(shards: Shards) -> Rows:
+def row_group_numbers(shards: ShardedDataset) -> Rows:
     """The row group [n] of each row of `shards`."""
-    return np.repeat(np.arange(len(shards.blocks)), [block.rows for block in shards.blocks])
+    return np.repeat(np.arange(len(shards.row_groups)), [block.rows for block in shards.row_groups])
 
 
 def rank_part(rows: Rows, rank: int, ranks: int) -> Rows:
@@ -238,15 +238,15 @@ def rank_part(rows: Rows, rank: int, ranks: int) -> Rows:
     return np.array_split(rows, ranks)[rank]
 
 
-def in_turn(rows: Rows, global_size: int) -> Iterator[GlobalBatch]:
+def sequential_batches(rows: Rows, global_size: int) -> Iterator[GlobalBatch]:
     """All of `rows` in their order, once, for validation; the last batch may be smaller."""
     for step, first in enumerate(range(0, len(rows), global_size)):
         yield GlobalBatch(rows[first : first + global_size], Position(0, step + 1))
 
 
-def _shuffled_ranks(blocks: Rows, salt: tuple[int, ...]) -> Rows:
+def _shuffled_ranks(row_groups: Rows, salt: tuple[int, ...]) -> Rows:
     """For each row, the place of its row group in a shuffled order of the row groups."""
-    distinct, inverse = np.unique(blocks, return_inverse=True)
+    distinct, inverse = np.unique(row_groups, return_inverse=True)
     ranks = np.empty(len(distinct), dtype=np.int64)
     ranks[np.argsort(_random(salt, distinct), kind="stable")] = np.arange(len(distinct))
     return ranks[inverse]

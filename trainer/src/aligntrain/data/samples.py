@@ -5,20 +5,22 @@ from dataclasses import dataclass
 from PIL import Image
 
 from alignshared.pictures import ImageError, decode_image
-from aligntrain.prompts.conversation import Turn, Unusable, Why
+from aligntrain.prompts.conversation import InvalidSample, Reason, Turn
 from aligntrain.prompts.encode import Encoder
 
 
-def decode_picture(data: bytes) -> Image.Image:
+def decode_sample_image(data: bytes) -> Image.Image:
     """The encoded picture `data` as an RGB image.
 
     Raises:
-        Unusable: it cannot be used (see `alignshared.pictures.decode_image`).
+        InvalidSample: it cannot be used (see `alignshared.pictures.decode_image`).
     """
     try:
         return decode_image(data)
     except ImageError as error:
-        raise Unusable(Why.CORRUPT_IMAGE, f"{error.reason.value}: {error.detail}") from error
+        raise InvalidSample(
+            Reason.CORRUPT_IMAGE, f"{error.reason.value}: {error.detail}"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +65,10 @@ def make_sample(row: Row, encoder: Encoder) -> Sample:
     """`row` as a sample.
 
     Raises:
-        Unusable: the row lacks something, or is too long even when it is cut.
+        InvalidSample: the row lacks something, or is too long even when it is cut.
     """
     if row.image == b"":
-        raise Unusable(Why.NO_IMAGE, "the shard holds a path and no picture")
+        raise InvalidSample(Reason.NO_IMAGE, "the shard holds a path and no picture")
     images = [] if row.image is None else [row.image]
     tokens = encoder(row.caption, row.turns, len(images))
     images = images[: tokens.images]

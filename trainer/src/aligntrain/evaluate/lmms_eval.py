@@ -14,8 +14,8 @@ from lmms_eval.api.model import lmms
 
 from alignshared import InputError
 from aligntrain.evaluate.benchmarks import LOADER_TOKENS
-from aligntrain.inference.generate import Question, answer
-from aligntrain.inference.load import load_to_answer
+from aligntrain.inference.generate import Question, generate_answers
+from aligntrain.inference.load import load_for_inference
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -51,7 +51,7 @@ class AlignGPTLmm(lmms):
         if pretrained is None:
             raise InputError("which model is missing; give --model_args pretrained=FOLDER.")
         # In a tuple, as lmms-eval deletes attributes that are modules after each task.
-        self._loaded = load_to_answer(pretrained, device=device or _local_gpu())
+        self._loaded = load_for_inference(pretrained, device=device or _local_gpu())
         self._batch_size = int(batch_size)
         self.device = self._loaded[0].device
 
@@ -60,7 +60,7 @@ class AlignGPTLmm(lmms):
         texts: dict[int, str] = {}
         for limit in {_max_new_tokens(request) for request in requests}:
             indices = [i for i, request in enumerate(requests) if _max_new_tokens(request) == limit]
-            answers = answer(
+            answers = generate_answers(
                 *self._loaded,
                 (self._question(requests[i]) for i in indices),
                 max_new_tokens=limit,

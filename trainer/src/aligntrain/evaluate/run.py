@@ -40,7 +40,7 @@ from aligntrain.evaluate.store import (
     write_lines,
     write_submission,
 )
-from aligntrain.inference.load import load_to_answer, model_folder
+from aligntrain.inference.load import load_for_inference, model_folder
 from aligntrain.progress import watched
 from aligntrain.runs.folder import write_whole
 
@@ -260,7 +260,7 @@ def _load(
 ) -> "tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]":
     from aligntrain.inference.generate import captions_only
 
-    model, processor = load_to_answer(folder, device=device)
+    model, processor = load_for_inference(folder, device=device)
     if captions_only(processor):
         raise InputError(
             f"the model in {folder} is pretrained and only captions pictures; give a fine-tuned "
@@ -299,7 +299,7 @@ def _answer(task: _Task, data: Data, settings: Settings, load: Loader) -> list[d
     """Answer the rows that have no stored answer to the same prompt; return all, with the facts
     that their scorer needs.
     """
-    from aligntrain.inference.generate import answer
+    from aligntrain.inference.generate import generate_answers
 
     write_conditions(task.folder, {**task.conditions, "precision": _precision(load)})
     if settings.console is None or not settings.console.is_terminal:
@@ -312,7 +312,7 @@ def _answer(task: _Task, data: Data, settings: Settings, load: Loader) -> list[d
     stored = dict(enumerate(prompts))
     records = {line["row"]: line for line in log.lines if stored.get(line["row"]) == line["prompt"]}
     waiting = [row for row in range(len(prompts)) if row not in records]
-    answers = answer(
+    answers = generate_answers(
         *load(),
         (_question(benchmark, rows, lookup, row, prompts[row]) for row in waiting),
         max_new_tokens=settings.max_new_tokens or benchmark.max_new_tokens,

@@ -110,13 +110,13 @@ def ask(
     done: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """What the model says to each of `questions`, each by itself; `done` hears of every answer."""
-    from aligntrain.inference.generate import Question, answer
+    from aligntrain.inference.generate import Question, generate_answers
 
     # Of like length together, as padding costs as much as text.
     order = sorted(range(len(questions)), key=lambda at: len(questions[at].question))
     waiting = (Question(_messages(questions[at])) for at in order)
     said: dict[int, str] = {}
-    answers = answer(
+    answers = generate_answers(
         model, processor, waiting, max_new_tokens=LONGEST_ANSWER, batch_size=batch_size
     )
     for at, one in zip(order, answers, strict=True):
@@ -181,25 +181,25 @@ def holds_out(data: str, share: float) -> bool:
 
 
 def _held_out_rows(data: str, share: float) -> tuple[Any, list[int]]:
-    from aligntrain.data.dataset import Shards
+    from aligntrain.data.dataset import ShardedDataset
     from aligntrain.data.index import read_index
 
-    shards = Shards(data, conversations=True)
+    shards = ShardedDataset(data, conversations=True)
     return shards, read_index(shards).validation_rows(share).tolist()
 
 
 def _of_row(row: Any) -> Iterator[HeldOut]:
-    from aligntrain.data.samples import decode_picture
+    from aligntrain.data.samples import decode_sample_image
     from aligntrain.evaluate.question_types import kind_of
-    from aligntrain.prompts.conversation import Unusable, read_conversation
+    from aligntrain.prompts.conversation import InvalidSample, read_conversation
     from aligntrain.prompts.placeholders import IMAGE_MARK
 
     if not row.image:
         return
     try:
         first = read_conversation(row.turns, 1).exchanges[0]
-        decode_picture(row.image)
-    except Unusable:
+        decode_sample_image(row.image)
+    except InvalidSample:
         return
     question = first.question.replace(IMAGE_MARK, "").strip()
     if is_short(first.answer):
@@ -207,10 +207,10 @@ def _of_row(row: Any) -> Iterator[HeldOut]:
 
 
 def _messages(question: HeldOut) -> list[dict[str, Any]]:
-    from aligntrain.data.samples import decode_picture
-    from aligntrain.model.processing import read_picture
+    from aligntrain.data.samples import decode_sample_image
+    from aligntrain.model.processing import read_image
 
     given = question.picture
-    picture = decode_picture(given) if isinstance(given, bytes) else read_picture(given)
+    picture = decode_sample_image(given) if isinstance(given, bytes) else read_image(given)
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question.question}]
     return [{"role": "user", "content": content}]

@@ -124,7 +124,7 @@ def _processor(ours: Any, tokenizer: Any, config: Any, strategy: str) -> Any:
     settings = images.to_dict()
     for name in ("image_processor_type", "_processor_class", "processor_class"):
         settings.pop(name, None)
-    height, width = config.picture_size
+    height, width = config.image_size
     if not settings.get("crop_size"):
         settings |= {"do_center_crop": False, "crop_size": {"height": height, "width": width}}
     picture = LlavaImageProcessorPil(**(settings | {"do_pad": ours.aspect == "pad"}))

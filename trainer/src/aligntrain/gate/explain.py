@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from alignshared import Dataset, InputError
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.gate.measure import Swept, batches, gate_weights, sweep_levels, with_pictures
 from aligntrain.gate.questions import Case, Cases, read_cases
 from aligntrain.gate.report import EXAMPLES, render_page, samples_table, summary_of
@@ -86,7 +86,7 @@ def explain_gate(  # noqa: PLR0913 - what a report can be told
     folder = _output(checkpoint, output)
     model, processor = _load(checkpoint, device)
     without = _without(model.config, processor, sweep=sweep)
-    shards = Shards(data, conversations="caption" not in Dataset(data).schema.names)
+    shards = ShardedDataset(data, conversations="caption" not in Dataset(data).schema.names)
     # Of the templates, only the tokenizer's own has a place for a row's system message.
     read = read_cases(shards, by=by, limit=limit, system=processor.template == "chat")
     if processor.template == "plain" and not read.pairs:
@@ -162,7 +162,7 @@ def _measure(
     model: Any,
     processor: Any,
     read: Cases,
-    shards: Shards,
+    shards: ShardedDataset,
     batch_size: int,
     progress: Progress,
     *,
@@ -187,7 +187,7 @@ def _sweep(
     model: Any,
     processor: Any,
     cases: list[Case],
-    shards: Shards,
+    shards: ShardedDataset,
     batch_size: int,
     progress: Progress,
     *,
@@ -202,7 +202,7 @@ def _sweep(
     return list(sweep_levels(model, processor, numbered, batch_size=batch_size, done=done))
 
 
-def _shown(shards: Shards, cases: list[Case], weights: Weights | None) -> dict[int, bytes]:
+def _shown(shards: ShardedDataset, cases: list[Case], weights: Weights | None) -> dict[int, bytes]:
     """Pictures of the rows that the report shows."""
     if weights is None:
         return {}

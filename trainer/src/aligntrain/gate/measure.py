@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.loader import Preparation, collate
-from aligntrain.data.samples import Row, Sample, decode_picture, make_sample
+from aligntrain.data.samples import Row, Sample, decode_sample_image, make_sample
 from aligntrain.evaluate.short_answers import LONGEST_ANSWER, is_right, is_short
 from aligntrain.gate.questions import Case
-from aligntrain.inference.generate import Question, answer
-from aligntrain.prompts.conversation import Turn, Unusable
+from aligntrain.inference.generate import Question, generate_answers
+from aligntrain.prompts.conversation import InvalidSample, Turn
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
 T = TypeVar("T")
@@ -37,13 +37,15 @@ class Asked:
         return [*before, {"role": "user", "content": content}]
 
 
-def with_pictures(shards: Shards, cases: Sequence[Case], unread: list[Case]) -> Iterator[Asked]:
+def with_pictures(
+    shards: ShardedDataset, cases: Sequence[Case], unread: list[Case]
+) -> Iterator[Asked]:
     """`cases` with their pictures; those whose picture cannot be decoded are added to `unread`."""
     for case in cases:
         image = shards.row(case.row).image
         try:
-            yield Asked(case, decode_picture(image or b""))
-        except Unusable:
+            yield Asked(case, decode_sample_image(image or b""))
+        except InvalidSample:
             unread.append(case)
 
 
@@ -142,7 +144,7 @@ def _sample(asked: Asked, preparation: Preparation) -> Iterator[Sample]:
     row = Row(case.id, b"+", reference, turns, case.level)  # the picture is decoded already
     try:
         yield make_sample(row, preparation.encoder)
-    except Unusable:
+    except InvalidSample:
         return
 
 
@@ -195,7 +197,7 @@ def _answers(
     places = [place for place, one in enumerate(asked) if is_short(one.case.answer)]
     wanted = [(place, setting) for setting in settings for place in places]
     questions = (Question(asked[place].messages, setting) for place, setting in wanted)
-    answers = answer(
+    answers = generate_answers(
         model, processor, questions, max_new_tokens=LONGEST_ANSWER, batch_size=batch_size
     )
     found: dict[int, dict[int | None, str]] = {place: {} for place in places}

@@ -14,9 +14,9 @@ import pyarrow as pa
 
 from alignshared import InputError
 from alignshared.schema import LEVEL_COLUMN
-from aligntrain.data.dataset import Shards
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.evaluate.question_types import kind_of
-from aligntrain.prompts.conversation import Turn, Unusable, read_conversation
+from aligntrain.prompts.conversation import InvalidSample, Turn, read_conversation
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
 TYPE_COLUMNS = ("question_type", "type", "task", "kind", "category", "source", "dataset")
@@ -63,7 +63,7 @@ class Cases:
 
 
 def read_cases(
-    shards: Shards, *, by: str | None = None, limit: int | None = None, system: bool = True
+    shards: ShardedDataset, *, by: str | None = None, limit: int | None = None, system: bool = True
 ) -> Cases:
     """Questions of `shards`, of type `by` (a column), `limit` of them at most.
 
@@ -92,7 +92,7 @@ def read_cases(
         talks = talks or bool(row.get("conversations"))
         try:
             found = list(_of_row(number, row, column))
-        except Unusable:
+        except InvalidSample:
             unusable += 1
             continue
         if not system:
@@ -111,7 +111,7 @@ def read_cases(
     return Cases(cases, not talks, where, len(shards), text_only, unusable)
 
 
-def _type_column(shards: Shards, by: str | None) -> str | None:
+def _type_column(shards: ShardedDataset, by: str | None) -> str | None:
     names = shards.schema.names
     if by is None:
         return next(
@@ -126,28 +126,28 @@ def _type_column(shards: Shards, by: str | None) -> str | None:
     return by
 
 
-def _is_type(shards: Shards, name: str) -> bool:
+def _is_type(shards: ShardedDataset, name: str) -> bool:
     kind = shards.schema.field(name).type
     words = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     return words or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
 
 
-def _with_picture(shards: Shards) -> npt.NDArray[np.int64]:
+def _with_picture(shards: ShardedDataset) -> npt.NDArray[np.int64]:
     """Numbers of the rows that have a picture."""
     found = [
         first + np.flatnonzero(batch.column("image").is_valid().to_numpy(zero_copy_only=False))
-        for first, _, batch in shards.block_batches(["image.path"])
+        for first, _, batch in shards.iter_batches(["image.path"])
     ]
     return np.concatenate(found)
 
 
 def _rows(
-    shards: Shards, chosen: npt.NDArray[np.int64], column: str | None
+    shards: ShardedDataset, chosen: npt.NDArray[np.int64], column: str | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and small columns of the `chosen` rows, which ascend."""
     wanted = ("id", "caption", "conversations", _SCORE, LEVEL_COLUMN, column)
     columns = list(dict.fromkeys(name for name in wanted if name in shards.schema.names))
-    for first, _, batch in shards.block_batches([str(name) for name in columns]):
+    for first, _, batch in shards.iter_batches([str(name) for name in columns]):
         begin, end = np.searchsorted(chosen, [first, first + batch.num_rows])
         inside = chosen[begin:end]
         if len(inside):

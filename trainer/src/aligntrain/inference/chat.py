@@ -14,13 +14,13 @@ from alignshared import InputError
 from alignshared.pictures import to_rgb
 from aligntrain.inference.generate import (
     captions_only,
+    capture_gate,
     check_questions,
-    gate_heard,
     generation_settings,
     model_inputs,
 )
-from aligntrain.inference.load import load_to_answer
-from aligntrain.model.processing import read_picture
+from aligntrain.inference.load import load_for_inference
+from aligntrain.model.processing import read_image
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
 
@@ -47,7 +47,7 @@ class Chat:
         Raises:
             InputError: there is no such model.
         """
-        return cls(*load_to_answer(folder, device=device))
+        return cls(*load_for_inference(folder, device=device))
 
     @property
     def history(self) -> list[tuple[str, str]]:
@@ -86,7 +86,7 @@ class Chat:
                 "leave it out and give the picture as image."
             )
         if image is not None:
-            picture = to_rgb(image) if isinstance(image, Image.Image) else read_picture(image)
+            picture = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
             content.insert(0, {"type": "image", "image": picture})
         turn = {"role": "user", "content": content}
         settings = generation_settings(self.model, self.processor, max_new_tokens, temperature)
@@ -118,7 +118,7 @@ class Chat:
                 streamer.end()
 
         read: list[str] = []
-        with ThreadPoolExecutor(max_workers=1) as pool, gate_heard(self.model, self._hear):
+        with ThreadPoolExecutor(max_workers=1) as pool, capture_gate(self.model, self._hear):
             written = pool.submit(generate)
             try:
                 for piece in streamer:

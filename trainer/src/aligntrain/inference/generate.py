@@ -44,7 +44,7 @@ class Answer:
     finished: bool
 
 
-def answer(
+def generate_answers(
     model: Any,
     processor: Any,
     questions: Iterable[Question],
@@ -159,7 +159,7 @@ def check_questions(
 
 
 @contextmanager
-def gate_heard(model: Any, tell: Callable[[torch.Tensor], None]) -> Iterator[None]:
+def capture_gate(model: Any, tell: Callable[[torch.Tensor], None]) -> Iterator[None]:
     """`tell` the gate's weights [B, N-1] float32 at each step of `model` that has any."""
 
     def hear(_module: Any, _arguments: Any, output: Any) -> None:
@@ -237,7 +237,7 @@ def _together(
     if levels[0] is not None:
         inputs["levels"] = torch.tensor(levels, device=model.device)
     heard: list[torch.Tensor] = []
-    with gate_heard(model, heard.append):
+    with capture_gate(model, heard.append):
         ids = model.generate(**inputs, generation_config=settings)
     written: list[list[int]] = ids[:, inputs["input_ids"].shape[1] :].tolist()
     stops: Any = settings.eos_token_id

@@ -109,7 +109,7 @@ def load_model(
     return model.eval().to(device), processor
 
 
-def load_to_answer(folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
+def load_for_inference(folder: str | Path, *, device: str | None = None) -> tuple[Any, Any]:
     """Model and processor of `folder` as `load_model` gives them, where they answer best.
 
     That is a GPU where there is one, as the model is saved; on a CPU it computes in float32.

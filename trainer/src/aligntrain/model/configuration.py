@@ -112,7 +112,7 @@ class AlignGPTConfig(PreTrainedConfig):
         return None if own else self.vision_scales
 
     @property
-    def picture_size(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         """Height and width in pixels of the pictures that the model takes."""
         return _pair(self.scales[-1] if self.scales else self.vision_config.image_size)
 

@@ -95,7 +95,7 @@ def features_read(layer: Any) -> int:
     return int(layer.in_features if hasattr(layer, "in_features") else layer.weight.shape[0])
 
 
-def four_bits(precision: Precision, *, keep: tuple[str, ...] = ()) -> dict[str, Any]:
+def four_bit_options(precision: Precision, *, keep: tuple[str, ...] = ()) -> dict[str, Any]:
     """What transformers' `from_pretrained` takes to hold an LLM in 4 bits on this rank's GPU.
 
     NF4 with double quantization; it computes in `precision`. Modules called one of `keep` stay.

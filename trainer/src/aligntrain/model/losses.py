@@ -6,18 +6,17 @@ import torch
 from torch import nn
 
 from aligntrain.model.packing import Packing
-
-IGNORED = -100
+from aligntrain.prompts.placeholders import IGNORE_INDEX
 
 Losses = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def predicting_places(labels: torch.Tensor) -> torch.Tensor:
+def label_positions(labels: torch.Tensor) -> torch.Tensor:
     """The positions [K] int64, of any row of `labels` [B, T], behind which a label stands.
 
     Logits of other positions are of no use to the loss. K is 1 at least.
     """
-    places = (labels[:, 1:] != IGNORED).any(dim=0).nonzero()[:, 0]
+    places = (labels[:, 1:] != IGNORE_INDEX).any(dim=0).nonzero()[:, 0]
     return places if len(places) else places.new_zeros(1)
 
 
@@ -40,7 +39,7 @@ def next_token_losses(
     targets = _next_tokens(labels)
     if places is not None:
         targets = targets[:, places]
-    wanted = targets != IGNORED
+    wanted = targets != IGNORE_INDEX
     rows = wanted.nonzero()[:, 0]
     losses = nn.functional.cross_entropy(logits[wanted].float(), targets[wanted], reduction="none")
     return _of_rows(losses.sum(), losses, torch.ones_like(rows), rows, len(labels), items)
@@ -51,7 +50,7 @@ def packed_targets(packing: Packing, labels: torch.Tensor) -> tuple[torch.Tensor
     are to predict something; K is 1 at least.
     """
     targets = packing.rows(_next_tokens(labels))[0]
-    places = (targets != IGNORED).nonzero()[:, 0]
+    places = (targets != IGNORE_INDEX).nonzero()[:, 0]
     return targets, places if len(places) else places.new_zeros(1)
 
 
@@ -66,13 +65,13 @@ def packed_losses(
     """As `next_token_losses`, of `losses` [K] at the `places` that `packed_targets` gave, and their
     sum `total`, which carries the gradient.
     """
-    wanted = targets[places] != IGNORED
+    wanted = targets[places] != IGNORE_INDEX
     return _of_rows(total, losses, wanted, packing.row[places], len(packing.places), items)
 
 
 def _next_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """What each place of `labels` [B, T] is to predict, IGNORED where nothing."""
-    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    """What each place of `labels` [B, T] is to predict, IGNORE_INDEX where nothing."""
+    return nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def _of_rows(
@@ -96,7 +95,7 @@ _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_
 """What configurations call that which some LLMs do with logits behind their head."""
 
 
-def rows_at_once(vocabulary: int, most_bytes: int) -> int:
+def rows_per_chunk(vocabulary: int, most_bytes: int) -> int:
     """Of how many tokens the logits in float32 take `most_bytes` at most; 1 at least."""
     return max(1, most_bytes // (4 * vocabulary))
 
@@ -111,26 +110,26 @@ def body_of(language_model: Any) -> nn.Module | None:
     return None if body is language_model or type(head) is not nn.Linear or scaled else body
 
 
-def losses_at_once(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy [K] float32 of `logits` [K, V], 0 where `targets` [K] are IGNORED."""
+def token_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy [K] float32 of `logits` [K, V], 0 where `targets` [K] are IGNORE_INDEX."""
     return nn.functional.cross_entropy(
-        logits.float(), targets, reduction="none", ignore_index=IGNORED
+        logits.float(), targets, reduction="none", ignore_index=IGNORE_INDEX
     )
 
 
-def losses_in_pieces(
+def chunked_cross_entropy(
     hidden: torch.Tensor, targets: torch.Tensor, language_model: Any, most_bytes: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of what `losses_at_once` would give of the logits behind `hidden` [K, d], and the
+    """The sum of what `token_cross_entropy` would give of the logits behind `hidden` [K, d], and the
     losses [K] themselves, detached; no more than `most_bytes` of logits are ever there.
     """
     head = language_model.get_output_embeddings()
     vocabulary = int(language_model.config.get_text_config().vocab_size)
-    rows = rows_at_once(vocabulary, most_bytes)
+    rows = rows_per_chunk(vocabulary, most_bytes)
     losses: list[torch.Tensor] = []
 
     def summed(given: torch.Tensor) -> torch.Tensor:
-        return _Summed.apply(given, head.weight, head.bias, targets, rows, losses)  # pyright: ignore
+        return ChunkedLinearCrossEntropy.apply(given, head.weight, head.bias, targets, rows, losses)  # pyright: ignore
 
     # By a call of the head itself, since under ZeRO-3 it has its weights only while it runs.
     head.forward = summed
@@ -141,7 +140,7 @@ def losses_in_pieces(
     return total, torch.cat(losses)
 
 
-class _Summed(torch.autograd.Function):
+class ChunkedLinearCrossEntropy(torch.autograd.Function):
     """The summed loss of a linear head; its gradient of the logits is softmax less one-hot."""
 
     @staticmethod
@@ -162,7 +161,7 @@ class _Summed(torch.autograd.Function):
         for begin in range(0, len(hidden), rows):
             part = slice(begin, begin + rows)
             logits = nn.functional.linear(hidden[part], weight, bias)
-            losses.append(losses_at_once(logits, targets[part]))
+            losses.append(token_cross_entropy(logits, targets[part]))
             if any(gradient is not None for gradient in gradients):
                 slope = _slope(logits, targets[part])
                 _add(gradients, slope, hidden[part], weight, part)
@@ -178,7 +177,7 @@ class _Summed(torch.autograd.Function):
 def _slope(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The gradient [K, V] of the summed loss for `logits` [K, V], in their type."""
     slope = logits.float().softmax(dim=-1)
-    wanted = targets != IGNORED
+    wanted = targets != IGNORE_INDEX
     places = targets.clamp(min=0).unsqueeze(-1)
     slope.scatter_add_(-1, places, slope.new_full((1, 1), -1.0).expand_as(places))
     return slope.mul_(wanted.unsqueeze(-1)).to(logits.dtype)

@@ -37,17 +37,17 @@ from aligntrain.model.alignment import Alignment, mean_text, nothing, similariti
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration
 from aligntrain.model.losses import (
-    IGNORED,
     body_of,
-    losses_at_once,
-    losses_in_pieces,
+    chunked_cross_entropy,
     next_token_losses,
     packed_losses,
     packed_targets,
+    token_cross_entropy,
 )
 from aligntrain.model.packing import Packing, mask_of, prepare_packing
 from aligntrain.model.rows import read_rows
 from aligntrain.model.vision import Projector, image_features
+from aligntrain.prompts.placeholders import IGNORE_INDEX
 
 
 @dataclass
@@ -135,20 +135,20 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         config = self.config
         images = 0 if pixel_values is None else len(pixel_values)
         rows = read_rows(input_ids, images, levels, config)
-        token_ids = input_ids.masked_fill(rows.image_places | rows.align_places, 0)
+        token_ids = input_ids.masked_fill(rows.image_mask | rows.align_mask, 0)
         embeddings = self.get_input_embeddings()(token_ids)
         if pixel_values is None or images == 0:
             if (self.training and torch.is_grad_enabled()) or _is_partitioned(self.projector):
                 embeddings = embeddings + self._untouched(levels).to(embeddings.dtype)
             return embeddings, None
         features = self.get_image_features(pixel_values)
-        merged = _put(embeddings, rows.image_places, features.flatten(0, 1))
+        merged = _put(embeddings, rows.image_mask, features.flatten(0, 1))
         if self.alignment is None:
             return merged, None
-        text = rows.text_places(attention_mask, labels if config.gate_text == "prompt" else None)
+        text = rows.text_mask(attention_mask, labels if config.gate_text == "prompt" else None)
         seen = similarities(features, mean_text(embeddings, text), rows.row_of_image)
         vectors, weights = self.alignment(seen, levels, gate_weights)
-        merged = _put(merged, rows.align_places, vectors[rows.has_image])
+        merged = _put(merged, rows.align_mask, vectors[rows.has_image])
         if weights is not None:
             weights = weights * rows.has_image.unsqueeze(-1)
         return merged, weights
@@ -205,7 +205,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         Under ZeRO-3 every rank gathers the same modules in the same order, forth and back, so a
         batch of text passes through them too, with a black image that is compared with no text.
         """
-        height, width = self.config.picture_size
+        height, width = self.config.image_size
         like = _first(self.projector)
         black = torch.zeros(1, 3, height, width, dtype=like.dtype, device=like.device)
         features = self.get_image_features(black)
@@ -366,9 +366,9 @@ class AlignGPTForConditionalGeneration(
             assert most_bytes is not None, "without it there would be logits"
             hidden = output.last_hidden_state[0, places]
             llm = self.model.language_model
-            return losses_in_pieces(hidden, targets[places], llm, most_bytes)
+            return chunked_cross_entropy(hidden, targets[places], llm, most_bytes)
         of_all = logits.shape[1] == len(targets)  # the LLM knows no logits_to_keep, or all are kept
-        losses = losses_at_once(logits[0, places] if of_all else logits[0], targets[places])
+        losses = token_cross_entropy(logits[0, places] if of_all else logits[0], targets[places])
         return losses.sum(), losses
 
     def _without_placeholders(
@@ -378,7 +378,7 @@ class AlignGPTForConditionalGeneration(
         if labels is None or input_ids is None:
             return labels
         image, align = self.config.image_token_id, self.config.align_token_id
-        return labels.masked_fill((input_ids == image) | (input_ids == align), IGNORED)
+        return labels.masked_fill((input_ids == image) | (input_ids == align), IGNORE_INDEX)
 
 
 def _output(llm: Any, gate_weights: torch.Tensor | None, losses: Losses) -> AlignGPTOutput:

@@ -53,7 +53,7 @@ def tower_bytes(config: Any, images: int, size: int) -> int:
     the tower and one layer's inner ones for the tiles read at once, and the features.
     """
     vision = config.vision_config
-    height, width = config.picture_size
+    height, width = config.image_size
     tokens = config.image_tokens + int(config.has_class_token)
     at_once = images * (config.scales[-1] // vision.image_size if config.scales else 1)
     states = (vision.num_hidden_layers + 5) * vision.hidden_size + 2 * vision.intermediate_size

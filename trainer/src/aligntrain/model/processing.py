@@ -297,11 +297,11 @@ def _flat(images: Any) -> list[Any]:
 def _picture(image: Any) -> Image.Image:
     if isinstance(image, str):
         # Not Path.is_file, which raises at a text as long as a picture in base64.
-        image = read_picture(image) if os.path.isfile(image) else load_image(image)
+        image = read_image(image) if os.path.isfile(image) else load_image(image)
     return to_rgb(image if isinstance(image, Image.Image) else to_pil_image(image))
 
 
-def read_picture(path: str | Path) -> Image.Image:
+def read_image(path: str | Path) -> Image.Image:
     """The picture in the file `path`, as training sees it, in RGB.
 
     Raises:

@@ -6,23 +6,23 @@ import torch
 
 from alignshared import InputError
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.model.losses import IGNORED
+from aligntrain.prompts.placeholders import IGNORE_INDEX
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """The places in `input_ids` [B, T], and which row each image of the batch belongs to.
 
-    `image_places` and `align_places` are [B, T] bool, `has_image` [B] bool, `row_of_image` [I]
+    `image_mask` and `align_mask` are [B, T] bool, `has_image` [B] bool, `row_of_image` [I]
     int64.
     """
 
-    image_places: torch.Tensor
-    align_places: torch.Tensor
+    image_mask: torch.Tensor
+    align_mask: torch.Tensor
     has_image: torch.Tensor
     row_of_image: torch.Tensor
 
-    def text_places(
+    def text_mask(
         self, attention_mask: torch.Tensor | None, labels: torch.Tensor | None
     ) -> torch.Tensor:
         """Where the gate's text stands, [B, T] bool: all of a row's text but its BOS, and where
@@ -31,13 +31,13 @@ class Rows:
         BOS is what stands before the alignment place; text-only rows, which have none, give no
         text, for nothing is mixed for them.
         """
-        after_align = self.align_places.cumsum(dim=-1) > 0
-        text = after_align & ~self.image_places & ~self.align_places
+        after_align = self.align_mask.cumsum(dim=-1) > 0
+        text = after_align & ~self.image_mask & ~self.align_mask
         # A mask that `generate` made for a static cache has four dimensions; its padding is on the
         # left, before the alignment place.
         if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             text = text & attention_mask.bool()
-        return text if labels is None else text & (labels == IGNORED)
+        return text if labels is None else text & (labels == IGNORE_INDEX)
 
 
 def read_rows(
@@ -49,9 +49,9 @@ def read_rows(
         InputError: their numbers do not fit the images or the model, or a level of `levels` [B] is
             out of range.
     """
-    image_places = input_ids == config.image_token_id
-    align_places = input_ids == config.align_token_id
-    image_counts, align_counts = image_places.sum(dim=1), align_places.sum(dim=1)
+    image_mask = input_ids == config.image_token_id
+    align_mask = input_ids == config.align_token_id
+    image_counts, align_counts = image_mask.sum(dim=1), align_mask.sum(dim=1)
     rows: list[tuple[int, int]] = torch.stack([image_counts, align_counts], dim=1).tolist()
     _check_images([count for count, _ in rows], images, config.image_tokens)
     _check_align(rows, config)
@@ -60,7 +60,7 @@ def read_rows(
     row_of_image = torch.arange(len(per_row), device=per_row.device).repeat_interleave(
         per_row, output_size=images
     )
-    return Rows(image_places, align_places, image_counts > 0, row_of_image)
+    return Rows(image_mask, align_mask, image_counts > 0, row_of_image)
 
 
 def _check_images(counts: list[int], images: int, image_tokens: int) -> None:

@@ -23,7 +23,7 @@ def image_features(
     Raises:
         InputError: the images have another shape than the model reads.
     """
-    height, width = config.picture_size
+    height, width = config.image_size
     if tuple(pixel_values.shape[1:]) != (3, height, width):
         raise InputError(
             f"pixel_values have the shape {list(pixel_values.shape)}, but the vision tower reads "

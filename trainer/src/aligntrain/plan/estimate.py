@@ -160,7 +160,7 @@ def _states(recipe: Recipe, gpus: int, parts: list[PartSize], quantized: int) ->
 
 def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Working]:
     """Of a micro-batch, by whether activations are checkpointed."""
-    from aligntrain.model.losses import body_of, rows_at_once
+    from aligntrain.model.losses import body_of, rows_per_chunk
 
     config, batch, length = model.config, recipe.batch, recipe.data.max_length
     names = [name for name, _ in model.named_parameters()]
@@ -175,7 +175,7 @@ def _working(recipe: Recipe, model: Any, kept_by_lora: int) -> dict[bool, Workin
     tokens = batch.micro_size * length
     learned = tokens - batch.micro_size * min(config.image_tokens, length)
     pieces = batch.packing and body_of(model.model.language_model) is not None
-    at_once = rows_at_once(shape.vocabulary, batch.logits_bytes)
+    at_once = rows_per_chunk(shape.vocabulary, batch.logits_bytes)
     scored = min(learned, at_once) if pieces else learned
     return {
         checkpointing: Working(
@@ -249,13 +249,13 @@ def _data_of(
     share = recipe.data.validation_share
     if location is None:
         return None if rows is None else Data(rows - round(rows * share))
-    from aligntrain.data.dataset import Shards
+    from aligntrain.data.dataset import ShardedDataset
     from aligntrain.data.index import read_index
 
     talks = recipe.data.template != "plain"
     own = recipe.phase == "pretrain" and recipe.data.levels is None
     levels = recipe.model.levels if own else None
-    shards = Shards(location, levels=levels, conversations=talks)
+    shards = ShardedDataset(location, levels=levels, conversations=talks)
     index = read_index(shards, conversations=talks)
     train = index.train_rows(share)
     text = index.lengths[train] // _CHARACTERS_PER_TOKEN

@@ -7,7 +7,7 @@ from enum import StrEnum
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
 
-class Why(StrEnum):
+class Reason(StrEnum):
     """The reasons, as they are counted and logged."""
 
     NO_CAPTION = "no_caption"
@@ -21,12 +21,12 @@ class Why(StrEnum):
     CORRUPT_IMAGE = "corrupt_image"
 
 
-class Unusable(Exception):
+class InvalidSample(Exception):
     """A row that cannot become a sample: the reason, and a detail for the reader."""
 
-    def __init__(self, why: Why, detail: str) -> None:
-        super().__init__(why, detail)
-        self.why = why
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
         self.detail = detail
 
 
@@ -74,7 +74,7 @@ def read_conversation(turns: Sequence[Turn], images: int) -> Conversation:
     there, and so is a question at the end that nobody answers.
 
     Raises:
-        Unusable: speakers are unknown or do not take turns, a turn is empty, or the marks are not
+        InvalidSample: speakers are unknown or do not take turns, a turn is empty, or the marks are not
             as many as the images.
     """
     system, rest = _split_system(turns)
@@ -82,18 +82,18 @@ def read_conversation(turns: Sequence[Turn], images: int) -> Conversation:
         rest = rest[1:]
     pairs = list(zip(rest[::2], rest[1::2], strict=False))
     if not pairs:
-        raise Unusable(Why.NO_CONVERSATION, "there is no question with an answer")
+        raise InvalidSample(Reason.NO_CONVERSATION, "there is no question with an answer")
     for question, answer in pairs:
         if (_role(question), _role(answer)) != ("user", "assistant"):
-            raise Unusable(
-                Why.MALFORMED_CONVERSATION,
+            raise InvalidSample(
+                Reason.MALFORMED_CONVERSATION,
                 f"{question.speaker!r} is followed by {answer.speaker!r}",
             )
     questions = _place_images([question.text for question, _ in pairs], images)
     answers = [answer.text for _, answer in pairs]
     for number, text in enumerate(t for pair in zip(questions, answers, strict=True) for t in pair):
         if not text.strip():
-            raise Unusable(Why.MALFORMED_CONVERSATION, f"turn {number + 1} is empty")
+            raise InvalidSample(Reason.MALFORMED_CONVERSATION, f"turn {number + 1} is empty")
     return Conversation(system, tuple(map(Exchange, questions, answers)))
 
 
@@ -105,7 +105,9 @@ def _split_system(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
 
 def _role(turn: Turn) -> str:
     if turn.speaker not in _ROLES:
-        raise Unusable(Why.MALFORMED_CONVERSATION, f"the speaker {turn.speaker!r} is unknown")
+        raise InvalidSample(
+            Reason.MALFORMED_CONVERSATION, f"the speaker {turn.speaker!r} is unknown"
+        )
     return _ROLES[turn.speaker]
 
 
@@ -118,8 +120,9 @@ def _place_images(questions: list[str], images: int) -> list[str]:
     elif images == 1 and sum(mark > 0 for mark in marks) == 1:
         marks = [min(mark, 1) for mark in marks]
     if sum(marks) != images:
-        raise Unusable(
-            Why.IMAGE_MARKS, f"{sum(marks)} marks {IMAGE_MARK} for {images} images in the questions"
+        raise InvalidSample(
+            Reason.IMAGE_MARKS,
+            f"{sum(marks)} marks {IMAGE_MARK} for {images} images in the questions",
         )
     return [
         _with_marks(question, mark) if mark else question

@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignshared import InputError
-from aligntrain.prompts.conversation import Turn, Unusable, Why, read_conversation
-from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, is_foreign, join, own_bos
+from aligntrain.prompts.conversation import InvalidSample, Reason, Turn, read_conversation
+from aligntrain.prompts.placeholders import (
+    IGNORE_INDEX,
+    IMAGE_MARK,
+    Layout,
+    is_foreign,
+    join,
+    own_bos,
+)
 from aligntrain.prompts.templates import ChatTemplate, Script, check_template, plain, vicuna_v1
-
-IGNORED = -100
-"""The label of a token that is not learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +65,27 @@ class Encoder:
         """Ids and labels of a row with `images` images.
 
         Raises:
-            Unusable: the row lacks what the template needs, or is too long even when it is cut.
+            InvalidSample: the row lacks what the template needs, or is too long even when it is cut.
         """
         script = self._script(caption, turns, images)
         ids, labels, ends = self._tokenize(script, images)
         if any(is_foreign(piece, self._layout) for piece in ids):
-            raise Unusable(Why.FOREIGN_TOKEN, "the LLM has no embedding for a token in its text")
+            raise InvalidSample(
+                Reason.FOREIGN_TOKEN, "the LLM has no embedding for a token in its text"
+            )
         return self._limited(join(ids, self._layout), labels, ends)
 
     def _script(self, caption: str | None, turns: Sequence[Turn], images: int) -> Script:
         if not self.needs_conversations:
             if caption is None or not caption.strip():
-                raise Unusable(Why.NO_CAPTION, "there is no caption")
+                raise InvalidSample(Reason.NO_CAPTION, "there is no caption")
             if images == 0:
-                raise Unusable(Why.NO_IMAGE, "the template plain is for pairs with an image")
+                raise InvalidSample(
+                    Reason.NO_IMAGE, "the template plain is for pairs with an image"
+                )
             return plain(caption, images)
         if not turns:
-            raise Unusable(Why.NO_CONVERSATION, "there is no conversation")
+            raise InvalidSample(Reason.NO_CONVERSATION, "there is no conversation")
         conversation = read_conversation(turns, images)
         if self._chat is not None:
             return self._chat(conversation)
@@ -117,7 +125,7 @@ class Encoder:
         layout, limit = self._layout, self._max_length
         places = (layout.image_token_id, layout.align_token_id)
         at_text = [at for at, id_ in enumerate(ids) if id_ not in places]
-        labels = [IGNORED] * len(ids)
+        labels = [IGNORE_INDEX] * len(ids)
         for at, label in zip(at_text, text_labels, strict=True):
             labels[at] = label
         truncated = len(ids) > limit
@@ -127,9 +135,9 @@ class Encoder:
             keep = fitting[-1] if fitting else limit
             ids, labels = ids[:keep], labels[:keep]
         images, rest = divmod(ids.count(layout.image_token_id), layout.image_tokens)
-        if rest or all(label == IGNORED for label in labels):
-            raise Unusable(
-                Why.TOO_LONG, f"the first {limit} tokens, data.max_length, hold nothing to learn"
+        if rest or all(label == IGNORE_INDEX for label in labels):
+            raise InvalidSample(
+                Reason.TOO_LONG, f"the first {limit} tokens, data.max_length, hold nothing to learn"
             )
         return Tokens(ids, labels, images, truncated)
 
@@ -137,7 +145,7 @@ class Encoder:
 def _labels(
     ids: list[int], spans: list[tuple[int, int]], learned: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """Ids where a token has a character in a span of `learned`, IGNORED elsewhere.
+    """Ids where a token has a character in a span of `learned`, IGNORE_INDEX elsewhere.
 
     A token without characters of its own (a space that the tokenizer adds) belongs to where it
     stands.
@@ -148,5 +156,5 @@ def _labels(
         while at < len(learned) and learned[at][1] <= first:
             at += 1
         inside = at < len(learned) and max(last, first + 1) > learned[at][0]
-        labels.append(id_ if inside else IGNORED)
+        labels.append(id_ if inside else IGNORE_INDEX)
     return labels

@@ -11,8 +11,11 @@ from typing import Any
 
 from alignshared import InputError
 
+IGNORE_INDEX = -100
+"""Label of a token that carries no loss; the default of torch's cross_entropy."""
+
 IMAGE_MARK = "<image>"
-"""Where an image stands in a prompt."""
+"""Mark of an image in a prompt."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from jinja2 import TemplateError
 
 from alignshared import InputError
-from aligntrain.prompts.conversation import Conversation, Unusable, Why
+from aligntrain.prompts.conversation import Conversation, InvalidSample, Reason
 from aligntrain.prompts.placeholders import IMAGE_MARK, SYSTEM
 
 TemplateName = Literal["plain", "vicuna_v1", "chat"]
@@ -96,7 +96,7 @@ class ChatTemplate:
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
         try:
             _script_of(probe, self._render, self._specials)
-        except Unusable as problem:
+        except InvalidSample as problem:
             raise InputError(
                 f"the answers cannot be found in the chat template of {tokenizer.name_or_path} "
                 f"({problem.detail}); set data.template to vicuna_v1."
@@ -106,7 +106,7 @@ class ChatTemplate:
         """The conversation in the tokenizer's own form.
 
         Raises:
-            Unusable: the template refuses it, or writes its beginning differently once it goes on.
+            InvalidSample: the template refuses it, or writes its beginning differently once it goes on.
         """
         messages: list[Message] = []
         if conversation.system is not None:
@@ -122,7 +122,9 @@ class ChatTemplate:
                 messages, tokenize=False, add_generation_prompt=prompt
             )
         except TemplateError as error:
-            raise Unusable(Why.CHAT_TEMPLATE, f"the template refuses it: {error}") from error
+            raise InvalidSample(
+                Reason.CHAT_TEMPLATE, f"the template refuses it: {error}"
+            ) from error
 
 
 def _script_of(
@@ -180,9 +182,10 @@ def _without_specials(text: str, specials: tuple[str, ...]) -> str:
         text = text.removesuffix(token)
 
 
-def _rewritten() -> Unusable:
-    return Unusable(
-        Why.CHAT_TEMPLATE, "it writes the beginning of a conversation differently once that goes on"
+def _rewritten() -> InvalidSample:
+    return InvalidSample(
+        Reason.CHAT_TEMPLATE,
+        "it writes the beginning of a conversation differently once that goes on",
     )
 
 

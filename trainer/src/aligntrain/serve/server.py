@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from alignshared import AlignError, InputError
-from aligntrain.inference.load import load_to_answer, model_folder
+from aligntrain.inference.load import load_for_inference, model_folder
 from aligntrain.runs.folder import EXPORT
 from aligntrain.serve.app import make_app
 from aligntrain.serve.engine import Engine
@@ -149,7 +149,7 @@ class Server:
     def _load(self, ready: Callable[[], None]) -> None:
         settings, service = self._settings, self._service
         try:
-            model, processor = load_to_answer(self._folder, device=settings.device)
+            model, processor = load_for_inference(self._folder, device=settings.device)
             engine = Engine(
                 model,
                 processor,

@@ -28,7 +28,7 @@ from aligntrain.train.launch import launch, process_count
 from aligntrain.train.loggers import check_trackers
 
 if TYPE_CHECKING:
-    from aligntrain.data.dataset import Shards
+    from aligntrain.data.dataset import ShardedDataset
 
 RUNS = Path("runs")
 """Where run folders lie that nobody has named: `runs/<recipe>-<phase>`."""
@@ -115,15 +115,15 @@ def prepare(
     return job.folder
 
 
-def open_shards(recipe: Recipe, data: str | os.PathLike[str]) -> "Shards":
+def open_shards(recipe: Recipe, data: str | os.PathLike[str]) -> "ShardedDataset":
     """The dataset `data` as a run of `recipe` reads it.
 
     Raises:
         InputError: it cannot be trained on with this recipe.
     """
-    from aligntrain.data.dataset import Shards, relevel_of
+    from aligntrain.data.dataset import ShardedDataset, relevel_of
 
-    return Shards(
+    return ShardedDataset(
         data,
         levels=levels_wanted(recipe),
         conversations=recipe.data.template != "plain",
@@ -183,9 +183,9 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _check_batch(recipe: Recipe, processes: int) -> None:
-    from aligntrain.data.loader import Share
+    from aligntrain.data.loader import RankSlice
 
-    Share(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
+    RankSlice(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
 
 
 def _check_same(there: Job, here: Job) -> None:

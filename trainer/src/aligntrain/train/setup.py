@@ -9,13 +9,13 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignshared import InputError
-from aligntrain.data.dataset import Shards, relevel_of
+from aligntrain.data.dataset import ShardedDataset, relevel_of
 from aligntrain.data.index import read_index
-from aligntrain.data.loader import Loader, Preparation, Share
-from aligntrain.data.sampler import Order, Rows
+from aligntrain.data.loader import Loader, Preparation, RankSlice
+from aligntrain.data.sampler import GlobalBatchSampler, Rows
 from aligntrain.model.adapter import load_adapter
 from aligntrain.model.build import DTYPES, build_config, build_model, build_processor
-from aligntrain.model.lora import add_lora, four_bits
+from aligntrain.model.lora import add_lora, four_bit_options
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 from aligntrain.runs.folder import Job, levels_wanted
 from aligntrain.train import checkpoint
@@ -94,14 +94,14 @@ def _model(job: Job) -> Any:
     if start is not None and start.model is not None:
         config = build_config(names.vision_tower, names.llm, **names.choices)
         keep = ("vision_tower", "projector", "alignment", "lm_head")
-        options = four_bits(job.recipe.precision, keep=keep) if quantize else {}
+        options = four_bit_options(job.recipe.precision, keep=keep) if quantize else {}
         model: Any = AlignGPTForConditionalGeneration.from_pretrained(
             start.model, dtype=dtype, **options
         )
         there = checkpoint.model_identity(model.config)
         _check_start(start.model, there, checkpoint.model_identity(config))
     else:
-        options = four_bits(job.recipe.precision) if quantize else {}
+        options = four_bit_options(job.recipe.precision) if quantize else {}
         model = build_model(
             names.vision_tower, names.llm, dtype=dtype, llm_options=options, **names.choices
         )
@@ -129,7 +129,7 @@ def open_data(job: Job, processor: Any) -> TrainingData:
     """
     recipe, data = job.recipe, job.recipe.data
     talks = data.template != "plain"
-    shards = Shards(
+    shards = ShardedDataset(
         job.data,
         levels=levels_wanted(recipe),
         conversations=talks,
@@ -140,7 +140,7 @@ def open_data(job: Job, processor: Any) -> TrainingData:
             f"{job.data} has changed since the run {job.folder} was made; start a new run on it."
         )
     index = read_index(shards, conversations=talks)
-    order = Order.of(
+    order = GlobalBatchSampler.of(
         shards,
         index,
         index.train_rows(data.validation_share),
@@ -149,7 +149,7 @@ def open_data(job: Job, processor: Any) -> TrainingData:
         group=data.group_by_length,
     )
     preparation = Preparation.of(processor, template=data.template, max_length=data.max_length)
-    share = Share(
+    share = RankSlice(
         recipe.batch.micro_size,
         torch.distributed.get_rank(),
         torch.distributed.get_world_size(),

@@ -21,10 +21,11 @@ from typing import Any, Literal
 import torch
 
 from alignshared import AlignError
-from aligntrain.data.loader import Loader, Share
-from aligntrain.data.sampler import Order, Rows, in_turn
-from aligntrain.model.losses import predicting_places
+from aligntrain.data.loader import Loader, RankSlice
+from aligntrain.data.sampler import GlobalBatchSampler, Rows, sequential_batches
+from aligntrain.model.losses import label_positions
 from aligntrain.progress import Display
+from aligntrain.prompts.placeholders import IGNORE_INDEX
 from aligntrain.recipes import Recipe
 from aligntrain.train.checkpoint import model_identity, save_checkpoint
 from aligntrain.train.deepspeed_engine import MasterState, is_plain, set_rates
@@ -78,8 +79,8 @@ _NAMED = 8
 class TrainingData:
     """What a run trains on: the order of the rows, and who prepares this rank's part of them."""
 
-    order: Order
-    share: Share
+    order: GlobalBatchSampler
+    share: RankSlice
     train: Loader
     validation: Loader
     validation_rows: Rows
@@ -255,7 +256,7 @@ class Loop:
     def _labelled(self, micro: list[Any]) -> int:
         """Labelled tokens in the micro-batches of all ranks, at least 1."""
         # A label says what comes after the place before it, so one in the first place is not read.
-        count = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in micro)
+        count = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro)
         tokens = torch.tensor(count, device=self._device)
         torch.distributed.all_reduce(tokens)
         return max(1, int(tokens))
@@ -272,7 +273,7 @@ class Loop:
             most = self._recipe.batch.logits_bytes
             return {**inputs, "packed": True, "logits_bytes": most, "use_cache": False}
         # The head is a large part of a small LLM, and most positions are the image's.
-        places = predicting_places(batch["labels"]).to(self._device)
+        places = label_positions(batch["labels"]).to(self._device)
         return {**inputs, "logits_to_keep": places, "use_cache": False}
 
     def _can_pack(self) -> bool:
@@ -286,7 +287,7 @@ class Loop:
         if not len(data.validation_rows):
             return
         sums = self._new_sums()
-        rows = in_turn(data.validation_rows, self._recipe.batch.global_size)
+        rows = sequential_batches(data.validation_rows, self._recipe.batch.global_size)
         self._engine.eval()
         with torch.no_grad():
             for batch in data.validation.batches(rows):
