@@ -1,4 +1,4 @@
-"""A judge behind any OpenAI-compatible endpoint: asked, never trusted to answer."""
+"""LLM judge behind an OpenAI-compatible endpoint, which may fail or reply without a grade."""
 
 import os
 import re
@@ -20,10 +20,10 @@ _SYSTEM = "You are a helpful and precise assistant for checking the quality of t
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """How one benchmark is judged, with the settings of its own evaluation.
+    """Prompt, grade parser and scorer of one benchmark, with its own evaluation's settings.
 
-    A reply that `read` finds no grade in is asked for again `asked_again` times, each time at a
-    higher temperature; then `read_last` is tried on the replies.
+    If `read` finds no grade in a reply, the judge is asked again up to `asked_again` times, each
+    time at a higher temperature; then `read_last` is tried on the replies.
     """
 
     ask: Callable[[Record], Messages]
@@ -42,7 +42,7 @@ def _prompt(name: str) -> str:
 
 
 def _ask_llava(record: Record) -> Messages:
-    """The picture in words, the question, the reference answer first and the model's second."""
+    """Return the caption, the question, the reference answer and then the model's."""
     facts = record["facts"]
     caption = facts["caption"]
     context = "\n".join(caption) if isinstance(caption, list) else caption
@@ -50,15 +50,15 @@ def _ask_llava(record: Record) -> Messages:
         f"[Assistant {i}]\n{text}\n\n[End of Assistant {i}]\n\n"
         for i, text in ((1, facts["gpt_answer"]), (2, record["text"]))
     )
-    asked = (
+    prompt = (
         f"[Context]\n{context}\n\n[Question]\n{facts['question']}\n\n{answers}"
         f"[System]\n{_prompt('llava-bench.txt')}\n\n"
     )
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
 
 
 def read_pair(reply: str) -> Grade | None:
-    """Two grades from 1 to 10 on the first line of `reply` and nothing beside them, else None."""
+    """Return the two grades from 1 to 10 that alone are on the first line of `reply`, else None."""
     words = reply.strip().split("\n", 1)[0].replace(",", " ").split()
     grades = [_number(word) for word in words]
     if len(grades) != 2 or not all(grade is not None and 1 <= grade <= 10 for grade in grades):
@@ -67,7 +67,7 @@ def read_pair(reply: str) -> Grade | None:
 
 
 def score_llava(records: Sequence[Record]) -> Score:
-    """The model's grades in percent of the reference's; facts: `category`.
+    """Score the model's grades in percent of the reference's; facts: `category`.
 
     100 · mean of the model's / mean of the reference's, over all questions and by category.
     """
@@ -87,7 +87,7 @@ def _ratio(grades: list[Any]) -> float:
 
 
 def _ask_mm_vet(record: Record) -> Messages:
-    """The benchmark's graded examples and the answer as the line to complete."""
+    """Return the benchmark's graded examples with the answer as the line to complete."""
     facts = record["facts"]
     truth = facts["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     line = f"{facts['question']} | {truth} | {record['text']} |"
@@ -95,20 +95,20 @@ def _ask_mm_vet(record: Record) -> Messages:
 
 
 def read_correctness(reply: str) -> Grade | None:
-    """The number from 0 to 1 that `reply` begins with, else None."""
+    """Return the number from 0 to 1 at the start of `reply`, else None."""
     first = (reply.split() or [""])[0]
     grade = _number(first.rstrip(".") if first.count(".") > 1 else first)
     return [grade] if grade is not None and 0 <= grade <= 1 else None
 
 
 def read_only_number(reply: str) -> Grade | None:
-    """The number from 0 to 1 that is the only one on the first line of `reply`, else None."""
+    """Return the only number on the first line of `reply` if it is from 0 to 1, else None."""
     numbers = _ANY_NUMBER.findall(reply.strip().split("\n", 1)[0])
     return read_correctness(numbers[0]) if len(numbers) == 1 else None
 
 
 def score_mm_vet(records: Sequence[Record]) -> Score:
-    """Mean correctness in percent, and of the questions that need each capability."""
+    """Score mean correctness in percent, over all questions and by capability."""
     points = [record.get("grade") for record in records]
     notes = _missing(points)
     if notes or not points:
@@ -149,7 +149,7 @@ JUDGED = {
 
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable with the endpoint's key; a command line is for all to see."""
+"""Environment variable of the endpoint's key, as a command line is visible to other users."""
 
 _RETRIES = 2
 _AT_ONCE = 4
@@ -254,31 +254,31 @@ class Judge:
 def judge_all(
     judge: Judge, judging: Judging, records: Sequence[Record]
 ) -> Iterator[dict[str, Any]]:
-    """What `judge` says of each of `records`, in their order: `row`, `reply`, `grade`, `error`.
+    """Yield the judgement of each of `records` in their order: `row`, `reply`, `grade`, `error`.
 
-    `grade` is None where there is no reply or no grade in it. A judge that fails too often in a row
-    is asked no more.
+    `grade` is None without a reply or without a grade in it. Stops after too many failures in a
+    row.
     """
     failures = 0
 
-    def one(record: Record) -> dict[str, Any]:
-        said: dict[str, Any] = {"row": record["row"], "judge": judge.model, "grade": None}
+    def judge_one(record: Record) -> dict[str, Any]:
+        judgement: dict[str, Any] = {"row": record["row"], "judge": judge.model, "grade": None}
         try:
-            return said | _graded(judge, judging, record)
+            return judgement | _graded(judge, judging, record)
         except JudgeError as error:
-            return said | {"error": str(error)}
+            return judgement | {"error": str(error)}
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         for start in range(0, len(records), _AT_ONCE):
-            for said in pool.map(one, records[start : start + _AT_ONCE]):
-                failures = failures + 1 if "error" in said else 0
-                yield said
+            for judgement in pool.map(judge_one, records[start : start + _AT_ONCE]):
+                failures = failures + 1 if "error" in judgement else 0
+                yield judgement
             if failures >= _FAILURES_IN_A_ROW:
                 return
 
 
 def _graded(judge: Judge, judging: Judging, record: Record) -> dict[str, Any]:
-    """`reply` and `grade`; asked again as often as the benchmark's own evaluation does."""
+    """Return `reply` and `grade`, asking again as often as the benchmark's own evaluation."""
     messages = judging.ask(record)
     replies: list[str] = []
     for again in range(judging.asked_again + 1):
