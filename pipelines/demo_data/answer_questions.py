@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from aligntrain.evaluate.short_answers import ShortQuestion, Score, ask, read_questions, scores
+from aligntrain.evaluate.short_answers import Score, ShortQuestion, ask, read_questions, scores
 from aligntrain.inference.load import load_model
 from aligntrain.model.build import build_model, build_processor
 from aligntrain.recipes import load_recipe

@@ -10,7 +10,12 @@ from typing import Any
 from alignshared import InputError
 from aligntrain.ablation.runs import Cell
 from aligntrain.ablation.score import answers_of, has_model
-from aligntrain.evaluate.short_answers import ShortQuestion, digest_of, questions_of_rows, read_questions
+from aligntrain.evaluate.short_answers import (
+    ShortQuestion,
+    digest_of,
+    questions_of_rows,
+    read_questions,
+)
 from aligntrain.runs.folder import write_whole
 
 ASKED = "asked.json"

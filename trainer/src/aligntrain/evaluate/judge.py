@@ -220,10 +220,10 @@ class Judge:
         from openai import APIConnectionError, APIStatusError, Omit, OpenAI, OpenAIError
 
         key = os.environ.get(KEY)
+        headers = None if key else {"Authorization": cast(str, Omit())}
         with OpenAI(
             base_url=self.url,
             api_key=key or "none",
-            default_headers=None if key else {"Authorization": cast(str, Omit())},
             timeout=_TIMEOUT_S,
             max_retries=retries,
         ) as client:
@@ -234,7 +234,10 @@ class Judge:
                 options = {name: options[name] for name in options if name not in refused}
                 try:
                     completion = client.chat.completions.create(
-                        model=self.model, messages=cast(Any, messages), **options
+                        model=self.model,
+                        messages=cast(Any, messages),
+                        extra_headers=headers,
+                        **options,
                     )
                     choice = completion.choices[0]
                     return choice.message.content, getattr(choice, "finish_reason", None)

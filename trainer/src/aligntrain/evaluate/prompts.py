@@ -25,7 +25,7 @@ def short(row: Row) -> str:
 
 
 def vizwiz(row: Row) -> str:
-    """VizWiz: the question in sentence case with its outer spaces, and "Unanswerable" as a way out."""
+    """VizWiz: the question in sentence case with its outer spaces, and a way out."""
     return row["question"].capitalize() + UNANSWERABLE + SHORT
 
 
