@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from aligntrain.evaluate.short_answers import HeldOut, Score, ask, read_questions, scores
+from aligntrain.evaluate.short_answers import Score, ShortQuestion, ask, read_questions, scores
 from aligntrain.inference.load import load_model
 from aligntrain.model.build import build_model, build_processor
 from aligntrain.recipes import load_recipe
@@ -46,14 +46,16 @@ def load_untrained(seed: int = 0) -> tuple[Any, Any]:
     return model, processor
 
 
-def answers(model: Any, processor: Any, questions: list[HeldOut]) -> list[str]:
+def answers(model: Any, processor: Any, questions: list[ShortQuestion]) -> list[str]:
     """What the model says to each of `questions`."""
     with counting() as begin:
         return ask(model, processor, questions, done=begin("asking", len(questions)))
 
 
-def _record(question: HeldOut, said: str) -> dict[str, Any]:
-    return asdict(question) | {"picture": str(question.picture), "said": said}
+def _record(question: ShortQuestion, said: str) -> dict[str, Any]:
+    record = asdict(question)
+    record["picture"] = str(record.pop("image"))
+    return record | {"said": said}
 
 
 def _report(who: str, found: dict[str, Score]) -> None:

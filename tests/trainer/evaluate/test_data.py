@@ -7,18 +7,18 @@ from typer.testing import CliRunner
 
 from alignshared import InputError
 from aligntrain.cli import app
-from aligntrain.evaluate.benchmarks import BENCHMARKS, PAPER, chosen
-from aligntrain.evaluate.data import fetched, find_data, pictures_of, split_files
+from aligntrain.evaluate.benchmarks import BENCHMARKS, PAPER, parse_benchmarks
+from aligntrain.evaluate.data import fetch, find_data, images_of, split_files
 from tests.trainer.evaluate.fixtures import run_that_says_a
 from tests.trainer.evaluate.stub_hub import Hub, serving, unreachable
 
 
 def test_names_are_read() -> None:
-    names = [(one.name, revision) for one, revision in chosen("mme, pope@0a1b,mme")]
+    names = [(one.name, revision) for one, revision in parse_benchmarks("mme, pope@0a1b,mme")]
     assert names == [("mme", None), ("pope", "0a1b")]
-    assert [one.name for one, _ in chosen("paper")] == list(PAPER)
+    assert [one.name for one, _ in parse_benchmarks("paper")] == list(PAPER)
     with pytest.raises(InputError, match="there is no benchmark 'popo'; give some of vqav2,"):
-        chosen("popo")
+        parse_benchmarks("popo")
 
 
 def test_the_split_is_found_among_all_files() -> None:
@@ -68,7 +68,7 @@ def test_questions_of_gqa_are_nothing_without_pictures(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"GQA: no testdev_balanced_images/ in .*; put testdev_"):
         find_data(BENCHMARKS["gqa"], tmp_path, None)
     touched(tmp_path / "gqa" / "testdev_balanced_images" / one)
-    assert find_data(BENCHMARKS["gqa"], tmp_path, None).pictures
+    assert find_data(BENCHMARKS["gqa"], tmp_path, None).images
 
 
 def test_without_network_the_sentence_says_what_to_put_where(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_what_was_fetched_before_is_found_without_network(
         found = find_data(pope, None, revision)
         assert (found.revision, found.files) == (commit, PARTS)
         assert not list(tmp_path.rglob("*.parquet"))  # found, not fetched
-        before = fetched(pope, found)
+        before = fetch(pope, found)
     with unreachable(tmp_path):
         again = find_data(pope, None, revision)
     assert again == before
@@ -111,7 +111,7 @@ def test_half_of_what_was_to_be_fetched_is_not_found_without_network(
     hub: Hub, tmp_path: Path
 ) -> None:
     with serving(hub, tmp_path):
-        fetched(BENCHMARKS["pope"], find_data(BENCHMARKS["pope"], None, None))
+        fetch(BENCHMARKS["pope"], find_data(BENCHMARKS["pope"], None, None))
     next(tmp_path.rglob("test-00001*")).unlink()
     with unreachable(tmp_path), pytest.raises(InputError, match="POPE: its data is not here"):
         find_data(BENCHMARKS["pope"], None, None)
@@ -122,17 +122,17 @@ def test_data_that_changes_while_it_is_fetched_is_refused(hub: Hub, tmp_path: Pa
         found = find_data(BENCHMARKS["pope"], None, None)
         hub.main = OLD
         with pytest.raises(InputError, match=r"main of the Hub's .* has changed while it was"):
-            fetched(BENCHMARKS["pope"], found)
+            fetch(BENCHMARKS["pope"], found)
 
 
 def test_a_picture_that_cannot_be_read() -> None:
     with pytest.raises(InputError, match="a picture of the benchmark cannot be read"):
-        pictures_of({"image": {"bytes": b"no picture", "path": None}})
+        images_of({"image": {"bytes": b"no picture", "path": None}})
     with pytest.raises(InputError, match="a picture of the benchmark cannot be read"):
-        pictures_of({"image": "!" * 100})
+        images_of({"image": "!" * 100})
 
 
-def test_without_lmms_eval_the_sentence_says_how_to_get_it(
+def test_without_datasets_the_sentence_says_how_to_get_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from aligntrain.evaluate import evaluate
@@ -147,8 +147,9 @@ def test_without_lmms_eval_the_sentence_says_how_to_get_it(
 def test_numbers_that_cannot_be(tmp_path: Path, name: str) -> None:
     from aligntrain.evaluate import Settings, evaluate
 
+    option = name.replace("_", "-")
     run = run_that_says_a(tmp_path)
-    with pytest.raises(InputError, match=f"{name} 0 cannot be"):
+    with pytest.raises(InputError, match=rf"--{option} must be at least 1 \(got 0\)"):
         evaluate(run, "pope", Settings(**{name: 0}))
 
 
@@ -158,7 +159,7 @@ def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     said = CliRunner().invoke(app, ["eval", str(run), "--benchmarks", "pope"])
     assert said.exit_code == 2
     sentence = " ".join(said.output.split())
-    assert "by one process, and a launcher started 4 (WORLD_SIZE); start one for each" in sentence
+    assert "a single process, but a launcher started 4 (WORLD_SIZE); start one for each" in sentence
 
 
 def test_half_a_judge_is_none(tmp_path: Path) -> None:

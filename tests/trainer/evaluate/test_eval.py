@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lmms_eval", reason="the group eval is not installed: uv sync --group eval")
-
 from alignshared import InputError
 from aligntrain.evaluate import Settings, evaluate
 from aligntrain.evaluate.run import TABLE
@@ -187,6 +185,7 @@ def test_a_question_longer_than_the_model_reads(data: Path, tmp_path: Path) -> N
 
 def test_lmms_eval_finds_the_model_by_its_entry_point(says_a: Path) -> None:
     """Its own tasks run on our models: what it passes to a model is answered."""
+    pytest.importorskip("lmms_eval", reason="the group lmms-eval is not installed")
     from lmms_eval import models
     from lmms_eval.api.instance import Instance
 
@@ -209,6 +208,7 @@ def test_lmms_eval_finds_the_model_by_its_entry_point(says_a: Path) -> None:
 
 
 def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lmms_eval", reason="the group lmms-eval is not installed")
     from aligntrain.evaluate.lmms_eval import AlignGPTLmm
 
     class Loaded(Exception):

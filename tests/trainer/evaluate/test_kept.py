@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("lmms_eval", reason="the group eval is not installed: uv sync --group eval")
-
 from alignshared import InputError
 from aligntrain.evaluate import Settings, evaluate
 from aligntrain.evaluate.run import TABLE
@@ -154,7 +152,7 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
 
     settings = Settings(data=data, max_new_tokens=4)
     evaluate(chatters, "pope", settings, output=tmp_path / "whole")
-    append = records.Appended.append
+    append = records.JsonlLog.append
 
     def die_at_the_fourth(self: Any, line: dict[str, Any]) -> None:
         if line["row"] == 3:
@@ -164,14 +162,14 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(
         append(self, line)
 
     with monkeypatch.context() as patch:
-        patch.setattr(records.Appended, "append", die_at_the_fourth)
+        patch.setattr(records.JsonlLog, "append", die_at_the_fourth)
         with pytest.raises(KeyboardInterrupt):
             evaluate(chatters, "pope", settings, output=tmp_path / "cut")
     assert not (tmp_path / "cut/pope/result.json").exists()
     asked: list[int] = []
     with monkeypatch.context() as patch:
         patch.setattr(
-            records.Appended,
+            records.JsonlLog,
             "append",
             lambda self, line: (asked.append(line["row"]), append(self, line)),
         )

@@ -69,9 +69,11 @@ def test_an_exact_match_looks_over_case_and_a_full_stop() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::SyntaxWarning")
 def test_answers_are_read_as_the_server_reads_them() -> None:
     """lmms-eval carries the server's own code; the two agree on whatever is made of these."""
-    pytest.importorskip("lmms_eval", reason="the group eval is not installed")
+    pytest.importorskip("lmms_eval", reason="the group lmms-eval is not installed")
     import random
 
     from lmms_eval.tasks._task_utils.vqa_eval_metric import EvalAIAnswerProcessor

@@ -7,7 +7,12 @@ from typing import Any
 import pytest
 
 from alignshared import InputError
-from aligntrain.evaluate.short_answers import HeldOut, questions_of_rows, read_questions, scores
+from aligntrain.evaluate.short_answers import (
+    ShortQuestion,
+    questions_of_rows,
+    read_questions,
+    scores,
+)
 from tests.trainer import rows
 
 
@@ -49,7 +54,7 @@ def test_rows_that_training_leaves_out_are_asked_about(tmp_path: Path) -> None:
     data = rows.write_rows(tmp_path, rows.talk_rows(60))
     found = questions_of_rows(data.location, 0.5)
     assert 0 < len(found) < 40
-    assert all(isinstance(question, HeldOut) for question in found)
+    assert all(isinstance(question, ShortQuestion) for question in found)
     assert all(len(question.answer.split()) <= 3 for question in found)  # most have more words
     assert questions_of_rows(data.location, 0.0) == []
 

@@ -14,16 +14,16 @@ from typer.testing import CliRunner
 from alignshared import InputError
 from aligntrain.cli import app
 from aligntrain.data.dataset import ShardedDataset
-from aligntrain.evaluate.question_types import kind_of
+from aligntrain.evaluate.question_types import question_type
 from aligntrain.gate.explain import GateReport, explain_gate
-from aligntrain.gate.questions import FIRST_WORDS, read_cases
+from aligntrain.gate.questions import FIRST_WORDS, read_gate_questions
 from tests.trainer import rows, tiny
 
 EVIL = "<script>alert('x')</script>"
 
 
 def talking_rows(count: int) -> list[dict[str, Any]]:
-    """Rows of an instruction dataset with questions of several types; each sixth has no picture."""
+    """Rows of an instruction dataset with questions of several types; each sixth has no image."""
     made = rows.talk_rows(count, text_every=6)
     for number, row in enumerate(made):
         mark = "<image>\n" if row["image"] else ""
@@ -78,7 +78,7 @@ def test_the_weights_are_those_that_a_chat_hears(model: Path, talks: Path, tmp_p
     chat = Chat.load(model, device="cpu")
     for at in range(4):
         chat.reset()
-        image = tmp_path / "picture.png"
+        image = tmp_path / "image.png"
         image.write_bytes(by_id[found["id"][at]]["image"]["bytes"])
         "".join(chat.answer(found["question"][at], image, max_new_tokens=1))
         assert found["gate_weights"][at] == pytest.approx(chat.gate_weights, abs=1e-5)
@@ -147,7 +147,7 @@ def test_the_sweep_is_what_forcing_a_level_does(model: Path, talks: Path, tmp_pa
     assert sum(loss is not None for loss in found["loss_own"]) == 2
     assert found["reference"][at] == "Yes"
     row = next(row for row in talking_rows(30) if row["id"] == found["id"][at])
-    image = tmp_path / "picture.png"
+    image = tmp_path / "image.png"
     image.write_bytes(row["image"]["bytes"])
     chat = Chat.load(model, device="cpu")
     for name, level in (("said_own", None), ("said_level_3", 3)):
@@ -184,7 +184,7 @@ def test_the_loss_with_the_own_mix_sees_no_answer(tmp_path: Path, talks: Path) -
     ("mixing", "sweep", "said"),
     [
         ("none", True, r"plain LLaVA \(mixing none\)"),
-        ("global", False, "mixing global and no gate: every picture gets the top level"),
+        ("global", False, "mixing global and no gate: every image gets the top level"),
         ("mean", False, "mixing mean and no gate"),
     ],
 )
@@ -222,20 +222,20 @@ def test_a_pretrained_model_shows_what_each_level_does_to_captions(
 
 def test_types_may_be_those_of_a_column(pairs: Path) -> None:
     shards = ShardedDataset(pairs)
-    assert read_cases(shards).kinds_from == "level"
-    by_width = read_cases(shards, by="width")
-    assert {case.kind for case in by_width.cases} == {"12"}
+    assert read_gate_questions(shards).types_from == "level"
+    by_width = read_gate_questions(shards, by="width")
+    assert {question.kind for question in by_width.questions} == {"12"}
     with pytest.raises(InputError, match="no column score of words or whole numbers"):
-        read_cases(shards, by="score")
+        read_gate_questions(shards, by="score")
 
 
 def test_a_limit_spreads_over_the_rows_and_the_turns(talks: Path) -> None:
-    found = read_cases(ShardedDataset(talks, conversations=True), limit=10)
-    assert found.kinds_from == FIRST_WORDS
-    assert len(found.cases) == 10
-    assert len({case.row for case in found.cases}) == 10
-    assert {case.turn for case in found.cases} == {0, 1}
-    assert max(case.row for case in found.cases) > 24
+    found = read_gate_questions(ShardedDataset(talks, conversations=True), limit=10)
+    assert found.types_from == FIRST_WORDS
+    assert len(found.questions) == 10
+    assert len({question.row for question in found.questions}) == 10
+    assert {question.turn for question in found.questions} == {0, 1}
+    assert max(question.row for question in found.questions) > 24
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_a_limit_spreads_over_the_rows_and_the_turns(talks: Path) -> None:
     ],
 )
 def test_types_by_first_words(question: str, kind: str) -> None:
-    assert kind_of(question) == kind
+    assert question_type(question) == kind
 
 
 def test_what_is_wrong_is_one_sentence(model: Path, talks: Path, tmp_path: Path) -> None:

@@ -10,7 +10,12 @@ from typing import Any
 from alignshared import InputError, atomic
 from aligntrain.ablation.runs import Cell
 from aligntrain.ablation.score import answers_of, has_model
-from aligntrain.evaluate.short_answers import HeldOut, digest_of, questions_of_rows, read_questions
+from aligntrain.evaluate.short_answers import (
+    ShortQuestion,
+    digest_of,
+    questions_of_rows,
+    read_questions,
+)
 
 ASKED = "asked.json"
 
@@ -21,7 +26,7 @@ class Asked:
     that fine-tuning leaves out if that is None.
     """
 
-    questions: list[HeldOut]
+    questions: list[ShortQuestion]
     file: str | None
     kinds: tuple[str, ...]
 

@@ -11,7 +11,7 @@ from typing import Any
 from alignshared import AlignError, atomic
 from aligntrain.ablation.compare import LOSS, RIGHT, RIGHT_ALL
 from aligntrain.ablation.runs import Cell
-from aligntrain.evaluate.short_answers import ALL, HeldOut, ask, digest_of, scores
+from aligntrain.evaluate.short_answers import ALL, ShortQuestion, ask, digest_of, scores
 from aligntrain.model.lora import LORA
 from aligntrain.runs.folder import ADAPTER, result_of
 
@@ -43,7 +43,7 @@ class Judged:
     unasked: bool
 
 
-def judge(cell: Cell, questions: Sequence[HeldOut], progress: Progress = silent) -> Judged:
+def judge(cell: Cell, questions: Sequence[ShortQuestion], progress: Progress = silent) -> Judged:
     """The metrics of the finished run `cell`: validation loss where some data are held out, and the
     share of right answers of each kind of question, and of all where there are several. What was
     asked before is not asked again; without its model a run cannot be asked anything else.
@@ -91,7 +91,7 @@ def _shares(found: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
 
 
 def _ask(
-    cell: Cell, questions: Sequence[HeldOut], digest: str, progress: Progress
+    cell: Cell, questions: Sequence[ShortQuestion], digest: str, progress: Progress
 ) -> dict[str, Any]:
     said, problem = _answers(cell, questions, progress)
     # The model is gone by now, with the frames of an error; the next training needs its memory.
@@ -108,7 +108,7 @@ def _ask(
 
 
 def _answers(
-    cell: Cell, questions: Sequence[HeldOut], progress: Progress
+    cell: Cell, questions: Sequence[ShortQuestion], progress: Progress
 ) -> tuple[list[str] | None, str]:
     """What the model says; or None, and why it says nothing."""
     from safetensors import SafetensorError

@@ -8,28 +8,31 @@ from aligntrain import terminal
 
 
 def eval(
-    checkpoint: Annotated[str, typer.Argument(help="A run folder, or a model's own.")],
+    checkpoint: Annotated[str, typer.Argument(help="Run folder or model folder.")],
     benchmarks: Annotated[
         str,
-        typer.Option(help="Names by comma, as in pope,mme,gqa; paper for the paper's twelve."),
+        typer.Option(help="Comma-separated names, as in pope,mme,gqa; paper for all twelve."),
     ],
     data: Annotated[
-        str | None, typer.Option(help="Folder with the benchmarks' files; by default the Hub.")
+        str | None, typer.Option(help="Folder of the benchmarks' files, instead of the Hub.")
     ] = None,
     output: Annotated[
-        str | None, typer.Option(help="Where to keep answers; CHECKPOINT/eval by default.")
+        str | None, typer.Option(help="Folder of answers and scores; CHECKPOINT/eval by default.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="Ask the first so many questions of each, to try it.")
+        int | None, typer.Option(help="Ask only the first questions of each benchmark.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Questions at a time.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 1,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer, in the place of the protocol's.")
+        int | None, typer.Option(help="Longest answer, instead of the protocol's.")
     ] = None,
     judge_url: Annotated[
-        str | None, typer.Option(help="Base of an OpenAI-compatible API; key in OPENAI_API_KEY.")
+        str | None,
+        typer.Option(help="Base URL of an OpenAI-compatible API; its key is OPENAI_API_KEY."),
     ] = None,
-    judge_model: Annotated[str | None, typer.Option(help="The judge's name there.")] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(help="Name of the judge's model there.")
+    ] = None,
 ) -> None:
     """Score a fine-tuned model on the paper's benchmarks, beside the published values."""
     from alignshared import InputError
@@ -37,7 +40,9 @@ def eval(
 
     terminal.hide_loading()
     if (judge_url is None) != (judge_model is None):
-        raise InputError("a judge is an address and a name; give --judge-url and --judge-model.")
+        raise InputError(
+            "a judge needs both an address and a name; give --judge-url and --judge-model."
+        )
     judge = Judge(judge_url, judge_model) if judge_url and judge_model else None
     settings = Settings(
         data=data,

@@ -8,26 +8,24 @@ from aligntrain import terminal
 
 
 def gate(
-    checkpoint: Annotated[str, typer.Argument(help="A run folder, or a model's own.")],
-    data: Annotated[
-        str, typer.Option(help="Dataset: one with conversations, or pairs with captions.")
-    ],
+    checkpoint: Annotated[str, typer.Argument(help="Run folder or model folder.")],
+    data: Annotated[str, typer.Option(help="Dataset of conversations, or of pairs with captions.")],
     output: Annotated[
-        str | None, typer.Option(help="Folder of the report; by default gate/ in the model's.")
+        str | None, typer.Option(help="Folder of the report; CHECKPOINT/gate by default.")
     ] = None,
     limit: Annotated[
-        int, typer.Option(help="Questions at most, spread over the dataset; 0 for all.")
+        int, typer.Option(help="Maximum questions, spread over the dataset; 0 for all.")
     ] = 2000,
-    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(help="Prompts computed together.")] = 8,
     by: Annotated[
-        str | None, typer.Option(help="Column that tells the types; by default one is looked for.")
+        str | None, typer.Option(help="Column of the question types; detected by default.")
     ] = None,
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="Force every level as well; runs the LLM.")
+        bool, typer.Option("--sweep", help="Also force every level; this runs the LLM.")
     ] = False,
-    sweep_limit: Annotated[int, typer.Option(help="Questions of the sweep at most.")] = 256,
+    sweep_limit: Annotated[int, typer.Option(help="Maximum questions of the sweep.")] = 256,
 ) -> None:
-    """Report what weights the gate gives the levels, by type of question, and what they change."""
+    """Report the gate's weights of the levels by type of question, and their effect."""
     from aligntrain.gate.explain import explain_gate
 
     terminal.hide_loading()

@@ -1,8 +1,7 @@
-"""The paper's twelve benchmarks, and two validation splits: data, protocol, scorer, known values.
+"""The paper's twelve benchmarks and two validation splits: data, protocol, scorer, known values.
 
 Published values: AlignGPT's README and LLaVA's model zoo, 7B; SEED-Bench on its images alone, from
-LLaVA-1.5's paper. `noise` says how far reruns of the same recipe or of the same weights have been
-seen to lie apart.
+LLaVA-1.5's paper. `noise` is the spread seen between reruns of a recipe or of the same weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,12 +14,12 @@ from aligntrain.evaluate.prompts import Row
 from aligntrain.evaluate.scorers import Record, Score
 
 LOADER_TOKENS, RUNNER_TOKENS = 128, 1024
-"""What LLaVA's two kinds of evaluation scripts let a model write."""
+"""Longest answers of LLaVA's two kinds of evaluation scripts, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Values in the unit of the headline, and how many questions they are of."""
+    """Published values in the unit of the headline, and their number of questions."""
 
     llava: float
     aligngpt: float
@@ -30,12 +29,12 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """One benchmark: where its data is, how it is asked, how it is scored.
+    """One benchmark: data, prompt and scorer.
 
-    `hub`, `config` and `split` name the data on the Hub, and `columns` what a row must have beside
-    `image`; `facts` is what the scorer needs of a row; `unit` keeps rows together that are scored
-    together; `rows` leaves rows out; `score` is None where only a server knows the answers, or a
-    judge is asked (`judged`); `edition` is another number of questions that the data is known in.
+    `hub`, `config` and `split` name the data on the Hub, `columns` its required columns beside
+    `image`. `facts` extracts from a row what the scorer needs, `unit` keys rows that are scored
+    together, `rows` filters rows. `score` is None if only a server knows the answers, or a judge
+    grades them (`judged`). `edition` is another known number of questions, with a remark.
     """
 
     name: str
@@ -58,8 +57,7 @@ class Benchmark:
 
 
 def _open_answer(row: Row) -> dict[str, Any]:
-    people = row["answers"] or []
-    answers = [one["answer"] if isinstance(one, dict) else one for one in people]
+    answers = [item["answer"] if isinstance(item, dict) else item for item in row["answers"] or []]
     return {"id": row["question_id"], "answers": answers}
 
 
@@ -76,8 +74,8 @@ def _pope(row: Row) -> dict[str, Any]:
 
 
 def _mme(row: Row) -> dict[str, Any]:
-    picture, category = row["question_id"], row["category"]
-    return {"picture": picture, "category": category, "answer": row["answer"]}
+    image, category = row["question_id"], row["category"]
+    return {"picture": image, "category": category, "answer": row["answer"]}
 
 
 def _mmbench(row: Row) -> dict[str, Any]:
@@ -291,27 +289,27 @@ _ALL = (
     ),
 )  # fmt: skip
 
-BENCHMARKS = {one.name: one for one in _ALL}
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 PAPER = tuple(name for name in BENCHMARKS if not name.endswith("-val"))
 """The twelve of the paper."""
 
 
-def chosen(names: str) -> list[tuple[Benchmark, str | None]]:
-    """Benchmarks and revisions that `names` asks for: `pope,mme@REVISION`, or `paper`.
+def parse_benchmarks(names: str) -> list[tuple[Benchmark, str | None]]:
+    """Return the benchmarks and revisions named by `names`: `pope,mme@REVISION`, or `paper`.
 
     Raises:
         InputError: there is no such benchmark.
     """
-    asked: dict[str, str | None] = {}
+    revisions: dict[str, str | None] = {}
     for word in names.split(","):
         name, _, revision = word.strip().partition("@")
         if name == "paper":
-            asked |= dict.fromkeys(PAPER, revision or None)
+            revisions |= dict.fromkeys(PAPER, revision or None)
         elif name in BENCHMARKS:
-            asked[name] = revision or None
+            revisions[name] = revision or None
         else:
             raise InputError(
                 f"there is no benchmark {name!r}; give some of {', '.join(BENCHMARKS)}, or paper "
                 "for all twelve of the paper's table."
             )
-    return [(BENCHMARKS[name], revision) for name, revision in asked.items()]
+    return [(BENCHMARKS[name], revision) for name, revision in revisions.items()]

@@ -1,4 +1,4 @@
-"""Where a benchmark's data lies: files in a folder, or a snapshot of them from the Hub."""
+"""Benchmark data: find the files in a folder or on the Hub, fetch them, and read their rows."""
 
 import base64
 import binascii
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -14,28 +14,35 @@ from alignshared import InputError
 from alignshared.hub import require_hub
 from alignshared.pictures import ImageError, decode_image, to_rgb
 from aligntrain.evaluate.benchmarks import Benchmark
+from aligntrain.evaluate.prompts import Row
 
-GQA_PICTURES = "testdev_balanced_images"
-"""GQA's questions and pictures are two tables."""
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+GQA_IMAGES = "testdev_balanced_images"
+"""GQA keeps questions and images in two tables."""
 _NUMBERED = re.compile(r"-\d+-of-(\d+)(?:-[0-9a-f]+)?\.parquet$")
+_LONGEST_REFERENCE = 64
+"""Cells up to this length are row indices, as in MMBench's own files; base64 images are longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The files of one benchmark, and what they are called in results: a folder, or an id on the
-    Hub with its commit. `pictures` are GQA's. With `at`, a revision, they are names of files that
-    are yet to be fetched from the Hub.
+    """Files of one benchmark and their source: a folder, or a Hub id with its commit.
+
+    `images` are the files of GQA's image table. With `hub_revision`, `files` and `images` are names
+    on the Hub that are not fetched yet.
     """
 
     files: list[str]
     source: str
     revision: str | None = None
-    pictures: list[str] | None = None
-    at: str | None = None
+    images: list[str] | None = None
+    hub_revision: str | None = None
 
     @property
-    def mark(self) -> dict[str, Any]:
-        """By what it is known again: the commit, or the sizes of files in a folder."""
+    def identity(self) -> dict[str, Any]:
+        """The commit, or the sizes of files in a folder."""
         if self.revision is not None:
             return {"revision": self.revision, "files": None}
         sizes = {Path(file).name: Path(file).stat().st_size for file in self.files}
@@ -43,15 +50,13 @@ class Data:
 
 
 def find_data(benchmark: Benchmark, folder: str | Path | None, revision: str | None) -> Data:
-    """The data of `benchmark`: below `folder`, or on the Hub at `revision`, where it is only found
-    and not `fetched`.
+    """Find the data of `benchmark` below `folder`, or on the Hub at `revision` without fetching it.
 
-    In a folder that is `NAME.parquet`, for MMBench also its own `NAME.tsv`, or `NAME/` with Parquet
-    files as the Hub has them (`[CONFIG/]SPLIT-00000-of-00001.parquet`, at any depth).
+    A folder holds `NAME.parquet`, for MMBench also its own `NAME.tsv`, or `NAME/` with Parquet
+    files named as on the Hub (`[CONFIG/]SPLIT-00000-of-00001.parquet`, at any depth).
 
     Raises:
-        InputError: it is not there, or not all of it; says which file is looked for, from where,
-            and put where.
+        InputError: files are missing; names them, their source and where to put them.
     """
     if folder is None:
         return _from_hub(benchmark, revision)
@@ -59,76 +64,76 @@ def find_data(benchmark: Benchmark, folder: str | Path | None, revision: str | N
     if not root.is_dir():
         raise InputError(f"there is no folder {root}; give the benchmarks' files as data.")
     single = [root / f"{benchmark.name}.{ending}" for ending in ("parquet", "tsv")]
-    alone = [str(file) for file in single if file.is_file()][:1]
+    single = [str(file) for file in single if file.is_file()][:1]
     inside = root / benchmark.name
     names = [path.relative_to(inside).as_posix() for path in sorted(inside.rglob("*.parquet"))]
-    rows, pictures = _needed(benchmark, names)
-    lacking = None if alone else _lacking(benchmark, rows, pictures)
-    if lacking:
-        raise InputError(f"{benchmark.title}: {lacking} in {root}; {_wanted(benchmark, root)}.")
-    files = alone or [str(inside / name) for name in rows]
-    return Data(files, str(root), pictures=[str(inside / name) for name in pictures] or None)
+    rows, images = _select_files(benchmark, names)
+    missing = None if single else _missing_files(benchmark, rows, images)
+    if missing:
+        raise InputError(
+            f"{benchmark.title}: {missing} in {root}; {_instruction(benchmark, root)}."
+        )
+    files = single or [str(inside / name) for name in rows]
+    return Data(files, str(root), images=[str(inside / name) for name in images] or None)
 
 
-def fetched(benchmark: Benchmark, data: Data) -> Data:
-    """`data` with its files on this machine.
-
-    They are asked for by the name that was given for the revision, so that the Hub's client also
-    finds them by that name when there is no network.
+def fetch(benchmark: Benchmark, data: Data) -> Data:
+    """Return `data` with its files on this machine.
 
     Raises:
-        InputError: the Hub does not give them.
+        InputError: the Hub does not serve them.
     """
-    if data.at is None:
+    if data.hub_revision is None:
         return data
     from huggingface_hub import hf_hub_download
 
-    local: dict[str, str] = {}
+    # Fetched by the revision's given name, so that the Hub's client finds it offline by that name.
+    revision, local = data.hub_revision, dict[str, str]()
     try:
-        for name in (*data.files, *(data.pictures or [])):
-            local[name] = hf_hub_download(data.source, name, repo_type="dataset", revision=data.at)
-    except OSError as error:  # what the Hub's client raises is one
+        for name in (*data.files, *(data.images or [])):
+            local[name] = hf_hub_download(data.source, name, repo_type="dataset", revision=revision)
+    except OSError as error:  # includes the errors of the Hub's client
         raise _unreachable(benchmark, error) from error
     if any(data.revision not in Path(file).parts for file in local.values()):
         raise InputError(
-            f"{benchmark.title}: {data.at} of the Hub's {data.source} has changed while it was "
+            f"{benchmark.title}: {revision} of the Hub's {data.source} has changed while it was "
             "fetched; run the command again."
         )
-    pictures = data.pictures and [local[name] for name in data.pictures]
-    return replace(data, files=[local[n] for n in data.files], pictures=pictures, at=None)
+    images = data.images and [local[name] for name in data.images]
+    return replace(data, files=[local[n] for n in data.files], images=images, hub_revision=None)
 
 
 def split_files(names: Iterable[str], benchmark: Benchmark, config: str | None = None) -> list[str]:
-    """Those of the Parquet files `names` that hold the benchmark's split, sorted."""
+    """Return the Parquet files among `names` that hold the benchmark's split, sorted."""
     config = config or benchmark.config
     pattern = re.compile(rf"{re.escape(benchmark.split)}(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")
-    fitting = [name for name in names if pattern.fullmatch(PurePosixPath(name).name)]
-    if config is None:  # others, like POPE's `Full`, lie in folders of their own
-        return sorted(n for n in fitting if set(PurePosixPath(n).parts[:-1]) <= {"data", "default"})
-    return sorted(name for name in fitting if config in PurePosixPath(name).parts[:-1])
+    matching = [name for name in names if pattern.fullmatch(PurePosixPath(name).name)]
+    if config is None:  # other configurations, like POPE's `Full`, have folders of their own
+        return sorted(n for n in matching if {*PurePosixPath(n).parts[:-1]} <= {"data", "default"})
+    return sorted(name for name in matching if config in PurePosixPath(name).parts[:-1])
 
 
-def _wanted(benchmark: Benchmark, root: str | Path) -> str:
+def _instruction(benchmark: Benchmark, root: str | Path) -> str:
     config = f"{benchmark.config}/" if benchmark.config else "data/"
-    pictures = f" and {GQA_PICTURES}/" if benchmark.name == "gqa" else ""
+    images = f" and {GQA_IMAGES}/" if benchmark.name == "gqa" else ""
     return (
-        f"put {config}{benchmark.split}-*.parquet{pictures} of "
+        f"put {config}{benchmark.split}-*.parquet{images} of "
         f"https://huggingface.co/datasets/{benchmark.hub} below {root}/{benchmark.name}/"
     )
 
 
-def _needed(benchmark: Benchmark, names: list[str]) -> tuple[list[str], list[str]]:
-    pictures = split_files(names, benchmark, GQA_PICTURES) if benchmark.name == "gqa" else []
-    return split_files(names, benchmark), pictures
+def _select_files(benchmark: Benchmark, names: list[str]) -> tuple[list[str], list[str]]:
+    images = split_files(names, benchmark, GQA_IMAGES) if benchmark.name == "gqa" else []
+    return split_files(names, benchmark), images
 
 
-def _lacking(benchmark: Benchmark, rows: list[str], pictures: list[str]) -> str | None:
-    """What is missing among the files found, in words; None where it is all there."""
+def _missing_files(benchmark: Benchmark, rows: list[str], images: list[str]) -> str | None:
+    """Describe what is missing; None if the data is complete."""
     if not rows:
         return "no data"
-    if benchmark.name == "gqa" and not pictures:
-        return f"no {GQA_PICTURES}/"
-    for names in (rows, pictures):
+    if benchmark.name == "gqa" and not images:
+        return f"no {GQA_IMAGES}/"
+    for names in (rows, images):
         counts = [match for name in names if (match := _NUMBERED.search(name))]
         if counts and len(counts) < int(counts[0][1]):
             return f"only {len(counts)} of {int(counts[0][1])} files like {names[0]}"
@@ -144,89 +149,85 @@ def _from_hub(benchmark: Benchmark, revision: str | None) -> Data:
         return _from_cache(benchmark, revision, error)
     try:
         info = HfApi().dataset_info(benchmark.hub, revision=revision)
-    except OSError as error:  # what the Hub's client raises is one
+    except OSError as error:  # includes the errors of the Hub's client
         raise _unreachable(benchmark, error) from error
-    rows, pictures = _needed(benchmark, [one.rfilename for one in info.siblings or []])
-    lacking = _lacking(benchmark, rows, pictures)
-    if lacking:
+    rows, images = _select_files(benchmark, [file.rfilename for file in info.siblings or []])
+    missing = _missing_files(benchmark, rows, images)
+    if missing:
         raise InputError(
-            f"{benchmark.title}: the Hub's {benchmark.hub} at {info.sha} has {lacking} for the "
+            f"{benchmark.title}: the Hub's {benchmark.hub} at {info.sha} has {missing} for the "
             f"split {benchmark.split}; give another revision as {benchmark.name}@REVISION."
         )
-    return Data(rows, benchmark.hub, info.sha, pictures or None, at=revision or "main")
+    return Data(rows, benchmark.hub, info.sha, images or None, hub_revision=revision or "main")
 
 
 def _from_cache(benchmark: Benchmark, revision: str | None, reason: OSError) -> Data:
-    """What an earlier run has fetched, where the Hub does not answer."""
+    """Return what an earlier run has fetched, as the Hub does not answer."""
     from huggingface_hub import snapshot_download
 
     try:
-        place = snapshot_download(
+        snapshot = snapshot_download(
             benchmark.hub, repo_type="dataset", revision=revision, local_files_only=True
         )
     except (OSError, ValueError) as error:
         raise _unreachable(benchmark, reason) from error
-    names = [path.relative_to(place).as_posix() for path in Path(place).rglob("*.parquet")]
-    rows, pictures = _needed(benchmark, names)
-    if _lacking(benchmark, rows, pictures):
+    names = [path.relative_to(snapshot).as_posix() for path in Path(snapshot).rglob("*.parquet")]
+    rows, images = _select_files(benchmark, names)
+    if _missing_files(benchmark, rows, images):
         raise _unreachable(benchmark, reason)
-    paths = [[str(Path(place) / name) for name in some] for some in (rows, pictures)]
-    return Data(paths[0], benchmark.hub, Path(place).name, paths[1] or None)
+    rows, images = ([str(Path(snapshot) / name) for name in some] for some in (rows, images))
+    return Data(rows, benchmark.hub, Path(snapshot).name, images or None)
 
 
 def _unreachable(benchmark: Benchmark, reason: OSError) -> InputError:
-    said = " ".join(str(reason).split())[:200].rstrip(".")
+    message = " ".join(str(reason).split())[:200].rstrip(".")
     return InputError(
-        f"{benchmark.title}: its data is not here and the Hub cannot give it ({said}); "
-        f"{_wanted(benchmark, 'FOLDER')}, and give FOLDER as --data."
+        f"{benchmark.title}: its data is not here and the Hub cannot give it ({message}); "
+        f"{_instruction(benchmark, 'FOLDER')}, and give FOLDER as --data."
     )
 
 
-_LONGEST_REFERENCE = 64
-"""No picture in base64 is as short; MMBench's own files name another row's `index` instead."""
+class ImageLookup:
+    """Images stored in another row or table, by the key in `column` of a row."""
 
-
-class Elsewhere:
-    """Pictures of other rows: `rows[place[key]]` has that of a row whose `column` is `key`."""
-
-    def __init__(self, rows: Any, place: Mapping[Any, int], column: str) -> None:
+    def __init__(self, rows: "Dataset", keys: Iterable[Any], column: str) -> None:
         self._rows = rows
-        self._place = place
+        self._index = {str(key): index for index, key in enumerate(keys)}
         self._column = column
 
-    def picture(self, row: Mapping[str, Any]) -> Any:
-        """The cell that holds the picture of `row`.
+    def cell(self, row: Row) -> Any:
+        """Return the cell that holds the image of `row`.
 
         Raises:
-            InputError: no row has it.
+            InputError: no row holds it.
         """
-        key = row[self._column]
-        place = self._place.get(str(key))
-        if place is None:
-            raise InputError(f"no row holds the picture {key}; get the whole benchmark anew.")
-        return self._rows[place]["image"]
+        index = self._index.get(str(row[self._column]))
+        if index is None:
+            raise InputError(
+                f"no row holds the picture {row[self._column]}; get the whole benchmark anew."
+            )
+        return self._rows[index]["image"]
 
 
-def pictures_of(row: Mapping[str, Any], elsewhere: Elsewhere | None = None) -> list[Image.Image]:
-    """The pictures of `row`, in RGB; from `elsewhere` where it has none itself.
+def images_of(row: Row, lookup: ImageLookup | None = None) -> list[Image.Image]:
+    """Return the images of `row` in RGB, from `lookup` if the row has none itself.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: an image cannot be read.
     """
     cell = row.get("image")
     missing = cell is None or (isinstance(cell, str) and len(cell) <= _LONGEST_REFERENCE)
-    if elsewhere is not None and missing:
-        cell = elsewhere.picture(row)
-    cells = cell if isinstance(cell, list) else [cell]
+    if lookup is not None and missing:
+        cell = lookup.cell(row)
     try:
-        return [_picture(one) for one in cells]
+        return [_decode(one) for one in (cell if isinstance(cell, list) else [cell])]
     except (ImageError, OSError, binascii.Error, TypeError) as error:
         raise InputError(
             f"a picture of the benchmark cannot be read ({error}); get that file anew."
         ) from error
 
 
-def _picture(cell: Any) -> Image.Image:
+def _decode(cell: Any) -> Image.Image:
     if isinstance(cell, Image.Image):
         return to_rgb(cell)
     if isinstance(cell, str):
@@ -234,3 +235,76 @@ def _picture(cell: Any) -> Image.Image:
     if isinstance(cell, Mapping):
         cell = cell["bytes"] if cell.get("bytes") else Path(cell["path"]).read_bytes()
     return decode_image(cell)
+
+
+def read_rows(
+    benchmark: Benchmark, data: Data, limit: int | None = None
+) -> tuple["Dataset", ImageLookup | None]:
+    """Read the rows that `benchmark` asks about, and the lookup of images stored elsewhere.
+
+    With `limit`, the first `limit` rows and the rest of the unit that they end in.
+
+    Raises:
+        InputError: a file cannot be read, lacks a column or has no rows.
+    """
+    rows = _read_table(data.files)
+    image_column = "image" if data.images is None else "imageId"
+    missing = [name for name in (*benchmark.columns, image_column) if name not in rows.column_names]
+    if missing:
+        raise InputError(
+            f"{benchmark.title}: {data.files[0]} has no column {missing[0]} (but "
+            f"{', '.join(rows.column_names)}); give the file as {benchmark.hub} has it."
+        )
+    lookup = None
+    if data.images is not None:  # GQA
+        table = _read_table(data.images)
+        lookup = ImageLookup(table, table["id"], "imageId")
+    elif data.files[0].endswith(".tsv"):  # MMBench: later rotations name the first one's row
+        lookup = ImageLookup(rows, rows["index"], "image")
+    selected = _select_rows(benchmark, rows, limit)
+    if len(selected) == 0:
+        raise InputError(f"{benchmark.title}: {data.files[0]} has no rows to ask; get it anew.")
+    return selected, lookup
+
+
+def without_images(rows: "Dataset") -> "Dataset":
+    """Return `rows` without the column `image`."""
+    return rows.remove_columns([name for name in rows.column_names if name == "image"])
+
+
+def _read_table(files: list[str]) -> "Dataset":
+    """Read `files` as one table, images as undecoded bytes."""
+    from datasets import Dataset, Image, List
+    from datasets.exceptions import DatasetGenerationError
+
+    try:
+        if files[0].endswith(".tsv"):
+            rows = Dataset.from_csv(files, sep="\t")
+        else:
+            rows = Dataset.from_parquet(files)
+    except (DatasetGenerationError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).split("\n", 1)[0][:200]
+        raise InputError(f"{files[0]} cannot be read ({reason}); get it anew.") from error
+    assert isinstance(rows, Dataset)
+    for column, feature in rows.features.items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(column, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            rows = rows.cast_column(column, List(Image(decode=False)))
+    return rows
+
+
+def _select_rows(benchmark: Benchmark, rows: "Dataset", limit: int | None) -> "Dataset":
+    if benchmark.rows is None and limit is None:
+        return rows
+    units: dict[Any, list[int]] = {}
+    for index, row in enumerate(without_images(rows)):
+        if benchmark.rows is None or benchmark.rows(row):
+            unit = benchmark.unit(row) if benchmark.unit else index
+            units.setdefault(unit, []).append(index)
+    selected: list[int] = []
+    for indices in units.values():
+        if limit is not None and len(selected) >= limit:
+            break
+        selected += indices
+    return rows.select(sorted(selected))

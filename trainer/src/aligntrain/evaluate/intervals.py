@@ -1,9 +1,8 @@
-"""What a mean or a correlation of few samples is worth: 95 % confidence intervals."""
+"""95 % confidence intervals of means, shares and correlations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,7 @@ _T = (
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The mean of `count` values, and the 95 % confidence interval around it; `low` and `high` are
-    None for fewer than two values, of which nothing can be said.
-    """
+    """Mean of `count` values with its 95 % interval; `low` and `high` are None below two values."""
 
     mean: float
     low: float | None
@@ -34,14 +31,14 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool | None:
-        """Whether 0 lies inside; None where there is no interval."""
+        """Whether 0 lies inside; None without an interval."""
         return None if self.low is None or self.high is None else self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True, slots=True)
 class Correlation:
-    """A coefficient of correlation of `count` pairs of values, with its 95 % confidence interval;
-    `r` is None where one of the two does not vary, the interval for fewer than four pairs.
+    """Correlation of `count` pairs with its 95 % interval; `r` is None if one side is constant, the
+    interval below four pairs.
     """
 
     r: float | None
@@ -51,7 +48,7 @@ class Correlation:
 
 
 def t_quantile(degrees: int) -> float:
-    """The quantile 0.975 of Student's t with `degrees` of freedom, 1 or more.
+    """Return the quantile 0.975 of Student's t with `degrees` of freedom, 1 or more.
 
     Beyond the table by the expansion of Abramowitz and Stegun, 26.7.5, right to four places there.
     """
@@ -62,7 +59,7 @@ def t_quantile(degrees: int) -> float:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean of `values`, one or more, by Student's t, as for the mean of normal values."""
+    """Return the mean of `values`, one or more, with Student's interval."""
     count, mean = len(values), fmean(values)
     if count < 2:
         return Interval(mean, None, None, count)
@@ -71,7 +68,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def share_interval(right: int, asked: int) -> Interval:
-    """The share `right` of `asked`, one or more, with Wilson's interval (1927)."""
+    """Return the share `right` of `asked`, one or more, with Wilson's interval (1927)."""
     share, z = right / asked, _Z
     middle = (share + z**2 / (2 * asked)) / (1 + z**2 / asked)
     root = (share * (1 - share) / asked + z**2 / (4 * asked**2)) ** 0.5
@@ -98,7 +95,7 @@ def ranks(values: Values) -> Values:
     return (last - (counts - 1) / 2)[inverse]
 
 
-def _correlation(x: Values, y: Values, widening: Any) -> Correlation:
+def _correlation(x: Values, y: Values, widening: Callable[[float], float]) -> Correlation:
     count = len(x)
     if count < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Correlation(None, None, None, count)

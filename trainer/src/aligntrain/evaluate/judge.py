@@ -1,18 +1,12 @@
-"""A judge behind any OpenAI-compatible endpoint: asked, never trusted to answer."""
+"""LLM judge behind an OpenAI-compatible endpoint, which may fail or reply without a grade."""
 
-import http.client
-import json
 import os
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 from alignshared import InputError
 from aligntrain.evaluate.scorers import Record, Score, grouped
@@ -26,10 +20,10 @@ _SYSTEM = "You are a helpful and precise assistant for checking the quality of t
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """How one benchmark is judged, with the settings of its own evaluation.
+    """Prompt, grade parser and scorer of one benchmark, with its own evaluation's settings.
 
-    A reply that `read` finds no grade in is asked for again `asked_again` times, each time at a
-    higher temperature; then `read_last` is tried on the replies.
+    If `read` finds no grade in a reply, the judge is asked again up to `asked_again` times, each
+    time at a higher temperature; then `read_last` is tried on the replies.
     """
 
     ask: Callable[[Record], Messages]
@@ -48,7 +42,7 @@ def _prompt(name: str) -> str:
 
 
 def _ask_llava(record: Record) -> Messages:
-    """The picture in words, the question, the reference answer first and the model's second."""
+    """Return the caption, the question, the reference answer and then the model's."""
     facts = record["facts"]
     caption = facts["caption"]
     context = "\n".join(caption) if isinstance(caption, list) else caption
@@ -56,15 +50,15 @@ def _ask_llava(record: Record) -> Messages:
         f"[Assistant {i}]\n{text}\n\n[End of Assistant {i}]\n\n"
         for i, text in ((1, facts["gpt_answer"]), (2, record["text"]))
     )
-    asked = (
+    prompt = (
         f"[Context]\n{context}\n\n[Question]\n{facts['question']}\n\n{answers}"
         f"[System]\n{_prompt('llava-bench.txt')}\n\n"
     )
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
 
 
 def read_pair(reply: str) -> Grade | None:
-    """Two grades from 1 to 10 on the first line of `reply` and nothing beside them, else None."""
+    """Return the two grades from 1 to 10 that alone are on the first line of `reply`, else None."""
     words = reply.strip().split("\n", 1)[0].replace(",", " ").split()
     grades = [_number(word) for word in words]
     if len(grades) != 2 or not all(grade is not None and 1 <= grade <= 10 for grade in grades):
@@ -73,7 +67,7 @@ def read_pair(reply: str) -> Grade | None:
 
 
 def score_llava(records: Sequence[Record]) -> Score:
-    """The model's grades in percent of the reference's; facts: `category`.
+    """Score the model's grades in percent of the reference's; facts: `category`.
 
     100 · mean of the model's / mean of the reference's, over all questions and by category.
     """
@@ -93,7 +87,7 @@ def _ratio(grades: list[Any]) -> float:
 
 
 def _ask_mm_vet(record: Record) -> Messages:
-    """The benchmark's graded examples and the answer as the line to complete."""
+    """Return the benchmark's graded examples with the answer as the line to complete."""
     facts = record["facts"]
     truth = facts["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     line = f"{facts['question']} | {truth} | {record['text']} |"
@@ -101,20 +95,20 @@ def _ask_mm_vet(record: Record) -> Messages:
 
 
 def read_correctness(reply: str) -> Grade | None:
-    """The number from 0 to 1 that `reply` begins with, else None."""
+    """Return the number from 0 to 1 at the start of `reply`, else None."""
     first = (reply.split() or [""])[0]
     grade = _number(first.rstrip(".") if first.count(".") > 1 else first)
     return [grade] if grade is not None and 0 <= grade <= 1 else None
 
 
 def read_only_number(reply: str) -> Grade | None:
-    """The number from 0 to 1 that is the only one on the first line of `reply`, else None."""
+    """Return the only number on the first line of `reply` if it is from 0 to 1, else None."""
     numbers = _ANY_NUMBER.findall(reply.strip().split("\n", 1)[0])
     return read_correctness(numbers[0]) if len(numbers) == 1 else None
 
 
 def score_mm_vet(records: Sequence[Record]) -> Score:
-    """Mean correctness in percent, and of the questions that need each capability."""
+    """Score mean correctness in percent, over all questions and by capability."""
     points = [record.get("grade") for record in records]
     notes = _missing(points)
     if notes or not points:
@@ -155,20 +149,19 @@ JUDGED = {
 
 
 KEY = "OPENAI_API_KEY"
-"""The environment variable with the endpoint's key; a command line is for all to see."""
+"""Environment variable of the endpoint's key, as a command line is visible to other users."""
 
-_TRIES = 3
+_RETRIES = 2
 _AT_ONCE = 4
 _FAILURES_IN_A_ROW = 8
 _TIMEOUT_S = 120.0
 _PING_TOKENS = 256
-_THOUGHT_TOKENS = 4096
-"""What models that think count under `max_completion_tokens` beside their reply."""
+_REASONING_TOKENS = 4096
+"""Room for reasoning, which counts towards `max_completion_tokens` beside the reply."""
 
 _REFUSABLE = {"max_tokens", "temperature"}
 _SHOWN = 200
-_WARMER = 0.5
-_PASSING = {408, 409, 429, 500, 502, 503, 504}
+_TEMPERATURE_STEP = 0.5
 
 
 class JudgeError(Exception):
@@ -177,17 +170,13 @@ class JudgeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """The model `model` at `url`, the base of an OpenAI-compatible API (`http://host:8000/v1`).
-
-    `pause` seconds lie before a second try, twice that before a third.
-    """
+    """The model `model` at `url`, the base of an OpenAI-compatible API (`http://host:8000/v1`)."""
 
     url: str
     model: str
-    pause: float = 2.0
 
     refused: set[str] = field(default_factory=set[str], compare=False, repr=False)
-    """Options that the model does not take, as `ping` has found."""
+    """Options that the model does not accept, as `ping` has found."""
 
     def ping(self) -> None:
         """Ask one short question; any reply will do.
@@ -197,7 +186,7 @@ class Judge:
         """
         question = [{"role": "user", "content": "Reply with the word yes."}]
         try:
-            self._choice(question, 0.0, _PING_TOKENS, self.refused, tries=1)
+            self._complete(question, 0.0, _PING_TOKENS, self.refused, retries=0)
         except JudgeError as error:
             raise InputError(
                 f"the judge {self.model} at {self.url} does not answer ({error}); see that the URL "
@@ -205,119 +194,98 @@ class Judge:
                 f"is in {KEY}."
             ) from error
 
-    def ask(self, messages: Any, temperature: float, max_tokens: int) -> str:
-        """The reply to `messages`.
+    def ask(self, messages: Messages, temperature: float, max_tokens: int) -> str:
+        """Return the reply to `messages`.
 
         Raises:
-            JudgeError: there is none, after three tries, or after one that no other would mend.
+            JudgeError: there is none after three tries, or a further try would not help.
         """
-        # A copy, for what is refused here may be a temperature and not all of them.
-        choice = self._choice(messages, temperature, max_tokens, {*self.refused}, tries=_TRIES)
-        content = choice["message"].get("content")
-        if not isinstance(content, str):
-            raise JudgeError(f"a reply without text, ended by {choice.get('finish_reason')}")
-        return content
+        # A copy: what is refused here may be one temperature and not the option itself.
+        refused = {*self.refused}
+        text, reason = self._complete(messages, temperature, max_tokens, refused, retries=_RETRIES)
+        if text is None:
+            raise JudgeError(f"a reply without text, ended by {reason}")
+        return text
 
-    def _choice(
+    def _complete(
         self,
-        messages: Any,
+        messages: Messages,
         temperature: float,
         max_tokens: int,
         refused: set[str],
         *,
-        tries: int,
-    ) -> dict[str, Any]:
-        """The first choice of the reply; adds to `refused` what the model does not take."""
-        attempt, reason = 0, "it was not asked"
-        while attempt < tries:
-            attempt += 1
-            asked = _options(temperature, max_tokens, refused)
-            try:
-                return self._post({"model": self.model, "messages": messages, **asked})
-            except urllib.error.HTTPError as error:
-                body = _body(error)
-                reason = f"status {error.code}: {body[:_SHOWN]}".rstrip(": ")
-                named = {name for name in _REFUSABLE if name in asked and name in body}
-                if error.code == 400 and named:
-                    refused |= named
-                    attempt -= 1
-                    continue
-                if error.code not in _PASSING:
-                    break
-            except (OSError, http.client.HTTPException) as error:
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
-            except (ValueError, LookupError, TypeError):
-                reason = "a reply that is no chat completion"
-                break
-            if attempt < tries:
-                time.sleep(self.pause * attempt)
-        raise JudgeError(reason)
+        retries: int,
+    ) -> tuple[str | None, str | None]:
+        """Return the reply's text and finish reason; add to `refused` what the model rejects."""
+        from openai import APIConnectionError, APIStatusError, Omit, OpenAI, OpenAIError
 
-    def _post(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of the reply; its `message` may be without text."""
         key = os.environ.get(KEY)
-        request = urllib.request.Request(
-            f"{self.url.rstrip('/')}/chat/completions",
-            data=json.dumps(asked).encode(),
-            headers={
-                "Content-Type": "application/json",
-                **({"Authorization": f"Bearer {key}"} if key else {}),
-            },
-        )
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-            choice = json.load(response)["choices"][0]
-        if not isinstance(choice["message"], dict):
-            raise TypeError("no message")
-        return choice
-
-
-def _options(temperature: float, max_tokens: int, refused: set[str]) -> dict[str, Any]:
-    """Limit and temperature, as far and in such words as they are not refused."""
-    options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
-    if "max_tokens" in refused:
-        options["max_completion_tokens"] = max_tokens + _THOUGHT_TOKENS
-    return {name: value for name, value in options.items() if name not in refused}
-
-
-def _body(error: urllib.error.HTTPError) -> str:
-    """What the endpoint says of it, in one line."""
-    with suppress(OSError, http.client.HTTPException):
-        return " ".join(error.read().decode(errors="replace").split())
-    return ""
+        headers = None if key else {"Authorization": cast(str, Omit())}
+        with OpenAI(
+            base_url=self.url,
+            api_key=key or "none",
+            timeout=_TIMEOUT_S,
+            max_retries=retries,
+        ) as client:
+            while True:
+                options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
+                if "max_tokens" in refused:
+                    options["max_completion_tokens"] = max_tokens + _REASONING_TOKENS
+                options = {name: options[name] for name in options if name not in refused}
+                try:
+                    completion = client.chat.completions.create(
+                        model=self.model,
+                        messages=cast(Any, messages),
+                        extra_headers=headers,
+                        **options,
+                    )
+                    choice = completion.choices[0]
+                    return choice.message.content, getattr(choice, "finish_reason", None)
+                except APIStatusError as error:
+                    body = " ".join(error.response.text.split())
+                    named = {name for name in _REFUSABLE if name in options and name in body}
+                    if error.status_code != 400 or not named:
+                        reason = f"status {error.status_code}: {body[:_SHOWN]}".rstrip(": ")
+                        raise JudgeError(reason) from error
+                    refused |= named
+                except APIConnectionError as error:
+                    raise JudgeError(str(error.__cause__ or error)) from error
+                except (OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
+                    raise JudgeError("a reply that is no chat completion") from error
 
 
 def judge_all(
     judge: Judge, judging: Judging, records: Sequence[Record]
 ) -> Iterator[dict[str, Any]]:
-    """What `judge` says of each of `records`, in their order: `row`, `reply`, `grade`, `error`.
+    """Yield the judgement of each of `records` in their order: `row`, `reply`, `grade`, `error`.
 
-    `grade` is None where there is no reply or no grade in it. A judge that fails too often in a row
-    is asked no more.
+    `grade` is None without a reply or without a grade in it. Stops after too many failures in a
+    row.
     """
     failures = 0
 
-    def one(record: Record) -> dict[str, Any]:
-        said: dict[str, Any] = {"row": record["row"], "judge": judge.model, "grade": None}
+    def judge_one(record: Record) -> dict[str, Any]:
+        judgement: dict[str, Any] = {"row": record["row"], "judge": judge.model, "grade": None}
         try:
-            return said | _graded(judge, judging, record)
+            return judgement | _graded(judge, judging, record)
         except JudgeError as error:
-            return said | {"error": str(error)}
+            return judgement | {"error": str(error)}
 
     with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
         for start in range(0, len(records), _AT_ONCE):
-            for said in pool.map(one, records[start : start + _AT_ONCE]):
-                failures = failures + 1 if "error" in said else 0
-                yield said
+            for judgement in pool.map(judge_one, records[start : start + _AT_ONCE]):
+                failures = failures + 1 if "error" in judgement else 0
+                yield judgement
             if failures >= _FAILURES_IN_A_ROW:
                 return
 
 
 def _graded(judge: Judge, judging: Judging, record: Record) -> dict[str, Any]:
-    """`reply` and `grade`; asked again as often as the benchmark's own evaluation does."""
+    """Return `reply` and `grade`, asking again as often as the benchmark's own evaluation."""
     messages = judging.ask(record)
     replies: list[str] = []
     for again in range(judging.asked_again + 1):
-        temperature = judging.temperature + again * _WARMER
+        temperature = judging.temperature + again * _TEMPERATURE_STEP
         replies.append(judge.ask(messages, temperature, judging.max_tokens))
         grade = judging.read(replies[-1])
         if grade is not None:

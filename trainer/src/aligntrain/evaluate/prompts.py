@@ -1,6 +1,6 @@
-"""What LLaVA-1.5, and so the paper, asks in each benchmark, to the byte.
+"""Prompts of LLaVA-1.5, and so of the paper, to the byte.
 
-The picture and a line feed stand before these texts; the chat template stands around them.
+The chat template adds the image and a line feed before these texts.
 """
 
 import math
@@ -16,29 +16,27 @@ LETTER_CN = "\n请直接回答选项字母。"
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 YES_NO = "Please answer yes or no."
 PROTOCOL = 1
-"""Counts the ways in which models have been asked: texts, pictures, limits of an answer. Answers
-given under another number are not reused.
-"""
+"""Version of prompts, images and answer limits; answers of another version are not reused."""
 
 
 def short(row: Row) -> str:
-    """VQAv2, GQA, POPE: the question, to be answered shortly."""
+    """VQAv2, GQA, POPE: the question, with a request for a short answer."""
     return row["question"].strip() + SHORT
 
 
 def vizwiz(row: Row) -> str:
-    """VizWiz: with a way out, the question in sentence case and with the spaces around it."""
+    """VizWiz: the question in sentence case with its outer spaces, and a way out."""
     return row["question"].capitalize() + UNANSWERABLE + SHORT
 
 
 def textvqa(row: Row) -> str:
-    """TextVQA: in sentence case, with the words that an OCR system (Rosetta) has read."""
+    """TextVQA: the question in sentence case, with the words read by an OCR system (Rosetta)."""
     question, words = row["question"].strip().capitalize(), ", ".join(row["ocr_tokens"])
     return f"{question}\nReference OCR token: {words}{SHORT}"
 
 
 def mme(row: Row) -> str:
-    """MME: its own instruction makes place for LLaVA's."""
+    """MME: LLaVA's instruction replaces its own."""
     return row["question"].replace(YES_NO, "").strip() + SHORT
 
 
@@ -57,7 +55,7 @@ def seed(row: Row) -> str:
 
 
 def mmbench(row: Row) -> str:
-    """MMBench: hint, question, as many options as there are."""
+    """MMBench: hint, question, the options that the row has."""
     return _mmbench(row) + LETTER
 
 
@@ -73,7 +71,7 @@ def _mmbench(row: Row) -> str:
 
 
 def mmbench_options(row: Row) -> dict[str, str]:
-    """The options of a row of MMBench, to the first that it lacks."""
+    """Return the options of a row of MMBench up to the first missing one."""
     options: dict[str, str] = {}
     for letter in "ABCD":
         if absent(row.get(letter)):
@@ -88,7 +86,7 @@ def bare(row: Row) -> str:
 
 
 def absent(cell: Any) -> bool:
-    """Whether a cell of a table says that there is nothing."""
+    """Whether a table's cell is empty."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return True
     return str(cell).lower() in ("nan", "none")

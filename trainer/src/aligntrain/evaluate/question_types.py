@@ -1,6 +1,6 @@
-"""What type a question is of, by its words, where the data do not say it.
+"""Type of a question by its words, for data without a column of types.
 
-The first type of the table whose pattern is found in the question, in lower case, is its own:
+The first matching row of the table gives the type; questions are compared in lower case:
 
     multiple choice   lines that begin with a letter and a full stop, bracket or colon
     yes or no         begins with a form of be, do, have or can, or with will, would, should, may
@@ -38,7 +38,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
 _TYPES = tuple((name, re.compile(pattern)) for name, pattern in _PATTERNS)
 
 
-def kind_of(question: str) -> str:
-    """The type of `question`, of the table above."""
+def question_type(question: str) -> str:
+    """Return the type of `question` by the table above."""
     words = question.strip().lower()
     return next((name for name, pattern in _TYPES if pattern.search(words)), OTHER)

@@ -1,20 +1,28 @@
-"""`aligntrain eval`: answers, then grades where a judge is asked, then scores, each kept."""
+"""`aligntrain eval`: generate answers, have a judge grade them, score them; each step is stored."""
 
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from alignshared import InputError, atomic
-from aligntrain.evaluate.benchmarks import BENCHMARKS, Benchmark, chosen
-from aligntrain.evaluate.data import Data, fetched, find_data
+from aligntrain.evaluate.benchmarks import BENCHMARKS, Benchmark, parse_benchmarks
+from aligntrain.evaluate.data import (
+    Data,
+    ImageLookup,
+    fetch,
+    find_data,
+    images_of,
+    read_rows,
+    without_images,
+)
 from aligntrain.evaluate.judge import JUDGED, Judge, judge_all
 from aligntrain.evaluate.prompts import PROTOCOL
 from aligntrain.evaluate.scorers import Score
@@ -22,18 +30,25 @@ from aligntrain.evaluate.store import (
     ANSWERS,
     JUDGEMENTS,
     RESULT,
-    Appended,
+    JsonlLog,
     check_conditions,
     fingerprint,
-    keep_conditions,
-    kept_conditions,
+    read_conditions,
     read_lines,
+    write_conditions,
     write_json,
     write_lines,
     write_submission,
 )
 from aligntrain.inference.load import load_for_inference, model_folder
 from aligntrain.progress import watched
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from aligntrain.inference.generate import Question
+    from aligntrain.model.modeling import AlignGPTForConditionalGeneration
+    from aligntrain.model.processing import AlignGPTProcessor
 
 TABLE = "table.md"
 HEADINGS = (
@@ -45,19 +60,19 @@ NO_SCORE = "no score"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One benchmark's: `result` is what its `result.json` holds."""
+    """A benchmark with the content of its `result.json`."""
 
     benchmark: Benchmark
     result: dict[str, Any]
 
     @classmethod
     def of(cls, result: dict[str, Any]) -> "Outcome":
-        """That which `result.json` holds."""
+        """Return the outcome for the content of a `result.json`."""
         return cls(BENCHMARKS[result["benchmark"]], result)
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """A row of the table, as `HEADINGS` names its cells."""
+        """Cells of the table's row, in the order of `HEADINGS`."""
         benchmark, published = self.benchmark, self.benchmark.published
         return (
             benchmark.title,
@@ -72,7 +87,7 @@ class Outcome:
 
 
 def comparable(benchmark: Benchmark, result: dict[str, Any]) -> str:
-    """Whether `result` stands for the same as the published values: yes, nearly or no, and why."""
+    """Say whether `result` compares with the published values: yes, nearly or no, and why."""
     published, questions = benchmark.published, result["questions"]
     if result["score"] is None:
         return NO_SCORE
@@ -90,22 +105,25 @@ def comparable(benchmark: Benchmark, result: dict[str, Any]) -> str:
 
 
 def write_table(outcomes: list[Outcome], file: Path) -> None:
-    """The table in Markdown, with the notes under it."""
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *(one.cells for one in outcomes)]
+    """Write the table in Markdown with the notes below it."""
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *(outcome.cells for outcome in outcomes)]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     notes = [
-        f"- {one.benchmark.title}: {note}." for one in outcomes for note in one.result["notes"]
+        f"- {outcome.benchmark.title}: {note}."
+        for outcome in outcomes
+        for note in outcome.result["notes"]
     ]
     atomic.write(file, "\n".join([*lines, "", *notes]).rstrip() + "\n")
 
 
-Asked = Callable[[], tuple[Any, Any]]
-_PACKAGES = ("aligntrain", "lmms-eval", "torch", "transformers")
+Loader = Callable[[], tuple["AlignGPTForConditionalGeneration", "AlignGPTProcessor"]]
+"""Loads model and processor at the first call."""
+_PACKAGES = ("aligntrain", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Where the outcomes lie, and what they are, in the order they were asked for."""
+    """The output folder, and the outcomes in the order of the request."""
 
     output: Path
     outcomes: list[Outcome]
@@ -113,7 +131,7 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What holds for all benchmarks of an evaluation; see `evaluate`."""
+    """Settings of all benchmarks of an evaluation; see `evaluate`."""
 
     data: str | Path | None = None
     limit: int | None = None
@@ -131,61 +149,59 @@ def evaluate(
     output: str | Path | None = None,
     device: str | None = None,
 ) -> Evaluation:
-    """Ask the model in `model`, a run's folder or its own, the questions of `benchmarks`.
+    """Evaluate the model in `model`, a run's folder or its own, on `benchmarks`.
 
-    Answers are greedy, prompts and pictures those of the paper's evaluation. Each benchmark is kept
-    below `output` (by default `eval` in `model`) as soon as it is done, each answer as soon as it
-    is given; what is there under the same conditions is not done again. With a judge, answers that
-    are there are graded without the model.
+    Answers are greedy; prompts and images are those of the paper's evaluation. Each answer is
+    stored below `output` (by default `eval` in `model`) as soon as it is given, and finished work
+    is not repeated under the same conditions. A judge grades stored answers without the model.
 
     Args:
         benchmarks: names by comma, `NAME@REVISION` for a commit of the Hub, `paper` for all twelve.
-        settings: `data`, a folder with the benchmarks' files in the place of the Hub; `limit`, how
-            many questions of each (pairs and rotations stay whole); `max_new_tokens` in the place
-            of the protocol's; `batch_size`; `judge`, for LLaVA-Bench and MM-Vet; `console`, where
-            progress is shown.
+        settings: `data`, a folder with the benchmarks' files instead of the Hub; `limit`, questions
+            of each benchmark (pairs and rotations stay whole); `max_new_tokens` instead of the
+            protocol's; `batch_size`; `judge`, for LLaVA-Bench and MM-Vet; `console` for progress.
 
     Raises:
-        InputError: a name is wrong, data is missing, what is kept was given under other conditions,
-            the judge does not answer, the model only captions pictures, lmms-eval is not installed,
-            or a launcher has started several processes.
+        InputError: a name is wrong, data or a package is missing, stored answers were given under
+            other conditions, the judge does not answer, the model only captions images, or a
+            launcher has started several processes.
     """
     settings = settings or Settings()
-    place, wanted = model_folder(model), chosen(benchmarks)
+    folder, selected = model_folder(model), parse_benchmarks(benchmarks)
     target = Path(output) if output is not None else Path(model) / "eval"
     _check(settings)
-    if settings.judge is not None and any(one.judged for one, _ in wanted):
+    if settings.judge is not None and any(benchmark.judged for benchmark, _ in selected):
+        _require("openai")
         settings.judge.ping()
-    if not all((target / one.name / RESULT).is_file() for one, _ in wanted):
-        _require_engine()
-    mark = fingerprint(place)
-    # What is missing, or does not belong together, shows before anything is asked.
-    tasks = [_task(one, at, target / one.name, mark, settings) for one, at in wanted]
-    asked = cache(lambda: _asked(place, device))
+    if not all((target / benchmark.name / RESULT).is_file() for benchmark, _ in selected):
+        _require("datasets")
+    model_id = fingerprint(folder)
+    # All tasks are planned first, so that missing data shows before anything is asked.
+    tasks = [
+        _plan(benchmark, revision, target / benchmark.name, model_id, settings)
+        for benchmark, revision in selected
+    ]
+    load = cache(lambda: _load(folder, device))
     outcomes: list[Outcome] = []
     for task in tasks:
-        outcomes.append(_outcome(task, settings, asked))
-        write_table(_all_of(mark, target), target / TABLE)
+        outcomes.append(_run(task, settings, load))
+        write_table(_stored_outcomes(model_id, target), target / TABLE)
     return Evaluation(target, outcomes)
 
 
-def _all_of(model: str, target: Path) -> list[Outcome]:
-    """What `target` holds of the model with that fingerprint, earlier calls' too, as they are
-    listed in the paper's table.
-    """
+def _stored_outcomes(model_id: str, target: Path) -> list[Outcome]:
+    """Outcomes of the model in `target`, also of earlier calls, in the order of the paper."""
     folders = [target / name for name in BENCHMARKS]
     return [
         Outcome.of(json.loads((folder / RESULT).read_bytes()))
         for folder in folders
-        if (folder / RESULT).is_file() and kept_conditions(folder).get("model") == model
+        if (folder / RESULT).is_file() and read_conditions(folder).get("model") == model_id
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A benchmark to be done in `folder`, under `conditions`; `data` is None where it is answered
-    already.
-    """
+    """A benchmark to run in `folder` under `conditions`; `data` is None if it is answered."""
 
     benchmark: Benchmark
     folder: Path
@@ -193,73 +209,76 @@ class _Task:
     data: Data | None
 
 
-def _task(
-    benchmark: Benchmark, revision: str | None, folder: Path, mark: str, settings: Settings
+def _plan(
+    benchmark: Benchmark, revision: str | None, folder: Path, model_id: str, settings: Settings
 ) -> _Task:
-    """How `benchmark` is to be done.
+    """Plan the run of `benchmark`.
 
     Raises:
         InputError: its data is missing, or `folder` holds answers under other conditions.
     """
     conditions = {
-        "model": mark,
+        "model": model_id,
         "protocol": PROTOCOL,
         "limit": settings.limit,
         "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
     }
     check_conditions(folder, conditions)
-    done, kept = (folder / RESULT).is_file(), kept_conditions(folder).get("revision")
-    if done and settings.data is None and revision in (None, kept):
+    done, stored = (folder / RESULT).is_file(), read_conditions(folder).get("revision")
+    if done and settings.data is None and revision in (None, stored):
         return _Task(benchmark, folder, conditions, None)
-    data = find_data(benchmark, settings.data, revision or kept)
-    check_conditions(folder, data.mark)
-    return _Task(benchmark, folder, conditions | data.mark, None if done else data)
+    data = find_data(benchmark, settings.data, revision or stored)
+    check_conditions(folder, data.identity)
+    return _Task(benchmark, folder, conditions | data.identity, None if done else data)
 
 
 def _check(settings: Settings) -> None:
     for name in ("limit", "max_new_tokens", "batch_size"):
         value = getattr(settings, name)
         if value is not None and value < 1:
-            raise InputError(f"{name} {value} cannot be: give 1 or more.")
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1 (got {value}).")
     processes = os.environ.get("WORLD_SIZE", "1")
     if processes != "1":
         raise InputError(
-            f"the benchmarks are asked by one process, and a launcher started {processes} "
-            "(WORLD_SIZE); start one for each GPU by itself, with CUDA_VISIBLE_DEVICES set and "
-            "other benchmarks for each."
+            f"an evaluation is a single process, but a launcher started {processes} (WORLD_SIZE); "
+            "start one for each GPU by itself, with CUDA_VISIBLE_DEVICES set and other benchmarks "
+            "for each."
         )
 
 
-def _require_engine() -> None:
-    if find_spec("lmms_eval") is None:
+def _require(package: str) -> None:
+    if find_spec(package) is None:
         raise InputError(
-            "the benchmarks are asked by lmms-eval, which is not installed; install it with "
+            f"the benchmarks need the package {package}, which is not installed; install it with "
             "`pip install 'aligntrain[eval]'`, or here `uv sync --group eval`."
         )
 
 
-def _asked(place: Path, device: str | None) -> tuple[Any, Any]:
+def _load(
+    folder: Path, device: str | None
+) -> "tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]":
     from aligntrain.inference.generate import captions_only
 
-    model, processor = load_for_inference(place, device=device)
+    model, processor = load_for_inference(folder, device=device)
     if captions_only(processor):
         raise InputError(
-            f"the model in {place} is pretrained and only captions pictures; give a fine-tuned one."
+            f"the model in {folder} is pretrained and only captions pictures; give a fine-tuned "
+            "one."
         )
     return model, processor
 
 
-def _outcome(task: _Task, settings: Settings, asked: Asked) -> Outcome:
+def _run(task: _Task, settings: Settings, load: Loader) -> Outcome:
     benchmark, folder = task.benchmark, task.folder
     if task.data is None:
         result = json.loads((folder / RESULT).read_bytes())
         if benchmark.judged and settings.judge is None:
-            return Outcome(benchmark, result)  # graded by whom it was, or not yet
+            return Outcome(benchmark, result)  # keep the grades of the last judge, if any
         records = read_lines(folder / ANSWERS)
     else:
-        data = fetched(benchmark, task.data)
-        records = _answered(task, data, settings, asked)
-        result = _facts(benchmark, data, settings, asked)
+        data = fetch(benchmark, task.data)
+        records = _answer(task, data, settings, load)
+        result = _facts(benchmark, data, settings, load)
     submission = write_submission(benchmark.name, records, folder, settings.data)
     if benchmark.judged:
         _judge(benchmark, folder, records, settings)
@@ -275,31 +294,67 @@ def _outcome(task: _Task, settings: Settings, asked: Asked) -> Outcome:
     return Outcome(benchmark, result)
 
 
-def _answered(task: _Task, data: Data, settings: Settings, asked: Asked) -> list[dict[str, Any]]:
-    """The benchmark's answers with the facts that its scorer needs, kept in its folder."""
-    from aligntrain.evaluate.lmms_eval import answer_benchmark
+def _answer(task: _Task, data: Data, settings: Settings, load: Loader) -> list[dict[str, Any]]:
+    """Answer the rows that have no stored answer to the same prompt; return all, with the facts
+    that their scorer needs.
+    """
+    from aligntrain.inference.generate import generate_answers
 
-    keep_conditions(task.folder, {**task.conditions, "precision": _precision(asked)})
-    answers = Appended(task.folder / ANSWERS)
-    facts = answer_benchmark(
-        task.benchmark,
-        data,
-        asked(),
-        answers,
-        limit=settings.limit,
-        max_new_tokens=settings.max_new_tokens,
+    write_conditions(task.folder, {**task.conditions, "precision": _precision(load)})
+    if settings.console is None or not settings.console.is_terminal:
+        _hide_bars()
+    benchmark = task.benchmark
+    rows, lookup = read_rows(benchmark, data, settings.limit)
+    texts = without_images(rows)
+    prompts = [benchmark.prompt(row) for row in texts]
+    log = JsonlLog(task.folder / ANSWERS)
+    stored = dict(enumerate(prompts))
+    records = {line["row"]: line for line in log.lines if stored.get(line["row"]) == line["prompt"]}
+    waiting = [row for row in range(len(prompts)) if row not in records]
+    answers = generate_answers(
+        *load(),
+        (_question(benchmark, rows, lookup, row, prompts[row]) for row in waiting),
+        max_new_tokens=settings.max_new_tokens or benchmark.max_new_tokens,
         batch_size=settings.batch_size,
-        console=settings.console,
+        shorten=True,
     )
-    by_row = {line["row"]: line for line in answers.lines}  # the last of a row is the valid one
-    return [{**by_row[row], "facts": known} for row, known in enumerate(facts)]
+    progress = watched(waiting, benchmark.name, len(waiting), settings.console)
+    for row, reply in zip(progress, answers, strict=True):
+        records[row] = {
+            "row": row,
+            "prompt": prompts[row],
+            "text": reply.text,
+            "tokens": reply.tokens,
+            "finished": reply.finished,
+            "gate_weights": reply.gate_weights,
+        }
+        log.append(records[row])
+    return [{**records[index], "facts": benchmark.facts(row)} for index, row in enumerate(texts)]
 
 
-def _precision(asked: Asked) -> str:
-    return str(asked()[0].dtype).removeprefix("torch.")
+def _question(
+    benchmark: Benchmark, rows: "Dataset", lookup: ImageLookup | None, row: int, prompt: str
+) -> "Question":
+    from aligntrain.inference.generate import Question
+
+    content: list[dict[str, Any]] = [
+        {"type": "image", "image": image} for image in images_of(rows[row], lookup)
+    ]
+    content.append({"type": "text", "text": prompt})
+    return Question([{"role": "user", "content": content}], name=f"{benchmark.name}, row {row}")
 
 
-def _facts(benchmark: Benchmark, data: Data, settings: Settings, asked: Asked) -> dict[str, Any]:
+def _hide_bars() -> None:
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
+
+
+def _precision(load: Loader) -> str:
+    return str(load()[0].dtype).removeprefix("torch.")
+
+
+def _facts(benchmark: Benchmark, data: Data, settings: Settings, load: Loader) -> dict[str, Any]:
     published = benchmark.published
     return {
         "benchmark": benchmark.name,
@@ -310,35 +365,29 @@ def _facts(benchmark: Benchmark, data: Data, settings: Settings, asked: Asked) -
         "limit": settings.limit,
         "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
         "batch_size": settings.batch_size,
-        "precision": _precision(asked),
+        "precision": _precision(load),
         "published": published and {"llava": published.llava, "aligngpt": published.aligngpt},
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: version(name) for name in _PACKAGES},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _judge(
     benchmark: Benchmark, folder: Path, records: list[dict[str, Any]], settings: Settings
 ) -> None:
-    """Have each of `records` graded that the judge has not graded yet; grades are kept."""
+    """Add the judge's grade to each of `records`, asking only for grades that are not stored."""
     for record in records:
         record.pop("grade", None)
-    if settings.judge is None:
+    judge = settings.judge
+    if judge is None:
         return
-    kept = Appended(folder / JUDGEMENTS)
-    of_judge = [line for line in kept.lines if line["judge"] == settings.judge.model]
-    grades = {line["row"]: line["grade"] for line in of_judge if line["grade"] is not None}
+    log = JsonlLog(folder / JUDGEMENTS)
+    lines = [line for line in log.lines if line["judge"] == judge.model]
+    grades = {line["row"]: line["grade"] for line in lines if line["grade"] is not None}
     left = [record for record in records if record["row"] not in grades]
-    said = judge_all(settings.judge, JUDGED[benchmark.name], left)
+    judgements = judge_all(judge, JUDGED[benchmark.name], left)
     title = f"{benchmark.name}, judged"
-    for line in watched(said, title, len(left), settings.console):
-        kept.append(line)
+    for line in watched(judgements, title, len(left), settings.console):
+        log.append(line)
         grades[line["row"]] = line["grade"]
     for record in records:
         record["grade"] = grades.get(record["row"])

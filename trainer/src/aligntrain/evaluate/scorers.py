@@ -1,8 +1,8 @@
-"""VQA accuracy (VQAv2, VizWiz, TextVQA) and exact match (GQA).
+"""Scorers: VQA accuracy, exact match, multiple choice, and the yes-or-no questions of POPE and MME.
 
-VQA accuracy is that of Antol et al., arXiv 1505.00468, as the VQA server's evaluation code has it:
-both sides are written alike first. The tables below are the ones the server uses, its slips
-included, for what is compared with it has to be read as it reads.
+VQA accuracy is that of Antol et al., arXiv 1505.00468, as the VQA server's evaluation code computes
+it: answers of both sides are normalised first. Its tables, slips included, are those of the server,
+as scores are compared with the server's.
 """
 
 import re
@@ -12,16 +12,16 @@ from itertools import product
 from typing import Any
 
 Record = Mapping[str, Any]
-"""One answered question: `text`, the answer, and `facts`, what its scorer needs of the data."""
+"""One answered question: the answer `text`, and `facts` of the data for its scorer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A benchmark's outcome.
+    """A benchmark's score.
 
-    `value` is the headline in the paper's unit, None where there is none to give; `details` are
-    named numbers beside it; `points` is what each record got, None where it was not scored;
-    `notes` are sentences about what is missing.
+    `value` is the headline in the paper's unit, None if there is none; `points` are the records'
+    own scores, None for unscored ones; `details` are further named numbers; `notes` are sentences
+    about what is missing.
     """
 
     value: float | None
@@ -31,13 +31,13 @@ class Score:
 
 
 def percent(points: Iterable[float]) -> float | None:
-    """The mean of `points` in percent, None where there are none."""
+    """Return the mean of `points` in percent, None if there are none."""
     given = list(points)
     return 100 * sum(given) / len(given) if given else None
 
 
 def grouped(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[int]]:
-    """The places of `records` by their facts `keys`, in the order they came."""
+    """Group the indices of `records` by their facts `keys`, in order of appearance."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for place, record in enumerate(records):
         groups.setdefault(tuple(record["facts"][key] for key in keys), []).append(place)
@@ -53,7 +53,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 _PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")
 _MOST_PERIODS = 32
-"""How many full stops the server's code takes out: it gives a flag where the count belongs."""
+"""Full stops that the server's code removes: it passes a flag where the count belongs."""
 
 _WRITTEN = """
 'ow's'at 'twas I'd've I'm I've ain't aren't can't could've couldn't couldn't've didn't doesn't don't
@@ -69,7 +69,7 @@ _NOT_MENDED = {"ow'sat", "'owsat", "ows'at", "yall'dve", "y'alldve", "yalld've"}
 
 
 def _contractions() -> dict[str, str]:
-    """From contractions that lack some of their apostrophes, though of several not all."""
+    """Map contractions that lack some apostrophes, but not all of several, to their spelling."""
     mended = {"somebody'd": "somebodyd"}
     for written in _WRITTEN:
         first, *others = written.split("'")
@@ -85,8 +85,8 @@ _CONTRACTIONS = _contractions()
 
 
 def normal_answer(answer: str) -> str:
-    """`answer` as the VQA server reads it: without case, articles and most punctuation, numbers to
-    ten as digits, contractions with their apostrophes.
+    """Normalise `answer` as the VQA server does: lower case, no articles, little punctuation,
+    numbers to ten as digits, contractions with their apostrophes.
     """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
@@ -104,27 +104,27 @@ def _without_punctuation(text: str) -> str:
 
 
 def vqa_accuracy(answer: str, humans: list[str]) -> float:
-    """How far the (usually ten) `humans` agree with `answer`, 0 to 1.
+    """Return how far the (usually ten) `humans` agree with `answer`, 0 to 1.
 
-    Each of them is left out in turn; of the others, three who gave the answer are full agreement.
-    Of ten, 1, 2, 3 and 4 matches so make 0.3, 0.6, 0.9 and 1.
+    Each of them is left out in turn; three matches among the others are full agreement. Of ten, 1,
+    2, 3 and 4 matches make 0.3, 0.6, 0.9 and 1.
     """
     if not humans:
         return 0.0
-    said = normal_answer(answer)
-    matches = [normal_answer(human) == said for human in humans]
+    normal = normal_answer(answer)
+    matches = [normal_answer(human) == normal for human in humans]
     total = sum(matches)
     return sum(min((total - match) / 3, 1) for match in matches) / len(matches)
 
 
 def score_vqa(records: Sequence[Record]) -> Score:
-    """Mean VQA accuracy in percent; facts: `answers`, what people said."""
+    """Score mean VQA accuracy in percent; facts: `answers` of people."""
     points = [vqa_accuracy(record["text"], record["facts"]["answers"]) for record in records]
     return Score(percent(points), points)
 
 
 def score_exact(records: Sequence[Record]) -> Score:
-    """Share of answers that are the one expected, but for case and a full stop; facts: `answer`."""
+    """Score answers that match, ignoring case and a full stop; facts: `answer`."""
     points = [
         float(record["text"].strip().rstrip(".").lower() == record["facts"]["answer"].lower())
         for record in records
@@ -137,10 +137,10 @@ _LETTER = re.compile(r"\(?([A-Z])[.):]?|\(?([A-Z])[.):]\s.*", re.DOTALL)
 
 
 def score_science(records: Sequence[Record]) -> Score:
-    """Share of right letters; facts: `answer`, a letter, and `options`, their number.
+    """Score right letters; facts: `answer`, a letter, and `options`, their number.
 
-    A letter is given alone, as `B. …` or by `The answer is B.`, as LLaVA's evaluation reads it; one
-    that is no option, and anything else, is wrong.
+    As in LLaVA's evaluation, a letter stands alone, as `B. …` or in `The answer is B.`; anything
+    else is wrong.
     """
     points = [float(_science_letter(r["text"]) == r["facts"]["answer"]) for r in records]
     return Score(percent(points), points)
@@ -151,12 +151,12 @@ def _science_letter(text: str) -> str | None:
         return text
     if text[:1] in set("ABCDE") and text[1:3] == ". ":
         return text[0]
-    found = _THE_ANSWER_IS.findall(text)
-    return found[0] if len(found) == 1 else None
+    letters = _THE_ANSWER_IS.findall(text)
+    return letters[0] if len(letters) == 1 else None
 
 
 def score_letter(records: Sequence[Record]) -> Score:
-    """Share of answers that are the right letter and nothing else; facts: `answer`, `kind`."""
+    """Score answers that are the right letter and nothing else; facts: `answer`, `kind`."""
     points = [float(record["text"] == record["facts"]["answer"]) for record in records]
     kinds = grouped(records, "kind")
     details = {str(kind): percent(points[i] for i in places) for (kind,), places in kinds.items()}
@@ -164,17 +164,17 @@ def score_letter(records: Sequence[Record]) -> Score:
 
 
 def chosen_letter(text: str, options: dict[str, str]) -> str | None:
-    """The letter of the one of `options` that `text` names; None where it names none.
+    """Return the letter of the option that `text` names, None if it names none.
 
     By letter (`B`, `(B)`, `B. a dog`, `The answer is B.`) or by the whole text of an option. `A
     dog` names none: its A is an article.
     """
-    said = text.strip()
-    match = _LETTER.fullmatch(said) or _THE_ANSWER_IS.search(said)
+    answer = text.strip()
+    match = _LETTER.fullmatch(answer) or _THE_ANSWER_IS.search(answer)
     if match:
         letter = next(group for group in match.groups() if group)
         return letter if letter in options else None
-    same = [letter for letter, option in options.items() if _plain(option) == _plain(said)]
+    same = [letter for letter, option in options.items() if _plain(option) == _plain(answer)]
     return same[0] if len(same) == 1 else None
 
 
@@ -183,16 +183,15 @@ def _plain(text: str) -> str:
 
 
 ROTATION = 1_000_000
-"""Rotations of MMBench's question `index` are numbered `index` + 1, 2, … times this."""
+"""Rotations of MMBench's question `index` are numbered `index` plus multiples of this."""
 
 
 def score_circular(records: Sequence[Record]) -> Score:
-    """Share of questions that are right in every rotation of their options.
+    """Score questions that are right in every rotation of their options.
 
     Facts: `index`, `options` by letter, `answer`, `kind`. There may be fewer rotations than
-    options: 53 questions of the dev file have four and three. A question whose rotations are not
-    numbered without a gap has lost one; it can be neither right in every one nor wrong for it, and
-    so is left out, with a note.
+    options: 53 questions of the dev file have four options and three rotations. A question with a
+    gap in the numbers of its rotations lacks one; it is left out, with a note.
     """
     right = [
         float(
@@ -222,41 +221,41 @@ PERCEPTION = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
     "artwork", "OCR",
 )  # fmt: skip
-"""MME's subtasks that make its perception score; the other four are cognition."""
+"""MME's subtasks of the perception score; the other four are cognition."""
 
 
 def pope_reading(text: str) -> str:
-    """`no` if the first sentence of `text` has the word, else `yes`, as POPE's own code reads."""
+    """Return `no` if the first sentence of `text` has a "no" or "not", else `yes`, as POPE does."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
 def score_pope(records: Sequence[Record]) -> Score:
-    """Mean over the splits of the F1 of `yes`; facts: `answer`, yes or no, and `split`."""
+    """Score the mean F1 of `yes` over the splits; facts: `answer`, yes or no, and `split`."""
     read = [pope_reading(record["text"]) for record in records]
-    told = [record["facts"]["answer"].strip().lower() for record in records]
+    truths = [record["facts"]["answer"].strip().lower() for record in records]
     details: dict[str, float] = {}
     for (split,), places in grouped(records, "split").items():
-        pairs = [(read[i], told[i]) for i in places]
+        pairs = [(read[i], truths[i]) for i in places]
         hits, yes, true = (
             sum(pair == ("yes", "yes") for pair in pairs),
-            sum(said == "yes" for said, _ in pairs),
+            sum(reply == "yes" for reply, _ in pairs),
             sum(truth == "yes" for _, truth in pairs),
         )
         details |= {
             f"{split} F1": 200 * hits / (yes + true) if yes + true else 0.0,
-            f"{split} accuracy": 100 * sum(said == truth for said, truth in pairs) / len(pairs),
+            f"{split} accuracy": 100 * sum(reply == truth for reply, truth in pairs) / len(pairs),
             f"{split} precision": 100 * hits / yes if yes else 0.0,
             f"{split} recall": 100 * hits / true if true else 0.0,
             f"{split} yes": 100 * yes / len(pairs),
         }
     scores = [value for name, value in details.items() if name.endswith(" F1")]
-    points = [float(said == truth) for said, truth in zip(read, told, strict=True)]
+    points = [float(reply == truth) for reply, truth in zip(read, truths, strict=True)]
     return Score(sum(scores) / len(scores) if scores else None, points, details)
 
 
 def mme_reading(text: str) -> str:
-    """`yes`, `no` or `other`, as MME's own code reads: from the first four letters."""
+    """Return `yes`, `no` or `other` by the first four letters, as MME's own code does."""
     said = text.lower().strip().replace(".", "")
     if len(said) == 1:
         return {"y": "yes", "n": "no"}.get(said, "other")
@@ -265,10 +264,10 @@ def mme_reading(text: str) -> str:
 
 
 def score_mme(records: Sequence[Record]) -> Score:
-    """Sum over the perception subtasks of accuracy and of pairs wholly right, each in percent.
+    """Score the sum over perception subtasks of accuracy and of fully right pairs, in percent.
 
-    Each picture has two questions; facts: `category`, `picture`, `answer`. A picture of which one
-    is missing makes no pair: it is left out, and a note says so.
+    Each image has two questions; facts: `category`, `picture`, `answer`. An image that lacks one is
+    left out, with a note.
     """
     points = [float(mme_reading(r["text"]) == mme_reading(r["facts"]["answer"])) for r in records]
     pairs: dict[str, list[float]] = {}

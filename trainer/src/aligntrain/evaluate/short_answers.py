@@ -1,4 +1,4 @@
-"""Questions with short answers that no phase saw, and how many of them a model answers right."""
+"""Held-out questions with short answers, and a model's accuracy on them."""
 
 import hashlib
 import json
@@ -6,39 +6,42 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
 
+if TYPE_CHECKING:
+    from aligntrain.data.dataset import ShardedDataset
+    from aligntrain.data.samples import Row
+    from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
+
 SHORT_WORDS = 3
-"""Words of a reference answer, at most, for which an exact match is asked."""
+"""Maximum words of a reference answer that is compared by exact match."""
 
 MOST_ROWS = 500
-"""Rows of a dataset that are asked about, at most."""
+"""Maximum rows of a dataset that give questions."""
 
 LONGEST_ANSWER = 16
-"""Tokens of an answer, at most."""
+"""Maximum tokens of an answer."""
 
 ALL = "all"
-"""What the kinds of questions together are called."""
+"""Name for the questions of all kinds together."""
 
 
 @dataclass(frozen=True, slots=True)
-class HeldOut:
-    """A question of the type `kind` about `picture`, a file or encoded, and the `answer` that is
-    expected.
-    """
+class ShortQuestion:
+    """A question of type `kind` about `image`, a file or encoded, with its reference `answer`."""
 
     id: str
     kind: str
     question: str
     answer: str
-    picture: Path | bytes
+    image: Path | bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Right answers to `asked` questions of a kind, and the share a constant answer would get."""
+    """Right answers to `asked` questions of a kind, and the accuracy of a constant answer."""
 
     asked: int
     right: int
@@ -50,9 +53,9 @@ class Score:
         return self.right / self.asked
 
 
-def is_right(said: str, expected: str) -> bool:
-    """Whether `said` is `expected`, but for case and a full stop."""
-    return _plain(said) == _plain(expected)
+def is_right(answer: str, expected: str) -> bool:
+    """Whether `answer` is `expected`, ignoring case and a full stop."""
+    return _plain(answer) == _plain(expected)
 
 
 def _plain(answer: str) -> str:
@@ -60,19 +63,20 @@ def _plain(answer: str) -> str:
 
 
 def is_short(reference: str | None) -> bool:
-    """Whether an exact match with the answer `reference` can be asked for."""
+    """Whether `reference` is short enough for an exact match."""
     return reference is not None and 0 < len(reference.split()) <= SHORT_WORDS
 
 
 def read_questions(
     path: Path, pictures: int | None = None, kinds: Sequence[str] | None = None
-) -> list[HeldOut]:
-    """The questions in the JSON file `path`: a list of records with `id`, `image` (a path from the
-    file's folder), `question`, `answer` and, if there are several, `kind`. Those of `kinds` on so
-    many of the pictures, spread over all of them; None for every one.
+) -> list[ShortQuestion]:
+    """Read the questions of the JSON file `path`: a list of records with `id`, `image` (a path from
+    the file's folder), `question`, `answer` and, if there are several, `kind`.
+
+    Only questions of `kinds`, on `pictures` of the images, spread over all; None for all of them.
 
     Raises:
-        InputError: there is no such file, or it is not of this kind.
+        InputError: there is no such file, or it has another form.
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
@@ -83,16 +87,16 @@ def read_questions(
             "image, question and answer."
         ) from error
     ids = list(dict.fromkeys(question.id for question in questions))
-    wanted = min(pictures or len(ids), len(ids))
-    kept = {ids[number * len(ids) // wanted] for number in range(wanted)}
-    return [q for q in questions if q.id in kept and (kinds is None or q.kind in kinds)]
+    count = min(pictures or len(ids), len(ids))
+    selected = {ids[number * len(ids) // count] for number in range(count)}
+    return [q for q in questions if q.id in selected and (kinds is None or q.kind in kinds)]
 
 
-def _question(record: dict[str, Any], folder: Path) -> HeldOut:
+def _question(record: dict[str, Any], folder: Path) -> ShortQuestion:
     image = Path(record["image"])
     if image.is_absolute() or ".." in image.parts:
         raise ValueError(f"the image {image} does not lie below the file's folder")
-    return HeldOut(
+    return ShortQuestion(
         str(record["id"]),
         str(record.get("kind", "question")),
         str(record["question"]),
@@ -102,33 +106,33 @@ def _question(record: dict[str, Any], folder: Path) -> HeldOut:
 
 
 def ask(
-    model: Any,
-    processor: Any,
-    questions: Sequence[HeldOut],
+    model: "AlignGPTForConditionalGeneration",
+    processor: "AlignGPTProcessor",
+    questions: Sequence[ShortQuestion],
     *,
     batch_size: int = 32,
     done: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
-    """What the model says to each of `questions`, each by itself; `done` hears of every answer."""
+    """Return the model's answer to each of `questions`; `done` is called with 1 after each."""
     from aligntrain.inference.generate import Question, generate_answers
 
-    # Of like length together, as padding costs as much as text.
-    order = sorted(range(len(questions)), key=lambda at: len(questions[at].question))
-    waiting = (Question(_messages(questions[at])) for at in order)
-    said: dict[int, str] = {}
+    # Sorted by length, as padding costs as much as text.
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i].question))
+    waiting = (Question(_messages(questions[i])) for i in order)
+    texts: dict[int, str] = {}
     answers = generate_answers(
         model, processor, waiting, max_new_tokens=LONGEST_ANSWER, batch_size=batch_size
     )
-    for at, one in zip(order, answers, strict=True):
-        said[at] = one.text
+    for index, answer in zip(order, answers, strict=True):
+        texts[index] = answer.text
         done(1)
-    return [said[at] for at in range(len(questions))]
+    return [texts[index] for index in range(len(questions))]
 
 
-def scores(questions: Sequence[HeldOut], said: Sequence[str]) -> dict[str, Score]:
-    """How many answers are right, by kind of question."""
+def scores(questions: Sequence[ShortQuestion], answers: Sequence[str]) -> dict[str, Score]:
+    """Score `answers` by kind of question."""
     right: Counter[str] = Counter()
-    for question, text in zip(questions, said, strict=True):
+    for question, text in zip(questions, answers, strict=True):
         right[question.kind] += is_right(text, question.answer)
     return {
         kind: Score(count, right[kind], best / count)
@@ -136,10 +140,8 @@ def scores(questions: Sequence[HeldOut], said: Sequence[str]) -> dict[str, Score
     }
 
 
-def constant_answers(questions: Sequence[HeldOut]) -> dict[str, tuple[int, int]]:
-    """By kind how many of `questions` there are, and how many of them the best constant answer gets
-    right.
-    """
+def constant_answers(questions: Sequence[ShortQuestion]) -> dict[str, tuple[int, int]]:
+    """Return by kind the count of `questions`, and how many the best constant answer gets right."""
     expected: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for question in questions:
         expected[question.kind][_plain(question.answer)] += 1
@@ -148,39 +150,38 @@ def constant_answers(questions: Sequence[HeldOut]) -> dict[str, tuple[int, int]]
     }
 
 
-def digest_of(questions: Sequence[HeldOut]) -> str:
-    """A SHA-256 that is the same for the same `questions` in the same order; of pictures in files
-    it knows the names.
-    """
+def digest_of(questions: Sequence[ShortQuestion]) -> str:
+    """Return a SHA-256 of `questions` in their order; image files count by their names."""
     digest = hashlib.sha256()
-    for one in questions:
-        picture = one.picture if isinstance(one.picture, bytes) else one.picture.name.encode()
-        for part in (one.id, one.kind, one.question, one.answer):
+    for question in questions:
+        image = question.image
+        image = image if isinstance(image, bytes) else image.name.encode()
+        for part in (question.id, question.kind, question.question, question.answer):
             digest.update(part.encode() + b"\0")
-        digest.update(hashlib.sha256(picture).digest())
+        digest.update(hashlib.sha256(image).digest())
     return digest.hexdigest()
 
 
-def questions_of_rows(data: str, share: float) -> list[HeldOut]:
-    """The questions with short answers in the rows of the dataset `data` that a recipe with the
-    `data.validation_share` `share` keeps from training, typed as `aligntrain gate` does; of
-    MOST_ROWS of them at most, at equal distances. Rows that cannot be used are left out.
+def questions_of_rows(data: str, share: float) -> list[ShortQuestion]:
+    """Return the questions with short answers from the rows of `data` that a recipe with the
+    `data.validation_share` `share` holds out, of at most MOST_ROWS rows at equal distances, typed
+    as in `aligntrain gate`. Invalid rows are left out.
 
-    Of a conversation that is the first question alone: a later one may be none without what was
-    said before it, such as the line that asks for a single word.
+    A conversation gives its first question alone: later ones may depend on earlier turns, such as a
+    line that asks for a single word.
     """
     shards, held_out = _held_out_rows(data, share)
     count = min(len(held_out), MOST_ROWS)
-    rows = [held_out[at * len(held_out) // count] for at in range(count)]
+    rows = [held_out[i * len(held_out) // count] for i in range(count)]
     return [question for row in rows for question in _of_row(shards.row(row))]
 
 
 def holds_out(data: str, share: float) -> bool:
-    """Whether such a recipe keeps any row of `data` from training."""
+    """Whether a recipe with this `data.validation_share` holds out any row of `data`."""
     return bool(_held_out_rows(data, share)[1])
 
 
-def _held_out_rows(data: str, share: float) -> tuple[Any, list[int]]:
+def _held_out_rows(data: str, share: float) -> "tuple[ShardedDataset, list[int]]":
     from aligntrain.data.dataset import ShardedDataset
     from aligntrain.data.index import read_index
 
@@ -188,9 +189,9 @@ def _held_out_rows(data: str, share: float) -> tuple[Any, list[int]]:
     return shards, read_index(shards).validation_rows(share).tolist()
 
 
-def _of_row(row: Any) -> Iterator[HeldOut]:
+def _of_row(row: "Row") -> Iterator[ShortQuestion]:
     from aligntrain.data.samples import decode_sample_image
-    from aligntrain.evaluate.question_types import kind_of
+    from aligntrain.evaluate.question_types import question_type
     from aligntrain.prompts.conversation import InvalidSample, read_conversation
     from aligntrain.prompts.placeholders import IMAGE_MARK
 
@@ -203,14 +204,14 @@ def _of_row(row: Any) -> Iterator[HeldOut]:
         return
     question = first.question.replace(IMAGE_MARK, "").strip()
     if is_short(first.answer):
-        yield HeldOut(row.id, kind_of(question), question, first.answer, row.image)
+        yield ShortQuestion(row.id, question_type(question), question, first.answer, row.image)
 
 
-def _messages(question: HeldOut) -> list[dict[str, Any]]:
+def _messages(question: ShortQuestion) -> list[dict[str, Any]]:
     from aligntrain.data.samples import decode_sample_image
     from aligntrain.model.processing import read_image
 
-    given = question.picture
-    picture = decode_sample_image(given) if isinstance(given, bytes) else read_image(given)
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question.question}]
+    encoded = question.image
+    image = decode_sample_image(encoded) if isinstance(encoded, bytes) else read_image(encoded)
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question.question}]
     return [{"role": "user", "content": content}]

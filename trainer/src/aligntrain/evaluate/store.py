@@ -1,8 +1,12 @@
-"""What an evaluation leaves on disk, written so that a killed one goes on where it stopped.
+"""Files of an evaluation, from which an interrupted one resumes.
 
-In the folder of each benchmark: `conditions.json`, under what the answers were given and to which
-data; `answers.jsonl`, one line for each question, appended as answers come; `judgements.jsonl`, one
-line for each answer that a judge was asked about; `result.json`, last.
+Each benchmark has a folder:
+
+    conditions.json     model, protocol, limits and data of the answers
+    answers.jsonl       one line a question, appended as answers come
+    judgements.jsonl    one line for each answer sent to a judge
+    result.json         the score, written last
+    submission.json     for benchmarks that a server scores
 """
 
 import hashlib
@@ -21,7 +25,7 @@ _ENDS = 1 << 20
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, but for a last one that was cut off; none where there is none."""
+    """Return the lines of a JSONL file without a truncated last one; [] if there is no file."""
     if not file.is_file():
         return []
     lines: list[dict[str, Any]] = []
@@ -33,25 +37,25 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """`content` as a JSON file, whole or not at all."""
+    """Write `content` as a JSON file, whole or not at all."""
     atomic.write(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """`lines` as a JSONL file, whole or not at all."""
+    """Write `lines` as a JSONL file, whole or not at all."""
     atomic.write(file, "".join(f"{_line(line)}\n" for line in lines))
 
 
-class Appended:
-    """A JSONL file that grows; what stands in it already is in `lines`."""
+class JsonlLog:
+    """JSONL file that is appended to; `lines` holds its content."""
 
     def __init__(self, file: Path) -> None:
         self.lines = read_lines(file)
         self._file = file
-        write_lines(file, self.lines)  # without a last line that was cut off
+        write_lines(file, self.lines)  # drops a truncated last line
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add `line` so that it survives the end of this process."""
+        """Append `line`; it survives the end of this process."""
         with self._file.open("a", encoding="utf-8") as out:
             out.write(f"{_line(line)}\n")
         self.lines.append(line)
@@ -61,19 +65,19 @@ def _line(content: dict[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False)
 
 
-def kept_conditions(folder: Path) -> dict[str, Any]:
-    """Under what the answers in `folder` were given; nothing where there are none."""
+def read_conditions(folder: Path) -> dict[str, Any]:
+    """Return the settings recorded with the answers in `folder`, {} if there are none."""
     file = folder / CONDITIONS
     return json.loads(file.read_bytes()) if file.is_file() else {}
 
 
 def check_conditions(folder: Path, conditions: dict[str, Any]) -> None:
-    """See that the answers in `folder`, if any, were given under `conditions`.
+    """Check that the answers in `folder`, if any, were given under `conditions`.
 
     Raises:
         InputError: they were not.
     """
-    before = kept_conditions(folder)
+    before = read_conditions(folder)
     differing = [key for key in conditions if before and before.get(key) != conditions[key]]
     if differing:
         key = differing[0]
@@ -84,8 +88,8 @@ def check_conditions(folder: Path, conditions: dict[str, Any]) -> None:
         )
 
 
-def keep_conditions(folder: Path, conditions: dict[str, Any]) -> None:
-    """Write down `conditions`, all of them, or see that they are what stands there.
+def write_conditions(folder: Path, conditions: dict[str, Any]) -> None:
+    """Record `conditions` in `folder`, or check that they equal the recorded ones.
 
     Raises:
         InputError: they are not.
@@ -96,10 +100,8 @@ def keep_conditions(folder: Path, conditions: dict[str, Any]) -> None:
 
 
 def fingerprint(model: Path) -> str:
-    """A digest by which the model in the folder `model` is known again: of its configuration, and
-    of the sizes, first and last megabytes of its weights.
-
-    What else lies there, as the answers of an evaluation in `eval/`, is no part of it.
+    """Return a digest of the model in the folder `model`: of its configuration, and of the sizes,
+    first and last megabytes of its weights. Other files there, such as `eval/`, do not matter.
     """
     digest = hashlib.sha256()
     for file in _weights_and_config(model):
@@ -120,14 +122,14 @@ def _weights_and_config(model: Path) -> Iterator[Path]:
 
 SUBMISSION = "submission.json"
 ALL_OF_VQAV2 = "v2_OpenEnded_mscoco_test2015_questions.json"
-"""The VQA server wants an answer to each question of the test set, of which test-dev is a part."""
+"""Questions of the whole test set, which the VQA server requires; test-dev is a part of it."""
 
 
 def _vqav2(records: Sequence[Record], folder: Path, data: Path | None) -> tuple[Any, str]:
-    """Server-normalised answers; the ids that were not asked get empty ones."""
-    said = {int(record["facts"]["id"]): normal_answer(record["text"]) for record in records}
-    places = (folder, *((data, data / "vqav2") if data else ()))
-    listing = next((p / ALL_OF_VQAV2 for p in places if (p / ALL_OF_VQAV2).is_file()), None)
+    """Return normalised answers, empty ones for the test set's other questions."""
+    answers = {int(record["facts"]["id"]): normal_answer(record["text"]) for record in records}
+    folders = (folder, *((data, data / "vqav2") if data else ()))
+    listing = next((p / ALL_OF_VQAV2 for p in folders if (p / ALL_OF_VQAV2).is_file()), None)
     note = "upload it at https://eval.ai/web/challenges/challenge-page/830"
     if listing is None:
         note = (
@@ -135,30 +137,33 @@ def _vqav2(records: Sequence[Record], folder: Path, data: Path | None) -> tuple[
             f"https://visualqa.org/download.html into {folder} and run again"
         )
     else:
-        every = [int(one["question_id"]) for one in json.loads(listing.read_bytes())["questions"]]
-        said = dict.fromkeys(every, "") | said
-    return [{"question_id": id_, "answer": answer} for id_, answer in said.items()], note
+        every = [
+            int(question["question_id"])
+            for question in json.loads(listing.read_bytes())["questions"]
+        ]
+        answers = dict.fromkeys(every, "") | answers
+    return [{"question_id": id_, "answer": answer} for id_, answer in answers.items()], note
 
 
 def _vizwiz(records: Sequence[Record], *_: Any) -> tuple[Any, str]:
-    """An answer for each picture's file name."""
-    said = [
+    """Return an answer for each image's file name."""
+    answers = [
         {
             "image": f"{str(record['facts']['id']).removesuffix('.jpg')}.jpg",
             "answer": normal_answer(record["text"]),
         }
         for record in records
     ]
-    return said, (
+    return answers, (
         "but its server (https://eval.ai/web/challenges/challenge-page/2185) is closed; take "
         "vizwiz-val, which is scored here"
     )
 
 
 def _mm_vet(records: Sequence[Record], *_: Any) -> tuple[Any, str]:
-    """Answers by `v1_N`."""
-    said = {f"v1_{str(r['facts']['id']).removeprefix('v1_')}": r["text"] for r in records}
-    return said, "MM-Vet's own grader takes it: https://github.com/yuweihao/MM-Vet"
+    """Return answers by `v1_N`."""
+    answers = {f"v1_{str(r['facts']['id']).removeprefix('v1_')}": r["text"] for r in records}
+    return answers, "MM-Vet's own grader takes it: https://github.com/yuweihao/MM-Vet"
 
 
 _FORMS: dict[str, Callable[[Sequence[Record], Path, Path | None], tuple[Any, str]]] = {
@@ -171,10 +176,8 @@ _FORMS: dict[str, Callable[[Sequence[Record], Path, Path | None], tuple[Any, str
 def write_submission(
     name: str, records: Sequence[Record], folder: Path, data: str | Path | None
 ) -> str | None:
-    """Write the submission file of the benchmark `name` to `folder`; a note, None without one.
-
-    What the file needs beside the answers is looked for in `folder` and in `data`, the folder with
-    the benchmarks' files.
+    """Write the submission file of the benchmark `name` to `folder` and return a note about it; do
+    nothing for a benchmark without one. Other files it needs are looked for in `folder` and `data`.
     """
     if name not in _FORMS:
         return None

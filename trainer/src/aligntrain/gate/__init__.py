@@ -1,7 +1,7 @@
-"""What the gate does: the weights that it gives the levels, and what they change.
+"""Report on the gate: its weights by type of question, and the effect of forcing a level.
 
-- `cases`: the questions of a dataset, with their types.
-- `measure`: the weights of each; `sweep`: what each level does when it is forced.
-- `summary`: means, entropy, correlations; `record`, `page`: these as data and as a page.
-- `explain`: all of it, in one call.
+- `questions`: the questions of a dataset, with their types.
+- `measure`: gate weights of each question, and answers with a forced level.
+- `summary`: means, entropy, correlations; `report`: these as data and as a page.
+- `explain`: all of it in one call.
 """

@@ -1,4 +1,4 @@
-"""`aligntrain gate`: what the gate of a model does on a dataset, as a report and as data."""
+"""`aligntrain gate`: report on a model's gate over a dataset, as a page and as data."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 
 from alignshared import Dataset, InputError, atomic
 from aligntrain.data.dataset import ShardedDataset
-from aligntrain.gate.measure import Swept, batches, gate_weights, sweep_levels, with_pictures
-from aligntrain.gate.questions import Case, Cases, read_cases
+from aligntrain.gate.measure import SweepResult, batches, gate_weights, sweep_levels, with_images
+from aligntrain.gate.questions import GateQuestion, GateQuestions, read_gate_questions
 from aligntrain.gate.report import EXAMPLES, render_page, samples_table, summary_of
 from aligntrain.gate.summary import (
-    Findings,
     KindWeights,
+    Measurements,
     Setting,
     Weights,
     by_kind,
@@ -30,15 +30,15 @@ REPORT = "report.html"
 SUMMARY = "gate.json"
 SAMPLES = "gate.parquet"
 FOLDER = "gate"
-"""The folder of a report that nobody has named, in that of the model."""
+"""Default folder of the report, in the model's."""
 
 Progress = Callable[[str, int], Callable[[int], None]]
-"""Called with what begins and how many cases it has; gives what hears of those that are done."""
+"""Called with a task and its number of questions; returns a callback for those done."""
 
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """Where the report lies, and its numbers in short; `without` says what the model has not."""
+    """The report's folder and main numbers; `without` says why there are no weights."""
 
     output: Path
     questions: int
@@ -47,7 +47,7 @@ class GateReport:
     without: str | None
 
 
-def explain_gate(  # noqa: PLR0913 - what a report can be told
+def explain_gate(  # noqa: PLR0913 - one argument per option
     checkpoint: str | Path,
     data: str | os.PathLike[str],
     *,
@@ -64,15 +64,15 @@ def explain_gate(  # noqa: PLR0913 - what a report can be told
 
     Args:
         checkpoint: a run's folder, or a model's own.
-        data: a dataset with conversations, or pairs, of which the gate reads the captions.
+        data: a dataset with conversations, or pairs, whose captions the gate reads.
         output: folder of the report; by default `gate` in the folder of the model.
         limit: questions at most, spread over the dataset; None for all.
-        batch_size: prompts at once; the weights do not depend on it but for rounding.
-        by: the column that tells the questions' types.
-        sweep: whether every level is forced on `sweep_limit` of the questions as well.
+        batch_size: prompts at once; weights depend on it only by rounding.
+        by: the column of the questions' types.
+        sweep: also force every level on `sweep_limit` of the questions.
         sweep_limit: questions of the sweep, spread over the others.
-        device: where; by default a GPU if there is one.
-        progress: hears what goes on.
+        device: by default a GPU if there is one.
+        progress: called as tasks begin and advance.
 
     Raises:
         InputError: the model or the data cannot be used, the model has nothing to report on, or
@@ -80,32 +80,33 @@ def explain_gate(  # noqa: PLR0913 - what a report can be told
     """
     if batch_size < 1 or sweep_limit < 1:
         raise InputError(
-            f"--batch-size {batch_size} or --sweep-limit {sweep_limit} cannot be: give 1 or more."
+            "--batch-size and --sweep-limit must be at least 1 "
+            f"(got {batch_size} and {sweep_limit})."
         )
     folder = _output(checkpoint, output)
     model, processor = _load(checkpoint, device)
     without = _without(model.config, processor, sweep=sweep)
     shards = ShardedDataset(data, conversations="caption" not in Dataset(data).schema.names)
     # Of the templates, only the tokenizer's own has a place for a row's system message.
-    read = read_cases(shards, by=by, limit=limit, system=processor.template == "chat")
+    read = read_gate_questions(shards, by=by, limit=limit, system=processor.template == "chat")
     if processor.template == "plain" and not read.pairs:
         raise InputError(
-            f"{checkpoint} is pretrained and no more, so it reads no questions, and {data} holds "
+            f"{checkpoint} is only pretrained, so it reads no questions, and {data} holds "
             "conversations; give pairs, or a fine-tuned model."
         )
     parts = (shards, batch_size, progress)
-    cases, weights = _measure(model, processor, read, *parts, gate=without is None)
-    swept: list[Swept] = []
+    questions, weights = _measure(model, processor, read, *parts, gate=without is None)
+    swept: list[SweepResult] = []
     if sweep:
-        swept = _sweep(model, processor, cases, *parts, limit=sweep_limit)
-    pictures = _shown(shards, cases, weights)
-    found = Findings(
-        Path(checkpoint), model, shards.dataset, read, cases, weights, swept, pictures, without
+        swept = _sweep(model, processor, questions, *parts, limit=sweep_limit)
+    pictures = _shown(shards, questions, weights)
+    found = Measurements(
+        Path(checkpoint), model, shards.dataset, read, questions, weights, swept, pictures, without
     )
     _write(found, folder)
-    kinds = [] if weights is None else by_kind(cases, weights)
-    settings = settings_by_kind(cases, swept) if swept else {}
-    return GateReport(folder, len(cases), kinds, next(iter(settings.values()), []), without)
+    kinds = [] if weights is None else by_kind(questions, weights)
+    settings = settings_by_kind(questions, swept) if swept else {}
+    return GateReport(folder, len(questions), kinds, next(iter(settings.values()), []), without)
 
 
 def _output(checkpoint: str | Path, output: str | Path | None) -> Path:
@@ -128,10 +129,10 @@ def _load(checkpoint: str | Path, device: str | None) -> tuple[Any, Any]:
 
 
 def _without(config: Any, processor: Any, *, sweep: bool) -> str | None:
-    """What stands against weights of a gate, None if nothing does.
+    """Return why the model has no gate weights to report; None if it has.
 
     Raises:
-        InputError: then there is nothing at all to report on.
+        InputError: there is nothing to report at all.
     """
     if not config.has_table:
         raise InputError(
@@ -141,11 +142,11 @@ def _without(config: Any, processor: Any, *, sweep: bool) -> str | None:
     if not config.has_gate:
         top = "the top level's vector"
         mix = top if config.mixing == "global" else f"{top} and the mean of the others"
-        reason = f"the model has mixing {config.mixing} and no gate: every picture gets {mix}"
+        reason = f"the model has mixing {config.mixing} and no gate: every image gets {mix}"
     elif processor.template == "plain":
         reason = (
-            "the model is pretrained and no more: its gate is as it was drawn at random and learns "
-            "in fine-tuning"
+            "the model is only pretrained: its gate is as it was drawn at random and learns in "
+            "fine-tuning"
         )
     else:
         return None
@@ -160,57 +161,58 @@ def _without(config: Any, processor: Any, *, sweep: bool) -> str | None:
 def _measure(
     model: Any,
     processor: Any,
-    read: Cases,
+    read: GateQuestions,
     shards: ShardedDataset,
     batch_size: int,
     progress: Progress,
     *,
     gate: bool,
-) -> tuple[list[Case], Weights | None]:
-    """The cases whose picture can be read, and their weights [n, N-1] if there is a `gate`."""
-    unread: list[Case] = []
-    cases: list[Case] = []
+) -> tuple[list[GateQuestion], Weights | None]:
+    """The questions whose image can be read, and their weights [n, N-1] if there is a `gate`."""
+    questions: list[GateQuestion] = []
     rows: list[Any] = []
-    done = progress("weights", len(read.cases))
-    for batch in batches(with_pictures(shards, read.cases, unread), batch_size):
-        cases += [one.case for one in batch]
+    done = progress("weights", len(read.questions))
+    for batch in batches(with_images(shards, read.questions), batch_size):
+        questions += [item.question for item in batch]
         if gate:
             rows.append(gate_weights(model, processor, batch).double().numpy())
         done(len(batch))
-    if not cases:
+    if not questions:
         raise InputError(f"none of the pictures of {shards.location} can be read; write it again.")
-    return cases, np.concatenate(rows) if rows else None
+    return questions, np.concatenate(rows) if rows else None
 
 
 def _sweep(
     model: Any,
     processor: Any,
-    cases: list[Case],
+    questions: list[GateQuestion],
     shards: ShardedDataset,
     batch_size: int,
     progress: Progress,
     *,
     limit: int,
-) -> list[Swept]:
-    """Every level forced on `limit` of `cases`, at equal distances."""
-    count = min(limit, len(cases))
-    places = [at * len(cases) // count for at in range(count)]
-    asked = with_pictures(shards, [cases[at] for at in places], [])
+) -> list[SweepResult]:
+    """Force every level on `limit` of `questions`, at equal distances."""
+    count = min(limit, len(questions))
+    places = [at * len(questions) // count for at in range(count)]
+    asked = with_images(shards, [questions[at] for at in places])
     done = progress("sweep", count)
     numbered = zip(places, asked, strict=True)
     return list(sweep_levels(model, processor, numbered, batch_size=batch_size, done=done))
 
 
-def _shown(shards: ShardedDataset, cases: list[Case], weights: Weights | None) -> dict[int, bytes]:
-    """Pictures of the rows that the report shows."""
+def _shown(
+    shards: ShardedDataset, questions: list[GateQuestion], weights: Weights | None
+) -> dict[int, bytes]:
+    """Return the encoded images of the rows that the report shows."""
     if weights is None:
         return {}
-    places = {at for found in highest(cases, weights, EXAMPLES).values() for at, _ in found}
-    return {cases[at].row: shards.row(cases[at].row).image or b"" for at in sorted(places)}
+    places = {at for found in highest(questions, weights, EXAMPLES).values() for at, _ in found}
+    return {questions[at].row: shards.row(questions[at].row).image or b"" for at in sorted(places)}
 
 
-def _write(found: Findings, folder: Path) -> None:
-    """Fill `folder`, under another name until it is whole."""
+def _write(found: Measurements, folder: Path) -> None:
+    """Write `folder` under another name and rename it when it is whole."""
     summary = summary_of(found)
     with atomic.folder(folder, replace=True) as unfinished:
         pq.write_table(samples_table(found), unfinished / SAMPLES)

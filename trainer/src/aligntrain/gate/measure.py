@@ -1,4 +1,4 @@
-"""What the gate says of questions about pictures: a forward pass of the prompt, without the LLM."""
+"""Gate weights of prompts, without running the LLM, and answers and losses with a forced level."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,80 +12,86 @@ from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.loader import Preparation, collate
 from aligntrain.data.samples import Row, Sample, decode_sample_image, make_sample
 from aligntrain.evaluate.short_answers import LONGEST_ANSWER, is_right, is_short
-from aligntrain.gate.questions import Case
+from aligntrain.gate.questions import GateQuestion
 from aligntrain.inference.generate import Question, generate_answers
+from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligntrain.prompts.conversation import InvalidSample, Turn
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A case with its picture."""
-
-    case: Case
-    picture: Image.Image
-
-    @property
-    def messages(self) -> list[dict[str, Any]]:
-        """The prompt, as a processor's chat template takes it."""
-        text = self.case.question.replace(IMAGE_MARK, " ")  # a caption may hold the mark
-        content = [{"type": "image", "image": self.picture}, {"type": "text", "text": text}]
-        system = self.case.system
-        before = [] if system is None else [{"role": "system", "content": system}]
-        return [*before, {"role": "user", "content": content}]
-
-
-def with_pictures(
-    shards: ShardedDataset, cases: Sequence[Case], unread: list[Case]
-) -> Iterator[Asked]:
-    """`cases` with their pictures; those whose picture cannot be decoded are added to `unread`."""
-    for case in cases:
-        image = shards.row(case.row).image
-        try:
-            yield Asked(case, decode_sample_image(image or b""))
-        except InvalidSample:
-            unread.append(case)
-
-
-def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """`items` in lists of `size`, the last one perhaps shorter."""
-    while batch := list(islice(items, size)):
-        yield batch
-
-
-@torch.inference_mode()
-def gate_weights(model: Any, processor: Any, asked: Sequence[Asked]) -> torch.Tensor:
-    """Weights [B, N-1] float32 that the gate of `model` gives the local levels for each prompt.
-
-    They come out of what is put before the LLM, which itself is not run. Prompts are padded on the
-    right and the gate reads no padding, so that they do not depend on the batch but for rounding.
-    """
-    batch = processor.apply_chat_template(
-        [one.messages for one in asked],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        processor_kwargs={"padding_side": "right"},
-    ).to(model.device, dtype=model.dtype)
-    _, weights = model.model.embed(
-        batch["input_ids"], batch["attention_mask"], batch["pixel_values"]
-    )
-    return weights.float().cpu()
-
-
 CAPTION_PROMPT = "Give a short caption."
-"""What is asked about a pair, whose caption is the answer that is wanted."""
+"""The sweep's question about a pair; its caption is the reference answer."""
 
 _MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
-    """What became of one case: of each setting (None for the model's own mix, or a level) the loss
-    of the reference answer in nats a token, and, where the reference is short, what was said and
-    whether it is right.
+class QuestionWithImage:
+    """A question with its decoded image."""
+
+    question: GateQuestion
+    image: Image.Image
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The prompt in the form of a processor's chat template."""
+        text = self.question.question.replace(IMAGE_MARK, " ")  # a caption may hold the mark
+        content = [{"type": "image", "image": self.image}, {"type": "text", "text": text}]
+        system = self.question.system
+        before = [] if system is None else [{"role": "system", "content": system}]
+        return [*before, {"role": "user", "content": content}]
+
+
+def with_images(
+    shards: ShardedDataset, questions: Sequence[GateQuestion]
+) -> Iterator[QuestionWithImage]:
+    """Yield `questions` with their images, without those whose image cannot be decoded."""
+    for question in questions:
+        encoded = shards.row(question.row).image
+        try:
+            yield QuestionWithImage(question, decode_sample_image(encoded or b""))
+        except InvalidSample:
+            continue
+
+
+def batches(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """Yield `items` in lists of `size`; the last may be shorter."""
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+@torch.inference_mode()
+def gate_weights(
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    questions: Sequence[QuestionWithImage],
+) -> torch.Tensor:
+    """Return the gate's weights [B, N-1] float32 of the local levels for each prompt.
+
+    Only the embeddings before the LLM are computed. Prompts are padded on the right and the gate
+    reads no padding, so weights depend on the batch only by rounding.
+    """
+    inputs: Any = processor.apply_chat_template(
+        [question.messages for question in questions],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"padding_side": "right"},
+    )
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    _, weights = model.model.embed(
+        inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
+    )
+    return weights.float().cpu()
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """Results of question `number` by forced level, None for the model's own mix.
+
+    `losses` are of the reference answer, in nats a token. `said` and `right` hold the answers and
+    whether they match a short reference; they are empty without one.
     """
 
     number: int
@@ -96,52 +102,57 @@ class Swept:
 
 @torch.inference_mode()
 def sweep_levels(
-    model: Any,
-    processor: Any,
-    asked: Iterator[tuple[int, Asked]],
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    numbered: Iterator[tuple[int, QuestionWithImage]],
     *,
     batch_size: int,
     done: Callable[[int], None],
-) -> Iterator[Swept]:
-    """Each of the numbered cases `asked`, with every level forced and with the model's own mix.
+) -> Iterator[SweepResult]:
+    """Answer each of the `numbered` questions with every level forced and with the model's own mix.
 
-    The mix is that of the prompt alone, as at inference, also where the model was trained with
-    `gate_text` full. Cases that are too long for the model are left out. `done` hears how many of
-    the cases of a batch are behind it.
+    The mix is that of the prompt alone, as at inference, even for `gate_text` full. Questions too
+    long for the model are left out. `done` is called with the size of each finished batch.
     """
     settings = (None, *range(1, model.config.levels + 1))
     preparation = _preparation(model, processor)
-    for batch in batches(asked, batch_size):
+    for batch in batches(numbered, batch_size):
         usable = [
-            (number, one, sample) for number, one in batch for sample in _sample(one, preparation)
+            (number, question, sample)
+            for number, question in batch
+            for sample in _sample(question, preparation)
         ]
         if usable:
-            numbers, ones, samples = (list(column) for column in zip(*usable, strict=True))
-            losses = _losses(model, processor, ones, samples, preparation, settings)
-            said = _answers(model, processor, ones, settings, batch_size)
-            for place, (number, one) in enumerate(zip(numbers, ones, strict=True)):
-                yield _swept(number, one, losses[place], said.get(place, {}))
+            numbers, questions, samples = (list(column) for column in zip(*usable, strict=True))
+            losses = _losses(model, processor, questions, samples, preparation, settings)
+            answers = _answers(model, processor, questions, settings, batch_size)
+            for index, (number, question) in enumerate(zip(numbers, questions, strict=True)):
+                texts = answers.get(index, {})
+                reference = question.question.answer or ""
+                right = {setting: is_right(text, reference) for setting, text in texts.items()}
+                yield SweepResult(number, losses[index], texts, right)
         done(len(batch))
 
 
-def _preparation(model: Any, processor: Any) -> Preparation:
-    most = getattr(model.config.text_config, "max_position_embeddings", None) or _MAX_LENGTH
-    length = min(_MAX_LENGTH, most)
+def _preparation(
+    model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor
+) -> Preparation:
+    positions = getattr(model.config.text_config, "max_position_embeddings", None) or _MAX_LENGTH
+    length = min(_MAX_LENGTH, positions)
     return Preparation.of(processor, template=processor.template, max_length=length)
 
 
-def _sample(asked: Asked, preparation: Preparation) -> Iterator[Sample]:
-    """The question with its reference answer, as training would see it; nothing if it is too long
-    for that. Of a pair the caption is asked for.
-    """
-    case = asked.case
-    question, reference = (
-        (CAPTION_PROMPT, case.question) if case.answer is None else (case.question, case.answer)
-    )
-    turns = (Turn("human", question), Turn("gpt", reference))
-    if case.system is not None:
-        turns = (Turn("system", case.system), *turns)
-    row = Row(case.id, b"+", reference, turns, case.level)  # the picture is decoded already
+def _sample(item: QuestionWithImage, preparation: Preparation) -> Iterator[Sample]:
+    """Yield the question with its reference answer as a training sample, unless it is too long."""
+    question = item.question
+    text, reference = question.question, question.answer
+    if reference is None:  # a pair
+        text, reference = CAPTION_PROMPT, question.question
+    turns = (Turn("human", text), Turn("gpt", reference))
+    if question.system is not None:
+        turns = (Turn("system", question.system), *turns)
+    # The image is decoded already; make_sample only checks that there is one.
+    row = Row(question.id, b"+", reference, turns, question.level)
     try:
         yield make_sample(row, preparation.encoder)
     except InvalidSample:
@@ -149,66 +160,59 @@ def _sample(asked: Asked, preparation: Preparation) -> Iterator[Sample]:
 
 
 def _losses(
-    model: Any,
-    processor: Any,
-    asked: Sequence[Asked],
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    questions: Sequence[QuestionWithImage],
     samples: Sequence[Sample],
     preparation: Preparation,
     settings: Sequence[int | None],
 ) -> list[dict[int | None, float]]:
-    pixels = [preparation.pixels(one.picture) for one in asked]
+    """Return the loss of each question's reference answer by setting."""
+    pixels = [preparation.pixels(question.image) for question in questions]
     batch = collate(samples, pixels, preparation.pad_id)
-    given = {
+    inputs = {
         name: batch[name].to(model.device) for name in ("input_ids", "attention_mask", "labels")
     }
-    pictures = batch["pixel_values"]
-    assert pictures is not None  # every case has one
-    given["pixel_values"] = pictures.to(model.device, dtype=model.dtype)
-    own: dict[str, torch.Tensor] = {}
+    pixel_values = batch["pixel_values"]
+    assert pixel_values is not None  # every question has an image
+    inputs["pixel_values"] = pixel_values.to(model.device, dtype=model.dtype)
+    own_mix: dict[str, torch.Tensor] = {}
     if model.config.has_gate and processor.template != "plain":
-        prompts = [_caption_asked(one) for one in asked]
-        own["gate_weights"] = gate_weights(model, processor, prompts).to(model.device)
-    found: list[dict[int | None, float]] = [{} for _ in asked]
+        prompts = [_as_swept(question) for question in questions]
+        own_mix["gate_weights"] = gate_weights(model, processor, prompts).to(model.device)
+    losses: list[dict[int | None, float]] = [{} for _ in questions]
     for setting in settings:
-        forced = own if setting is None else {
-            "levels": torch.full((len(asked),), setting, device=model.device)
+        forced = own_mix if setting is None else {
+            "levels": torch.full((len(questions),), setting, device=model.device)
         }  # fmt: skip
-        output = model(**given, **forced)
-        for place, loss in enumerate(output.sample_loss.tolist()):
-            found[place][setting] = loss
-    return found
+        output = model(**inputs, **forced)
+        for index, loss in enumerate(output.sample_loss.tolist()):
+            losses[index][setting] = loss
+    return losses
 
 
-def _caption_asked(asked: Asked) -> Asked:
-    """`asked` as the sweep asks it: for the caption of a pair, not with it."""
-    if asked.case.answer is not None:
-        return asked
-    return Asked(replace(asked.case, question=CAPTION_PROMPT), asked.picture)
+def _as_swept(item: QuestionWithImage) -> QuestionWithImage:
+    """Return `item` as the sweep asks it: a pair is asked for its caption."""
+    if item.question.answer is not None:
+        return item
+    return QuestionWithImage(replace(item.question, question=CAPTION_PROMPT), item.image)
 
 
 def _answers(
-    model: Any,
-    processor: Any,
-    asked: Sequence[Asked],
+    model: AlignGPTForConditionalGeneration,
+    processor: AlignGPTProcessor,
+    questions: Sequence[QuestionWithImage],
     settings: Sequence[int | None],
     batch_size: int,
 ) -> dict[int, dict[int | None, str]]:
-    """What is said to the cases with a short reference, by their place in `asked`."""
-    places = [place for place, one in enumerate(asked) if is_short(one.case.answer)]
-    wanted = [(place, setting) for setting in settings for place in places]
-    questions = (Question(asked[place].messages, setting) for place, setting in wanted)
+    """Return the answers to the questions with a short reference, by index and setting."""
+    short = [index for index, item in enumerate(questions) if is_short(item.question.answer)]
+    order = [(index, setting) for setting in settings for index in short]
+    prompts = (Question(questions[index].messages, setting) for index, setting in order)
     answers = generate_answers(
-        model, processor, questions, max_new_tokens=LONGEST_ANSWER, batch_size=batch_size
+        model, processor, prompts, max_new_tokens=LONGEST_ANSWER, batch_size=batch_size
     )
-    found: dict[int, dict[int | None, str]] = {place: {} for place in places}
-    for (place, setting), one in zip(wanted, answers, strict=True):
-        found[place][setting] = one.text
-    return found
-
-
-def _swept(
-    number: int, asked: Asked, losses: dict[int | None, float], said: dict[int | None, str]
-) -> Swept:
-    reference = asked.case.answer or ""
-    right = {setting: is_right(text, reference) for setting, text in said.items()}
-    return Swept(number, losses, said, right)
+    texts: dict[int, dict[int | None, str]] = {index: {} for index in short}
+    for (index, setting), answer in zip(order, answers, strict=True):
+        texts[index][setting] = answer.text
+    return texts

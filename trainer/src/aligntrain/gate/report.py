@@ -17,7 +17,7 @@ from alignshared.thumbnails import data_uri, thumbnail
 from aligntrain.charts import Dots, Scatter, dots, scatter
 from aligntrain.evaluate.intervals import Correlation, Interval
 from aligntrain.gate.summary import (
-    Findings,
+    Measurements,
     Setting,
     by_kind,
     correlations,
@@ -81,8 +81,8 @@ _POINTS = 4000
 """Points of a scatter plot, at most; the coefficients are of all."""
 
 
-def render_page(found: Findings, summary: dict[str, Any]) -> str:
-    """The HTML of the report on `found`; `summary` is `summary_of` it."""
+def render_page(measured: Measurements, summary: dict[str, Any]) -> str:
+    """The HTML of the report on `measured`; `summary` is `summary_of` it."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -98,22 +98,22 @@ def render_page(found: Findings, summary: dict[str, Any]) -> str:
         "clip": clip,
         "thousands": lambda count: f"{count:,}",
     }
-    return environment.get_template("page.html.j2").render(_context(found, summary))
+    return environment.get_template("page.html.j2").render(_context(measured, summary))
 
 
-def _context(found: Findings, summary: dict[str, Any]) -> dict[str, Any]:
-    weights, cases = found.weights, found.cases
-    swept = settings_by_kind(cases, found.swept) if found.swept else {}
+def _context(measured: Measurements, summary: dict[str, Any]) -> dict[str, Any]:
+    weights, questions = measured.weights, measured.questions
+    swept = settings_by_kind(questions, measured.swept) if measured.swept else {}
     overall = next(iter(swept.values()), [])
     return {
-        "name": found.checkpoint.absolute().name,
-        "found": found,
+        "name": measured.checkpoint.absolute().name,
+        "measured": measured,
         "summary": summary,
         "colours": level_colours(summary["levels"]),
-        "types": by_kind(cases, weights) if weights is not None else [],
+        "types": by_kind(questions, weights) if weights is not None else [],
         "favourite": None if weights is None else favourite(weights),
-        "plots": _plots(found),
-        "groups": _groups(found),
+        "plots": _plots(measured),
+        "groups": _groups(measured),
         "swept": swept,
         "overall": overall,
         "loss_chart": _loss_chart(overall),
@@ -122,14 +122,14 @@ def _context(found: Findings, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plots(found: Findings) -> list[tuple[str, Correlation, Correlation, Scatter]]:
+def _plots(measured: Measurements) -> list[tuple[str, Correlation, Correlation, Scatter]]:
     """For each of score and level: the coefficients, and the points drawn."""
-    if found.weights is None:
+    if measured.weights is None:
         return []
-    means = mean_levels(found.weights)
+    means = mean_levels(measured.weights)
     plots: list[tuple[str, Correlation, Correlation, Scatter]] = []
-    for name, (r, rho) in correlations(found.cases, found.weights).items():
-        given = [getattr(case, name) for case in found.cases]
+    for name, (r, rho) in correlations(measured.questions, measured.weights).items():
+        given = [getattr(question, name) for question in measured.questions]
         known = [i for i, value in enumerate(given) if value is not None and isfinite(value)]
         step = -(-len(known) // _POINTS)
         drawn = known[::step]
@@ -142,26 +142,26 @@ def _plots(found: Findings) -> list[tuple[str, Correlation, Correlation, Scatter
     return plots
 
 
-def _groups(found: Findings) -> list[tuple[int, list[dict[str, Any]]]]:
+def _groups(measured: Measurements) -> list[tuple[int, list[dict[str, Any]]]]:
     """Cards of the examples with the highest weight for each level, the highest level first."""
-    if found.weights is None:
+    if measured.weights is None:
         return []
-    chosen = highest(found.cases, found.weights, EXAMPLES)
+    chosen = highest(measured.questions, measured.weights, EXAMPLES)
     return [
-        (level, [_card(found, at, weight) for at, weight in places])
+        (level, [_card(measured, at, weight) for at, weight in places])
         for level, places in sorted(chosen.items(), reverse=True)
     ]
 
 
-def _card(found: Findings, at: int, weight: float) -> dict[str, Any]:
-    case = found.cases[at]
-    picture = thumbnail(found.pictures[case.row])
+def _card(measured: Measurements, at: int, weight: float) -> dict[str, Any]:
+    question = measured.questions[at]
+    picture = thumbnail(measured.pictures[question.row])
     return {
         "uri": data_uri(picture) if picture else None,
         "weight": weight,
-        "question": clip(case.question),
-        "answer": None if case.answer is None else clip(case.answer, 60),
-        "id": clip(case.id, 40),
+        "question": clip(question.question),
+        "answer": None if question.answer is None else clip(question.answer, 60),
+        "id": clip(question.id, 40),
     }
 
 
@@ -179,41 +179,41 @@ def _accuracy_chart(settings: list[Setting]) -> Dots | None:
     return dots(values) if values else None
 
 
-def summary_of(found: Findings) -> dict[str, Any]:
+def summary_of(measured: Measurements) -> dict[str, Any]:
     """All numbers of the report; plain values, as JSON holds them."""
-    config, read = found.model.config, found.read
+    config, read = measured.model.config, measured.read
     summary: dict[str, Any] = {
-        "model": str(found.checkpoint.absolute()),
+        "model": str(measured.checkpoint.absolute()),
         "mixing": config.mixing,
         "levels": config.levels,
         "gate_text": config.gate_text,
-        "without": found.without,
-        "data": found.dataset.location,
-        "data_sha256": found.dataset.digest,
+        "without": measured.without,
+        "data": measured.dataset.location,
+        "data_sha256": measured.dataset.digest,
         "rows": read.rows,
-        "questions": len(found.cases),
+        "questions": len(measured.questions),
         "pairs": read.pairs,
-        "types_from": read.kinds_from,
+        "types_from": read.types_from,
         "left_out": {
             "without a picture": read.text_only,
             "without a question": read.unusable,
-            "picture unread": len(read.cases) - len(found.cases),
+            "picture unread": len(read.questions) - len(measured.questions),
         },
-        "vectors": vectors_of(found.model),
+        "vectors": vectors_of(measured.model),
         "package": f"aligntrain {version('aligntrain')}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if found.weights is not None:
+    if measured.weights is not None:
         summary["entropy_of_no_preference"] = log(config.levels - 1)
-        summary["types"] = [asdict(kind) for kind in by_kind(found.cases, found.weights)]
+        summary["types"] = [asdict(kind) for kind in by_kind(measured.questions, measured.weights)]
         summary["correlations"] = {
             name: {"pearson": asdict(r), "spearman": asdict(rho)}
-            for name, (r, rho) in correlations(found.cases, found.weights).items()
+            for name, (r, rho) in correlations(measured.questions, measured.weights).items()
         }
-    if found.swept:
+    if measured.swept:
         summary["sweep"] = {
             kind: [asdict(setting) for setting in settings]
-            for kind, settings in settings_by_kind(found.cases, found.swept).items()
+            for kind, settings in settings_by_kind(measured.questions, measured.swept).items()
         }
     return summary
 
@@ -226,28 +226,28 @@ def vectors_of(model: Any) -> dict[str, Any]:
     return {"length": lengths.tolist(), "cosine": (unit @ unit.T).tolist()}
 
 
-def samples_table(found: Findings) -> pa.Table:
+def samples_table(measured: Measurements) -> pa.Table:
     """A row for each question: what it is, its weights, and what became of it in the sweep."""
-    cases = found.cases
+    questions = measured.questions
     columns: dict[str, Any] = {
-        "id": pa.array([case.id for case in cases], pa.string()),
-        "turn": pa.array([case.turn for case in cases], pa.int32()),
-        "type": pa.array([case.kind for case in cases], pa.string()),
-        "question": pa.array([case.question for case in cases], pa.string()),
-        "reference": pa.array([case.answer for case in cases], pa.string()),
-        "score": pa.array([case.score for case in cases], pa.float32()),
-        "level": pa.array([case.level for case in cases], pa.int8()),
+        "id": pa.array([question.id for question in questions], pa.string()),
+        "turn": pa.array([question.turn for question in questions], pa.int32()),
+        "type": pa.array([question.kind for question in questions], pa.string()),
+        "question": pa.array([question.question for question in questions], pa.string()),
+        "reference": pa.array([question.answer for question in questions], pa.string()),
+        "score": pa.array([question.score for question in questions], pa.float32()),
+        "level": pa.array([question.level for question in questions], pa.int8()),
     }
-    if found.weights is not None:
-        weights = found.weights
+    if measured.weights is not None:
+        weights = measured.weights
         columns["gate_weights"] = pa.array(weights.tolist(), pa.list_(pa.float32()))
         columns["mean_level"] = pa.array(mean_levels(weights), pa.float32())
         columns["gate_entropy"] = pa.array(entropies(weights), pa.float32())
-    if found.swept:
-        swept = {one.number: one for one in found.swept}
-        for setting in found.swept[0].losses:
+    if measured.swept:
+        swept = {one.number: one for one in measured.swept}
+        for setting in measured.swept[0].losses:
             name = "own" if setting is None else f"level_{setting}"
-            ordered = [swept.get(number) for number in range(len(cases))]
+            ordered = [swept.get(number) for number in range(len(questions))]
             columns[f"loss_{name}"] = pa.array(
                 [one and one.losses[setting] for one in ordered], pa.float32()
             )

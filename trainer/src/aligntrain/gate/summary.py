@@ -1,4 +1,4 @@
-"""From weights of many questions to what can be said of them: means, entropy, correlations."""
+"""Summaries of the weights of many questions: means, entropy, correlations."""
 
 import re
 from collections import Counter
@@ -19,8 +19,8 @@ from aligntrain.evaluate.intervals import (
     share_interval,
     spearman,
 )
-from aligntrain.gate.measure import Swept
-from aligntrain.gate.questions import Case, Cases
+from aligntrain.gate.measure import SweepResult
+from aligntrain.gate.questions import GateQuestion, GateQuestions
 
 ALL = "all"
 """The name of the row for questions of every type."""
@@ -66,8 +66,8 @@ def mean_levels(weights: Weights) -> Weights:
     return weights @ np.arange(1, weights.shape[1] + 1)
 
 
-def by_kind(cases: Sequence[Case], weights: Weights) -> list[KindWeights]:
-    """Of all `cases` with their `weights` [n, N-1], then of each type, the most frequent first."""
+def by_kind(questions: Sequence[GateQuestion], weights: Weights) -> list[KindWeights]:
+    """Summarize `weights` [n, N-1] of all `questions`, then by type, the most frequent first."""
     entropy, levels = entropies(weights), mean_levels(weights)
     return [
         KindWeights(
@@ -77,21 +77,21 @@ def by_kind(cases: Sequence[Case], weights: Weights) -> list[KindWeights]:
             float(entropy[at].mean()),
             mean_interval(levels[at].tolist()),
         )
-        for kind, at in _groups([case.kind for case in cases]).items()
+        for kind, at in _groups([question.kind for question in questions]).items()
     ]
 
 
 def correlations(
-    cases: Sequence[Case], weights: Weights
+    questions: Sequence[GateQuestion], weights: Weights
 ) -> dict[str, tuple[Correlation, Correlation]]:
     """Pearson's and Spearman's coefficient of the weights' mean level with `score` and `level`,
-    whichever the cases have.
+    whichever the questions have.
     """
     levels = mean_levels(weights)
     found: dict[str, tuple[Correlation, Correlation]] = {}
     for name in ("score", "level"):
         values = np.array(
-            [np.nan if (v := getattr(case, name)) is None else v for case in cases],
+            [np.nan if (v := getattr(question, name)) is None else v for question in questions],
             dtype=np.float64,
         )
         known = np.isfinite(values)
@@ -109,32 +109,34 @@ def favourite(weights: Weights) -> tuple[int, float]:
 
 
 def highest(
-    cases: Sequence[Case], weights: Weights, count: int
+    questions: Sequence[GateQuestion], weights: Weights, count: int
 ) -> dict[int, list[tuple[int, float]]]:
-    """For each local level the places of the `count` cases that give it the highest weight, no two
-    of one picture, and these weights; the highest first.
+    """Return by local level the `count` highest weights with their questions' indices, the highest
+    first, one question of each image.
     """
     found: dict[int, list[tuple[int, float]]] = {}
     for level in range(1, weights.shape[1] + 1):
         column, seen = weights[:, level - 1], set[str]()
         found[level] = []
         for at in np.argsort(-column, kind="stable").tolist():
-            picture = cases[at].id.partition("#")[0]  # `ingest` tells records on one apart so
-            if picture not in seen:
-                seen.add(picture)
+            image = questions[at].id.partition("#")[0]  # `ingest` tells records on one apart so
+            if image not in seen:
+                seen.add(image)
                 found[level].append((at, float(column[at])))
             if len(found[level]) == count:
                 break
     return found
 
 
-def settings_by_kind(cases: Sequence[Case], swept: Sequence[Swept]) -> dict[str, list[Setting]]:
-    """What each setting came to, for all of `swept` and for each type of their `cases`."""
-    groups = _groups([cases[one.number].kind for one in swept])
+def settings_by_kind(
+    questions: Sequence[GateQuestion], swept: Sequence[SweepResult]
+) -> dict[str, list[Setting]]:
+    """Summarize each setting for all of `swept` and by type of their `questions`."""
+    groups = _groups([questions[one.number].kind for one in swept])
     return {kind: _settings([swept[place] for place in at]) for kind, at in groups.items()}
 
 
-def _settings(swept: Sequence[Swept]) -> list[Setting]:
+def _settings(swept: Sequence[SweepResult]) -> list[Setting]:
     found: list[Setting] = []
     for level in swept[0].losses:
         losses = [one.losses[level] for one in swept]
@@ -166,20 +168,20 @@ def _groups(kinds: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class Measurements:
     """What was measured of `model`, which lies in `checkpoint`, on `dataset`.
 
-    `cases` are those of `read` whose picture can be read, `weights` [n, N-1] theirs, None where
+    `questions` are those of `read` whose image can be read, `weights` [n, N-1] theirs, None where
     there is no gate, of which `without` then tells. `swept` are those that levels were forced on,
-    none without a sweep; `pictures` are encoded ones, by row, of the cases to show.
+    none without a sweep; `pictures` are encoded ones, by row, of the questions to show.
     """
 
     checkpoint: Path
     model: Any
     dataset: Dataset
-    read: Cases
-    cases: list[Case]
+    read: GateQuestions
+    questions: list[GateQuestion]
     weights: Weights | None
-    swept: list[Swept]
+    swept: list[SweepResult]
     pictures: dict[int, bytes]
     without: str | None
