@@ -1,6 +1,6 @@
 """What `aligntrain serve` answers under load, beside the same server answering one at a time.
 
-Clients ask one question after the other about the demo's pictures and read the answers as streams.
+Clients ask one question after the other about the demo's images and read the answers as streams.
 Both servers run in processes of their own, and are asked in turn.
 """
 
@@ -27,8 +27,8 @@ from alignshared.demo import pairs_path
 
 QUESTIONS = (
     "What is this?",
-    "Describe the picture.",
-    "Which group does this picture belong to: food, animals, people, or something else?",
+    "Describe the image.",
+    "Which group does this image belong to: food, animals, people, or something else?",
     "What colours are in it?",
 )
 
@@ -63,7 +63,7 @@ def serving(model: Path, batch: int) -> Iterator[str]:
 
 
 def bodies(count: int, tokens: int) -> list[dict[str, Any]]:
-    """`count` requests about as many of the demo's pictures, spread evenly."""
+    """`count` requests about as many of the demo's images, spread evenly."""
     images = pq.read_table(pairs_path(), columns=["image"])["image"]
     asked: list[dict[str, Any]] = []
     for i in range(count):
@@ -172,7 +172,7 @@ def main() -> None:
     rows = [[one[key] for key in keys] for one in results]
     report = (
         f"The model in `{given.model.name}`, answers of at most {given.tokens} tokens, each with"
-        " a picture of the demo, streamed. Clients ask again as soon as they are "
+        " a image of the demo, streamed. Clients ask again as soon as they are "
         "answered; clients and server share the machine.\n\n" + table(header, rows)
     )
     packages = ["torch", "transformers", "starlette", "uvicorn"]

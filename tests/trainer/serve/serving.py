@@ -17,7 +17,16 @@ from PIL import Image
 from aligntrain.runs.folder import EXPORT
 from aligntrain.serve.engine import Engine
 from aligntrain.serve.images import Fetcher
-from aligntrain.serve.request import Begun, Ended, Event, Failed, Job, Piece, Prompt, Sampling
+from aligntrain.serve.request import (
+    Event,
+    Failed,
+    Finished,
+    PrefillDone,
+    Prompt,
+    Request,
+    Sampling,
+    TextDelta,
+)
 from aligntrain.serve.server import Server
 from aligntrain.serve.settings import Limits, Settings
 from tests.trainer import tiny
@@ -88,9 +97,9 @@ def running(
         assert not thread.is_alive(), "the server did not stop"
 
 
-def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     data = io.BytesIO()
-    picture.save(data, kind)
+    image.save(data, kind)
     return data.getvalue()
 
 
@@ -102,43 +111,43 @@ def image_part(seed: int = 1) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": data_url(encoded(tiny.picture(seed)))}}
 
 
-def question(text: str = ASKED, *pictures: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "text", "text": text}, *pictures]}]
+def question(text: str = ASKED, *images: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": text}, *images]}]
 
 
 def body(**changes: Any) -> dict[str, Any]:
-    """A request with a picture."""
+    """A request with an image."""
     asked = {"model": NAME, "messages": question(ASKED, image_part()), "max_tokens": 12}
     return {**asked, **changes}
 
 
 @dataclass
 class Told:
-    """What an engine tells of one job."""
+    """What an engine tells of one request."""
 
     events: list[Event] = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
-        if isinstance(event, Ended | Failed):
+        if isinstance(event, Finished | Failed):
             self.done.set()
 
     @property
     def text(self) -> str:
-        return "".join(one.text for one in self.events if isinstance(one, Piece))
+        return "".join(one.text for one in self.events if isinstance(one, TextDelta))
 
     @property
     def gate_weights(self) -> list[float] | None:
         begun = self.events[0]
-        assert isinstance(begun, Begun), begun
+        assert isinstance(begun, PrefillDone), begun
         return begun.gate_weights
 
     @property
-    def ended(self) -> Ended:
+    def ended(self) -> Finished:
         assert self.done.wait(60)
         last = self.events[-1]
-        assert isinstance(last, Ended), last
+        assert isinstance(last, Finished), last
         return last
 
 
@@ -149,10 +158,10 @@ def prompt(processor: Any, messages: list[dict[str, Any]], level: int | None = N
     return Prompt(inputs["input_ids"][0].tolist(), inputs.get("pixel_values"), level)
 
 
-def job(given: Prompt, new_tokens: int = 12, **options: Any) -> tuple[Job, Told]:
+def request(given: Prompt, new_tokens: int = 12, **options: Any) -> tuple[Request, Told]:
     told = Told()
     sampling = options.pop("sampling", Sampling())
-    return Job(given, told, new_tokens, sampling, **options), told
+    return Request(given, told, new_tokens, sampling, **options), told
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import openai
 import pytest
 from PIL import Image
 
-from aligntrain.serve.protocol import ChatRequest, Refusal, read_request
+from aligntrain.serve.protocol import APIError, ChatRequest, read_request
 from aligntrain.serve.settings import Limits
 from tests.trainer import tiny
 from tests.trainer.serve.serving import (
@@ -76,8 +76,8 @@ WHOLE = encoded(tiny.picture(1))
 PICTURES: dict[str, tuple[str, str]] = {
     "bomb": (data_url(bomb(60_000)), "is too large: "),
     "large": (data_url(bomb(101)), "is too large: 101 x 101 pixels"),
-    "cut off": (data_url(WHOLE[:60]), "holds no picture that can be read"),
-    "text": (data_url(b"no picture"), "not_an_image"),
+    "cut off": (data_url(WHOLE[:60]), "holds no image that can be read"),
+    "text": (data_url(b"no image"), "not_an_image"),
     "empty": (data_url(b""), "empty_file"),
     "script": (
         data_url(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "image/svg+xml"),
@@ -115,7 +115,7 @@ def test_two_hundred_pictures(small: Running) -> None:
     answered = small.post(body(messages=question(ASKED, *[image_part()] * 200)))
     assert answered.status_code == 400
     assert answered.json()["error"]["code"] == "too_many_images"
-    assert "200 pictures, and the limit is 3" in answered.json()["error"]["message"]
+    assert "200 images, and the limit is 3" in answered.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("length", [300, 100_000])
@@ -149,7 +149,7 @@ def test_a_crowd_is_refused_at_once(server: Running, name: str) -> None:
     """Each error of a million was made a text, while nobody else was served."""
     asked = json.dumps({"model": NAME, "messages": question(), **CROWDS[name]}).encode()
     began = time.process_time()
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(APIError) as caught:
         read_request(asked)
     assert time.process_time() - began < 0.5
     assert len(caught.value.sentence) < 200
@@ -269,7 +269,7 @@ def test_a_client_that_goes_while_it_waits(long_run: Path) -> None:
 
 
 def test_a_request_is_let_go_while_it_is_answered(long_run: Path) -> None:
-    """With its pictures, of which there may be many megabytes of text."""
+    """With its images, of which there may be many megabytes of text."""
     with running(long_run, limits=Limits(rows=1, new_tokens=3000)) as server:
         asked = body(max_tokens=3000)
         waiting = threading.Thread(target=lambda: server.post(asked))

@@ -11,28 +11,28 @@ import torch
 from aligntrain.inference.generate import Question, generate_answers
 from aligntrain.model import build_model, build_processor
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.request import Failed, Piece, Sampling
+from aligntrain.serve.request import Failed, Sampling, TextDelta
 from tests.trainer import tiny
 from tests.trainer.families import FAMILIES
-from tests.trainer.serve.serving import Told, job, prompt, started
+from tests.trainer.serve.serving import Told, prompt, request, started
 
 QUESTIONS: list[tuple[list[int], str, int | None, int]] = [
-    # pictures, text, level, new tokens
+    # images, text, level, new tokens
     ([1], "what is it?", None, 14),
-    ([], "tell me a long story about a kite, a beach and two dogs", None, 5),
+    ([], "emit me a long story about a kite, a beach and two dogs", None, 5),
     ([2], "and this?", 1, 20),
     ([3, 4], "which of the two is larger?", None, 9),
     ([5], "x", 4, 3),
     ([], "y", None, 17),
     ([1], "what is it?", 2, 11),
-    ([6], "describe the picture in as many words as you can", None, 1),
+    ([6], "describe the image in as many words as you can", None, 1),
     ([7], "how many?", 3, 16),
     ([8], "what is it?", None, 13),
 ]
 
 
-def messages(pictures: list[int], text: str) -> list[dict[str, Any]]:
-    images = [{"type": "image", "image": tiny.picture(seed)} for seed in pictures]
+def messages(images: list[int], text: str) -> list[dict[str, Any]]:
+    images = [{"type": "image", "image": tiny.picture(seed)} for seed in images]
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
@@ -62,24 +62,26 @@ def made() -> Iterator[tuple[Any, Any]]:
 
 def together(model: Any, processor: Any, rows: int, stagger: bool) -> list[Told]:
     """The answers to QUESTIONS; staggered, each is asked when the one before has some words."""
-    made = [job(prompt(processor, messages(p, t), level), new) for p, t, level, new in QUESTIONS]
+    made = [
+        request(prompt(processor, messages(p, t), level), new) for p, t, level, new in QUESTIONS
+    ]
     with started(model, processor, rows=rows) as engine:
         if stagger:
             tells = [told for _, told in made]
             begun = [False] * len(made)
 
             def following(place: int) -> Any:
-                def tell(event: Any) -> None:
+                def emit(event: Any) -> None:
                     tells[place](event)
                     nxt = place + 1
                     if nxt < len(made) and not begun[nxt]:
                         begun[nxt] = True
                         engine.submit(made[nxt][0])
 
-                return tell
+                return emit
 
             for place, (one, _) in enumerate(made):
-                one.tell = following(place)
+                one.emit = following(place)
             engine.submit(made[0][0])
         else:
             for one, _ in made:
@@ -127,17 +129,17 @@ def test_rows_are_written_together_and_join_on_the_way(made: tuple[Any, Any]) ->
     model, processor = made
     metrics = Metrics()
     joined = threading.Event()
-    first, told = job(prompt(processor, messages([1], "one")), 40)
-    second, told_second = job(prompt(processor, messages([2], "two")), 5)
+    first, told = request(prompt(processor, messages([1], "one")), 40)
+    second, told_second = request(prompt(processor, messages([2], "two")), 5)
     with started(model, processor, rows=4, metrics=metrics) as engine:
 
-        def tell(event: Any) -> None:
+        def emit(event: Any) -> None:
             told(event)
             if not joined.is_set():
                 joined.set()
                 engine.submit(second)
 
-        first.tell = tell
+        first.emit = emit
         engine.submit(first)
         assert told.done.wait(60)
         assert told_second.done.is_set()  # it did not wait for the first
@@ -160,12 +162,12 @@ def test_a_seed_draws_the_same_among_any_neighbours(made: tuple[Any, Any]) -> No
     sampling = Sampling(temperature=1.5, top_p=0.9, seed=7)
 
     def drawn(rows: int, sampling: Sampling) -> str:
-        jobs = [job(asked, 20, sampling=sampling)]
-        jobs += [job(prompt(processor, messages([i], "z")), 9) for i in range(rows - 1)]
+        requests = [request(asked, 20, sampling=sampling)]
+        requests += [request(prompt(processor, messages([i], "z")), 9) for i in range(rows - 1)]
         with started(model, processor, rows=rows) as engine:
-            for one, _ in jobs:
+            for one, _ in requests:
                 engine.submit(one)
-            return jobs[0][1].text if jobs[0][1].ended else ""
+            return requests[0][1].text if requests[0][1].ended else ""
 
     assert drawn(1, sampling) == drawn(4, sampling)
     assert drawn(1, sampling) != drawn(1, Sampling(1.5, 0.9, seed=8))
@@ -176,14 +178,14 @@ def test_a_seed_draws_the_same_among_any_neighbours(made: tuple[Any, Any]) -> No
 def test_a_row_that_is_cancelled_makes_room(made: tuple[Any, Any]) -> None:
     model, processor = made
     asked = prompt(processor, messages([1], "what is it?"))
-    first, told = job(asked, 900)
-    second, told_second = job(asked, 3)
+    first, told = request(asked, 900)
+    second, told_second = request(asked, 3)
 
-    def tell(event: Any) -> None:
+    def emit(event: Any) -> None:
         told(event)
         first.cancelled = True
 
-    first.tell = tell
+    first.emit = emit
     with started(model, processor, rows=1) as engine:
         engine.submit(first)
         engine.submit(second)
@@ -196,9 +198,9 @@ def test_one_that_fails_does_not_harm_the_others(made: tuple[Any, Any]) -> None:
     asked = prompt(processor, messages([1], "what is it?"))
     broken = prompt(processor, messages([1], "what is it?"))
     object.__setattr__(broken, "input_ids", [10_000_000, *broken.input_ids])
-    good, told = job(asked)
-    bad, told_bad = job(broken)
-    late, told_late = job(asked)
+    good, told = request(asked)
+    bad, told_bad = request(broken)
+    late, told_late = request(asked)
     with started(model, processor, rows=4) as engine:
         with engine._news:  # they are read together
             engine._waiting += [good, bad]
@@ -215,13 +217,13 @@ def test_one_that_fails_does_not_harm_the_others(made: tuple[Any, Any]) -> None:
 def test_what_is_unfinished_when_it_stops_is_told_so(made: tuple[Any, Any]) -> None:
     model, processor = made
     asked = prompt(processor, messages([1], "what is it?"))
-    jobs = [job(asked, 900) for _ in range(3)]
+    requests = [request(asked, 900) for _ in range(3)]
     with started(model, processor, rows=2) as engine:
-        for one, _ in jobs:
+        for one, _ in requests:
             engine.submit(one)
-    for _, told in jobs:
+    for _, told in requests:
         assert told.done.is_set()
-    late, told_late = job(asked)
+    late, told_late = request(asked)
     engine.submit(late)
     assert told_late.events == [Failed("the server is stopping.")]
 
@@ -264,14 +266,14 @@ def test_rotary_frequencies_that_follow_the_longest_row(kind: str) -> None:
 def test_a_stop_text_ends_an_answer(made: tuple[Any, Any]) -> None:
     model, processor = made
     asked = prompt(processor, messages([9], "what is it?"))
-    whole, told = job(asked, 30)
+    whole, told = request(asked, 30)
     with started(model, processor) as engine:
         engine.submit(whole)
         assert told.ended.tokens == 30
         stop = told.text[6:8]
-        cut, told_cut = job(asked, 30, stops=(stop,))
+        cut, told_cut = request(asked, 30, stops=(stop,))
         engine.submit(cut)
         assert told_cut.ended.reason == "stop"
     assert told_cut.text == told.text[: told.text.find(stop)]
     assert told_cut.ended.tokens < 30
-    assert all(isinstance(event, Piece) for event in told_cut.events[1:-1])
+    assert all(isinstance(event, TextDelta) for event in told_cut.events[1:-1])

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from aligntrain.serve import engine as engine_module
+from aligntrain.serve import batch_cache as cache_module
 from aligntrain.serve import request as request_module
-from aligntrain.serve.request import Begun, Event, Failed, Job, Piece, Sampling
+from aligntrain.serve.request import Event, Failed, PrefillDone, Request, Sampling, TextDelta
 from tests.trainer import tiny
-from tests.trainer.serve.serving import Told, job, prompt, started
+from tests.trainer.serve.serving import Told, prompt, request, started
 from tests.trainer.serve.test_engine import messages
 
 
@@ -38,21 +38,21 @@ class Memory:
         return getattr(torch, name)
 
 
-def asked(processor: Any, new: int, **options: Any) -> tuple[Job, Told]:
-    return job(prompt(processor, messages([1], "what is it?")), new, **options)
+def asked(processor: Any, new: int, **options: Any) -> tuple[Request, Told]:
+    return request(prompt(processor, messages([1], "what is it?")), new, **options)
 
 
-def when_begun(one: Job, told: Told, do: Callable[[], None]) -> threading.Event:
+def when_begun(one: Request, told: Told, do: Callable[[], None]) -> threading.Event:
     """`do` at the first piece of `one`'s answer, in the engine's thread."""
     begun = threading.Event()
 
-    def tell(event: Event) -> None:
+    def emit(event: Event) -> None:
         told(event)
-        if isinstance(event, Piece) and not begun.is_set():
+        if isinstance(event, TextDelta) and not begun.is_set():
             begun.set()
             do()
 
-    one.tell = tell
+    one.emit = emit
     return begun
 
 
@@ -61,7 +61,7 @@ def test_no_memory_to_join_costs_who_would_join(
 ) -> None:
     model, processor = made
     memory = Memory("cat")
-    monkeypatch.setattr(engine_module, "torch", memory)
+    monkeypatch.setattr(cache_module, "torch", memory)
     first, told = asked(processor, 60)
     second, told_second = asked(processor, 5)
     third, told_third = asked(processor, 5)
@@ -77,7 +77,7 @@ def test_no_memory_to_join_costs_who_would_join(
                 memory.full = False
                 engine.submit(third)
 
-        second.tell = again
+        second.emit = again
         when_begun(first, told, join)
         engine.submit(first)
         assert told.ended.tokens == 60
@@ -93,20 +93,20 @@ def test_no_memory_to_leave_costs_who_is_written(
 ) -> None:
     model, processor = made
     memory = Memory("tensor")
-    monkeypatch.setattr(engine_module, "torch", memory)
-    jobs = [asked(processor, new) for new in (60, 5)]
+    monkeypatch.setattr(cache_module, "torch", memory)
+    requests = [asked(processor, new) for new in (60, 5)]
     late, told_late = asked(processor, 5)
     with started(model, processor, rows=4) as engine:
         memory.full = True
         with engine._news:  # they are read together
-            engine._waiting += [one for one, _ in jobs]
+            engine._waiting += [one for one, _ in requests]
             engine._news.notify()
-        assert jobs[1][1].ended.tokens == 5
-        assert jobs[0][1].done.wait(60)
+        assert requests[1][1].ended.tokens == 5
+        assert requests[0][1].done.wait(60)
         memory.full = False
         engine.submit(late)
         assert told_late.ended.tokens == 5
-    assert isinstance(jobs[0][1].events[-1], Failed)
+    assert isinstance(requests[0][1].events[-1], Failed)
 
 
 def test_no_memory_to_draw_costs_that_row(
@@ -157,12 +157,12 @@ def test_one_by_one_begins_when_the_batch_is_out_of_memory(
         held.append(any(one() is not None for one in batches))
 
     failing(meet)
-    jobs = [asked(processor, 1) for _ in range(3)]
+    requests = [asked(processor, 1) for _ in range(3)]
     with started(model, processor, rows=4) as engine:
         with engine._news:
-            engine._waiting += [one for one, _ in jobs]
+            engine._waiting += [one for one, _ in requests]
             engine._news.notify()
-        assert [told.ended.tokens for _, told in jobs] == [1, 1, 1]
+        assert [told.ended.tokens for _, told in requests] == [1, 1, 1]
     assert len(batches) == 1
     assert held == [False] * 3
 
@@ -180,14 +180,14 @@ def test_who_may_ask_again(made: tuple[Any, Any], failing: Callable[..., None]) 
     failing(meet)
     for rows in (1, 2):
         steps.clear()
-        jobs = [asked(processor, 9) for _ in range(rows)]
+        requests = [asked(processor, 9) for _ in range(rows)]
         with started(model, processor, rows=rows) as engine:
             with engine._news:
-                engine._waiting += [one for one, _ in jobs]
+                engine._waiting += [one for one, _ in requests]
                 engine._news.notify()
-            for _, told in jobs:
+            for _, told in requests:
                 assert told.done.wait(60)
-        for _, told in jobs:
+        for _, told in requests:
             failed = told.events[-1]
             assert isinstance(failed, Failed)
             assert failed.final == (rows == 1)
@@ -214,7 +214,7 @@ def test_jobs_of_clients_that_left_are_let_go(made: tuple[Any, Any]) -> None:
     first, told = asked(processor, 3000)
     behind, told_behind = asked(processor, 3)
     left = [asked(processor, 3)[0] for _ in range(20)]
-    pictures = [weakref.ref(one.prompt.pixel_values) for one in left]
+    images = [weakref.ref(one.prompt.pixel_values) for one in left]
     with started(model, processor, rows=1) as engine:
         begun = when_begun(first, told, lambda: None)
         engine.submit(first)
@@ -226,7 +226,7 @@ def test_jobs_of_clients_that_left_are_let_go(made: tuple[Any, Any]) -> None:
         written = len(told.events)
         while len(told.events) < written + 5:
             assert not told.done.is_set()
-        assert not any(picture() is not None for picture in pictures)
+        assert not any(image() is not None for image in images)
         first.cancelled = True
         assert told_behind.ended.tokens == 3
-    assert isinstance(told_behind.events[0], Begun)
+    assert isinstance(told_behind.events[0], PrefillDone)

@@ -1,4 +1,4 @@
-"""Pictures from http addresses: from the public internet alone, and little of it."""
+"""Images from http addresses: from the public internet alone, and little of it."""
 
 import asyncio
 import socketserver
@@ -24,8 +24,8 @@ PUBLIC = "93.184.215.14"
 PICTURE = encoded(tiny.picture(1))
 
 
-class Pictures(BaseHTTPRequestHandler):
-    """A host with pictures, and with what is none."""
+class Images(BaseHTTPRequestHandler):
+    """A host with images, and with what is none."""
 
     seen: list[tuple[str, dict[str, str]]]
 
@@ -71,7 +71,7 @@ class ToLocal(httpx.AsyncHTTPTransport):
 
 @pytest.fixture
 def host() -> Iterator[Any]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Pictures) as server:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Images) as server:
         server.daemon_threads = True
         server.seen = []  # pyright: ignore[reportAttributeAccessIssue]
         thread = threading.Thread(target=server.serve_forever)
@@ -82,7 +82,7 @@ def host() -> Iterator[Any]:
 
 
 NAMES = {
-    "pictures.example": [PUBLIC],
+    "images.example": [PUBLIC],
     "inside.example": ["10.0.0.8"],
     "loop.example": ["127.0.0.1"],
     "half.example": [PUBLIC, "192.168.1.1"],
@@ -130,10 +130,10 @@ def fetch(host: Any, address: str, **options: Any) -> tuple[bytes, Names]:
 @pytest.mark.parametrize(
     "address",
     [
-        "http://pictures.example/a.png",
-        "http://pictures.example:8080/a.png?b=c",
-        "http://pictures.example/to//b.png",
-        "http://pictures.example/to/http://pictures.example/to/http://pictures.example/c.png",
+        "http://images.example/a.png",
+        "http://images.example:8080/a.png?b=c",
+        "http://images.example/to//b.png",
+        "http://images.example/to/http://images.example/to/http://images.example/c.png",
         "http://rebinds.example/once.png",
     ],
 )
@@ -153,24 +153,24 @@ def test_pictures_of_the_public_internet(host: Any, address: str) -> None:
         ("http://loop.example/a.png", "not on the public internet"),
         ("http://half.example/a.png", "not on the public internet"),
         ("http://mapped.example/a.png", "not on the public internet"),
-        ("http://pictures.example/to/http://loop.example/a.png", "not on the public internet"),
+        ("http://images.example/to/http://loop.example/a.png", "not on the public internet"),
         ("http://rebinds.example/to/http://rebinds.example/a.png", "not on the public internet"),
-        ("http://pictures.example/to/ftp://pictures.example/a.png", "no http or https address"),
-        ("http://pictures.example/to/file:///etc/passwd", "no http or https address"),
+        ("http://images.example/to/ftp://images.example/a.png", "no http or https address"),
+        ("http://images.example/to/file:///etc/passwd", "no http or https address"),
         ("http://nobody.example/a.png", "host that is not found"),
-        ("http://me:secret@pictures.example/a.png", "user's name"),
+        ("http://me:secret@images.example/a.png", "user's name"),
         ("http:///a.png", "no http or https address"),
         ("file:///etc/passwd", "no http or https address"),
-        ("http://pictures.example/" + "to//" * 5 + "a.png", "more than 3 redirects"),
-        ("http://pictures.example/page", "of no picture's type"),
-        ("http://pictures.example/large", "more than 20,000 bytes"),
-        ("http://pictures.example/endless", "more than 20,000 bytes"),
-        ("http://pictures.example/zip", "came compressed"),
-        ("http://pictures.example/gone", "status 404"),
-        ("https://pictures.example/a.png", "cannot be fetched"),
-        ("http://pictures.example:99999/a.png", "at port 99999"),
-        ("http://pictures.example/to/http://xn--/", "cannot be fetched"),
-        ("http://pictures.example/to/http://[::1", "cannot be fetched|can be read"),
+        ("http://images.example/" + "to//" * 5 + "a.png", "more than 3 redirects"),
+        ("http://images.example/page", "of no image's type"),
+        ("http://images.example/large", "more than 20,000 bytes"),
+        ("http://images.example/endless", "more than 20,000 bytes"),
+        ("http://images.example/zip", "came compressed"),
+        ("http://images.example/gone", "status 404"),
+        ("https://images.example/a.png", "cannot be fetched"),
+        ("http://images.example:99999/a.png", "at port 99999"),
+        ("http://images.example/to/http://xn--/", "cannot be fetched"),
+        ("http://images.example/to/http://[::1", "cannot be fetched|can be read"),
     ],
 )
 def test_what_is_not_fetched(host: Any, address: str, said: str) -> None:
@@ -180,7 +180,7 @@ def test_what_is_not_fetched(host: Any, address: str, said: str) -> None:
 
 def test_what_takes_too_long(host: Any) -> None:
     with pytest.raises(FetchError, match=r"within 0\.3 seconds"):
-        fetch(host, "http://pictures.example/slow", seconds=0.3)
+        fetch(host, "http://images.example/slow", seconds=0.3)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_a_server_that_fetches(run: Path, host: Any) -> None:
 
     with running(run, fetcher=fetcher) as server:
         sent = server.post(body())
-        fetched = server.post(asked("http://pictures.example/a.png"))
+        fetched = server.post(asked("http://images.example/a.png"))
         assert fetched.json()["choices"] == sent.json()["choices"]
         refused = server.post(asked("http://inside.example/a.png"))
         assert refused.status_code == 400
@@ -248,7 +248,7 @@ def test_a_server_that_fetches(run: Path, host: Any) -> None:
 
 def test_what_is_fetched_for_a_request_is_limited_in_all(run: Path, host: Any) -> None:
     fetcher = Fetcher(resolve=Names(), transport=lambda: ToLocal(host.server_address[1]))
-    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+    part = {"type": "image_url", "image_url": {"url": "http://images.example/a.png"}}
     limits = Limits(body=len(PICTURE) * 5 // 2)
     with running(run, fetcher=fetcher, limits=limits) as server:
         assert server.post(body(messages=question(ASKED, part, part))).status_code == 200
@@ -261,7 +261,7 @@ def test_what_is_fetched_for_a_request_is_limited_in_all(run: Path, host: Any) -
 def test_few_requests_have_their_pictures_fetched_at_once(run: Path, host: Any) -> None:
     names = Waiting()
     fetcher = Fetcher(resolve=names, transport=lambda: ToLocal(host.server_address[1]))
-    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+    part = {"type": "image_url", "image_url": {"url": "http://images.example/a.png"}}
     with running(run, fetcher=fetcher) as server, ThreadPoolExecutor(10) as pool:
         asked = body(messages=question(ASKED, part), max_tokens=1)
         fetched = [pool.submit(server.post, asked) for _ in range(10)]
@@ -274,7 +274,7 @@ def test_what_the_server_fails_at_is_counted(run: Path) -> None:
     async def broken(host: str, port: int) -> list[str]:
         raise TypeError("a bug")
 
-    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/a.png"}}
+    part = {"type": "image_url", "image_url": {"url": "http://images.example/a.png"}}
     with running(run, fetcher=Fetcher(resolve=broken)) as server:
         assert server.post(body(messages=question(ASKED, part))).status_code == 500
         assert 'aligntrain_requests_total{status="500"} 1.0' in server.get("/metrics").text

@@ -9,7 +9,7 @@ CLIENTS, REQUESTS, PICTURES = 50, 2, 5
 
 
 def test_fifty_clients_lose_nothing(server: Running) -> None:
-    pictures = [
+    images = [
         {"type": "image_url", "image_url": {"url": data_url(encoded(tiny.picture(seed)))}}
         for seed in range(PICTURES)
     ]
@@ -18,7 +18,7 @@ def test_fifty_clients_lose_nothing(server: Running) -> None:
 
         def ask(number: int) -> str:
             """Odd ones stream."""
-            asked = question(f"{ASKED} {number % 7}", pictures[number % PICTURES])
+            asked = question(f"{ASKED} {number % 7}", images[number % PICTURES])
             create = client.chat.completions.create
             if number % 2:
                 chunks = create(model=NAME, messages=asked, max_tokens=10 + number % 9, stream=True)  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -1,4 +1,4 @@
-"""OpenAI's own client: plain, streamed, with pictures, with levels, and what it makes of errors."""
+"""OpenAI's own client: plain, streamed, with images, with levels, and what it makes of errors."""
 
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ def loaded(run: Path) -> tuple[Any, Any]:
 
 
 def expected(
-    loaded: tuple[Any, Any], level: int | None = None, picture: int = 1, new: int = 12
+    loaded: tuple[Any, Any], level: int | None = None, image: int = 1, new: int = 12
 ) -> Any:
-    content = [{"type": "image", "image": tiny.picture(picture)}, {"type": "text", "text": ASKED}]
+    content = [{"type": "image", "image": tiny.picture(image)}, {"type": "text", "text": ASKED}]
     asked = Question([{"role": "user", "content": content}], level)
     return next(generate_answers(*loaded, [asked], max_new_tokens=new))
 
@@ -89,11 +89,11 @@ def test_levels_are_heard(loaded: tuple[Any, Any]) -> None:
 def test_the_gate_tells_its_weights(client: Any, loaded: tuple[Any, Any]) -> None:
     asked: dict[str, Any] = {"model": NAME, "max_tokens": 3, "extra_body": {"gate": True}}
     said = client.create(messages=question(ASKED, image_part(2)), **asked)
-    assert said.gate == pytest.approx(expected(loaded, picture=2, new=3).gate_weights, abs=1e-6)
+    assert said.gate == pytest.approx(expected(loaded, image=2, new=3).gate_weights, abs=1e-6)
     assert sum(said.gate) == pytest.approx(1)
     first = next(iter(client.create(messages=question(ASKED, image_part(2)), stream=True, **asked)))
     assert first.gate == pytest.approx(said.gate)
-    assert client.create(messages=question("no picture"), **asked).gate is None
+    assert client.create(messages=question("no image"), **asked).gate is None
 
 
 def test_a_conversation_with_a_system_message(client: Any) -> None:

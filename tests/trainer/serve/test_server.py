@@ -109,7 +109,7 @@ def test_a_model_thread_that_dies_ends_it(run: Path, monkeypatch: pytest.MonkeyP
     def broken(_: Engine) -> Any:
         raise TypeError("a bug")
 
-    monkeypatch.setattr(Engine, "_next_jobs", broken)
+    monkeypatch.setattr(Engine, "_next_requests", broken)
     server = Server(run, Settings(port=0, device="cpu"))
     url = server.url
     failed: list[BaseException] = []

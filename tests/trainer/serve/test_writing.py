@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligntrain.serve.detokenizer import Writing
+from aligntrain.serve.detokenizer import Detokenizer
 from tests.trainer import rows, tiny
 
 TOKENIZERS = {
@@ -16,14 +16,14 @@ TOKENIZERS = {
 }
 
 
-def written(tokenizer: Any, ids: list[int], *stops: str) -> tuple[list[str], Writing]:
-    writing = Writing(tokenizer, stops)
+def written(tokenizer: Any, ids: list[int], *stops: str) -> tuple[list[str], Detokenizer]:
+    detokenizer = Detokenizer(tokenizer, stops)
     pieces: list[str] = []
     for token in ids:
-        pieces.append(writing.add(token))
-        if writing.stopped:
-            return pieces, writing
-    return [*pieces, writing.end()], writing
+        pieces.append(detokenizer.add(token))
+        if detokenizer.stopped:
+            return pieces, detokenizer
+    return [*pieces, detokenizer.end()], detokenizer
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -59,15 +59,15 @@ def test_a_character_of_several_tokens_comes_at_once() -> None:
 def test_nothing_of_a_stop_comes_out(text: str, stops: list[str]) -> None:
     tokenizer = TOKENIZERS["bytes"]
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    pieces, writing = written(tokenizer, ids, *stops)
+    pieces, detokenizer = written(tokenizer, ids, *stops)
     ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
     if not ends:
-        assert not writing.stopped
+        assert not detokenizer.stopped
         assert "".join(pieces) == text
         return
     # The stop that is complete first ends it, as one reads.
     read = text[: min(ends)]
-    assert writing.stopped
+    assert detokenizer.stopped
     assert "".join(pieces) == read[: min(read.find(s) for s in stops if s in read)]
 
 

@@ -12,30 +12,32 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model; by default its folder's name.")
+        str | None, typer.Option(help="Model name for clients; by default the folder's name.")
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="ALIGNTRAIN_API_KEY", help="Answer who knows this key alone."),
+        typer.Option(envvar="ALIGNTRAIN_API_KEY", help="Require this API key."),
     ] = None,
     allow_image_urls: Annotated[
         bool,
         typer.Option(
-            "--allow-image-urls", help="Fetch pictures from public http and https addresses."
+            "--allow-image-urls", help="Fetch images from public http and https addresses."
         ),
     ] = False,
-    batch: Annotated[int, typer.Option(help="Answers that are written together.")] = 16,
-    queue: Annotated[int, typer.Option(help="Requests that may wait beside them.")] = 128,
-    timeout: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 300.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 1024,
+    batch: Annotated[int, typer.Option(help="Maximum requests decoded together.")] = 16,
+    queue: Annotated[int, typer.Option(help="Maximum requests in the queue.")] = 128,
+    timeout: Annotated[float, typer.Option(help="Time limit of a request, in seconds.")] = 300.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 1024,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(help="Longest prompt; by default what the model reads.")
+        int | None, typer.Option(help="Maximum tokens of a prompt; by default the model's context.")
     ] = None,
-    max_images: Annotated[int, typer.Option(help="Most pictures of a request.")] = 8,
-    max_pixels: Annotated[float, typer.Option(help="Largest picture, in millions of pixels.")] = 50,
-    max_body: Annotated[float, typer.Option(help="Largest request, in megabytes.")] = 20,
+    max_images: Annotated[int, typer.Option(help="Maximum images of a request.")] = 8,
+    max_pixels: Annotated[
+        float, typer.Option(help="Maximum size of an image, in megapixels.")
+    ] = 50,
+    max_body: Annotated[float, typer.Option(help="Maximum size of a request, in megabytes.")] = 20,
 ) -> None:
-    """Serve a trained model: OpenAI's chat endpoint with pictures, and a page to try it."""
+    """Serve a trained model: an OpenAI-compatible chat endpoint and a web page."""
     from aligntrain.serve import Limits, Settings, serve
 
     limits = Limits(

@@ -1,9 +1,8 @@
-"""A trained model behind HTTP: OpenAI's chat endpoint with pictures, and a page to try it.
+"""OpenAI-compatible HTTP server for a trained model, with a page to try it.
 
-From the request inwards: `connections` (closed where nothing comes), `app` (routes), `access` (who
-may ask), `schema` (what may be asked), `pictures` and `fetching` (what is to be seen), `prompts`
-(what the model reads), `service` (as many as there is room for), `engine` (one thread that writes
-all answers together), `streaming` and `replies` (what goes back). `server` runs them.
+From the request inwards: `server` (process, connections), `app` (routes, access), `protocol`
+(OpenAI's request and response bodies), `images` (data URLs, fetching), `service` (admission,
+prompts), `engine` (continuous batching), `detokenizer` and `streaming` (the way back).
 """
 
 from collections.abc import Callable
@@ -26,12 +25,12 @@ def serve(
 ) -> None:
     """Serve the model in `folder` until SIGINT or SIGTERM; see `server.Server`.
 
-    `ready` is called with the model's name and the server's address when it can be asked.
+    `ready` is called with the model's name and the server's address once the model is loaded.
 
     Raises:
-        InputError: there is no such model, it cannot be loaded, the port is taken, or what serving
-            needs is not installed.
-        AlignError: the model failed in a way from which the server cannot go on.
+        InputError: the model does not exist or cannot be loaded, the port is taken, or the serving
+            dependencies are not installed.
+        AlignError: the model failed and the server cannot continue.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:

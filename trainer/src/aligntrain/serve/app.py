@@ -1,4 +1,4 @@
-"""The routes."""
+"""HTTP routes and access control."""
 
 import asyncio
 import secrets
@@ -18,9 +18,9 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aligntrain.serve.protocol import ChatRequest, Refusal, Reply
+from aligntrain.serve.protocol import APIError, ChatRequest, ResponseBuilder
 from aligntrain.serve.request import Sampling
-from aligntrain.serve.service import Place, Service
+from aligntrain.serve.service import Service, Slot
 from aligntrain.serve.settings import is_loopback
 from aligntrain.serve.streaming import AnswerStream, ClientGone, Events, too_late, unless_gone
 
@@ -39,14 +39,16 @@ _HEADERS = {
 }
 
 
-def refuse(refusal: Refusal) -> JSONResponse:
-    """The response that says `refusal`."""
+def refuse(refusal: APIError) -> JSONResponse:
+    """The error response for `error`."""
     return JSONResponse(refusal.body, refusal.status, refusal.headers)
 
 
 class Access:
-    """Lets through who knows the key, and where the server is only for this machine (`local`),
-    requests that were meant for it: a page from elsewhere whose name now leads here is not.
+    """Middleware that checks the API key and, for a local server, the Host header.
+
+    The Host check stops DNS rebinding: a web page cannot reach the server through a name of its
+    own.
     """
 
     def __init__(self, app: ASGIApp, *, api_key: str | None, local: bool) -> None:
@@ -66,15 +68,15 @@ class Access:
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._refusal(scope)
+        refusal = self._access_error(scope)
         app: Any = self._app if refusal is None else refuse(refusal)
         await app(scope, receive, with_headers)
 
-    def _refusal(self, scope: Scope) -> Refusal | None:
+    def _access_error(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
         if self._key is None:
             if self._local and not _is_local(headers.get("host", "")):
-                return Refusal(
+                return APIError(
                     403, "without an API key this server answers on localhost alone; start it with "
                     "one to reach it by another name.",
                 )  # fmt: skip
@@ -85,7 +87,7 @@ class Access:
         known = secrets.compare_digest(given.strip().encode("utf-8", "replace"), self._key)
         if known and scheme.lower() == "bearer":
             return None
-        return Refusal(401, "the API key is missing or wrong; send Authorization: Bearer KEY.",
+        return APIError(401, "the API key is missing or wrong; send Authorization: Bearer KEY.",
                        code="invalid_api_key")  # fmt: skip
 
 
@@ -103,7 +105,7 @@ still sending does not see the response.
 
 
 def make_app(service: Service, *, api_key: str | None = None, local: bool = True) -> Starlette:
-    """What answers for `service`; see `Access` for the rest."""
+    """The ASGI application of `service`; see `Access` for the other arguments."""
     app = Starlette(
         routes=[
             Route("/", _page),
@@ -144,7 +146,7 @@ async def _models(request: Request) -> Response:
 async def _model(request: Request) -> Response:
     loaded, name = _service(request).loaded, request.path_params["name"]
     if loaded is None or name != loaded.card["id"]:
-        return refuse(Refusal(404, f"there is no model {name!r} here.", code="model_not_found"))
+        return refuse(APIError(404, f"there is no model {name!r} here.", code="model_not_found"))
     return JSONResponse(loaded.card)
 
 
@@ -152,7 +154,7 @@ async def _chat(request: Request) -> Response:
     service = _service(request)
     try:
         response = await _answered(request, service)
-    except Refusal as refusal:
+    except APIError as refusal:
         response = refuse(refusal)
     except (ClientGone, ClientDisconnect):
         response = Response(status_code=499)  # nobody reads it; the metrics count it
@@ -164,7 +166,7 @@ async def _chat(request: Request) -> Response:
 
 
 async def _answered(request: Request, service: Service) -> Response:
-    place = service.take_place()
+    place = service.take_slot()
     deadline = asyncio.get_running_loop().time() + service.limits.timeout
     streams = False
     try:
@@ -175,9 +177,9 @@ async def _answered(request: Request, service: Service) -> Response:
         except TimeoutError as error:
             raise too_late() from error
         events = Events.of(prompt, new_tokens, _sampling(asked), tuple(asked.stop or ()), deadline)
-        reply = Reply(service.name, len(prompt.input_ids), gate=bool(asked.gate))
+        reply = ResponseBuilder(service.name, len(prompt.input_ids), gate=bool(asked.gate))
         form = Form(stream=bool(asked.stream), usage=asked.usage)
-        # The pictures' text, of which there may be megabytes, is not kept while the answer comes.
+        # The images' text, of which there may be megabytes, is not kept while the answer comes.
         del body, asked
         response = await _begun(request, service, form, events, reply, place)
         streams = isinstance(response, AnswerStream)
@@ -189,7 +191,7 @@ async def _answered(request: Request, service: Service) -> Response:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How an answer is to come: as a stream, and if so, with the count of tokens at its end."""
+    """Response format: streamed or not, with or without token counts."""
 
     stream: bool
     usage: bool
@@ -200,12 +202,12 @@ async def _begun(
     service: Service,
     form: Form,
     events: Events,
-    reply: Reply,
-    place: Place,
+    reply: ResponseBuilder,
+    place: Slot,
 ) -> Response:
-    """The response, once the model has read the prompt: until then an error has its status."""
+    """The response, made after prefill so that earlier errors keep their HTTP status."""
     assert service.loaded is not None
-    service.loaded.engine.submit(events.job)
+    service.loaded.engine.submit(events.request)
     streams = False
     try:
         begun: Any = await unless_gone(request, events.next())
@@ -217,16 +219,16 @@ async def _begun(
         return JSONResponse(reply.whole(text, ended.reason, ended.tokens, begun.gate_weights))
     finally:
         if not streams:
-            events.job.cancelled = True
+            events.request.cancelled = True
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """The body of a JSON request of at most so many bytes."""
+    """Read a JSON body of at most `most` bytes."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # Not least since a page from elsewhere may send other types without asking.
     if kind != "application/json":
-        raise Refusal(415, f"the content type is {kind or 'not given'}; send application/json.")
-    too_large = Refusal(413, f"the body has more than {most:,} bytes; send less.")
+        raise APIError(415, f"the content type is {kind or 'not given'}; send application/json.")
+    too_large = APIError(413, f"the body has more than {most:,} bytes; send less.")
     length = request.headers.get("content-length", "")
     known = int(length) if length.isdecimal() else 0
     if known > most * _DRAINED or (known > most and "expect" in request.headers):
@@ -246,21 +248,21 @@ async def _body(request: Request, most: int) -> bytes:
 
 def _sampling(asked: ChatRequest) -> Sampling:
     top_p = 1.0 if asked.top_p is None else asked.top_p
-    return Sampling(asked.warmth, top_p, asked.seed)
+    return Sampling(asked.effective_temperature, top_p, asked.seed)
 
 
 async def _http_error(_: Request, error: Any) -> Response:
-    """A path or a method that is not here, in the form of all errors."""
+    """Unknown paths and methods, in the format of all errors."""
     sentence = {404: "there is nothing at this path.", 405: "this path has other methods."}
     said = sentence.get(error.status_code, f"{error.detail}.")
-    response = refuse(Refusal(error.status_code, said))
+    response = refuse(APIError(error.status_code, said))
     with suppress(AttributeError):
         response.headers.update(error.headers or {})
     return response
 
 
 async def _broken(_: Request, __: Exception) -> Response:
-    return refuse(Refusal(500, "the server failed at this request; its log says how."))
+    return refuse(APIError(500, "the server failed at this request; its log says how."))
 
 
 def _service(request: Request) -> Service:

@@ -1,4 +1,4 @@
-"""The text of an answer while its tokens come."""
+"""Incremental detokenization of an answer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,13 @@ _UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no whole character, which may yet become one."""
 
 
-class Writing:
-    """Gives out text that will not change any more: whole characters, and nothing that may be the
-    beginning of one of `stops`. What it has given out, put together, is what the tokenizer makes of
-    all tokens at once, up to the first stop. (Bytes that never become a character are U+FFFD in
-    both, though where a tokenizer has tokens for single bytes not always as many.)
+class Detokenizer:
+    """Turns tokens into text that can no longer change.
+
+    It holds back incomplete characters and any prefix of a stop text. The concatenated output
+    equals decoding all tokens at once, up to the first stop text. (Bytes that never form a
+    character become U+FFFD in both, though the count may differ for tokenizers with single-byte
+    tokens.)
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
@@ -27,7 +29,7 @@ class Writing:
         self._held = ""
 
     def add(self, token: int) -> str:
-        """What `token` adds to the text, if anything is ready."""
+        """Add `token` and return the text that became final."""
         self._ids.append(token)
         new = self._new_text()
         if not new or new.endswith(_UNFINISHED):
@@ -36,7 +38,7 @@ class Writing:
         return self._ready(new)
 
     def end(self) -> str:
-        """What is left when no token comes any more."""
+        """Return the text that is still held back."""
         new = self._new_text()
         self._read = len(self._ids)
         ready = self._ready(new)
@@ -51,7 +53,7 @@ class Writing:
         return self._tokenizer.decode(ids, skip_special_tokens=True) if ids else ""
 
     def _ready(self, new: str) -> str:
-        """Of what is held and `new`, all that cannot be part of a stop."""
+        """The part of the held text and `new` that cannot belong to a stop text."""
         if self.stopped:
             return ""
         text = self._held + new
@@ -65,7 +67,7 @@ class Writing:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` are the beginning of `stop`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -1,74 +1,30 @@
-"""One thread that writes all answers together: continuous batching.
+"""Continuous batching in one thread.
 
-Rows join between two tokens and leave when they are done, so nobody waits for another's answer to
-end. New prompts are read together, padded on the left, and their keys and values put beside those
-of the rows that are being written. In float32 each row is what it would be alone.
+Rows join and leave the batch between two tokens, so a short answer never waits for a long one.
+New prompts are prefilled together, padded on the left, and their keys and values are concatenated
+with those of the running rows. In float32 each row equals what it would be alone.
 
-An LLM in which rows meet otherwise than by attention (recurrent layers, or rotary frequencies that
-follow the longest row) answers one at a time.
+LLMs whose rows interact other than through attention (recurrent layers, rotary frequencies that
+depend on the longest row) answer one request at a time.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch.nn import functional
 from transformers import DynamicCache
 
 from aligntrain.inference.generate import generation_settings
 from aligntrain.model.packing import obstacle
-from aligntrain.serve.detokenizer import Writing
+from aligntrain.serve.batch_cache import BatchCache
+from aligntrain.serve.detokenizer import Detokenizer
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.request import Begun, Ended, Failed, Job, Piece, Sampler
-
-
-@dataclass(frozen=True, slots=True)
-class Cached:
-    """Keys and values of B rows, the shorter ones padded on the left.
-
-    `cache` holds [B, heads, T, width] for each layer, `mask` [B, T] int64 is 0 at padding. Rows
-    count positions over their own tokens, so how much padding stands before a row is all the same.
-    """
-
-    cache: Any
-    mask: torch.Tensor
-
-    def beside(self, other: "Cached") -> "Cached":
-        """These rows, and after them those of `other`."""
-        length = max(self.mask.shape[1], other.mask.shape[1])
-        layers = [
-            tuple(_stacked(a, b, length) for a, b in zip(mine, theirs, strict=True))
-            for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True)
-        ]
-        masks = [functional.pad(m, (length - m.shape[1], 0)) for m in (self.mask, other.mask)]
-        return Cached(DynamicCache(layers), torch.cat(masks))
-
-    def only(self, rows: Sequence[int]) -> "Cached":
-        """The `rows`, without the padding that none of them needs."""
-        places = torch.tensor(rows, device=self.mask.device)
-        mask = self.mask[places]
-        first = int(mask.any(dim=0).int().argmax())
-        layers = [
-            tuple(None if one is None else one[places, :, first:] for one in pair)
-            for pair in _layers(self.cache)
-        ]
-        return Cached(DynamicCache(layers), mask[:, first:])
-
-
-def _layers(cache: Any) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
-    return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def _stacked(a: torch.Tensor | None, b: torch.Tensor | None, length: int) -> torch.Tensor | None:
-    if a is None or b is None:  # a layer that uses another one's keys and values
-        return None
-    return torch.cat([functional.pad(one, (0, 0, length - one.shape[2], 0)) for one in (a, b)])
-
+from aligntrain.serve.request import Failed, Finished, PrefillDone, Request, Sampler, TextDelta
 
 log = logging.getLogger(__name__)
 
@@ -83,18 +39,17 @@ _BROKEN = Failed("the model failed at this request; the server's log says how.",
 
 @dataclass(slots=True, eq=False)
 class _Row:
-    job: Job
-    writing: Writing
+    request: Request
+    detokenizer: Detokenizer
     sampler: Sampler | None
     tokens: int = 0
     last: int = 0
 
 
 class Engine:
-    """Answers jobs, `rows` of them at a time, with `model` on its device.
+    """Answers requests with `model`, at most `rows` at a time.
 
-    When its thread dies of what it does not know, `died` is called with that, and every job has
-    failed.
+    If its thread dies of an unexpected error, `died` is called with it and every request fails.
     """
 
     def __init__(
@@ -116,31 +71,31 @@ class Engine:
         self._metrics = metrics or Metrics()
         self._died = died
         self._ends = frozenset(generation_settings(model, processor, 1, 0.0).eos_token_id)  # pyright: ignore[reportArgumentType]
-        self._waiting: deque[Job] = deque()
-        self._reading: list[Job] = []
+        self._waiting: deque[Request] = deque()
+        self._reading: list[Request] = []
         self._rows: list[_Row] = []
-        self._cached: Cached | None = None
+        self._cached: BatchCache | None = None
         self._news = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="aligntrain-engine", daemon=True)
 
     def start(self) -> "Engine":
-        """Begin to answer."""
+        """Start the thread."""
         self._thread.start()
         return self
 
-    def submit(self, job: Job) -> None:
-        """Have `job` answered when its turn comes."""
+    def submit(self, request: Request) -> None:
+        """Queue `request`."""
         with self._news:
             stopped = self._stopping
             if not stopped:
-                self._waiting.append(job)
+                self._waiting.append(request)
                 self._news.notify()
         if stopped:
-            job.tell(Failed("the server is stopping."))
+            request.emit(Failed("the server is stopping."))
 
     def stop(self) -> None:
-        """Answer no more; returns when the last token is written. What is unfinished fails."""
+        """Stop after the current token; unfinished requests fail."""
         with self._news:
             self._stopping = True
             self._news.notify()
@@ -152,7 +107,7 @@ class Engine:
             with torch.inference_mode():
                 while self._wait():
                     self._drop_cancelled()
-                    self._reading = self._next_jobs()
+                    self._reading = self._next_requests()
                     self._read(self._reading)
                     self._reading = []
                     if self._rows:
@@ -164,75 +119,79 @@ class Engine:
         finally:
             with self._news:
                 self._stopping = True
-                left = [*self._reading, *(row.job for row in self._rows), *self._waiting]
-            for job in left:
-                _tell(job, Failed("the server is stopping."))
+                left = [*self._reading, *(row.request for row in self._rows), *self._waiting]
+            for request in left:
+                _emit(request, Failed("the server is stopping."))
 
     def _wait(self) -> bool:
-        """Wait for something to do; whether there is."""
+        """Block until there is work; return whether there is."""
         with self._news:
             self._news.wait_for(lambda: self._stopping or self._rows or self._waiting)
             return not self._stopping
 
     def _drop_cancelled(self) -> None:
-        if any(row.job.cancelled for row in self._rows):
-            self._keep([i for i, row in enumerate(self._rows) if not row.job.cancelled])
+        if any(row.request.cancelled for row in self._rows):
+            self._keep([i for i, row in enumerate(self._rows) if not row.request.cancelled])
 
-    def _next_jobs(self) -> list[Job]:
-        """Those that wait and have room, first come first served."""
-        jobs: list[Job] = []
+    def _next_requests(self) -> list[Request]:
+        """The waiting requests that fit, first come first served."""
+        requests: list[Request] = []
         longest = 0
         with self._news:
             # Wherever they stand, or clients that come and go would fill the memory meanwhile.
-            self._waiting = deque(job for job in self._waiting if not job.cancelled)
-            while self._waiting and len(self._rows) + len(jobs) < self._most_rows:
+            self._waiting = deque(request for request in self._waiting if not request.cancelled)
+            while self._waiting and len(self._rows) + len(requests) < self._most_rows:
                 longest = max(longest, len(self._waiting[0].prompt.input_ids))
-                if jobs and longest * (len(jobs) + 1) > READ_AT_ONCE:
+                if requests and longest * (len(requests) + 1) > READ_AT_ONCE:
                     break
-                jobs.append(self._waiting.popleft())
-        return jobs
+                requests.append(self._waiting.popleft())
+        return requests
 
-    def _read(self, jobs: list[Job]) -> None:
-        """Read prompts and write their first tokens; those with a forced level for themselves."""
+    def _read(self, requests: list[Request]) -> None:
+        """Prefill prompts and emit their first tokens; a forced level is prefilled separately."""
         for forced in (False, True):
-            group = [job for job in jobs if (job.prompt.level is not None) == forced]
+            group = [
+                request for request in requests if (request.prompt.level is not None) == forced
+            ]
             if group:
                 self._read_together(group)
 
-    def _read_together(self, jobs: list[Job]) -> None:
-        read = self._tried(lambda: self._prefill([job.prompt for job in jobs]))
+    def _read_together(self, requests: list[Request]) -> None:
+        read = self._tried(lambda: self._prefill([request.prompt for request in requests]))
         if isinstance(read, Failed):
-            if len(jobs) == 1:
-                _tell(jobs[0], read)
+            if len(requests) == 1:
+                _emit(requests[0], read)
                 return
-            for job in jobs:  # one of them may be at fault, and the others not
-                self._read_together([job])
+            for request in requests:  # one of them may be at fault, and the others not
+                self._read_together([request])
             return
         output, mask, likeliest = read
-        rows = [_Row(job, self._writing(job), _sampler(job)) for job in jobs]
+        rows = [
+            _Row(request, self._detokenizer(request), _sampler(request)) for request in requests
+        ]
         for row, weights in zip(rows, _gate(output, len(rows)), strict=True):
-            _tell(row.job, Begun(weights))
+            _emit(row.request, PrefillDone(weights))
         going = self._accept(rows, output.logits[:, -1], likeliest)
         if going:
-            self._join([rows[i] for i in going], Cached(output.past_key_values, mask), going)
+            self._join([rows[i] for i in going], BatchCache(output.past_key_values, mask), going)
 
-    def _join(self, rows: list[_Row], read: Cached, places: list[int]) -> None:
-        """Write `rows` too, which stand at `places` of what was `read`."""
+    def _join(self, rows: list[_Row], read: BatchCache, places: list[int]) -> None:
+        """Add `rows`, found at `places` of `read`, to the batch."""
 
-        def joined() -> Cached:
+        def joined() -> BatchCache:
             mine = read.only(places) if len(places) < len(read.mask) else read
             return mine if self._cached is None else self._cached.beside(mine)
 
         cached = self._tried(joined)
         if isinstance(cached, Failed):
             for row in rows:
-                _tell(row.job, cached)
+                _emit(row.request, cached)
             return
         self._cached = cached
         self._rows += rows
 
     def _prefill(self, prompts: list[Any]) -> tuple[Any, torch.Tensor, list[int]]:
-        """The model's output, the mask [B, T] of what it read, and the likeliest tokens [B]."""
+        """Run the prompts; the output, their mask [B, T] and the argmax tokens [B]."""
         model = self._model
         padded = self._processor.pad_rows([prompt.input_ids for prompt in prompts], "left")
         ids, mask = (
@@ -255,7 +214,7 @@ class Engine:
         return output, mask, likeliest
 
     def _write(self) -> None:
-        """One token more for each row."""
+        """Generate one more token for each row."""
         assert self._cached is not None
         cached, rows = self._cached, self._rows
         self._metrics.step_rows.observe(len(rows))
@@ -278,7 +237,7 @@ class Engine:
             self._lose(written)
             return
         output, mask, likeliest = written
-        self._cached = Cached(output.past_key_values, mask)
+        self._cached = BatchCache(output.past_key_values, mask)
         going = self._accept(rows, output.logits[:, -1], likeliest)
         if len(going) < len(rows):
             self._keep(going)
@@ -294,16 +253,18 @@ class Engine:
             self._cached = kept
 
     def _lose(self, failed: Failed) -> None:
-        """Go on without the rows that are being written."""
+        """Fail the running rows and carry on without them."""
         rows, self._rows, self._cached = self._rows, [], None
         if len(rows) > 1:  # one of them may be at fault, and the others not
             failed = replace(failed, final=False)
         for row in rows:
-            _tell(row.job, failed)
+            _emit(row.request, failed)
 
     def _tried(self, work: Callable[[], T]) -> T | Failed:
-        """What `work` gives, or what is to be told of its failure: whatever a model raises, others
-        are served on. But a GPU that has failed at anything but memory serves nobody any more.
+        """Return the result of `work`, or the failure to report.
+
+        Errors of one batch leave the others running, except a GPU error other than
+        out-of-memory, after which the GPU cannot be used.
         """
         try:
             return work()
@@ -318,8 +279,9 @@ class Engine:
         return failed
 
     def _accept(self, rows: list[_Row], logits: torch.Tensor, likeliest: list[int]) -> list[int]:
-        """Give each row its next token, drawn of `logits` [B, V] or the `likeliest`; the places of
-        those that go on.
+        """Give each row its next token, sampled from `logits` [B, V] or taken from `likeliest`.
+
+        Returns the indices of the rows that continue.
         """
         self._metrics.new_tokens.inc(len(rows))
         going: list[int] = []
@@ -328,7 +290,7 @@ class Engine:
             if row.sampler is not None:
                 token = self._tried(partial(_drawn, row.sampler, logits[place]))
             if isinstance(token, Failed):
-                _tell(row.job, token)
+                _emit(row.request, token)
             elif self._goes_on(row, token):
                 going.append(place)
         return going
@@ -337,28 +299,27 @@ class Engine:
         row.tokens += 1
         row.last = token
         ended = token in self._ends
-        text = "" if ended else row.writing.add(token)
-        ended = ended or row.writing.stopped
-        cut = not ended and row.tokens >= row.job.max_new_tokens
+        text = "" if ended else row.detokenizer.add(token)
+        ended = ended or row.detokenizer.stopped
+        cut = not ended and row.tokens >= row.request.max_new_tokens
         if ended or cut:
-            text += row.writing.end()
+            text += row.detokenizer.end()
         if text:
-            _tell(row.job, Piece(text))
+            _emit(row.request, TextDelta(text))
         if ended or cut:
             # The rest may have held the stop.
-            _tell(
-                row.job, Ended("length" if cut and not row.writing.stopped else "stop", row.tokens)
+            _emit(
+                row.request,
+                Finished("length" if cut and not row.detokenizer.stopped else "stop", row.tokens),
             )
         return not (ended or cut)
 
-    def _writing(self, job: Job) -> Writing:
-        return Writing(self._processor.tokenizer, job.stops)
+    def _detokenizer(self, request: Request) -> Detokenizer:
+        return Detokenizer(self._processor.tokenizer, request.stops)
 
 
 def _obstacle(language_model: Any) -> str | None:
-    """Why rows of `language_model` that are written together are not what they would be alone, or
-    None.
-    """
+    """The reason why rows of `language_model` cannot be batched exactly, or None."""
     rope = getattr(language_model.config.get_text_config(), "rope_parameters", None) or {}
     # One for all layers, or one for each kind of them.
     kinds = {one.get("rope_type") for one in (rope, *rope.values()) if isinstance(one, dict)}
@@ -368,8 +329,8 @@ def _obstacle(language_model: Any) -> str | None:
     return obstacle(language_model)
 
 
-def _sampler(job: Job) -> Sampler | None:
-    return Sampler(job.sampling) if job.sampling.temperature > 0 else None
+def _sampler(request: Request) -> Sampler | None:
+    return Sampler(request.sampling) if request.sampling.temperature > 0 else None
 
 
 def _drawn(sampler: Sampler, logits: torch.Tensor) -> int | Failed:
@@ -380,18 +341,18 @@ def _drawn(sampler: Sampler, logits: torch.Tensor) -> int | Failed:
 
 
 def _likeliest(output: Any) -> list[int]:
-    """The likeliest token of each row. On a GPU whatever has gone wrong is raised here at last."""
+    """The argmax token of each row. On a GPU, pending errors surface here."""
     return output.logits[:, -1].argmax(dim=-1).tolist()
 
 
 def _gate(output: Any, rows: int) -> list[list[float] | None]:
-    """The gate's weights of each row, None of one that it did not speak for."""
+    """The gate's weights of each row, or None for rows without the gate."""
     if output.gate_weights is None:
         return [None] * rows
     weights: list[list[float]] = output.gate_weights.float().tolist()
     return [row if any(row) else None for row in weights]
 
 
-def _tell(job: Job, event: Begun | Piece | Ended | Failed) -> None:
-    if not job.cancelled:
-        job.tell(event)
+def _emit(request: Request, event: PrefillDone | TextDelta | Finished | Failed) -> None:
+    if not request.cancelled:
+        request.emit(event)

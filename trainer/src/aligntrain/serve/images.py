@@ -1,8 +1,8 @@
-"""Pictures from http addresses, fetched so that nobody reaches into private networks through us.
+"""Images of a request, from `data:` URLs or public http addresses.
 
-A host is resolved once; all its addresses must be public, and the connection goes to one of those
-very addresses, so that a name that resolves differently the second time gains nothing. Each
-redirect is checked alike. No proxy of the environment is used, and no cookie or key is sent.
+Fetching guards against server-side request forgery: a host is resolved once, all its addresses must
+be public, and the connection goes to one of these addresses, so DNS rebinding gains nothing.
+Redirects are checked in the same way. No proxy, cookie or key is used.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from PIL import Image
 
 from alignshared.pictures import ImageError, decode_image
 from alignshared.rejects import Reason
-from aligntrain.serve.protocol import Refusal
+from aligntrain.serve.protocol import APIError
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """The IP addresses of a host, given with its port."""
@@ -36,11 +36,11 @@ _HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "a
 
 
 class FetchError(Exception):
-    """A picture that was not fetched; the message goes on from `the picture …`."""
+    """An image could not be fetched; the message continues `the image …`."""
 
 
 def is_public(address: str) -> bool:
-    """Whether the IP `address` is one of the internet's, and so is any IPv4 address inside it."""
+    """Whether the IP `address`, and any IPv4 address embedded in it, is globally routable."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -57,7 +57,7 @@ def is_public(address: str) -> bool:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """What this machine's resolver says."""
+    """Resolve `host` with the system's resolver."""
     loop = asyncio.get_running_loop()
     found: list[Any] = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -65,10 +65,10 @@ async def resolve(host: str, port: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Fetcher:
-    """Fetches pictures of at most `size` bytes within `seconds`, redirects and all.
+    """Fetches images of at most `size` bytes within `seconds`, redirects included.
 
-    `resolve` and `transport` (a new one of httpx's for each picture; it meets addresses, never
-    names) are for those who want to reach the internet in a way of their own.
+    `resolve` and `transport` (a new httpx transport per image, which sees addresses only) can be
+    replaced, for example to go through a proxy.
     """
 
     size: int = 20_000_000
@@ -78,10 +78,10 @@ class Fetcher:
     transport: Callable[[], httpx.AsyncBaseTransport] | None = None
 
     async def fetch(self, address: str, most: int | None = None) -> bytes:
-        """What lies at `address`, of at most `most` bytes where that is less than `size`.
+        """Fetch `address`, at most `most` bytes if that is less than `size`.
 
         Raises:
-            FetchError: it is not public, too large, too slow, no picture, or not there.
+            FetchError: the address is not public, too large, too slow, not an image, or missing.
         """
         try:
             async with asyncio.timeout(self.seconds):
@@ -112,7 +112,7 @@ class Fetcher:
         raise FetchError(f"is behind more than {self.redirects} redirects")
 
     async def _get(self, client: httpx.AsyncClient, url: httpx.URL) -> httpx.Response:
-        """The response from the first of the host's addresses that can be connected to."""
+        """The response from the first reachable address of the host."""
         port = url.port or (443 if url.scheme == "https" else 80)
         try:
             addresses = await self.resolve(url.host, port)
@@ -140,10 +140,10 @@ class Fetcher:
         if response.status_code != 200:
             raise FetchError(f"cannot be fetched (status {response.status_code})")
         if not headers.get("Content-Type", "").lower().startswith("image/"):
-            raise FetchError("is of no picture's type")
+            raise FetchError("is of no image's type")
         if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise FetchError("came compressed, which was not asked for")
-        left = ", which is what the pictures before it have left" if most < self.size else ""
+        left = ", which is what the images before it have left" if most < self.size else ""
         too_large = f"has more than {most:,} bytes{left}"
         length = headers.get("Content-Length", "")
         if length.isdecimal() and int(length) > most:
@@ -172,22 +172,22 @@ def _url(address: str) -> httpx.URL:
 
 
 def is_data_url(url: str) -> bool:
-    """Whether the picture is inside `url` itself."""
+    """Whether `url` contains the image itself."""
     return url[:5].lower() == "data:"
 
 
 def from_data_url(url: str, place: str) -> bytes:
-    """The bytes in the data URL `url`, which stands at `place` of the request.
+    """Decode the data URL `url`, found at `place` of the request.
 
     Raises:
-        Refusal: it is no picture in base64.
+        APIError: it is not an image in base64.
     """
     head, comma, data = url.partition(",")
     kind, _, coding = head[5:].lower().partition(";")
     if not comma or coding.rpartition(";")[2].strip() != "base64":
         raise refused(place, "is no data URL in base64, as in data:image/png;base64,iVBOR…")
     if not kind.startswith("image/"):
-        raise refused(place, f"is of type {kind[:80] or 'unknown'}, not of a picture's")
+        raise refused(place, f"is of type {kind[:80] or 'unknown'}, not of an image's")
     try:
         return base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -195,10 +195,10 @@ def from_data_url(url: str, place: str) -> bytes:
 
 
 def decode(data: bytes, pixels: int, place: str) -> Image.Image:
-    """The picture in `data`, as training sees it, in RGB.
+    """Decode `data` to RGB as training does.
 
     Raises:
-        Refusal: there is none, or it has more than `pixels`; found before they are decoded.
+        APIError: it is not an image, or has more than `pixels`, which is checked before decoding.
     """
     try:
         return decode_image(data, max_pixels=pixels)
@@ -206,12 +206,12 @@ def decode(data: bytes, pixels: int, place: str) -> Image.Image:
         if problem.reason == Reason.TOO_MANY_PIXELS:
             raise refused(place, f"is too large: {problem.detail}") from problem
         raise refused(
-            place, f"holds no picture that can be read ({problem.reason.value}: {problem.detail})"
+            place, f"holds no image that can be read ({problem.reason.value}: {problem.detail})"
         ) from problem
 
 
-def refused(place: str, why: str) -> Refusal:
-    """That of the picture at `place`."""
-    return Refusal(
-        400, f"the picture at {place} {why.rstrip('.')}.", code="invalid_image", param=place
+def refused(place: str, why: str) -> APIError:
+    """The error for the image at `place`."""
+    return APIError(
+        400, f"the image at {place} {why.rstrip('.')}.", code="invalid_image", param=place
     )

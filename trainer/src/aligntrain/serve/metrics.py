@@ -1,4 +1,4 @@
-"""What Prometheus reads at `/metrics`."""
+"""Prometheus metrics at `/metrics`."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -7,7 +7,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Metrics:
-    """The numbers of one server, in a registry of its own."""
+    """Metrics of one server, in a registry of its own."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
@@ -16,7 +16,7 @@ class Metrics:
             "aligntrain_requests", "Chat requests by HTTP status.", ["status"], registry=registry
         )
         self.prompt_tokens = Counter(
-            "aligntrain_prompt_tokens", "Tokens read, places of pictures included.",
+            "aligntrain_prompt_tokens", "Tokens read, places of images included.",
             registry=registry,
         )  # fmt: skip
         self.new_tokens = Counter("aligntrain_new_tokens", "Tokens written.", registry=registry)
@@ -39,5 +39,5 @@ class Metrics:
         )  # fmt: skip
 
     def text(self) -> bytes:
-        """All of them in Prometheus's text format."""
+        """All metrics in Prometheus's text format."""
         return generate_latest(self._registry)

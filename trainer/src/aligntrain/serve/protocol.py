@@ -1,4 +1,4 @@
-"""The body of a chat request: OpenAI's fields that are honoured here, and two of ours."""
+"""OpenAI's chat protocol: request bodies, responses, stream events and errors."""
 
 import json
 import time
@@ -18,12 +18,12 @@ _TYPES = {
 }
 
 
-class Refusal(Exception):
-    """A request that is not answered: an HTTP status, and one sentence that says why.
+class APIError(Exception):
+    """An error response: an HTTP status and one sentence.
 
-    `code` is OpenAI's word for it, where there is one; `param` names the part of the request;
-    `retry_after` says in how many seconds to come again; with `final` it is said that the same
-    request would end the same, since OpenAI's clients send it twice more after 408 and 5xx.
+    `code` is OpenAI's error code, `param` the part of the request at fault, and `retry_after` the
+    seconds until a retry makes sense. `final` tells OpenAI's clients not to retry: they would send
+    the same request twice more after 408 and 5xx.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """What is sent."""
+        """The JSON body of the response."""
         error = {
             "message": self.sentence,
             "type": _TYPES.get(self.status, "invalid_request_error"),
@@ -57,7 +57,7 @@ class Refusal(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that go with it."""
+        """The headers of the response."""
         headers: dict[str, str] = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -75,7 +75,7 @@ _IGNORED = frozenset(
         "store", "user",
     }
 )  # fmt: skip
-"""What changes nothing in an answer."""
+"""Fields that are accepted and have no effect."""
 
 _ONLY: dict[str, Any] = {
     "audio": None, "frequency_penalty": 0, "function_call": "none", "functions": [],
@@ -83,15 +83,15 @@ _ONLY: dict[str, Any] = {
     "reasoning_effort": "none", "response_format": {"type": "text"}, "tool_choice": "none",
     "tools": [], "top_logprobs": 0, "verbosity": "medium", "web_search_options": None,
 }  # fmt: skip
-"""What OpenAI's API has and this server has not, with the one value that asks for nothing."""
+"""Unsupported fields, with the one value at which they have no effect."""
 
 MOST_VALUES = 50_000
-"""Values in a request's JSON, at whatever depth: some ten thousand messages. A body of the usual
-limit holds millions of empty ones, and the whole server stands still while they are looked at.
+"""Maximum values in a request's JSON, at any depth: some ten thousand messages. A body of the usual
+size could hold millions of empty ones, and validating them would block the server.
 """
 
 _MOST_ERRORS = 100
-"""Those of a request with more are not told apart, as each would be made a text."""
+"""Requests with more errors get one general message, since each error would be formatted."""
 
 
 def _as_parts(content: Any) -> Any:
@@ -103,21 +103,21 @@ class _Part(BaseModel):
 
 
 class TextPart(_Part):
-    """Words."""
+    """Text of a message."""
 
     type: Literal["text"]
     text: str
 
 
 class ImageAddress(_Part):
-    """Where a picture is: a `data:` URL, or an http one. `detail` changes nothing."""
+    """A `data:` or http URL of an image. `detail` is accepted and has no effect."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
 class ImagePart(_Part):
-    """A picture."""
+    """An image of a message."""
 
     type: Literal["image_url"]
     image_url: ImageAddress
@@ -126,35 +126,37 @@ class ImagePart(_Part):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-Nothing = Annotated[None, BeforeValidator(lambda given: given or None)]
-"""What may be there if it is empty."""
+EmptyOnly = Annotated[None, BeforeValidator(lambda given: given or None)]
+"""Accepted only when null or empty."""
 
 
 class Message(BaseModel):
-    """A turn. What else a client says of it, as it does of answers that it sends back, is left;
-    but not calls of tools, without which the conversation would be another.
+    """One chat message.
+
+    Unknown fields are ignored, since clients echo back whole replies; tool calls are rejected,
+    because dropping them would change the conversation.
     """
 
     model_config = ConfigDict(frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
-    tool_calls: Nothing = None
-    function_call: Nothing = None
+    tool_calls: EmptyOnly = None
+    function_call: EmptyOnly = None
 
     @property
     def text(self) -> str:
-        """All its words."""
+        """All text parts, concatenated."""
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
     def image_urls(self) -> list[str]:
-        """Where its pictures are, in their order."""
+        """The URLs of the images, in order."""
         return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
 
 
 class StreamOptions(BaseModel):
-    """What a stream says beside the answer; `include_obfuscation` changes nothing."""
+    """Options of a stream. `include_obfuscation` is accepted and has no effect."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -164,10 +166,10 @@ Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class ChatRequest(BaseModel):
-    """What `/v1/chat/completions` takes.
+    """The body of `/v1/chat/completions`.
 
-    `level`, 1 to N, takes that level's vector in the place of the gate's mix; `gate` asks for the
-    gate's weights. What is null is as if it were left out.
+    `level` (1 to N) replaces the gate's mix by that level's vector; `gate` asks for the gate's
+    weights. A null field counts as absent.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -189,13 +191,15 @@ class ChatRequest(BaseModel):
 
     @property
     def image_urls(self) -> list[str]:
-        """Where the pictures are, in reading order."""
+        """The URLs of all images, in reading order."""
         return [url for message in self.messages for url in message.image_urls]
 
     @property
-    def warmth(self) -> float:
-        """The temperature: OpenAI's 1 where the client says no more than how to draw, and 0 where
-        it says nothing, for which each token is the likeliest, as `aligntrain chat` has it.
+    def effective_temperature(self) -> float:
+        """The sampling temperature.
+
+        OpenAI's default of 1 applies if the client sets `top_p` or `seed` alone; otherwise the
+        default is greedy decoding, as in `aligntrain chat`.
         """
         if self.temperature is None:
             return 0.0 if self.top_p is None and self.seed is None else 1.0
@@ -203,30 +207,30 @@ class ChatRequest(BaseModel):
 
     @property
     def usage(self) -> bool:
-        """Whether a stream is to end with the count of tokens."""
+        """Whether the stream ends with token counts."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
-    def most_tokens(self) -> int | None:
-        """How many tokens the answer may have, None where the client leaves it open."""
+    def max_new_tokens(self) -> int | None:
+        """Maximum tokens of the answer, or None if the client sets no limit."""
         return self.max_completion_tokens or self.max_tokens
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """The request in `body`.
+    """Parse and validate the request in `body`.
 
     Raises:
-        Refusal: it is no JSON, or asks for what is not here.
+        APIError: the body is not JSON, or asks for something unsupported.
     """
     try:
         given = from_json(body)
     except ValueError as error:
-        raise Refusal(400, f"the body is no JSON ({error}).", code="invalid_json") from error
+        raise APIError(400, f"the body is no JSON ({error}).", code="invalid_json") from error
     if not isinstance(given, dict):
-        raise Refusal(400, "the body is no JSON object; send one with model and messages.")
+        raise APIError(400, "the body is no JSON object; send one with model and messages.")
     for name, only in _ONLY.items():
         if given.get(name) not in (None, only):
-            raise Refusal(
+            raise APIError(
                 400,
                 f"{name} is not supported here; leave it out.",
                 code="unsupported_parameter",
@@ -247,7 +251,7 @@ def _check_count(given: dict[str, Any]) -> None:
         inner = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
         count += len(inner)
         if count > MOST_VALUES:
-            raise Refusal(
+            raise APIError(
                 400,
                 f"the request has more than {MOST_VALUES:,} values in it; send less.",
                 code="invalid_value",
@@ -255,31 +259,32 @@ def _check_count(given: dict[str, Any]) -> None:
         left += inner
 
 
-def _refused(error: ValidationError) -> Refusal:
-    """The first thing that is wrong, with its place in the request."""
+def _refused(error: ValidationError) -> APIError:
+    """The first validation error, with its location in the request."""
     if error.error_count() > _MOST_ERRORS:
-        return Refusal(
+        return APIError(
             400, f"more than {_MOST_ERRORS} things are wrong with the request; send what "
             "/v1/chat/completions takes.", code="invalid_value",
         )  # fmt: skip
     first = error.errors(include_url=False, include_input=False)[0]
     place = _place(first["loc"])
     if first["type"] == "extra_forbidden":
-        return Refusal(
+        return APIError(
             400, f"there is no parameter {place}.", code="unknown_parameter", param=place
         )
     if first["type"] == "none_required":
-        return Refusal(
+        return APIError(
             400, f"{place} is not supported here; leave it out.", code="unsupported_parameter",
             param=place,
         )  # fmt: skip
     said = first["msg"].removeprefix("Value error, ")[:300]  # it may quote what was sent
-    return Refusal(400, f"{place} cannot be: {said}.", code="invalid_value", param=place)
+    return APIError(400, f"{place} cannot be: {said}.", code="invalid_value", param=place)
 
 
 def _place(location: Sequence[str | int]) -> str:
-    """`messages[0].content[1].text` of its steps; the type of a part, which pydantic names before
-    the part's fields, is left out.
+    """Format a location as `messages[0].content[1].text`.
+
+    pydantic puts a part's type before its fields; the type is dropped.
     """
     path = ""
     for at, step in enumerate(location):
@@ -291,16 +296,16 @@ def _place(location: Sequence[str | int]) -> str:
 
 
 DONE = "data: [DONE]\n\n"
-"""What ends a stream."""
+"""The end of a stream."""
 
 
 def event(data: dict[str, Any]) -> str:
-    """`data` as one server-sent event."""
+    """Format `data` as one server-sent event."""
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-class Reply:
-    """The parts of one answer; `gate` says whether the gate's weights go with it."""
+class ResponseBuilder:
+    """Builds the response or the stream events of one answer; `gate` adds the gate's weights."""
 
     def __init__(self, model: str, prompt_tokens: int, *, gate: bool) -> None:
         self._model = model
@@ -312,7 +317,7 @@ class Reply:
     def whole(
         self, text: str, reason: str, tokens: int, weights: list[float] | None
     ) -> dict[str, Any]:
-        """The body of a response that does not stream."""
+        """The body of a response without streaming."""
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text, "refusal": None},
@@ -325,20 +330,20 @@ class Reply:
         }
 
     def first(self, weights: list[float] | None) -> str:
-        """The event that begins a stream."""
+        """The first event of a stream."""
         begun = self._chunk({"role": "assistant", "content": ""}) | self._gate(weights)
         return event(begun)
 
     def piece(self, text: str) -> str:
-        """The event with more of the answer."""
+        """The event for more text."""
         return event(self._chunk({"content": text}))
 
     def last(self, reason: str) -> str:
-        """The event that says why the answer ends."""
+        """The event with the finish reason."""
         return event(self._chunk({}, reason))
 
     def usage(self, tokens: int) -> str:
-        """The event that counts tokens."""
+        """The event with token counts."""
         counted = self._object("chat.completion.chunk", [])
         return event(counted | {"usage": self._usage(tokens)})
 
@@ -366,6 +371,6 @@ class Reply:
         }
 
 
-def failure(refusal: Refusal) -> str:
-    """The event that ends a stream which cannot go on."""
+def failure(refusal: APIError) -> str:
+    """The event that ends a failed stream."""
     return event(refusal.body)

@@ -1,4 +1,4 @@
-"""What the engine is given to do, and what it tells of it."""
+"""A generation request, and the events that the engine reports for it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,8 +9,9 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn: with `temperature` 0 the likeliest, else of the likeliest that make up
-    `top_p` of the probability. The same `seed` draws the same from the same logits.
+    """Sampling parameters: greedy at `temperature` 0, otherwise nucleus sampling with `top_p`.
+
+    The same `seed` draws the same tokens from the same logits.
     """
 
     temperature: float = 0.0
@@ -19,7 +20,7 @@ class Sampling:
 
 
 class Sampler:
-    """Draws the tokens of one row; who its neighbours are changes nothing."""
+    """Draws the tokens of one row, independent of the other rows in the batch."""
 
     def __init__(self, sampling: Sampling) -> None:
         # Of the CPU, so that a seed means the same wherever the model is.
@@ -34,10 +35,10 @@ class Sampler:
         ]
 
     def draw(self, logits: torch.Tensor) -> int:
-        """A token, of `logits` [V].
+        """Draw a token from `logits` [V].
 
         Raises:
-            ArithmeticError: they are no numbers.
+            ArithmeticError: the logits are NaN or infinite.
         """
         scores = logits.float().unsqueeze(0)
         for warper in self._warpers:
@@ -50,8 +51,9 @@ class Sampler:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model reads: `input_ids`, and `pixel_values` [I, 3, H, W] float32 of its pictures;
-    `level` takes that level's vector in the place of the mix.
+    """The model's input: `input_ids`, and `pixel_values` [I, 3, H, W] float32 of I images.
+
+    `level` replaces the gate's mix by that level's vector.
     """
 
     input_ids: list[int]
@@ -60,25 +62,28 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
-    """The prompt has been read. `gate_weights` are the N - 1 weights of the local levels, None
-    where no gate spoke.
+class PrefillDone:
+    """The prompt has been processed.
+
+    `gate_weights` are the N - 1 weights of the local levels, or None if the gate was not used.
     """
 
     gate_weights: list[float] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """More text of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """The answer is whole. `reason` is OpenAI's: `stop`, by itself or by a stop text, or `length`;
-    `tokens` counts what was written, a token that ends it included.
+class Finished:
+    """The answer is complete.
+
+    `reason` is OpenAI's finish reason: `stop` (an end token or a stop text) or `length`. `tokens`
+    counts the generated tokens, the end token included.
     """
 
     reason: str
@@ -87,27 +92,26 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """There will be no answer, or no more of it; `final` is that of a prompt which would always
-    fail.
-    """
+    """The request failed. `final` marks a request that would fail again."""
 
     sentence: str
     final: bool = False
 
 
-Event = Begun | Piece | Ended | Failed
+Event = PrefillDone | TextDelta | Finished | Failed
 
 
 @dataclass(slots=True, eq=False)
-class Job:
-    """A prompt to be answered. `tell` is called from the engine's thread, with `Begun`, any number
-    of `Piece`, and `Ended`; or at any place `Failed`, after which nothing comes.
+class Request:
+    """A prompt to answer.
 
-    Whoever sets `cancelled` is told no more, and the row makes room for another.
+    The engine's thread calls `emit` with `PrefillDone`, any number of `TextDelta` and `Finished`;
+    `Failed` may replace any of them and is the last event. Setting `cancelled` stops the events and
+    frees the row.
     """
 
     prompt: Prompt
-    tell: Callable[[Event], None]
+    emit: Callable[[Event], None]
     max_new_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""From the folder of a model to a server that answers until it is told to stop."""
+"""The server process: load the model, listen, serve, stop."""
 
 import asyncio
 import logging
@@ -24,11 +24,10 @@ from aligntrain.serve.settings import Settings
 
 
 class Connection(H11Protocol):
-    """One of uvicorn's, closed when `head_seconds` have passed in which no request is being
-    answered and none has come with its whole head.
+    """uvicorn's connection with a time limit of `head_seconds` for an idle client.
 
-    Uvicorn waits without end for a first request, and for the rest of a head that has begun; who
-    opens connections and says nothing would take all that the server may have.
+    uvicorn waits forever for a first request and for the rest of a started header, so silent
+    clients could exhaust the server's connections.
     """
 
     head_seconds = 20.0
@@ -54,7 +53,7 @@ class Connection(H11Protocol):
         self._stop_waiting()
 
     def _await_head(self) -> None:
-        """Have the time run while no request is being answered, from when that began."""
+        """Start the time limit while no request is being answered."""
         if self.cycle and not self.cycle.response_complete:
             self._stop_waiting()
         elif self._silence is None:
@@ -73,12 +72,12 @@ GRACE = 10
 
 
 class Server:
-    """The model in `folder` behind HTTP; it listens at once and answers when the model is loaded.
+    """Serves the model in `folder` over HTTP. It listens at once and answers once loaded.
 
-    `fetcher` is for those who want pictures fetched in a way of their own.
+    `fetcher` replaces how images are fetched.
 
     Raises:
-        InputError: there is no such model, or the port is taken.
+        InputError: the model does not exist, or the port is taken.
     """
 
     def __init__(
@@ -113,18 +112,18 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The server's address."""
         host, port = self._socket.getsockname()[:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Serve until `stop`, SIGINT or SIGTERM; `ready` is called when the model is loaded.
+        """Serve until `stop`, SIGINT or SIGTERM; `ready` is called once the model is loaded.
 
-        What is being answered then has GRACE seconds to end.
+        Running requests get GRACE seconds to finish.
 
         Raises:
             InputError: the model cannot be loaded.
-            AlignError: the model's thread has died.
+            AlignError: the engine's thread died.
         """
         url = self.url  # the socket is closed at the end
         log.info("%s listens, and loads %s.", url, self.name)
@@ -143,7 +142,7 @@ class Server:
             ) from self._failure
 
     def stop(self) -> None:
-        """Have `run` come to its end; from any thread."""
+        """Make `run` return; thread-safe."""
         self._uvicorn.should_exit = True
 
     def _load(self, ready: Callable[[], None]) -> None:
@@ -170,7 +169,7 @@ class Server:
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
-        """Uvicorn sends itself anew, when it is done, the signals that it has caught."""
+        """Stop on signals; uvicorn re-raises captured signals when it is done."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

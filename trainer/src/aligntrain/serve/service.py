@@ -1,4 +1,4 @@
-"""One model that is served: what every request shares."""
+"""State shared by the requests for one model."""
 
 import asyncio
 import os
@@ -18,13 +18,13 @@ from aligntrain.prompts.placeholders import IMAGE_MARK, join, tokenize_pieces
 from aligntrain.serve.engine import Engine
 from aligntrain.serve.images import Fetcher, FetchError, decode, from_data_url, is_data_url, refused
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.protocol import ChatRequest, Message, Refusal, read_request
+from aligntrain.serve.protocol import APIError, ChatRequest, Message, read_request
 from aligntrain.serve.request import Prompt
 from aligntrain.serve.settings import Limits
 
 
 class Prompter:
-    """Makes prompts for one model, in any thread."""
+    """Builds prompts for one model; thread-safe."""
 
     def __init__(self, model: Any, processor: Any, limits: Limits) -> None:
         self._model = model
@@ -36,19 +36,20 @@ class Prompter:
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
 
     @property
-    def most_prompt_tokens(self) -> int | None:
-        """How many tokens a prompt may have, pictures included; None if nothing limits it."""
+    def max_prompt_tokens(self) -> int | None:
+        """Maximum tokens of a prompt, images included, or None if unlimited."""
         limits = (self._limits.prompt_tokens, self._context)
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def prompt(self, request: ChatRequest, pictures: Iterable[Image.Image]) -> tuple[Prompt, int]:
-        """What the model is to read, and how many tokens it may write.
+    def prompt(self, request: ChatRequest, images: Iterable[Image.Image]) -> tuple[Prompt, int]:
+        """Build the model's input and the maximum number of new tokens.
 
-        `pictures` are those of the request, in reading order; none is asked for before the rest is
-        known to be right, and one is let go before the next.
+        `images` are the request's, in reading order. They are consumed one at a time, and only
+        after everything else has been checked, so that one decoded image is held in memory at
+        once.
 
         Raises:
-            Refusal: it is too long, or not what this model can be asked.
+            APIError: the prompt is too long or unsupported by this model.
         """
         import torch
 
@@ -60,12 +61,12 @@ class Prompter:
             new_tokens = self._new_tokens(request, length)
             check_questions(self._model, self._processor, inputs, [request.level], new_tokens)
         except InputError as error:
-            raise Refusal(400, str(error), code="invalid_value") from error
+            raise APIError(400, str(error), code="invalid_value") from error
         except TemplateError as error:
-            raise Refusal(
+            raise APIError(
                 400, f"the model's chat template refuses these messages: {error}.", param="messages"
             ) from error
-        pixels = [*map(self._pixels, pictures)]
+        pixels = [*map(self._pixels, images)]
         # A model that only captions reads the last message alone.
         seen = pixels[len(pixels) - sum(len(one.image_urls) for one in messages) :]
         ids: list[int] = inputs["input_ids"][0].tolist()
@@ -82,28 +83,28 @@ class Prompter:
         ids = join(tokenize_pieces(processor.tokenizer, text), processor.layout)
         return {name: torch.tensor(rows) for name, rows in processor.pad_rows([ids]).items()}
 
-    def _pixels(self, picture: Image.Image) -> Any:
-        return self._processor.pixel_values([picture])
+    def _pixels(self, image: Image.Image) -> Any:
+        return self._processor.pixel_values([image])
 
     def _check_texts(self, messages: Sequence[Message]) -> None:
         for place, message in enumerate(messages):
             where = f"messages[{place}]"
             if IMAGE_MARK in message.text:
-                raise Refusal(
+                raise APIError(
                     400,
-                    f"{where} holds the mark {IMAGE_MARK}, which stands for a picture by itself; "
-                    "leave it out and give the picture as a part of type image_url.",
+                    f"{where} holds the mark {IMAGE_MARK}, which stands for an image by itself; "
+                    "leave it out and give the image as a part of type image_url.",
                     param=where,
                 )
             if message.role != "user" and message.image_urls:
-                raise Refusal(
-                    400, f"{where} is the {message.role}'s and has a picture; only the user's may.",
+                raise APIError(
+                    400, f"{where} is the {message.role}'s and has an image; only the user's may.",
                     param=where,
                 )  # fmt: skip
         if messages[-1].role != "user":
-            raise Refusal(400, "the last message is not the user's; end with one.",
+            raise APIError(400, "the last message is not the user's; end with one.",
                           param="messages")  # fmt: skip
-        most = self.most_prompt_tokens
+        most = self.max_prompt_tokens
         if most is None:
             return
         # Before any of it is tokenized: no token is longer than the longest one.
@@ -112,16 +113,16 @@ class Prompter:
             raise _too_long(f"more than {most}", most)
 
     def _new_tokens(self, request: ChatRequest, length: int) -> int:
-        """How many tokens an answer may have to a prompt of `length` tokens."""
-        limits, most = self._limits, self.most_prompt_tokens
+        """Maximum tokens of the answer to a prompt of `length` tokens."""
+        limits, most = self._limits, self.max_prompt_tokens
         if most is not None and length > most:
             raise _too_long(str(length), most)
         room = limits.new_tokens
         if self._context is not None:
             room = min(room, self._context - length)
-        asked = request.most_tokens
+        asked = request.max_new_tokens
         if asked is not None and asked > limits.new_tokens:
-            raise Refusal(
+            raise APIError(
                 400,
                 f"{asked} new tokens are asked for, and the server writes at most "
                 f"{limits.new_tokens}; ask for fewer.",
@@ -134,14 +135,14 @@ class Prompter:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    """`message` as the processor takes it."""
+    """Convert `message` to the processor's format."""
     role = "system" if message.role == "developer" else message.role
     marks = [{"type": "image"} for _ in message.image_urls]
     return {"role": role, "content": [*marks, {"type": "text", "text": message.text}]}
 
 
-def _too_long(length: str, most: int) -> Refusal:
-    return Refusal(
+def _too_long(length: str, most: int) -> APIError:
+    return APIError(
         400,
         f"the conversation has {length} tokens, and the limit is {most}; begin a new one, or ask "
         "for fewer.",
@@ -151,12 +152,12 @@ def _too_long(length: str, most: int) -> Refusal:
 
 
 FETCHING = 4
-"""Requests whose pictures are fetched at once; those of each are in memory until it is read."""
+"""Requests whose images are fetched at once; those of each are in memory until it is read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is ready: its engine, and what makes its prompts."""
+    """A loaded model: its engine and its prompter."""
 
     engine: Engine
     prompter: Prompter
@@ -164,7 +165,7 @@ class Loaded:
 
     @classmethod
     def of(cls, model: Any, processor: Any, name: str, limits: Limits, engine: Engine) -> "Loaded":
-        """`model` with `engine`, under `name`."""
+        """Serve `model` through `engine` as `name`."""
         config = model.config
         prompter = Prompter(model, processor, limits)
         card: dict[str, Any] = {
@@ -176,7 +177,7 @@ class Loaded:
             "mixing": config.mixing,
             "gate": config.has_gate,
             "captions_only": captions_only(processor),
-            "max_prompt_tokens": prompter.most_prompt_tokens,
+            "max_prompt_tokens": prompter.max_prompt_tokens,
             "max_new_tokens": limits.new_tokens,
             "max_images": limits.images,
             "max_body_bytes": limits.body,
@@ -184,24 +185,24 @@ class Loaded:
         return cls(engine, prompter, card)
 
 
-class Place:
-    """A request's place among those in flight, until it leaves."""
+class Slot:
+    """A request's place in the queue."""
 
     def __init__(self, service: "Service") -> None:
         self._service: Service | None = service
         self.arrived = monotonic()
 
     def leave(self) -> None:
-        """Make room for another; a second time does nothing."""
+        """Free the slot; further calls do nothing."""
         if self._service is not None:
             self._service.left(monotonic() - self.arrived)
             self._service = None
 
 
 class Service:
-    """Takes requests in as far as there is room, and makes prompts of them.
+    """Admits requests while there is room and builds their prompts.
 
-    `loaded` is None until the model is. Used from one event loop.
+    `loaded` is None until the model is loaded. Used from one event loop only.
     """
 
     def __init__(self, name: str, limits: Limits, fetcher: Fetcher | None = None) -> None:
@@ -213,23 +214,23 @@ class Service:
         self._in_flight = 0
         self._mean_seconds = 1.0
         self._fetching = asyncio.Semaphore(FETCHING)
-        # Few, so that few large pictures are in memory at once.
+        # Few, so that few large images are in memory at once.
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "aligntrain-prompts")
 
-    def take_place(self) -> Place:
-        """A place for one request.
+    def take_slot(self) -> Slot:
+        """Reserve a slot.
 
         Raises:
-            Refusal: the model is not loaded, or as many as may wait are waiting.
+            APIError: the model is still loading, or the queue is full.
         """
         if self.loaded is None:
-            raise Refusal(503, "the model is still being loaded; come again later.", retry_after=5)
+            raise APIError(503, "the model is still being loaded; come again later.", retry_after=5)
         limits = self.limits
         if self._in_flight >= limits.rows + limits.queue:
             # When those before it are through, if they take as long as the last ones did.
             turns = self._in_flight / limits.rows
             wait = min(60, max(1, ceil(turns * self._mean_seconds)))
-            raise Refusal(
+            raise APIError(
                 429,
                 f"{limits.queue} requests are waiting already; come again in {wait} seconds.",
                 code="rate_limit_exceeded",
@@ -237,20 +238,20 @@ class Service:
             )
         self._in_flight += 1
         self.metrics.in_flight.set(self._in_flight)
-        return Place(self)
+        return Slot(self)
 
     def left(self, seconds: float) -> None:
-        """A request has left after `seconds`."""
+        """Record that a request took `seconds`."""
         self._in_flight -= 1
         self._mean_seconds += 0.1 * (seconds - self._mean_seconds)
         self.metrics.in_flight.set(self._in_flight)
         self.metrics.seconds.observe(seconds)
 
     async def prompt(self, body: bytes) -> tuple[ChatRequest, Prompt, int]:
-        """The request in `body`, what the model is to read, and how much it may write.
+        """Parse `body` into the request, its prompt and its maximum number of new tokens.
 
         Raises:
-            Refusal: it cannot be answered.
+            APIError: the request is invalid.
         """
         loaded = self.loaded
         assert loaded is not None, "only who has a place asks"
@@ -258,13 +259,13 @@ class Service:
         request = await run(self._pool, self._read, body)
 
         def make(fetched: Sequence[bytes | None]) -> tuple[Prompt, int]:
-            pictures = (  # decoded when they are asked for, as each may have a hundred megabytes
+            images = (  # decoded when they are asked for, as each may have a hundred megabytes
                 decode(_bytes(url, data, place), self.limits.pixels, place)
                 for place, url, data in zip(
                     _places(request), request.image_urls, fetched, strict=True
                 )
             )
-            return loaded.prompter.prompt(request, pictures)
+            return loaded.prompter.prompt(request, images)
 
         if all(map(is_data_url, request.image_urls)):
             return request, *await run(self._pool, make, [None] * len(request.image_urls))
@@ -273,13 +274,13 @@ class Service:
             return request, *await run(self._pool, make, fetched)
 
     def close(self) -> None:
-        """Make no more prompts."""
+        """Stop building prompts."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _read(self, body: bytes) -> ChatRequest:
         request = read_request(body)
         if request.model != self.name:
-            raise Refusal(
+            raise APIError(
                 404,
                 f"there is no model {request.model[:200]!r} here; it is {self.name!r}.",
                 code="model_not_found",
@@ -287,9 +288,9 @@ class Service:
             )
         count, most = len(request.image_urls), self.limits.images
         if count > most:
-            raise Refusal(
+            raise APIError(
                 400,
-                f"the request has {count} pictures, and the limit is {most}; send fewer.",
+                f"the request has {count} images, and the limit is {most}; send fewer.",
                 code="too_many_images",
                 param="messages",
             )
@@ -301,9 +302,7 @@ class Service:
         return request
 
     async def _fetched(self, urls: Sequence[str], left: int) -> list[bytes | None]:
-        """What lies at those of `urls` that are addresses, one after the other, and has no more
-        than `left` bytes in all.
-        """
+        """Fetch the http addresses among `urls` in turn, at most `left` bytes in total."""
         fetched: list[bytes | None] = []
         for url in urls:
             if is_data_url(url) or self._fetcher is None:
@@ -323,7 +322,7 @@ def _bytes(url: str, fetched: bytes | None, place: str) -> bytes:
 
 
 def _places(request: ChatRequest) -> list[str]:
-    """Where each picture stands in the request."""
+    """The location of each image in the request."""
     return [
         f"messages[{i}].content[{j}]"
         for i, message in enumerate(request.messages)

@@ -1,4 +1,4 @@
-"""How a model is served, and how much may be asked of it."""
+"""Settings and limits of a server."""
 
 import ipaddress
 from dataclasses import dataclass, field, fields
@@ -8,13 +8,12 @@ from alignshared import InputError
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is refused beyond it.
+    """Limits of a request.
 
-    `body` is the bytes of a request, pictures inside; `images` the pictures of a request and
-    `pixels` those of one picture; `prompt_tokens` and `new_tokens` what is read and written for a
-    request, None being all that the model can read; `rows` the answers that are written together
-    and `queue` the requests that may wait beside them; `timeout` the seconds from a request's
-    arrival to the end of its answer.
+    `body`: bytes of the request, images included. `images`: images in a request; `pixels`:
+    pixels of one image. `prompt_tokens`, `new_tokens`: tokens read and generated, None for the
+    model's own limit. `rows`: requests decoded together; `queue`: requests that may wait.
+    `timeout`: seconds from arrival to the end of the answer.
     """
 
     body: int = 20_000_000
@@ -36,11 +35,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How a model is served.
+    """Settings of a server.
 
-    `port` 0 takes a free one. `name` is what clients call the model, by default its folder's.
-    Without `api_key` everybody may ask who can reach the port. With `image_urls` pictures may be at
-    public http addresses. `device` is torch's, by default a GPU where there is one.
+    `port` 0 picks a free one. `name` is the model's name for clients, by default its folder's.
+    Without `api_key` anyone who can reach the port may ask. `image_urls` allows images at public
+    http addresses. `device` is torch's, by default a GPU if there is one.
     """
 
     host: str = "127.0.0.1"
@@ -68,7 +67,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an IP address without brackets, is this machine itself."""
+    """Whether `host`, a name or an IP address without brackets, is this machine."""
     if host.lower() == "localhost":
         return True
     try:

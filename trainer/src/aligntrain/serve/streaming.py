@@ -1,17 +1,26 @@
-"""Between the engine's thread and the event loop: the events of one job, while its client waits."""
+"""The events of one request, passed from the engine's thread to the event loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from typing import TypeVar
 
-from starlette.requests import Request
+from starlette.requests import Request as HTTPRequest
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from aligntrain.serve.protocol import DONE, Refusal, Reply, failure
-from aligntrain.serve.request import Begun, Ended, Event, Failed, Job, Piece, Prompt, Sampling
-from aligntrain.serve.service import Place
+from aligntrain.serve.protocol import DONE, APIError, ResponseBuilder, failure
+from aligntrain.serve.request import (
+    Event,
+    Failed,
+    Finished,
+    PrefillDone,
+    Prompt,
+    Request,
+    Sampling,
+    TextDelta,
+)
+from aligntrain.serve.service import Slot
 
 T = TypeVar("T")
 
@@ -20,14 +29,14 @@ LATE = 30.0
 
 
 class ClientGone(Exception):
-    """Nobody waits for the response any more."""
+    """The client closed the connection."""
 
 
 class Events:
-    """A job's events, waited for in the event loop; `deadline` is the loop's time."""
+    """The events of one request; `deadline` is in the event loop's time."""
 
-    def __init__(self, job: Job, queue: "asyncio.Queue[Event]", deadline: float) -> None:
-        self.job = job
+    def __init__(self, request: Request, queue: "asyncio.Queue[Event]", deadline: float) -> None:
+        self.request = request
         self._queue = queue
         self.deadline = deadline
 
@@ -36,21 +45,21 @@ class Events:
         cls, prompt: Prompt, new_tokens: int, sampling: Sampling, stops: tuple[str, ...],
         deadline: float,
     ) -> "Events":  # fmt: skip
-        """Those of a new job, which is for the engine to begin."""
+        """Submit a new request and return its events."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Event] = asyncio.Queue()
 
-        def tell(event: Event) -> None:
+        def emit(event: Event) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits
                 loop.call_soon_threadsafe(queue.put_nowait, event)
 
-        return cls(Job(prompt, tell, new_tokens, sampling, stops), queue, deadline)
+        return cls(Request(prompt, emit, new_tokens, sampling, stops), queue, deadline)
 
-    async def next(self) -> Begun | Piece | Ended:
-        """The next one.
+    async def next(self) -> PrefillDone | TextDelta | Finished:
+        """Wait for the next event.
 
         Raises:
-            Refusal: the job has failed, or took too long.
+            APIError: the request failed or timed out.
         """
         try:
             async with asyncio.timeout_at(self.deadline):
@@ -58,31 +67,31 @@ class Events:
         except TimeoutError as error:
             raise too_late() from error
         if isinstance(event, Failed):
-            raise Refusal(503, event.sentence, final=event.final)
+            raise APIError(503, event.sentence, final=event.final)
         return event
 
-    async def rest(self) -> tuple[str, Ended]:
-        """All that is yet to come, as one text."""
+    async def rest(self) -> tuple[str, Finished]:
+        """Wait for the end and return the remaining text."""
         pieces: list[str] = []
-        while not isinstance(event := await self.next(), Ended):
-            if isinstance(event, Piece):
+        while not isinstance(event := await self.next(), Finished):
+            if isinstance(event, TextDelta):
                 pieces.append(event.text)
         return "".join(pieces), event
 
 
-def too_late() -> Refusal:
-    """What a client is told that had to wait too long."""
-    return Refusal(408, "the answer was not ready in time; ask for less, or come again later.",
+def too_late() -> APIError:
+    """The error for a request that timed out."""
+    return APIError(408, "the answer was not ready in time; ask for less, or come again later.",
                    code="timeout", final=True)  # fmt: skip
 
 
-async def unless_gone(request: Request, work: Awaitable[T]) -> T:
-    """What `work` gives, which stops when the client goes away.
+async def unless_gone(request: HTTPRequest, work: Awaitable[T]) -> T:
+    """Await `work`, cancelled if the client disconnects.
 
-    The body of the request must have been read.
+    The request body must have been read before.
 
     Raises:
-        ClientGone: it went.
+        ClientGone: the client disconnected.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
@@ -97,18 +106,22 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _gone(request: HTTPRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class AnswerStream(StreamingResponse):
-    """The events of an answer as they come. Whatever ends it, the job ends with it and its place
-    is free.
-    """
+    """Streams the events of an answer; cancels the request and frees its slot at the end."""
 
     def __init__(
-        self, events: Events, begun: Begun, reply: Reply, place: Place, *, usage: bool
+        self,
+        events: Events,
+        begun: PrefillDone,
+        reply: ResponseBuilder,
+        place: Slot,
+        *,
+        usage: bool,
     ) -> None:
         self._events = events
         self._begun = begun
@@ -128,17 +141,17 @@ class AnswerStream(StreamingResponse):
                 async with asyncio.timeout_at(late):
                     await super().__call__(scope, receive, send)
         finally:
-            self._events.job.cancelled = True
+            self._events.request.cancelled = True
             self._place.leave()
 
     async def _written(self) -> AsyncIterator[str]:
         reply = self._reply
         yield reply.first(self._begun.gate_weights)
         try:
-            while not isinstance(event := await self._events.next(), Ended):
-                if isinstance(event, Piece):
+            while not isinstance(event := await self._events.next(), Finished):
+                if isinstance(event, TextDelta):
                     yield reply.piece(event.text)
-        except Refusal as refusal:
+        except APIError as refusal:
             yield failure(refusal)
             return
         yield reply.last(event.reason)
