@@ -24,7 +24,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-STEPS = "--set max_steps=20 --set log.validate_samples=16"
+STEPS = (
+    "--set max_steps=20 --set log.validate_samples=16 --set batch.global_size=2 "
+    "--set batch.micro_size=2"
+)
 TINY = "--recipe tiny.yaml --set max_steps=6"
 COMMANDS = {
     "score": "aligncurate score --input demo --output score --embeddings",
@@ -55,10 +58,8 @@ COMMANDS = {
     "plain": f"aligntrain run finetune {TINY} --data ingest --output plain --from none "
     "--set model.mixing=none",
     "exported": "aligntrain export plain exported --format llava",
-    "pretrain": f"aligntrain run pretrain --data bucket --output pretrain {STEPS} "
-    "--set batch.global_size=2 --set batch.micro_size=2",
-    "finetune": f"aligntrain run finetune --data ingest --output finetune --from pretrain {STEPS} "
-    "--set batch.global_size=2 --set batch.micro_size=2",
+    "pretrain": f"aligntrain run pretrain --data bucket --output pretrain {STEPS}",
+    "finetune": f"aligntrain run finetune --data ingest --output finetune --from pretrain {STEPS}",
     "eval": "aligntrain eval finetune --benchmarks pope --data benchmarks --output eval "
     "--batch-size 4 --max-new-tokens 6",
     "gate": "aligntrain gate finetune --data ingest --output gate --limit 48 --sweep "
@@ -89,15 +90,12 @@ LEFT_OUT_KEYS = {
     "created", "seconds", "decode_seconds", "model_seconds", "throughput", "tokens_per_s",
     "samples_per_s", "data_wait_s", "step_s", "package", "versions",
     # the checkout's own folders, and digests of manifests, which hold times
-    "location", "image_root", "input_sha256", "data_sha256", "dataset", "revision",
+    "location", "image_root", "input_sha256", "manifest_sha256", "data_sha256", "dataset",
     # Parquet files as bytes: `file bytes` compares them beside their values
     "sha256", "bytes",
 }  # fmt: skip
 """Keys of JSON files that may differ between two runs of one commit."""
-LEFT_OUT_FILES = {
-    ".html", ".md",  # words and drawings; of a report's page the photographs are compared
-    ".log", ".jinja", ".lock", "",
-}  # fmt: skip
+LEFT_OUT_FILES = {".md", ".log"}  # words
 LEFT_OUT_FOLDERS = {"logs", "errors", "tensorboard", ".run"}  # times and names of processes
 DRAWINGS = {"report", "gate"}  # whose PNGs are charts
 
@@ -108,7 +106,7 @@ def main() -> int:
     parser.add_argument("old", type=Path, metavar="OLD_CHECKOUT")
     parser.add_argument("new", type=Path, metavar="NEW_CHECKOUT")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "same-results")
-    parser.add_argument("--only", nargs="+", choices=COMMANDS, help="compare these folders alone")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, help="folders to compare, in order")
     options = parser.parse_args()
     sides = [
         results(checkout.resolve(), options.work.resolve() / name, options.only or list(COMMANDS))
@@ -136,13 +134,15 @@ def results(checkout: Path, work: Path, folders: list[str]) -> dict[str, str]:
         done = {"commit": commit, "commands": {}}
         (work / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
         write_towers(work / "towers")
-    stale = False
-    for folder, line in COMMANDS.items():
-        stale |= done["commands"].get(folder) != line
-        if stale and folder in folders:
+    for folder in folders:
+        line, before = COMMANDS[folder], done["commands"].get(folder)
+        if line != before:
             shutil.rmtree(work / folder, ignore_errors=True)
             PREPARATIONS.get(folder, lambda _: None)(work)
             run(checkout, work, line)
+            if before:  # what came after it may have read it
+                later = list(COMMANDS)[list(COMMANDS).index(folder) :]
+                done["commands"] = {f: c for f, c in done["commands"].items() if f not in later}
             done["commands"][folder] = line
             record.write_text(json.dumps(done, indent=2), encoding="utf-8")
     own = {str(work): "WORK", str(checkout): "CHECKOUT"}
@@ -227,13 +227,10 @@ def write_questions(work: Path) -> None:
     ]  # fmt: skip
     file = work / "benchmarks/pope/data/test-00000-of-00001.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
-    features = {"info": {"features": {"image": {"_type": "Image"}}}}
-    for name in ("question_id", "question", "answer", "category"):
-        features["info"]["features"][name] = {"dtype": "string", "_type": "Value"}
-    table = pa.Table.from_pylist(rows).replace_schema_metadata(
-        {"huggingface": json.dumps(features)}
-    )
-    pq.write_table(table, file)
+    kinds = {name: {"dtype": "string", "_type": "Value"} for name in rows[0]}
+    features = {"info": {"features": kinds | {"image": {"_type": "Image"}}}}
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), file)
 
 
 PREPARATIONS: dict[str, Callable[[Path], None]] = {"resumed": interrupt, "eval": write_questions}
@@ -247,10 +244,8 @@ def digests(folder: Path, own: dict[str, str]) -> Iterator[tuple[str, str]]:
     ]  # fmt: skip
     names = [str(file.relative_to(folder)) for file in files]
     yield f"{folder.name}: names of {len(files)} files", of_json(names)
-    by_kind: dict[str, list[Path]] = {}
-    for file in files:
-        by_kind.setdefault(file.suffix, []).append(file)
-    for kind, alike in by_kind.items():
+    for kind in sorted({file.suffix for file in files} - LEFT_OUT_FILES):
+        alike = [file for file in files if file.suffix == kind]
         if kind == ".parquet":
             yield from column_digests(folder, alike)
         elif kind in {".json", ".jsonl"}:
@@ -260,7 +255,7 @@ def digests(folder: Path, own: dict[str, str]) -> Iterator[tuple[str, str]]:
             pages = [file.read_text(encoding="utf-8") for file in alike]
             shown = [re.findall(r"data:image/(?!svg)[^\"']+", page) for page in pages]
             yield f"{folder.name}: {sum(map(len, shown))} images of the page", of_json(shown)
-        elif kind not in LEFT_OUT_FILES and not (kind == ".png" and folder.name in DRAWINGS):
+        elif kind != ".png" or folder.name not in DRAWINGS:
             yield f"{folder.name}: {len(alike)} {kind}", of_json([*map(of_bytes, alike)])
 
 
