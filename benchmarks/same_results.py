@@ -3,8 +3,7 @@
 uv run python benchmarks/same_results.py OLD_CHECKOUT NEW_CHECKOUT [--work DIR]
 
 Only command lines run, each in its checkout's own environment, so the layout of the code does not
-matter. DIR/old and DIR/new keep the results: a later call goes on after the last whole command and
-repeats nothing for the commit that they belong to.
+matter. DIR/old and DIR/new keep the results: a later call repeats nothing of the same commit.
 """
 
 import argparse
@@ -29,7 +28,7 @@ STEPS = (
     "--set batch.micro_size=2"
 )
 TINY = "--recipe tiny.yaml --set max_steps=6"
-COMMANDS = {
+COMMANDS = {  # by the folder that each writes, in their order
     "score": "aligncurate score --input demo --output score --embeddings",
     "dedup": "aligncurate dedup --input score --output dedup",
     "bucket": "aligncurate bucket --input score --output bucket --levels 8",
@@ -65,8 +64,6 @@ COMMANDS = {
     "gate": "aligntrain gate finetune --data ingest --output gate --limit 48 --sweep "
     "--sweep-limit 8",
 }
-"""Commands by the folder that each writes, in their order."""
-
 RECIPE = """
 common:
   model: {vision_tower: towers/vision, llm: towers/llm, levels: 8}
@@ -85,7 +82,7 @@ finetune:
   batch: {global_size: 8, micro_size: 4}
 """
 
-LEFT_OUT_KEYS = {
+LEFT_OUT_KEYS = {  # of JSON files: what may differ between two runs of one commit
     # when, how fast, and by which release
     "created", "seconds", "decode_seconds", "model_seconds", "throughput", "tokens_per_s",
     "samples_per_s", "data_wait_s", "step_s", "package", "versions",
@@ -94,7 +91,6 @@ LEFT_OUT_KEYS = {
     # Parquet files as bytes: `file bytes` compares them beside their values
     "sha256", "bytes",
 }  # fmt: skip
-"""Keys of JSON files that may differ between two runs of one commit."""
 LEFT_OUT_FILES = {".md", ".log"}  # words
 LEFT_OUT_FOLDERS = {"logs", "errors", "tensorboard", ".run"}  # times and names of processes
 DRAWINGS = {"report", "gate"}  # whose PNGs are charts
@@ -229,8 +225,8 @@ def write_questions(work: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     kinds = {name: {"dtype": "string", "_type": "Value"} for name in rows[0]}
     features = {"info": {"features": kinds | {"image": {"_type": "Image"}}}}
-    table = pa.Table.from_pylist(rows)
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), file)
+    about = {"huggingface": json.dumps(features)}
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(about), file)
 
 
 PREPARATIONS: dict[str, Callable[[Path], None]] = {"resumed": interrupt, "eval": write_questions}
