@@ -176,7 +176,11 @@ def write_towers(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     torch.manual_seed(0)
-    sizes = {"num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 32}
+    sizes: dict[str, Any] = {
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "intermediate_size": 32,
+    }
     vision = hf.CLIPVisionConfig(hidden_size=16, image_size=12, patch_size=4, **sizes)
     hf.CLIPVisionModel(vision).save_pretrained(folder / "vision")
     size = {"height": 12, "width": 12}
@@ -195,7 +199,12 @@ def write_towers(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 256)]
     )
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    special: Any = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+    }
     wrapped = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     wrapped.save_pretrained(folder / "llm")
 
