@@ -176,11 +176,7 @@ def write_towers(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "num_attention_heads": 2,
-        "num_hidden_layers": 3,
-        "intermediate_size": 32,
-    }
+    sizes: Any = {"num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 32}
     vision = hf.CLIPVisionConfig(hidden_size=16, image_size=12, patch_size=4, **sizes)
     hf.CLIPVisionModel(vision).save_pretrained(folder / "vision")
     size = {"height": 12, "width": 12}
@@ -199,13 +195,9 @@ def write_towers(folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 256)]
     )
-    special: Any = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-    }
-    wrapped = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    names = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>"}
+    marks: Any = {f"{name}_token": token for name, token in names.items()}
+    wrapped = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
     wrapped.save_pretrained(folder / "llm")
 
 
