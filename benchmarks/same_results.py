@@ -1,187 +1,293 @@
-"""Two checkouts give the same results: scores, levels, losses, weights and answers, to the bit.
+"""Compare what two checkouts compute: scores, levels, losses, weights and answers, to the bit.
 
 uv run python benchmarks/same_results.py OLD_CHECKOUT NEW_CHECKOUT [--work DIR]
 
-Only command lines are called, each with its checkout's own environment, so how the code is laid out
-does not matter. What a checkout gave is kept in DIR and read again by a later call.
+Only command lines run, each in its checkout's own environment, so the layout of the code does not
+matter. DIR/old and DIR/new keep the results: a later call repeats nothing of the same commit.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-SHORT = (
-    "--set max_steps=20 --set optimizer.warmup_ratio=0 --set log.validate_every=10 "
-    "--set log.validate_samples=16 --set checkpoint.every=10"
+STEPS = (
+    "--set max_steps=20 --set log.validate_samples=16 --set batch.global_size=2 "
+    "--set batch.micro_size=2"
 )
-COMMANDS = [
-    "aligncurate score --input demo --output score --embeddings",
-    "aligncurate dedup --input score --output dedup",
-    "aligncurate bucket --input score --output bucket --levels 8",
-    "aligncurate filter --input bucket --output filter --levels 3-8 --min-size 20",
-    "aligncurate filter --input bucket --output where --min-score 0.2 --where 'width > 10'",
-    "aligncurate sample --input bucket --output sample --rows 300",
-    "aligncurate export --input filter --output llava --format llava",
-    "aligncurate export --input filter --output webdataset --format webdataset",
-    "python pipelines/demo_data/build_instructions.py --output instructions",
-    "aligncurate ingest --input instructions/instructions.json --output ingest",
-    f"aligntrain run pretrain --data bucket --output pretrain {SHORT}",
-    f"aligntrain run finetune --data ingest --output finetune --from pretrain {SHORT}",
-    "aligntrain run pretrain --data bucket --output packed --set batch.packing=true "
-    "--set max_steps=5",
-    "aligntrain run pretrain --data bucket --output two --nproc 2 --set max_steps=5 "
+TINY = "--recipe tiny.yaml --set max_steps=6"
+COMMANDS = {  # by the folder that each writes, in their order
+    "score": "aligncurate score --input demo --output score --embeddings",
+    "dedup": "aligncurate dedup --input score --output dedup",
+    "bucket": "aligncurate bucket --input score --output bucket --levels 8",
+    "equal-width": "aligncurate bucket --input dedup --output equal-width --scheme equal-width",
+    "filter": "aligncurate filter --input bucket --output filter --levels 3-8 --min-size 20 "
+    "--max-score 0.7",
+    "where": "aligncurate filter --input bucket --output where --top 0.5 --where 'width > 10'",
+    "sample": "aligncurate sample --input bucket --output sample --rows 300",
+    "report": "aligncurate report --input bucket --output report",
+    "llava": "aligncurate export --input filter --output llava --format llava",
+    "tars": "aligncurate export --input filter --output tars --format webdataset",
+    "instructions": "python pipelines/demo_data/build_instructions.py --output instructions",
+    "ingest": "aligncurate ingest --input instructions/instructions.json --output ingest",
+    "tiny": "aligntrain run pretrain --recipe tiny.yaml --data bucket --output tiny",
+    "tuned": "aligntrain run finetune --recipe tiny.yaml --data ingest --output tuned --from tiny",
+    "resumed": "aligntrain run finetune --recipe tiny.yaml --data ingest --output resumed "
+    "--from tiny --resume",
+    "packed": f"aligntrain run finetune {TINY} --data ingest --output packed --from tiny "
+    "--set batch.packing=true",
+    "two": f"aligntrain run pretrain {TINY} --data bucket --output two --nproc 2 "
     "--set zero_stage=2",
-    "aligntrain run finetune --data ingest --output plain --from none --set model.mixing=none "
-    "--set max_steps=2",
-    "aligntrain eval finetune --benchmarks pope --data benchmarks --output eval --batch-size 4 "
-    "--max-new-tokens 6",
-    "aligntrain gate finetune --data ingest --output gate --limit 48 --sweep --sweep-limit 8",
-    "aligntrain export plain exported --format llava",
-]
-DATASETS = ("score", "dedup", "bucket", "filter", "where", "sample", "ingest")
-RUNS = ("pretrain", "finetune", "packed", "two", "plain")
-CHANGING = {
-    "elapsed_s", "step_s", "seconds", "time", "samples_per_s", "tokens_per_s", "data_wait_s",
-    "waiting", "mfu", "memory", "peak_memory_gb", "date", "checkpoint", "folder", "version",
+    # Dropout is off: the seed of a step is no part of what must stay.
+    "lora": f"aligntrain run finetune {TINY} --data ingest --output lora --from tiny "
+    "--set lora.rank=4 --set lora.dropout=0",
+    "merged": "aligntrain merge lora merged",
+    "plain": f"aligntrain run finetune {TINY} --data ingest --output plain --from none "
+    "--set model.mixing=none",
+    "exported": "aligntrain export plain exported --format llava",
+    "pretrain": f"aligntrain run pretrain --data bucket --output pretrain {STEPS}",
+    "finetune": f"aligntrain run finetune --data ingest --output finetune --from pretrain {STEPS}",
+    "eval": "aligntrain eval finetune --benchmarks pope --data benchmarks --output eval "
+    "--batch-size 4 --max-new-tokens 6",
+    "gate": "aligntrain gate finetune --data ingest --output gate --limit 48 --sweep "
+    "--sweep-limit 8",
+}
+RECIPE = """
+common:
+  model: {vision_tower: towers/vision, llm: towers/llm, levels: 8}
+  data: {max_length: 200, validation_share: 0.1, workers: 0}
+  precision: fp32
+  max_steps: 20
+  checkpoint: {every: 5, keep: 2}
+  log: {every: 1, validate_every: 10, validate_samples: 16}
+pretrain:
+  data: {template: plain}
+  optimizer: {lr: 3e-3, warmup_ratio: 0.2}
+  batch: {global_size: 8, micro_size: 4}
+finetune:
+  data: {template: vicuna_v1, max_length: 400, group_by_length: true}
+  optimizer: {lr: 1e-3, projector_lr: 2e-3, gate_lr: 3e-3, weight_decay: 0.1}
+  batch: {global_size: 8, micro_size: 4}
+"""
+
+LEFT_OUT_KEYS = {  # of JSON files: what may differ between two runs of one commit
+    # when, how fast, and by which release
+    "created", "seconds", "decode_seconds", "model_seconds", "throughput", "tokens_per_s",
+    "samples_per_s", "data_wait_s", "step_s", "package", "versions",
+    # the checkout's own folders, and digests of manifests, which hold times
+    "location", "image_root", "input_sha256", "manifest_sha256", "data_sha256", "dataset",
+    # Parquet files as bytes: `file bytes` compares them beside their values
+    "sha256", "bytes",
 }  # fmt: skip
-"""Keys of metrics and reports that tell of a run's speed or place and may differ."""
-LOSSES = ("step", "loss", "loss_by_level", "validation_loss", "gradient_norm", "learning_rate")
+LEFT_OUT_FILES = {".md", ".log"}  # words
+LEFT_OUT_FOLDERS = {"logs", "errors", "tensorboard", ".run"}  # times and names of processes
+DRAWINGS = {"report", "gate"}  # whose PNGs are charts
 
 
 def main() -> int:
     """Print the digests of both checkouts side by side; 1 if any differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("old", type=Path)
-    parser.add_argument("new", type=Path)
+    parser.add_argument("old", type=Path, metavar="OLD_CHECKOUT")
+    parser.add_argument("new", type=Path, metavar="NEW_CHECKOUT")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "same-results")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, help="folders to compare, in order")
     options = parser.parse_args()
     sides = [
-        results(checkout.resolve(), options.work.resolve() / name)
+        results(checkout.resolve(), options.work.resolve() / name, options.only or list(COMMANDS))
         for name, checkout in (("old", options.old), ("new", options.new))
     ]
-    names = sorted({name for side in sides for name in side})
-    different = 0
+    names = list(dict.fromkeys(name for side in sides for name in side))
+    equal = 0
     for name in names:
         old, new = (side.get(name, "absent") for side in sides)
-        different += old != new
+        equal += old == new
         verdict = "equal" if old == new else "NOT EQUAL"
-        sys.stdout.write(f"{name:44} {old[:16]:18} {new[:16]:18} {verdict}\n")
-    sys.stdout.write(f"{len(names) - different} of {len(names)} equal\n")
-    return int(different > 0)
+        sys.stdout.write(f"{name:64} {old[:12]:12} {new[:12]:12} {verdict}\n")
+    sys.stdout.write(f"{equal} of {len(names)} equal\n")
+    return int(equal < len(names))
 
 
-def results(checkout: Path, work: Path) -> dict[str, str]:
-    """Digest of each result of `checkout` by name; made in `work` unless they are there."""
-    kept = work / "digests.json"
-    if not kept.exists():
+def results(checkout: Path, work: Path, folders: list[str]) -> dict[str, str]:
+    """Digests by name of what `checkout` writes to `folders` of `work`."""
+    record = work / "done.json"
+    done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    commit = commit_of(checkout)
+    if done.get("commit") != commit:
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        for line in COMMANDS:
-            if line.startswith("aligntrain eval"):
-                write_questions(work)
+        (work / "towers").mkdir(parents=True)
+        done = {"commit": commit, "commands": {}}
+        (work / "tiny.yaml").write_text(RECIPE, encoding="utf-8")
+        write_towers(work / "towers")
+    for folder in folders:
+        line, before = COMMANDS[folder], done["commands"].get(folder)
+        if line != before:
+            shutil.rmtree(work / folder, ignore_errors=True)
+            PREPARATIONS.get(folder, lambda _: None)(work)
             run(checkout, work, line)
-        kept.write_text(json.dumps(dict(digests(work)), indent=2), encoding="utf-8")
-    return json.loads(kept.read_text(encoding="utf-8"))
+            if before:  # what came after it may have read it
+                later = list(COMMANDS)[list(COMMANDS).index(folder) :]
+                done["commands"] = {f: c for f, c in done["commands"].items() if f not in later}
+            done["commands"][folder] = line
+            record.write_text(json.dumps(done, indent=2), encoding="utf-8")
+    own = {str(work): "WORK", str(checkout): "CHECKOUT"}
+    return {name: d for folder in folders for name, d in digests(work / folder, own)}
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit of `checkout`, with a digest of the changes that it lacks."""
+    git = ["git", "-C", str(checkout)]
+    commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    changes = subprocess.check_output([*git, "diff", "HEAD"])
+    return f"{commit}+{hashlib.sha256(changes).hexdigest()[:12]}" if changes else commit
 
 
 def run(checkout: Path, work: Path, line: str) -> None:
-    """One command line of `checkout`, in `work`; the script ends where it fails."""
-    sys.stderr.write(f"$ {line}\n")
+    """Run one command of `checkout` in `work`; the script ends where it fails."""
+    sys.stderr.write(f"{checkout}$ {line}\n")
     name, *arguments = shlex.split(line)
     if name == "python":
         arguments[0] = str(checkout / arguments[0])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     environment.pop("VIRTUAL_ENV", None)
-    done = subprocess.run(
+    process = subprocess.run(
         [checkout / ".venv/bin" / name, *arguments],
         cwd=work, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    if done.returncode:
-        sys.exit(f"{line}\n{done.stderr[-3000:]}")
+    if process.returncode:
+        sys.exit(f"{line}\n{process.stderr[-3000:]}")
+
+
+def write_towers(folder: Path) -> None:
+    """Write a tiny random vision tower, and an LLM whose tokens are bytes."""
+    import torch
+    import transformers as hf
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    torch.manual_seed(0)
+    sizes: Any = {"num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 32}
+    vision = hf.CLIPVisionConfig(hidden_size=16, image_size=12, patch_size=4, **sizes)
+    hf.CLIPVisionModel(vision).save_pretrained(folder / "vision")
+    size = {"height": 12, "width": 12}
+    images = hf.CLIPImageProcessorPil(size={"shortest_edge": 12}, crop_size=size)
+    images.save_pretrained(folder / "vision")
+    llm = hf.LlamaConfig(
+        vocab_size=260, hidden_size=32, num_key_value_heads=2, max_position_embeddings=512,
+        bos_token_id=256, eos_token_id=257, pad_token_id=258, initializer_range=0.2, **sizes,
+    )  # fmt: skip
+    hf.LlamaForCausalLM(llm).save_pretrained(folder / "llm")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>", "<unk>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 256)]
+    )
+    names = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "unk": "<unk>"}
+    marks: Any = {f"{name}_token": token for name, token in names.items()}
+    wrapped = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **marks)
+    wrapped.save_pretrained(folder / "llm")
+
+
+def interrupt(work: Path) -> None:
+    """Leave in `resumed` what the run `tuned` had after its 15th step."""
+    shutil.copytree(work / "tuned", work / "resumed")
+    shutil.rmtree(work / "resumed/checkpoints/step-00000020")
+    shutil.rmtree(work / "resumed/export")
+    (work / "resumed/finished.json").unlink()
 
 
 def write_questions(work: Path) -> None:
-    """POPE's columns with the demo's drawings, made of the instructions' own questions."""
-    from datasets import Dataset, Image
-
+    """Write POPE's table with the demo's images in the place of its own."""
     questions = json.loads((work / "instructions/questions.json").read_text(encoding="utf-8"))
-    chosen = [question for question in questions if "image" in question][:24]
+    images = dict.fromkeys(question["image"] for question in questions)
     rows = [
         {
-            "question_id": str(i), "question": f"Is this a drawing, number {i}?",
-            "answer": "yes" if i % 2 == 0 else "no",
+            "question_id": str(i), "question": f"Is this {('a dog', 'a flag')[i % 2]}?",
+            "answer": ("yes", "no")[i // 2 % 2],
             "category": ("random", "popular", "adversarial")[i % 3],
-            "image": {
-                "bytes": (work / "instructions" / question["image"]).read_bytes(), "path": None
-            },
+            "image": {"bytes": (work / "instructions" / image).read_bytes(), "path": f"{i}.png"},
         }
-        for i, question in enumerate(chosen)
+        for i, image in enumerate(list(images)[:24])
     ]  # fmt: skip
     file = work / "benchmarks/pope/data/test-00000-of-00001.parquet"
-    file.parent.mkdir(parents=True)
-    data = Dataset.from_list(rows)
-    data.cast_column("image", Image()).to_parquet(str(file))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {name: {"dtype": "string", "_type": "Value"} for name in rows[0]}
+    features = {"info": {"features": kinds | {"image": {"_type": "Image"}}}}
+    about = {"huggingface": json.dumps(features)}
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(about), file)
 
 
-def digests(work: Path) -> Iterator[tuple[str, str]]:
-    """Digest of each result by name."""
-    for name in DATASETS:
-        yield from dataset_digests(work / name, name)
-    for name in RUNS:
-        lines = [json.loads(line) for line in (work / name / "metrics.jsonl").open()]
-        kept = [{key: line[key] for key in LOSSES if key in line} for line in lines]
-        yield f"{name}: losses of {len(lines)} steps", of_json(kept)
-        for file in sorted((work / name / "export").rglob("*.safetensors")):
-            yield f"{name}: {file.name}", of_bytes(file)
-    for file in sorted((work / "exported").rglob("*.safetensors")):
-        yield f"exported: {file.name}", of_bytes(file)
-    for name in ("llava", "webdataset"):
-        for file in sorted(path for path in (work / name).rglob("*") if path.is_file()):
-            if file.suffix in {".json", ".tar", ".jsonl"}:
-                yield f"{name}: {file.relative_to(work / name)}"[:44], of_bytes(file)
-    for file in sorted((work / "eval").rglob("*.jsonl")):
-        yield f"eval: {file.name}", of_json(still([json.loads(line) for line in file.open()]))
-    yield "gate: gate.json", of_json(still(json.loads((work / "gate/gate.json").read_text())))
+PREPARATIONS: dict[str, Callable[[Path], None]] = {"resumed": interrupt, "eval": write_questions}
 
 
-def dataset_digests(folder: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Each column's values in the order of the shards, and what the manifest says of levels."""
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    facts = {
-        key: manifest.get(key) for key in ("rows", "rejects", "edges", "level_statistics", "stage")
-    }
-    shards = manifest["shards"]
-    facts["shards"] = [[shard[key] for key in ("file", "rows", "sha256")] for shard in shards]
-    yield f"{name}: manifest", of_json(facts)
+def digests(folder: Path, own: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Digest of each result in `folder` by name; `own` renames the folders of this side."""
+    files = [
+        file for file in sorted(folder.rglob("*"))
+        if file.is_file() and not LEFT_OUT_FOLDERS & {*file.relative_to(folder).parts}
+    ]  # fmt: skip
+    names = [str(file.relative_to(folder)) for file in files]
+    yield f"{folder.name}: names of {len(files)} files", of_json(names)
+    for kind in sorted({file.suffix for file in files} - LEFT_OUT_FILES):
+        alike = [file for file in files if file.suffix == kind]
+        if kind == ".parquet":
+            yield from column_digests(folder, alike)
+        elif kind in {".json", ".jsonl"}:
+            for file in alike:
+                yield f"{folder.name}: {file.relative_to(folder)}", of_json(facts(file, own))
+        elif kind == ".html":
+            pages = [file.read_text(encoding="utf-8") for file in alike]
+            shown = [re.findall(r"data:image/(?!svg)[^\"']+", page) for page in pages]
+            yield f"{folder.name}: {sum(map(len, shown))} images of the page", of_json(shown)
+        elif kind != ".png" or folder.name not in DRAWINGS:
+            yield f"{folder.name}: {len(alike)} {kind}", of_json([*map(of_bytes, alike)])
+
+
+def column_digests(folder: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
+    """Digest of the values and type of each column, by folder; then of the files as they are."""
     columns: dict[str, Any] = {}
-    for shard in shards:
-        for column in (table := pq.read_table(folder / shard["file"])).column_names:
-            digest = columns.setdefault(column, hashlib.sha256())
-            digest.update(repr(table[column].to_pylist()).encode())
-    for column, digest in columns.items():
-        yield f"{name}: {column}", digest.hexdigest()
+    for file in files:
+        place = "/".join([folder.name, *file.relative_to(folder).parts[:-1]])
+        table = pq.ParquetFile(file).read()
+        for name in table.column_names:
+            digest = columns.setdefault(f"{place}: column {name}", hashlib.sha256())
+            digest.update(f"{table[name].type} {table[name].to_pylist()!r}".encode())
+    for name, digest in columns.items():
+        yield name, digest.hexdigest()
+    yield f"{folder.name}: file bytes of {len(files)} Parquet", of_json([*map(of_bytes, files)])
+
+
+def facts(file: Path, own: dict[str, str]) -> Any:
+    """Return what a JSON or JSONL file says, without what may differ; floats keep all digits."""
+    text = file.read_text(encoding="utf-8")
+    for path, name in own.items():
+        text = text.replace(path, name)
+    lines = text.splitlines() if file.suffix == ".jsonl" else [text]
+    return still([json.loads(line) for line in lines])
 
 
 def still(value: Any) -> Any:
-    """`value` without what tells of speed and place."""
+    """Return `value` without the keys that are left out, at any depth."""
     if isinstance(value, dict):
-        return {key: still(part) for key, part in value.items() if key not in CHANGING}
+        return {key: still(part) for key, part in value.items() if key not in LEFT_OUT_KEYS}
     return [still(part) for part in value] if isinstance(value, list) else value
 
 
 def of_json(value: Any) -> str:
-    """SHA-256 of `value` as JSON; floats are written with all their digits."""
+    """SHA-256 of `value` as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
