@@ -51,6 +51,36 @@ def _guarded(connect: Any) -> Any:
     return guarded
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--nightly", metavar="K/N", help="of the nightly tests, run every N-th from the K-th on"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the nightly tests of this run, and keep the tests of a file on one worker.
+
+    Without `--nightly`, a nightly test runs only where it is named or `-m` asks for nightly ones.
+    """
+    part: str | None = config.option.nightly
+    nightly = [item for item in items if item.get_closest_marker("nightly")]
+    if part is not None:
+        first, step = map(int, part.split("/"))
+        chosen = set(sorted(item.nodeid for item in nightly)[first % step :: step])
+    elif "nightly" in config.option.markexpr or any("::" in name for name in config.args):
+        chosen = {item.nodeid for item in nightly}
+    else:
+        chosen = set[str]()
+    left_out = [item for item in nightly if item.nodeid not in chosen]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 @contextmanager
 def _no_network() -> Iterator[None]:
     resolve = socket.getaddrinfo

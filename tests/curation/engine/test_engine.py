@@ -24,7 +24,7 @@ from tests.curation.clips import write_tiny_clip
 from tests.curation.inputs import good_pairs, score_good_pairs
 from tests.curation.stages.test_score import assert_same
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,8 @@ from tests.curation.stages.test_score import assert_same
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SEEDS = {"score": range(10), "ingest": range(100, 104)}
+EVERY_TIME = {"score": 2, "ingest": 1}
+"""Seeds that run every time; the others are nightly."""
 
 
 class Quiet:
@@ -48,7 +50,12 @@ def quiet(tmp_path_factory: pytest.TempPathFactory, tiny_clip: str) -> Iterator[
 
 
 @pytest.mark.parametrize(
-    ("stage", "seed"), [(stage, seed) for stage, seeds in SEEDS.items() for seed in seeds]
+    ("stage", "seed"),
+    [
+        pytest.param(stage, seed, marks=[pytest.mark.nightly] if i >= EVERY_TIME[stage] else [])
+        for stage, seeds in SEEDS.items()
+        for i, seed in enumerate(seeds)
+    ],
 )
 def test_a_killed_driver_goes_on(quiet: dict[str, Quiet], stage: str, seed: int):
     calm = quiet[stage]

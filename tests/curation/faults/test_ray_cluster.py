@@ -24,7 +24,7 @@ from tests.curation.faults.killing import GONE, Job, forkserver, start, write_in
 from tests.curation.stages.test_score import assert_same
 from tests.curation.tars import good_tar
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
 
 PAIRS = 240
 GPUS = 2
@@ -179,7 +179,7 @@ def test_a_tar_that_cannot_be_used_is_one_sentence(
         score(tmp_path / "in", tmp_path / "out", model=tiny_clip, execution=execution)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_killed_workers_are_replaced(machines: Machines, quiet: tuple[Job, Dataset], seed: int):
     job, calm = quiet
     chance = random.Random(seed)
@@ -197,7 +197,7 @@ def test_killed_workers_are_replaced(machines: Machines, quiet: tuple[Job, Datas
     assert_whole(done, calm)
 
 
-@pytest.mark.parametrize("seed", [3, 4])
+@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.nightly)])
 def test_a_killed_node_takes_nothing_with_it(
     machines: Machines, quiet: tuple[Job, Dataset], seed: int
 ):

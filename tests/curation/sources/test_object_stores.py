@@ -239,6 +239,7 @@ def test_a_store_that_goes_away_stops_the_run_and_rejects_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("ray")
 def test_ray_workers_reach_the_store_too(s3: Store, tmp_path: Path, tiny_clip: str) -> None:
     pairs = good_pairs(tmp_path / "in", 6)
     images = s3.put_folder(tmp_path / "in" / "images", "images")

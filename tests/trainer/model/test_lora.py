@@ -342,7 +342,7 @@ def test_four_bits_need_a_gpu(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 3])
 def test_two_processes_resume_as_one_and_one_as_two(
     place: Path, tmp_path: Path, stage: int
 ) -> None:

@@ -108,7 +108,7 @@ def test_two_machines_learn_what_one_process_learns(
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S)
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 3])
 def test_two_processes_resume_as_one_and_as_two_machines(
     place: Path, tmp_path: Path, machine: dict[str, str], stage: int
 ) -> None:

@@ -39,6 +39,7 @@ def finetune(
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(900)  # a compiler's time, not ours
 def test_compiled_layers_learn_the_same(place: Path, tmp_path: Path) -> None:
     done = finetune(

@@ -113,7 +113,7 @@ def test_a_worker_that_dies_is_told_of(
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S)
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 2, 3])
 def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path, stage: int) -> None:
     given: dict[str, Any] = {
         "recipe": place / "tiny.yaml",
@@ -130,7 +130,11 @@ def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path, stage:
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S)
-@pytest.mark.parametrize("text_every", [1, 2, 1000], ids=["text", "mixed", "images"])
+@pytest.mark.parametrize(
+    "text_every",
+    [1, 2, pytest.param(1000, marks=pytest.mark.nightly)],
+    ids=["text", "mixed", "images"],
+)
 def test_ranks_with_and_without_images_do_not_wait_for_each_other(
     place: Path, tmp_path: Path, text_every: int
 ) -> None:

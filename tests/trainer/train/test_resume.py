@@ -144,7 +144,7 @@ def test_death_while_a_checkpoint_is_written_leaves_the_one_before(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_sigkill_at_any_moment(place: Path, tmp_path: Path, seed: int) -> None:
     recipe, output = place / "tiny.yaml", tmp_path / "run"
     longer = ["max_steps=40", "checkpoint.every=1", "log.validate_every=20"]
@@ -178,7 +178,10 @@ def _until_it_trains(output: Path, process: "subprocess.Popen[bytes]") -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param(0, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.nightly), 3],
+)
 def test_two_processes_resume_as_one_and_one_as_two(
     place: Path, tmp_path: Path, stage: int
 ) -> None:
