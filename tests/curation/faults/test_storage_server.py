@@ -106,7 +106,9 @@ def test_a_lease_is_kept_from_others_until_it_runs_out(folder: Path, weather: We
     assert not output.exists(".run/lock")
 
 
-@pytest.mark.parametrize(("pid", "started"), [(2**22 + 1, None), (os.getpid(), 1)])
+@pytest.mark.parametrize(
+    ("pid", "started"), [(2**22 + 1, None), (os.getpid(), 1)], ids=["no process", "a later process"]
+)
 def test_a_lease_of_a_dead_process_of_this_host_is_taken_over(
     folder: Path, weather: Weather, pid: int, started: int | None
 ):
