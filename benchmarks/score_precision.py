@@ -22,10 +22,11 @@ from peers.corpus import make_corpus
 from PIL import Image
 from recording import record, table
 
-from aligncurate.core.clip import ClipModel, Precision, pixel_view, resolve_clip, score_pairs
+from aligncurate.core.clip import ClipModel, pixel_view, resolve_clip, score_pairs
 from aligncurate.core.clip.resolve import ResolvedClip
-from aligncurate.core.quantiles import edge_ranks
+from aligncurate.settings import Precision
 from alignshared import LevelEdges, demo
+from alignshared.levels import edge_ranks
 from alignshared.pictures import decode_image
 
 PACKAGES = ["aligncurate", "open_clip_torch", "torch", "pillow"]

@@ -44,6 +44,7 @@ aligncurate export --overwrite
 aligncurate export --pairs-per-file
 aligncurate export --storage-options
 aligncurate export --workers
+aligncurate filter --dry-run
 aligncurate filter --input
 aligncurate filter --language
 aligncurate filter --levels
@@ -71,7 +72,6 @@ aligncurate ingest --unit-timeout
 aligncurate inspect --input
 aligncurate inspect --storage-options
 aligncurate report --against
-aligncurate report --cut
 aligncurate report --examples
 aligncurate report --input
 aligncurate report --output

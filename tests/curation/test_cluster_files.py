@@ -13,7 +13,7 @@ import yaml
 from typer.main import get_command
 
 from aligncurate.cli import app
-from aligncurate.scoring.execution import Execution
+from aligncurate.settings import Execution
 
 FOLDER = Path(__file__).parents[2] / "pipelines" / "cluster"
 

@@ -7,8 +7,8 @@ Everything that a command does can be called: `from aligncurate import score, bu
 import typing
 
 if typing.TYPE_CHECKING:
-    from aligncurate.scoring.execution import Execution
     from aligncurate.selection.conditions import Conditions
+    from aligncurate.settings import Execution
     from aligncurate.stages.bucket import bucket
     from aligncurate.stages.dedup import dedup
     from aligncurate.stages.export import export
@@ -39,7 +39,7 @@ __all__ = [
 
 _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
     "Conditions": "aligncurate.selection.conditions",
-    "Execution": "aligncurate.scoring.execution",
+    "Execution": "aligncurate.settings",
 }
 
 

@@ -1,12 +1,13 @@
 """What the commands print: results on stdout, the log, progress and errors on stderr."""
 
-import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
+
+from alignshared.console import near as near
+from alignshared.console import notes as notes
+from alignshared.console import results as results
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,37 +15,6 @@ if TYPE_CHECKING:
     from aligncurate.reporting.inspection import Inspection
     from aligncurate.stages.validate import Validation
     from alignshared import Dataset
-
-results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-progress = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-class _Log(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        warning = record.levelno >= logging.WARNING
-        text = Text("warning: ", style="yellow") if warning else Text()
-        progress.print(text.append(self.format(record), style="default"))
-
-
-def show_log(level: int) -> None:
-    """Have the package's log, from `level` up, go to stderr as plain sentences."""
-    log = logging.getLogger("aligncurate")
-    log.handlers = [_Log()]
-    log.setLevel(level)
-    log.propagate = False
-
-
-def show_error(sentence: str) -> None:
-    """Print what is wrong, where, and what to do."""
-    progress.print(Text("error: ", style="bold red").append(sentence, style="default"))
-
-
-def near(location: str) -> str:
-    """`location` as one would type it here: relative if it lies below the current folder."""
-    try:
-        return os.fspath(Path(location).relative_to(Path.cwd()))
-    except ValueError:
-        return location
 
 
 def show_scored(dataset: "Dataset") -> None:
@@ -150,4 +120,4 @@ def show_next(command: str, location: str) -> None:
 
     here = near(location)
     found = here.startswith(f"{DATA_ROOT}{os.sep}")
-    progress.print(f"next: aligncurate {command}" + ("" if found else f" --input {here}"))
+    notes.print(f"next: aligncurate {command}" + ("" if found else f" --input {here}"))

@@ -1,12 +1,12 @@
 """Duplicates: pairs that were left out because another pair, which was kept, has their picture."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import pyarrow as pa
+from pydantic.dataclasses import dataclass
 
+from alignshared.schema import CONTRACT, Count
 from alignshared.shards import ShardInfo
 
 DUPLICATES_FOLDER = "duplicates"
@@ -32,7 +32,7 @@ of their image embeddings (1 for equal bytes), and a word of `Likeness`.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=CONTRACT)
 class DuplicateInfo:
     """What a dedup run found; `exact` + `near` pairs were left out.
 
@@ -41,12 +41,12 @@ class DuplicateInfo:
     says how near pairs were searched for and what share of them is found; None if they were not.
     """
 
-    exact: int
-    near: int
-    clusters: int
-    largest: int
-    chains: int
-    longest: int
+    exact: Count
+    near: Count
+    clusters: Count
+    largest: Count
+    chains: Count
+    longest: Count
     search: dict[str, Any] | None
     shards: list[ShardInfo]
 
@@ -54,13 +54,3 @@ class DuplicateInfo:
     def count(self) -> int:
         """How many pairs were left out."""
         return self.exact + self.near
-
-
-def duplicates_from_json(fields: Mapping[str, Any]) -> DuplicateInfo:
-    """The description as it stands in a manifest.
-
-    Raises:
-        KeyError, TypeError: a field is missing or unknown.
-    """
-    nested: dict[str, Any] = {"shards": [ShardInfo(**s) for s in fields["shards"]]}
-    return DuplicateInfo(**{**fields, **nested})

@@ -9,8 +9,10 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pydantic.dataclasses
 
 from alignshared.errors import InputError
+from alignshared.schema import CONTRACT, Count
 
 MIN_LEVELS = 2
 MAX_LEVELS = 127
@@ -25,6 +27,11 @@ def check_level_count(levels: int) -> None:
         raise InputError(
             f"--levels {levels} cannot be: give a number from {MIN_LEVELS} to {MAX_LEVELS}."
         )
+
+
+def edge_ranks(levels: int, count: int) -> list[int]:
+    """0-based ranks of the N-1 edges between N `levels` of `count` scores: floor(k * count / N)."""
+    return [k * count // levels for k in range(1, levels)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +62,12 @@ class LevelEdges:
         return levels
 
 
-@dataclass(frozen=True, slots=True)
+@pydantic.dataclasses.dataclass(frozen=True, slots=True, config=CONTRACT)
 class LevelStatistics:
     """What one level holds; the scores are None for a level without pairs."""
 
-    level: int
-    count: int
+    level: Count
+    count: Count
     share: float
     mean: float | None
     min: float | None
@@ -124,6 +131,22 @@ class LevelAccumulator:
         self._sum += other._sum
         np.minimum(self._min, other._min, out=self._min)
         np.maximum(self._max, other._max, out=self._max)
+
+    def to_json(self) -> list[list[float]]:
+        """Count and, of levels with pairs, sum, least and greatest score, exactly."""
+        columns = (self._count, self._sum, self._min, self._max)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [list(row) if row[0] else [0] for row in rows]
+
+    @classmethod
+    def from_json(cls, rows: list[list[float]]) -> Self:
+        """The accumulator that `to_json` gave `rows` of."""
+        levels = cls(len(rows))
+        for i, (count, *scores) in enumerate(rows):
+            levels._count[i] = count
+            if scores:
+                levels._sum[i], levels._min[i], levels._max[i] = scores
+        return levels
 
     def statistics(self) -> list[LevelStatistics]:
         """One entry per level, from level 1 upwards."""

@@ -4,13 +4,17 @@ is an unfinished run.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import sys
+from dataclasses import asdict, field
+from typing import Any, cast
 
-from alignshared.duplicates import DuplicateInfo, duplicates_from_json
+from pydantic import TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from alignshared.duplicates import DuplicateInfo
 from alignshared.errors import ContractError
 from alignshared.levels import LevelEdges, LevelStatistics, Scheme
-from alignshared.schema import SCHEMA_VERSION
+from alignshared.schema import CONTRACT, SCHEMA_VERSION, Count
 from alignshared.shards import ShardInfo
 from alignshared.storage import Storage
 
@@ -20,10 +24,13 @@ REJECTS_FOLDER = "rejects"
 STATISTICS_FILE = "statistics.json"
 """A summary that readers of a finished dataset leave beside its manifest; it may be deleted."""
 
+_OTHER_FIELDS = ("missing", "missing_argument", "unexpected_keyword_argument")
+"""Pydantic's words for a field too few or too many."""
+
 _OPTIONAL_OF_MODEL = ("view", "long_captions", "decode")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=CONTRACT)
 class ModelInfo:
     """The CLIP that gave the scores: enough to have the same scores again.
 
@@ -34,14 +41,14 @@ class ModelInfo:
     name: str
     weights: str
     weights_sha256: str
-    image_size: int
+    image_size: Count
     precision: str
     view: str | None = None
     long_captions: str | None = None
     decode: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=CONTRACT)
 class Parent:
     """A dataset or source that this one was made from; `sha256` is that manifest's digest."""
 
@@ -49,7 +56,7 @@ class Parent:
     sha256: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=CONTRACT)
 class Manifest:
     """A dataset's description; `rejects` counts by reason, `config` is the full configuration.
 
@@ -62,8 +69,8 @@ class Manifest:
     """
 
     stage: str
-    rows: int
-    rejects: dict[str, int]
+    rows: Count
+    rejects: dict[str, Count]
     shards: list[ShardInfo]
     reject_shards: list[ShardInfo]
     config: dict[str, Any]
@@ -71,11 +78,11 @@ class Manifest:
     package: str
     created: str
     model: ModelInfo | None = None
-    scheme: Scheme | None = None
+    scheme: str | None = None
     edges: list[float] | None = None
     level_statistics: list[LevelStatistics] | None = None
     models: dict[str, ModelInfo] | None = None
-    left_out: int = 0
+    left_out: Count = 0
     duplicates: DuplicateInfo | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
@@ -89,7 +96,7 @@ class Manifest:
         """The edges of a levelled dataset, None of another."""
         if self.edges is None or self.scheme is None:
             return None
-        return LevelEdges(tuple(self.edges), self.scheme)
+        return LevelEdges(tuple(self.edges), cast(Scheme, self.scheme))
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> str:
@@ -136,41 +143,38 @@ def _parse(data: bytes, location: str) -> Manifest:
     try:
         fields = json.loads(data)
         version = fields["schema_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ContractError(
             f"{MANIFEST_FILE} in {location} is not a manifest; write the dataset again."
         ) from error
-    if version != SCHEMA_VERSION:
+    if str(version) != str(SCHEMA_VERSION):
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         remedy = "upgrade this package" if newer else "write the dataset again"
         raise ContractError(
             f"{location} has schema version {version}, this version reads {SCHEMA_VERSION}; "
             f"{remedy}."
         )
+    # Null where they are not used, but never left out.
+    lacking = [name for name in ("model", "level_statistics") if name not in fields]
     try:
-        return _from_fields(fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ContractError(
-            f"{MANIFEST_FILE} in {location} lacks or adds a field ({error}); write the dataset "
-            "again."
-        ) from error
+        if not lacking:
+            return TypeAdapter(Manifest).validate_json(data)
+        problem = f"lacks or adds a field ({', '.join(lacking)})"
+    except ValidationError as error:
+        problem = _problem(error)
+    raise ContractError(f"{MANIFEST_FILE} in {location} {problem}; write the dataset again.")
 
 
-def _from_fields(fields: dict[str, Any]) -> Manifest:
-    model, statistics = fields["model"], fields["level_statistics"]
-    models = fields.get("models")
-    duplicates = fields.get("duplicates")
-    nested: dict[str, Any] = {
-        "shards": [ShardInfo(**s) for s in fields["shards"]],
-        "reject_shards": [ShardInfo(**s) for s in fields["reject_shards"]],
-        "parents": [Parent(**p) for p in fields["parents"]],
-        "model": None if model is None else ModelInfo(**model),
-        "models": (
-            None if models is None else {name: ModelInfo(**m) for name, m in models.items()}
-        ),
-        "level_statistics": (
-            None if statistics is None else [LevelStatistics(**s) for s in statistics]
-        ),
-        "duplicates": None if duplicates is None else duplicates_from_json(duplicates),
-    }
-    return Manifest(**(fields | nested))
+def _problem(error: ValidationError) -> str:
+    """What is wrong with a manifest, by the names of its fields."""
+    problems = [problem for problem in error.errors(include_url=False) if problem["loc"]]
+    other = [problem for problem in problems if problem["type"] in _OTHER_FIELDS]
+    names = [".".join(map(str, problem["loc"])) for problem in (other or problems)[:4]]
+    listed = "".join(c if c.isprintable() else " " for c in ", ".join(names))
+    if not names:
+        return "is not a manifest"
+    return f"lacks or adds a field ({listed})" if other else f"holds something wrong in {listed}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(TypeAdapter(Manifest).json_schema(), indent=2) + "\n")

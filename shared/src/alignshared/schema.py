@@ -7,11 +7,17 @@ told.
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import ConfigDict, Field
 
 from alignshared.errors import ContractError
+
+CONTRACT = ConfigDict(extra="forbid", strict=True)
+"""How pydantic reads the contract's records: no field too many, no value of another type."""
+
+Count = Annotated[int, Field(ge=0)]
 
 SCHEMA_VERSION = 1
 

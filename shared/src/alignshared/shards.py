@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic.dataclasses import dataclass
 
+from alignshared.schema import CONTRACT, Count
 from alignshared.storage import Storage
 
 IMAGE_ROW_GROUP = 256
@@ -19,14 +20,31 @@ long.
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=CONTRACT)
 class ShardInfo:
     """A finished shard, as the manifest lists it."""
 
     file: str
-    rows: int
-    bytes: int
+    rows: Count
+    bytes: Count
     sha256: str
+
+
+def row_groups(parquet: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
+    """Number of each row group, its first row, and the row after its last."""
+    first = 0
+    for group in range(parquet.num_row_groups):
+        end = first + parquet.metadata.row_group(group).num_rows
+        yield group, first, end
+        first = end
+
+
+def groups_of_rows(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[int], int]:
+    """Row groups that hold rows `first` to `end`, and how many rows to skip in them."""
+    groups = [
+        (group, begin) for group, begin, stop in row_groups(parquet) if begin < end and stop > first
+    ]
+    return [group for group, _ in groups], first - groups[0][1] if groups else 0
 
 
 class ShardWriter:

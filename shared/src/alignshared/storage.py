@@ -14,22 +14,20 @@ import hashlib
 import json
 import mmap
 import os
-import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import pyarrow as pa
 from pyarrow import fs
 
+from alignshared import atomic
 from alignshared.errors import AlignError, InputError
 from alignshared.filesystems import is_remote, normal_location, one_line, open_filesystem
 from alignshared.storage_options import current_storage_options
-
-_TEMPORARY = ".tmp"
 
 
 class HashingSink:
@@ -195,8 +193,10 @@ class Storage:
             return stream.read()
 
     @contextmanager
-    def writing(self, name: str) -> Iterator[HashingSink]:
+    def writing(self, name: str, *, durable: bool = True) -> Iterator[HashingSink]:
         """Write `name` whole or not at all: it appears under its name only when the block succeeds.
+
+        On disk it is flushed before it appears, unless it need not be `durable`.
 
         Raises:
             InputError: the folder cannot be written to.
@@ -207,27 +207,22 @@ class Storage:
                 f"{self.location} can only be read; write to a folder or to an object store."
             )
         final = self.path(name)
-        with self._sending(final) if self.is_remote else self._renaming(final) as sink:
+        with self._sending(final) if self.is_remote else self._renaming(final, durable) as sink:
             yield sink
 
     @contextmanager
-    def _renaming(self, final: str) -> Iterator[HashingSink]:
-        # Of its own name: a writer that was given up may still be at the same file.
-        temporary = f"{final}.{secrets.token_hex(4)}{_TEMPORARY}"
-        try:
-            self.filesystem.create_dir(os.path.dirname(final), recursive=True)
-            raw = self.filesystem.open_output_stream(temporary)
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
-            raise InputError(f"{self.location} cannot be written to: {error}.") from error
-        try:
-            yield HashingSink(raw, self.location)
-        except BaseException:
-            raw.close()
-            with suppress(FileNotFoundError):
-                self.filesystem.delete_file(temporary)
-            raise
-        raw.close()
-        self.filesystem.move(temporary, final)
+    def _renaming(self, final: str, durable: bool) -> Iterator[HashingSink]:
+        # Shared: a writer that was given up may still be at the same file.
+        with atomic.file(Path(final), shared=True, durable=durable) as unfinished:
+            try:
+                self.filesystem.create_dir(os.path.dirname(final), recursive=True)
+                raw = self.filesystem.open_output_stream(os.fspath(unfinished))
+            except (PermissionError, NotADirectoryError, FileExistsError) as error:
+                raise InputError(f"{self.location} cannot be written to: {error}.") from error
+            try:
+                yield HashingSink(raw, self.location)
+            finally:
+                raw.close()
 
     @contextmanager
     def _sending(self, final: str) -> Iterator[HashingSink]:
@@ -243,9 +238,9 @@ class Storage:
     def _unreachable(self, error: OSError) -> InputError:
         return InputError(f"{self.location} cannot be reached: {one_line(error)}.")
 
-    def write_bytes(self, name: str, data: bytes) -> str:
-        """Write `data` as the file `name`, whole or not at all; returns its SHA-256."""
-        with self.writing(name) as sink:
+    def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> str:
+        """Write `data` as the file `name` as `writing` does; return its SHA-256."""
+        with self.writing(name, durable=durable) as sink:
             sink.write(data)
         return sink.sha256
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aligncurate import inspect, report, validate
+from aligncurate.core.histogram import LogHistogram
 from aligncurate.core.moments import Moments
-from aligncurate.core.sizes import SizeCounts
 from aligncurate.reporting import shortlist
 from aligncurate.reporting.inspection import facts
 from aligncurate.reporting.summary import ScoreSummary, known_summary, summarise, summary_of
@@ -73,7 +73,7 @@ def test_moments_are_kept_by_group() -> None:
 
 @given(st.lists(st.integers(0, 2**32), min_size=1), st.integers(0, 50))
 def test_sizes_are_counted_in_bins_of_a_sixteenth(values: list[int], cut: int) -> None:
-    one, two = SizeCounts(), SizeCounts()
+    one, two = LogHistogram(), LogHistogram()
     one.add(np.array(values[:cut], dtype=np.int64))
     two.add(np.array(values[cut:], dtype=np.int64))
     one.merge(two)
@@ -86,7 +86,7 @@ def test_sizes_are_counted_in_bins_of_a_sixteenth(values: list[int], cut: int) -
 
 def test_small_sizes_have_bins_of_their_own() -> None:
     for size in range(32):
-        counts = SizeCounts()
+        counts = LogHistogram()
         counts.add(np.array([size, size]))
         assert counts.median == size
 

@@ -16,8 +16,9 @@ import pytest
 from aligncurate import Execution
 from aligncurate.core.clip import resolve_clip
 from aligncurate.engine import Cluster, ItemFailure, Step, connected, map_on_ray
-from aligncurate.scoring.execution import Pool, gpu_steps
-from aligncurate.scoring.spec import Scoring
+from aligncurate.scoring.execution import gpu_steps
+from aligncurate.scoring.spec import ScoringSpec
+from aligncurate.settings import Pool
 from aligncurate.sources import open_source
 from alignshared import InputError, Storage
 from tests.curation.clips import write_tiny_clip
@@ -150,11 +151,11 @@ def test_decoding_apart_from_the_model_gives_the_same_shards(
 ):
     source = open_source(str(good_pairs(tmp_path / "in", 20)), str(tmp_path / "in" / "images"))
     output = Storage(tmp_path / "steps").location
-    scoring = Scoring(source, resolve_clip(tiny_clip), "fp32", "cpu", 3, False, output)
+    spec = ScoringSpec(source, resolve_clip(tiny_clip), "fp32", "cpu", 3, False, output)
     units = source.plan(Storage(tmp_path / "work"), 7)
-    steps = gpu_steps(scoring, Pool(1, 1), Execution())
+    steps = gpu_steps(spec, Pool(1, 1), Execution())
     assert [(step.actors, step.gpus) for step in steps] == [(None, 0), (1, 0), (None, 0)]
-    cuda = gpu_steps(dataclasses.replace(scoring, device="cuda"), Pool(2, 2), Execution())
+    cuda = gpu_steps(dataclasses.replace(spec, device="cuda"), Pool(2, 2), Execution())
     assert [step.gpus for step in cuda] == [0, 1, 0]
     records = sorted(map_on_ray(steps, units), key=lambda record: record.index)
     local = score_good_pairs(tmp_path, tiny_clip, 20, shard_rows=7, batch_size=3)

@@ -15,7 +15,7 @@ from aligncurate import Execution, score
 from aligncurate.progress import silent
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.stages.validate import validate
-from aligncurate.units.local import LineStep, Work, work_in_process
+from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process
 from aligncurate.units.records import FinishedBatch, Timing, UnitFailure
 from alignshared import AlignError, Dataset, Storage
 from tests.curation.inputs import reject_rows, rows_of, write_parquet
@@ -120,10 +120,10 @@ def test_units_that_never_end_do_not_hold_up_the_others(tmp_path: Path):
         return FinishedBatch(batch.table, [], Timing())
 
     units = [Unit(index, "file", index, 1) for index in range(6)]
-    for steps in ([LineStep(work, 2)], [LineStep(work, 2), LineStep(lambda batch: batch, 1)]):
+    for steps in ([ThreadStep(work, 2)], [ThreadStep(work, 2), ThreadStep(lambda batch: batch, 1)]):
         output = Storage(tmp_path / f"{len(steps)}")
-        watched = Work(read, steps, schema, output, timeout_s=0.5)
-        outcomes = list(work_in_process(watched, units, silent))
+        watched = UnitPipeline(read, steps, schema, output, timeout_s=0.5)
+        outcomes = list(run_in_process(watched, units, silent))
         assert [outcome.index for outcome in outcomes] == list(range(6))
         failed = [outcome for outcome in outcomes if isinstance(outcome, UnitFailure)]
         assert [failure.index for failure in failed] == [1, 3]
@@ -134,7 +134,7 @@ def test_units_that_never_end_do_not_hold_up_the_others(tmp_path: Path):
 def test_where_everything_fails_the_run_ends_early(
     parts: Path, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("aligncurate.units.local._PAUSE_S", 0)
+    monkeypatch.setattr("aligncurate.units.local.RETRY_PAUSE_S", 0)
     for number in range(FILES, 40):
         shutil.copy(parts / "part-0.parquet", parts / f"part-{number:02d}.parquet")
     for file in parts.iterdir():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from alignshared import AlignError
+from alignshared.atomic import UNFINISHED
 from tests.curation.faults.killing import PAIRS, Job, write_input
 from tests.curation.stages.test_score import assert_same
 
@@ -42,7 +43,7 @@ def test_a_full_disk_is_one_sentence_and_room_is_all_it_takes(
     assert caught.value.exit_code == 1
     finished = list((small_disk / "out").glob("shard-*.parquet"))
     assert finished
-    assert not list((small_disk / "out").rglob("*.tmp"))
+    assert not list((small_disk / "out").rglob(f"{UNFINISHED}*"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     done = replace(quiet)(output)
     assert done.manifest.rows + done.manifest.reject_count == PAIRS

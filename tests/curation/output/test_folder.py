@@ -110,7 +110,11 @@ def test_a_closed_output_is_free_for_another_thread(tmp_path: Path):
 
 def test_what_a_killed_writer_left_half_written_is_swept_away(tmp_path: Path):
     claim(tmp_path)
-    left = [tmp_path / "shard-00000.parquet.0a1b2c3d.tmp", tmp_path / "rejects" / "x.tmp"]
+    left = [
+        tmp_path / ".unfinished-shard-00000.parquet-0a1b2c3d",
+        tmp_path / "rejects" / ".unfinished-x",
+        tmp_path / "shard-00000.parquet.0a1b2c3d.tmp",  # as an older version named it
+    ]
     for file in left:
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(b"half")

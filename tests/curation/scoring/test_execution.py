@@ -6,23 +6,24 @@ import pytest
 
 from aligncurate import Execution
 from aligncurate.engine import Cluster
-from aligncurate.scoring.execution import Pool, _cpu_pool, _gpu_pool, device_of, engine_of
+from aligncurate.scoring.execution import _cpu_pool, _gpu_pool, device_of, engine_of
+from aligncurate.settings import Pool
 from alignshared import InputError
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"workers": "two"}, "--workers two is no number"),
-        ({"workers": "0"}, "--workers 0 cannot be; give 1 or more"),
-        ({"workers": "8..2"}, "--workers 8..2 goes down"),
+        ({"workers": "two"}, "--workers must be a number"),
+        ({"workers": "0"}, "--workers must be at least 1 .got 0"),
+        ({"workers": "8..2"}, "--workers must name the smaller number first"),
         ({"workers": "2..8", "engine": "local"}, "--workers 2..8 is for --engine ray"),
-        ({"gpus": "-1"}, "--gpus -1 cannot be"),
+        ({"gpus": "-1"}, "--gpus must be at least 0 .got -1"),
         ({"gpus": 2, "engine": "local"}, "--engine local uses one GPU, not 2"),
-        ({"gpus_per_worker": 2.0}, "--gpus-per-worker 2 cannot be"),
-        ({"gpus_per_worker": 0.0}, "--gpus-per-worker 0 cannot be"),
-        ({"memory_per_worker": 0.0}, "--memory-per-worker 0 cannot be"),
-        ({"unit_timeout": -1.0}, "--unit-timeout -1 cannot be"),
+        ({"gpus_per_worker": 2.0}, "--gpus-per-worker must be above 0 and at most 1.*got 2"),
+        ({"gpus_per_worker": 0.0}, "--gpus-per-worker must be above 0 and at most 1.*got 0"),
+        ({"memory_per_worker": 0.0}, "--memory-per-worker must be above 0 .got 0"),
+        ({"unit_timeout": -1.0}, "--unit-timeout must be above 0 .got -1"),
         ({"ray_address": "auto", "engine": "local"}, "--ray-address goes with --engine ray"),
     ],
 )

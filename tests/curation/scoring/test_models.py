@@ -142,9 +142,9 @@ def test_a_model_that_gives_no_number_is_named(tmp_path: Path, tiny_clip: str) -
         ({"model": ["a={clip}", "b={clip}"], "weights": ["a=x", "a=y"]}, "of a are given twice"),
         ({"model": ["a={clip}"], "weights": ["x", "y"]}, "x does not say which"),
         ({"model": "nonesuch"}, "--model nonesuch is no open_clip architecture"),
-        ({"view": "squint"}, "--view squint is not known; give crop, pad"),
-        ({"long_captions": "sum"}, "--long-captions sum is not known; give truncate, mean"),
-        ({"decode": "slow"}, "--decode slow is not known; give exact, fast"),
+        ({"view": "squint"}, "--view must be crop or pad .got squint"),
+        ({"long_captions": "sum"}, "--long-captions must be truncate or mean .got sum"),
+        ({"decode": "slow"}, "--decode must be exact or fast .got slow"),
     ],
 )
 def test_what_cannot_be_is_said(

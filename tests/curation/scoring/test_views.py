@@ -10,8 +10,9 @@ import pytest
 from open_clip.transform import PreprocessCfg
 from PIL import Image
 
-from aligncurate.core.clip import View, pixel_view, resolve_clip
+from aligncurate.core.clip import pixel_view, resolve_clip
 from aligncurate.core.clip.view import preprocess_of_view
+from aligncurate.settings import View
 from alignshared.pictures import decode_image, decode_sized
 from tests.curation.clips import write_tiny_clip
 from tests.curation.inputs import rows_of, score_good_pairs

@@ -106,6 +106,6 @@ def test_a_name_that_is_not_text_spoils_itself(tmp_path: Path) -> None:
 
 def test_a_folder_without_pictures_is_one_sentence(tmp_path: Path) -> None:
     write(tmp_path, {"notes.md": b"nothing here"})
-    with pytest.raises(InputError, match=r"give demo, .* or a folder of pictures") as caught:
+    with pytest.raises(InputError, match=r"give demo, .* or a folder of images") as caught:
         open_source(str(tmp_path))
     assert str(tmp_path) in str(caught.value)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from aligncurate import Execution, bucket, report, score, validate
 from aligncurate.cli import app
 from alignshared import AlignError, Dataset, InputError, Storage
+from alignshared.atomic import UNFINISHED
 from alignshared.storage_options import (
     StorageOptions,
     current_storage_options,
@@ -60,7 +61,7 @@ def test_score_bucket_report_validate_wholly_in_an_object_store(
     files = report(levelled.location)
     assert files.page == s3.uri("out/report/report.html")
     assert validate(levelled.location).ok
-    assert not [name for name in s3.files() if ".run" in name or name.endswith(".tmp")]
+    assert not [name for name in s3.files() if ".run" in name or UNFINISHED in name]
     again = score(
         s3.uri("in/pairs.json"),
         s3.uri("out/score"),
@@ -225,15 +226,15 @@ def test_urls_of_local_files_are_paths(tmp_path: Path, tiny_clip: str) -> None:
 def test_a_store_that_goes_away_stops_the_run_and_rejects_nothing(
     s3: Store, tmp_path: Path
 ) -> None:
-    from aligncurate.sources.files import read_picture
+    from aligncurate.sources.files import read_image
     from aligncurate.sources.tar_index import index_tar
 
     s3.put("a.jpg", photo(1))
-    assert read_picture(f"s3://{s3.bucket}", "a.jpg") == photo(1)
+    assert read_image(f"s3://{s3.bucket}", "a.jpg") == photo(1)
     options = ["endpoint_override=http://127.0.0.1:9", "retries=1"]
     use_storage_options(parse_storage_options([*options, "access_key=a", "secret_key=b"]))
     with pytest.raises(AlignError, match=r"a\.jpg cannot be read: .*; run the same command"):
-        read_picture(f"s3://{s3.bucket}", "a.jpg")
+        read_image(f"s3://{s3.bucket}", "a.jpg")
     with pytest.raises(AlignError, match=r"x\.tar.* cannot be .*NETWORK_CONNECTION"):
         index_tar(f"s3://{s3.bucket}/x.tar", "x")
 

@@ -179,7 +179,7 @@ def test_an_empty_dataset_is_one_sentence(tmp_path: Path):
 @pytest.mark.parametrize(
     ("columns", "says"),
     [
-        ({"caption": CAPTIONS}, "no column of pictures or paths: it has caption"),
+        ({"caption": CAPTIONS}, "no column of images or paths: it has caption"),
         ({"image": PHOTOS}, "no column of captions: it has image"),
         ({"image": PHOTOS, "caption": CAPTIONS, "score": [0.1] * 4}, "column score of"),
         ({"image": [1, 2, 3, 4], "caption": CAPTIONS}, "column image of .* is int64"),

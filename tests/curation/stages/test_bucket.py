@@ -241,7 +241,7 @@ def test_edges_of_another_view_are_warned_of(
     path.write_text(json.dumps(manifest))
     with caplog.at_level(logging.WARNING, "aligncurate"):
         bucket(scored(tmp_path / "new" / "score").location, edges=path)
-    assert "scores of another view of pictures than" in caplog.text
+    assert "scores of another view of images than" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from aligncurate import bucket
 from aligncurate.output.folder import finish, shard_name
 from alignshared import ContractError, Dataset, InputError, Manifest, Storage
+from alignshared.atomic import UNFINISHED
 from tests.curation.datasets import cosines, files_in, replace_rows, write_scored_dataset
 
 
@@ -44,8 +46,8 @@ def test_more_levels_than_distinct_scores(tmp_path: Path, scheme: Any) -> None:
     ("arguments", "message"),
     [
         ({"levels": 4, "edges": "levels.json"}, "--levels and --edges were both given"),
-        ({"scheme": "width"}, "--scheme width is unknown; give quantile or equal-width"),
-        ({"workers": 0}, "--workers 0 cannot be"),
+        ({"scheme": "width"}, "--scheme must be quantile or equal-width .got width"),
+        ({"workers": 0}, "--workers must be at least 1 .got 0"),
     ],
 )
 def test_arguments_that_cannot_be(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
@@ -210,13 +212,13 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     left = files_in(out)
     assert shard_name(0) in left
     assert "manifest.json" not in left
-    assert not [name for name in left if name.endswith(".tmp")]
+    assert not [name for name in left if name.startswith(UNFINISHED)]
     with pytest.raises(ContractError, match=r"it has no manifest\.json"):
         Dataset(out)
     with pytest.raises(InputError, match=r"holds an unfinished run .* levels is 4 there and 3"):
         bucket(source.location, out, levels=3)
     # As a killed process leaves it: half a shard under a temporary name.
-    (out / f"{shard_name(5)}.tmp").write_bytes(b"PAR1")
+    (out / f"{UNFINISHED}{shard_name(5)}").write_bytes(b"PAR1")
 
     bucket(source.location, out, levels=4)
     bucket(source.location, whole, levels=4)
@@ -224,3 +226,28 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert finished.pop("manifest.json")
     assert expected.pop("manifest.json")
     assert finished == expected
+
+
+def test_finished_parts_of_an_interrupted_run_are_not_written_again(tmp_path: Path) -> None:
+    source = scored(tmp_path / "score", [*cosines(60), None, float("nan")], shards=6)
+    out, whole = tmp_path / "bucket", tmp_path / "whole"
+
+    def interrupt(done: int, rejects: int = 0) -> None:
+        if done and (out / shard_name(2)).exists():
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        bucket(source.location, out, levels=4, workers=1, on_progress=interrupt)
+    finished = {path: path.stat().st_mtime_ns for path in out.glob("shard-*.parquet")}
+    assert len(finished) >= 3
+    assert not (out / "manifest.json").exists()
+
+    resumed = bucket(source.location, out, levels=4, workers=1)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    quiet = bucket(source.location, whole, levels=4, workers=1)
+    left, expected = files_in(out), files_in(whole)
+    assert left.pop("manifest.json")
+    assert expected.pop("manifest.json")
+    assert left == expected
+    assert replace(resumed.manifest, created="") == replace(quiet.manifest, created="")
+    assert resumed.manifest.rejects == {"non_finite_score": 2}

@@ -160,7 +160,7 @@ def test_many_rows_are_searched_in_cells(
     planted: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     exact = dedup(planted.location, tmp_path / "exact")
-    monkeypatch.setattr("aligncurate.dedup.neighbours.EXACT_MAX_ROWS", 4)
+    monkeypatch.setattr("aligncurate.duplicates.neighbours.EXACT_MAX_ROWS", 4)
     caplog.set_level(logging.INFO, "aligncurate")
     dataset = dedup(planted.location, tmp_path / "cells", recall=1)
     assert duplicates_of(dataset) == duplicates_of(exact)
@@ -233,13 +233,13 @@ def test_a_finished_output_is_left_and_another_configuration_refused(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"threshold": 0}, "--threshold 0 cannot be"),
-        ({"threshold": 1.1}, "--threshold 1.1 cannot be"),
-        ({"threshold": float("nan")}, "--threshold nan cannot be"),
-        ({"recall": 0}, "--recall 0 cannot be"),
-        ({"keep": "last"}, "--keep last is unknown; give best or first"),
-        ({"chains": "cut"}, "--chains cut is unknown; give split or whole"),
-        ({"workers": 0}, "--workers 0 cannot be"),
+        ({"threshold": 0}, "--threshold must be above 0 and at most 1 .got 0"),
+        ({"threshold": 1.1}, "--threshold must be above 0 and at most 1 .got 1.1"),
+        ({"threshold": float("nan")}, "--threshold must be above 0 and at most 1 .got nan"),
+        ({"recall": 0}, "--recall must be above 0 and at most 1 .got 0"),
+        ({"keep": "last"}, "--keep must be best or first"),
+        ({"chains": "cut"}, "--chains must be split or whole"),
+        ({"workers": 0}, "--workers must be at least 1 .got 0"),
     ],
 )
 def test_arguments_that_cannot_be(options: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_the_command_tells_the_sum(planted: Dataset, tmp_path: Path) -> None:
     assert "3 exact, 2 near" in done.stdout
     wrong = CliRunner().invoke(app, ["dedup", "--input", planted.location, "--threshold", "7"])
     assert wrong.exit_code == 2
-    assert "error: --threshold 7.0 cannot be" in wrong.stderr
+    assert "error: --threshold must be above 0 and at most 1 (got 7.0)" in wrong.stderr
 
 
 def test_the_defaults_of_command_and_function_are_the_same() -> None:
@@ -318,7 +318,7 @@ def test_the_report_shows_clusters_with_pictures(planted: Dataset, tmp_path: Pat
     for location in (dataset.location, levelled.location):  # an ancestor's are shown as well
         report(location, tmp_path / "report", examples=1)
         page = page_of(tmp_path / "report")
-        assert "5 pairs were left out since another has their picture" in page.text
+        assert "5 pairs were left out since another has their image" in page.text
         assert "cosine of at least 0.99" in page.text
         assert "3 pairs stays" in page.text
         assert "frog-a" in page.text
@@ -341,7 +341,7 @@ def test_a_report_without_the_input_says_that_pictures_are_gone(tmp_path: Path) 
     (tmp_path / "score").rename(tmp_path / "moved")
     report(dataset.location, tmp_path / "report")
     text = page_of(tmp_path / "report").text
-    assert "picture not readable from here" in text
+    assert "image not readable from here" in text
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -354,3 +354,10 @@ def test_a_tiny_clip_of_another_width_works(tmp_path: Path, tiny_clip: str) -> N
     source = score_good_pairs(tmp_path, tiny_clip, 6, embeddings=True)
     dataset = dedup(source.location, tmp_path / "dedup", threshold=1.0)
     assert dataset.manifest.rows + dataset.manifest.left_out == 6
+
+
+def test_the_function_is_found_whatever_was_imported_before() -> None:
+    import aligncurate
+    import aligncurate.stages.dedup as stage
+
+    assert aligncurate.dedup is stage.dedup

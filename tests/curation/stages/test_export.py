@@ -21,10 +21,11 @@ from aligncurate import bucket, export, ingest, sample, score, validate
 from aligncurate.cli import app
 from aligncurate.exports.hugging_face import feature_of
 from aligncurate.sources import open_source
-from aligncurate.sources.files import read_picture
+from aligncurate.sources.files import read_image
 from aligncurate.sources.llava import LlavaSource
 from aligncurate.stages.export import Format, read_export
 from alignshared import Dataset, InputError, Parent
+from alignshared.atomic import UNFINISHED
 from alignshared.schema import with_features
 from tests.curation.datasets import (
     cosines,
@@ -133,7 +134,7 @@ def test_llava_comes_back_through_its_own_source(tmp_path: Path) -> None:
     found = source_rows(again, tmp_path / "work")
     assert [row["id"] for row in found] == ids
     assert [row["caption"] for row in found] == [row["caption"] for row in rows]
-    assert [read_picture(again.image_root, r["image"]["path"]) for r in found] == pictures
+    assert [read_image(again.image_root, r["image"]["path"]) for r in found] == pictures
 
 
 def test_llava_keeps_conversations_and_text_alone(tmp_path: Path) -> None:
@@ -340,7 +341,7 @@ def test_nothing_is_written_beside_the_folder(
         path.relative_to(tmp_path) for path in tmp_path.rglob("*") if "out" not in path.parts
     ] == [Path("a"), Path("a/b")]
     names = [path.name for path in inner.rglob("*")]
-    assert not any(name.endswith(".tmp") or name == ".run" for name in names)
+    assert not any(name.startswith(UNFINISHED) or name == ".run" for name in names)
     assert len({name.lower() for name in names}) == len(names)
 
 
@@ -468,9 +469,9 @@ def test_stages_do_not_write_over_an_export(tmp_path: Path, source: Dataset) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "csv"}, "--format csv is unknown; give llava, webdataset, hf"),
-        ({"format": "hf", "pairs_per_file": 0}, "--pairs-per-file 0 cannot be"),
-        ({"format": "hf", "workers": 0}, "--workers 0 cannot be"),
+        ({"format": "csv"}, "--format must be llava, webdataset or hf .got csv"),
+        ({"format": "hf", "pairs_per_file": 0}, "--pairs-per-file must be at least 1 .got 0"),
+        ({"format": "hf", "workers": 0}, "--workers must be at least 1 .got 0"),
     ],
 )
 def test_arguments_that_cannot_be(

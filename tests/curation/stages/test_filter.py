@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from aligncurate import Conditions, bucket, filter, inspect, report, validate
 from aligncurate.cli import app
 from aligncurate.reporting.inspection import facts, lineage_rows
-from aligncurate.stages.filter import condition_counts
+from aligncurate.stages.filter import condition_counts, count_filter
 from alignshared import ContractError, Dataset, InputError
 from tests.curation.datasets import (
     cosines,
@@ -169,6 +169,74 @@ def test_an_aspect_ratio_of_exactly_the_limit_is_kept(tmp_path: Path) -> None:
     assert ids_of(filter(Conditions(max_aspect=1.1), dataset.location)) == [
         "pair-0000", "pair-0001",
     ]  # fmt: skip
+
+
+def test_score_bounds_compare_as_float32_scores_do(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    values = rng.uniform(-1, 1, 60).astype(np.float32)
+    near = np.nextafter(values[:20], np.float32(2))
+    special = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45], np.float32)
+    scores = np.concatenate([values, near, special])
+    source = write_scored_dataset(tmp_path / "score", [*scores.tolist(), None], images=False)
+    texts = [repr(float(v)) for v in values[:5]] + ["0.2", "0", "-0.0", "1e-45"]
+    texts += [str(v) for v in values[5:8]] + ["0.1000000014901161193847656249"]
+    for text in texts:
+        bound = np.float32(float(text))
+        for name, passes in (("min_score", scores >= bound), ("max_score", scores <= bound)):
+            expected = [f"pair-{i:04d}" for i in np.flatnonzero(passes)]
+            if expected:
+                out = tmp_path / f"{name}{text}"
+                dataset = filter(Conditions(**{name: float(text)}), source.location, out)
+                assert ids_of(dataset) == expected, (name, text)
+
+
+def test_a_language_column_may_have_any_name_and_any_values(tmp_path: Path) -> None:
+    dataset = write_scored_dataset(tmp_path / "score", [0.1, 0.2, 0.3, 0.4], images=False)
+    table = pa.Table.from_pylist(rows_of(dataset), dataset.schema)
+    values = pa.array(["it's", 'a"b', None, "en"])
+    for name, column in (('my "tongue"', values), ("select", values.dictionary_encode())):
+        table = table.append_column(name, column)
+    source = replace_rows(dataset, table)
+    for name in ('my "tongue"', "select"):
+        given = Conditions(language=f"{name}=it's,a\"b,unknown")
+        kept = filter(given, source.location, tmp_path / name[:2])
+        assert ids_of(kept) == ["pair-0000", "pair-0001"]
+
+
+# A dry run
+
+
+def test_a_dry_run_counts_and_writes_nothing(tmp_path: Path) -> None:
+    source = levelled(tmp_path / "bucket", images=False)
+    conditions = Conditions(min_score=0.25, min_caption=17)
+    counts = count_filter(conditions, source.location)
+    assert [path.name for path in tmp_path.iterdir()] == ["bucket"]
+    dataset = filter(conditions, source.location)
+    assert (counts.rows, counts.kept) == (48, dataset.manifest.rows)
+    assert counts.conditions == condition_counts(dataset)
+    kept = [row["level"] for row in rows_of(dataset)]
+    pairs = [row["level"] for row in rows_of(source)]
+    assert counts.levels == [(k, pairs.count(k), kept.count(k)) for k in (4, 3, 2, 1)]
+
+
+def test_a_dry_run_may_keep_nothing(tmp_path: Path) -> None:
+    source = write_scored_dataset(tmp_path / "score", [0.5, None, float("nan"), float("-inf")])
+    counts = count_filter(Conditions(min_score=-5), source.location)
+    assert (counts.kept, counts.levels) == (1, [])
+    assert count_filter(Conditions(min_score=2), source.location).kept == 0
+
+
+def test_the_command_says_what_a_dry_run_found(tmp_path: Path) -> None:
+    source = levelled(tmp_path / "bucket", 40, images=False)
+    half = sorted(row["score"] for row in rows_of(source))[20]
+    arguments = ["--input", source.location, "--min-score", repr(half), "--dry-run"]
+    done = CliRunner().invoke(app, ["filter", *arguments])
+    assert done.exit_code == 0, done.output
+    assert "dry run: 40 pairs in = 20 kept (50.0\u202f%) + 20 filtered out" in done.stdout
+    assert "that fail it alone" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert rows == [["4", "10", "10"], ["3", "10", "10"], ["2", "0", "10"], ["1", "0", "10"]]
+    assert [path.name for path in tmp_path.iterdir()] == ["bucket"]
 
 
 # The top share
@@ -385,13 +453,13 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureF
     ("given", "message"),
     [
         ({}, "no condition was given; give at least one of --min-score"),
-        ({"min_score": float("nan")}, "--min-score nan cannot be"),
+        ({"min_score": float("nan")}, r"--min-score must be a finite number \(got nan\)"),
         ({"min_score": 0.3, "max_score": 0.2}, "--min-score 0.3 is above --max-score 0.2"),
         ({"min_caption": 5, "max_caption": 4}, "--min-caption 5 is above --max-caption 4"),
-        ({"top": 0.0}, "--top 0.0 cannot be; give a share above 0, at most 1"),
-        ({"top": 1.5}, "--top 1.5 cannot be"),
-        ({"max_aspect": 0.5}, "--max-aspect 0.5 cannot be; give 1 or more"),
-        ({"min_size": -1}, "--min-size -1 cannot be"),
+        ({"top": 0.0}, r"--top must be above 0 and at most 1 \(got 0\.0\)"),
+        ({"top": 1.5}, r"--top must be above 0 and at most 1 \(got 1\.5\)"),
+        ({"max_aspect": 0.5}, r"--max-aspect must be at least 1 \(got 0\.5\)"),
+        ({"min_size": -1}, r"--min-size must be at least 0 \(got -1\)"),
     ],
 )
 def test_conditions_that_cannot_be(given: dict[str, Any], message: str) -> None:

@@ -119,11 +119,11 @@ def test_a_run_that_was_cut_short_goes_on(folder: Path, monkeypatch: pytest.Monk
     whole = ingest(source, folder / "whole", shard_rows=3)
     wrote: list[int] = []
 
-    def dies(storage: Storage, index: int, *rest: Any) -> Any:
+    def dies(storage: Storage, index: int, *rest: Any, **named: Any) -> Any:
         if index == 2:
             raise KeyboardInterrupt
         wrote.append(index)
-        return write_unit(storage, index, *rest)
+        return write_unit(storage, index, *rest, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr("aligncurate.units.local.write_unit", dies)
@@ -156,7 +156,7 @@ def test_default_output_and_image_root(workdir: Path, folder: Path) -> None:
 def test_what_cannot_be_ingested_is_refused(folder: Path) -> None:
     with pytest.raises(InputError, match=r"--input demo is not known; give a LLaVA \.json"):
         ingest("demo", folder / "out")
-    with pytest.raises(InputError, match="--shard-rows 0"):
+    with pytest.raises(InputError, match=r"--shard-rows must be at least 1 \(got 0\)"):
         ingest("x.json", folder / "out", shard_rows=0)
     with pytest.raises(InputError, match="there are no records in"):
         ingest(write(folder, []), folder / "out")

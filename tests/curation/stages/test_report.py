@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from aligncurate.reporting.format import dataset_name
 from aligncurate.reporting.gallery import Group, read_examples
-from aligncurate.reporting.page import dataset_name
 from aligncurate.reporting.summary import summarise
 from aligncurate.stages.report import report
 from alignshared import ContractError, Dataset, InputError, Parent, Reason, Reject, Storage
@@ -236,8 +236,8 @@ def test_pictures_that_cannot_be_shown_are_said_to_be_missing(tmp_path: Path) ->
     page = page_of(tmp_path / "report")
     shown = len(page.all("img"))
     assert shown == 3  # one pair, in each of the three groups
-    assert page.text.count("picture cannot be decoded") == 2 * 3
-    assert page.text.count("picture not in the dataset") == 3 * 3
+    assert page.text.count("image cannot be decoded") == 2 * 3
+    assert page.text.count("image not in the dataset") == 3 * 3
 
 
 def test_an_empty_dataset_has_a_page_without_figures(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_report_is_replaced_with_all_of_its_figures(tmp_path: Path) -> None:
 
 
 def test_the_number_of_examples_is_checked(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--examples 0"):
+    with pytest.raises(InputError, match=r"--examples must be at least 1 \(got 0\)"):
         report(tmp_path, examples=0)
 
 

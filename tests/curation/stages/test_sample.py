@@ -198,11 +198,14 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     [
         ({}, "give either --rows"),
         ({"rows": 3, "per_level": 3}, "give either --rows"),
-        ({"rows": 0}, "--rows 0 cannot be"),
-        ({"per_level": -1}, "--per-level -1 cannot be"),
-        ({"rows": 3, "seed": -1}, "--seed -1 cannot be"),
-        ({"rows": 3, "seed": MAX_SEED + 1}, "--seed 18446744073709551616 cannot be"),
-        ({"rows": 3, "workers": 0}, "--workers 0 cannot be"),
+        ({"rows": 0}, r"--rows must be at least 1 \(got 0\)"),
+        ({"per_level": -1}, r"--per-level must be at least 1 \(got -1\)"),
+        ({"rows": 3, "seed": -1}, r"--seed must be from 0 to \d+ \(got -1\)"),
+        (
+            {"rows": 3, "seed": MAX_SEED + 1},
+            rf"--seed must be from 0 to {MAX_SEED} \(got {MAX_SEED + 1}\)",
+        ),
+        ({"rows": 3, "workers": 0}, r"--workers must be at least 1 \(got 0\)"),
         ({"per_level": 3}, "has none; run aligncurate bucket on it first, or give --rows"),
     ],
 )

@@ -21,11 +21,12 @@ from PIL import Image
 
 from aligncurate import Execution, score
 from aligncurate.core.clip import ClipModel, resolve_clip
-from aligncurate.progress import OnProgress
-from aligncurate.scoring.spec import Scoring
-from aligncurate.scoring.workers import score_in_process
+from aligncurate.progress import OnProgress, silent
+from aligncurate.scoring.execution import score_locally
+from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.sources import open_source
 from alignshared import AlignError, Dataset, InputError, Storage
+from alignshared.atomic import UNFINISHED
 from alignshared.schema import SCORE_COLUMNS, SOURCE_COLUMNS
 from tests.curation.inputs import (
     good_pairs,
@@ -234,7 +235,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert not (out / "manifest.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert sorted(kept) == ["shard-00000.parquet", "shard-00001.parquet"]
-    assert not list(out.rglob("*.tmp"))
+    assert not list(out.rglob(f"{UNFINISHED}*"))
     seen: list[tuple[int, int, int]] = []
     resumed = score_good_pairs(tmp_path, tiny_clip, 20, **options, show_progress=counting(seen))
     assert seen == [(20, 8, 12)]
@@ -351,8 +352,9 @@ def test_one_thread_that_feeds_a_device_gives_the_same_pairs(tmp_path: Path, tin
     # `cpu:0` is a device other than `cpu` to us and the same one to torch: the way of a GPU.
     source = open_source(str(good_pairs(tmp_path / "in", 20)), str(tmp_path / "in" / "images"))
     storage = Storage(tmp_path / "device")
-    scoring = Scoring(source, resolve_clip(tiny_clip), "fp32", "cpu:0", 3, False, storage.location)
+    spec = ScoringSpec(source, resolve_clip(tiny_clip), "fp32", "cpu:0", 3, False, storage.location)
     units = source.plan(Storage(tmp_path / "work"), 7)
-    records = list(score_in_process(scoring, units, 2))
+    execution = Execution("local", workers=2)
+    records = list(score_locally(spec, units, execution, silent))
     dataset = score_good_pairs(tmp_path, tiny_clip, 20, batch_size=3, shard_rows=7)
     assert [getattr(record, "shard", record) for record in records] == dataset.manifest.shards

@@ -12,15 +12,13 @@ from typer.testing import CliRunner, Result
 from aligncurate import bucket, search
 from aligncurate.cli import app
 from aligncurate.core.clip import ClipModel, resolve_clip, resolve_recorded
-from aligncurate.reporting.cut import count_cut
-from aligncurate.stages.report import report
 from aligncurate.stages.search import write_sheet
 from alignshared import ContractError, Dataset, InputError, ModelInfo
 from tests.curation.clips import TINY_CONFIG, write_tiny_clip
-from tests.curation.datasets import write_levelled_dataset, write_scored_dataset
+from tests.curation.datasets import write_scored_dataset
 from tests.curation.inputs import rows_of, score_good_pairs
 from tests.curation.planted import demo_pictures, planted_rows, score_planted
-from tests.curation.stages.test_report import Page, page_of
+from tests.curation.stages.test_report import Page
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +62,7 @@ def test_a_picture_finds_itself_and_its_copies(planted: Dataset, tmp_path: Path)
     result = search(planted.location, image=tmp_path / "heart.png", top=2)
     assert [hit.id for hit in result.hits] == ["1f5a4", "heart-again"]
     assert result.hits[0].cosine == pytest.approx(1, abs=1e-3)
-    assert result.picture == demo_pictures()["1f5a4"][0]
+    assert result.image == demo_pictures()["1f5a4"][0]
 
 
 def test_more_than_there_are_gives_all_in_order(planted: Dataset) -> None:
@@ -96,7 +94,7 @@ def test_without_embeddings_it_says_what_to_do(tmp_path: Path) -> None:
         ({}, "one of --text and --image"),
         ({"text": "a", "image": "b"}, "one of --text and --image"),
         ({"text": "  "}, "--text is empty"),
-        ({"text": "a", "top": 0}, "--top 0 cannot be"),
+        ({"text": "a", "top": 0}, r"--top must be at least 1 \(got 0\)"),
         ({"text": "a", "over": "sounds"}, "--over sounds is unknown; give images or captions"),
         ({"image": "nothing.png"}, "--image nothing.png cannot be read: No such file"),
         ({"image": __file__}, "cannot be shown to the model"),
@@ -201,47 +199,6 @@ def test_sheets_are_html_files(planted: Dataset, tmp_path: Path) -> None:
     both = run("--input", planted.location, "--text", "a", "--json", "--html", "x.html")
     assert both.exit_code == 2
     assert "leave one of them out" in both.stderr
-
-
-# The share at a cut
-
-
-def test_a_cut_counts_each_pair_exactly(tmp_path: Path) -> None:
-    at = float(np.float32(0.20315))
-    scores = [at, float(np.nextafter(np.float32(at), np.float32(1))), 0.1, 0.5, 0.20314]
-    dataset = write_levelled_dataset(tmp_path / "bucket", scores, 2, shards=2)
-    # As float64, 0.20315 lies above or below the float32 next to it; that is what decides.
-    expected = sum(float(np.float32(score)) >= 0.20315 for score in scores)
-    cut = count_cut(dataset, 0.20315)
-    assert (cut.rows, cut.above) == (5, expected)
-    assert count_cut(dataset, at).above == 3
-    levels = [row["level"] for row in rows_of(dataset)]
-    assert [(level.level, level.rows) for level in cut.levels] == [
-        (2, levels.count(2)),
-        (1, levels.count(1)),
-    ]
-    assert sum(level.above for level in cut.levels) == cut.above
-
-
-def test_scores_that_are_none_lie_below(tmp_path: Path) -> None:
-    dataset = write_scored_dataset(tmp_path / "score", [0.5, None, float("nan"), float("-inf")])
-    cut = count_cut(dataset, -5)
-    assert (cut.rows, cut.above, cut.share, cut.levels) == (4, 1, 0.25, [])
-
-
-def test_the_report_tells_the_share_at_a_cut(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("aligncurate.stages.report._draw", lambda *_: {})
-    scores = np.linspace(0.1, 0.3, 40, dtype=np.float32).tolist()
-    write_levelled_dataset(tmp_path / "bucket", scores, 4)
-    report(tmp_path / "bucket", cut=0.2)
-    page = page_of(tmp_path / "report")
-    assert "Cut at 0.2 20 of 40 pairs (50.0 %)" in page.text
-    report(tmp_path / "bucket")
-    assert "Cut at" not in page_of(tmp_path / "report").text
-    with pytest.raises(InputError, match="--cut nan cannot be"):
-        report(tmp_path / "bucket", cut=float("nan"))
 
 
 def test_hits_come_from_the_rows_that_they_name(planted: Dataset) -> None:

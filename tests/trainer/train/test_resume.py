@@ -127,10 +127,14 @@ def test_death_while_a_checkpoint_is_written_leaves_the_one_before(
 ) -> None:
     half = stopped(place, "pretrain", tmp_path / "half")
 
-    def dies(*_: object) -> None:
-        raise KeyboardInterrupt
+    write = checkpoint.atomic.write
 
-    monkeypatch.setattr(checkpoint, "_write_durably", dies)  # the marker, the last file
+    def dies(path: Path, content: str | bytes) -> None:
+        if path.name == checkpoint.MARKER:  # the last file
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint.atomic, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         runs.train(half, resume=True)
     assert [c.step for c in checkpoints(half)] == [4]

@@ -1,14 +1,14 @@
 """What the commands print: results on stdout, the log, progress and errors on stderr."""
 
-import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.text import Text
+
+from alignshared.console import near as near
+from alignshared.console import notes as notes
+from alignshared.console import results as results
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,43 +22,12 @@ if TYPE_CHECKING:
     from aligntrain.plan.estimate import Plan
     from aligntrain.train.run import RunResult
 
-results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-class _Log(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        warning = record.levelno >= logging.WARNING
-        text = Text("warning: ", style="yellow") if warning else Text()
-        notes.print(text.append(self.format(record), style="default"))
-
-
-def show_log(level: int) -> None:
-    """Have the package's log, from `level` up, go to stderr as plain sentences."""
-    log = logging.getLogger("aligntrain")
-    log.handlers = [_Log()]
-    log.setLevel(level)
-    log.propagate = False
-
 
 def hide_loading() -> None:
     """Have transformers draw no bar while it loads weights."""
     from transformers.utils import logging as theirs
 
     theirs.disable_progress_bar()
-
-
-def show_error(sentence: str) -> None:
-    """Print what is wrong, where, and what to do."""
-    notes.print(Text("error: ", style="bold red").append(sentence, style="default"))
-
-
-def near(path: str | os.PathLike[str]) -> str:
-    """`path` as one would type it here: relative if it lies below the current folder."""
-    try:
-        return os.fspath(Path(path).absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return os.fspath(path)
 
 
 def show_run(result: "RunResult") -> None:

@@ -25,7 +25,7 @@ _REQUIRED_OF_STAGE = {
 
 
 def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
-    """What `schema`, that of the first shard, lacks of the contract or has otherwise."""
+    """Problems where `schema`, that of the first shard, differs from the contract."""
     required = set(_REQUIRED_OF_STAGE.get(manifest.stage, ("id",)))
     if manifest.edges is not None:
         required.add(LEVEL_COLUMN)
@@ -54,10 +54,10 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
     return problems + [
         Problem(
             Kind.COLUMNS,
-            f"column {field.name} has type {field.type} and the contract says {wanted}; write the "
-            "dataset again.",
+            f"column {field.name} has type {field.type} and the contract says {expected}; write "
+            "the dataset again.",
         )
-        for field, wanted in _mistyped(schema)
+        for field, expected in _mistyped(schema)
     ]
 
 
@@ -79,7 +79,7 @@ def _is_embedding(kind: pa.DataType) -> bool:
 
 
 def check_same_columns(schema: pa.Schema, first: pa.Schema, file: str) -> Problem | None:
-    """How the columns of `file` differ from those of the first shard."""
+    """Problem if the columns of `file` are not those of the first shard."""
     if schema.equals(first):
         return None
     if schema.names != first.names:

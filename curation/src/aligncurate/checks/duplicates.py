@@ -10,29 +10,29 @@ from alignshared.duplicates import DUPLICATE_SCHEMA, Likeness
 
 
 def check_duplicates(dataset: Dataset) -> list[Problem]:
-    """What is wrong with the files in `duplicates/` and with their counts in the manifest."""
-    told = dataset.manifest.duplicates
-    if told is None:
+    """Problems of the files in `duplicates/` and of their counts in the manifest."""
+    listed = dataset.manifest.duplicates
+    if listed is None:
         return []
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     problems: list[Problem] = []
-    for shard in told.shards:
+    for shard in listed.shards:
         damage = check_file(dataset.storage, shard, Kind.DUPLICATES)
         problems += [damage] if damage else []
         try:
-            problems += _check_shard(dataset, shard, found)
+            problems += _check_shard(dataset, shard, counts)
         except (*UNREADABLE, AlignError) as error:
             return problems or [unreadable(shard.file, error, Kind.DUPLICATES)]
-    return problems + list(_check_counts(told, dataset.manifest.left_out, found))
+    return problems + list(_check_counts(listed, dataset.manifest.left_out, counts))
 
 
-def _check_shard(dataset: Dataset, shard: ShardInfo, found: Counter[str]) -> list[Problem]:
+def _check_shard(dataset: Dataset, shard: ShardInfo, counts: Counter[str]) -> list[Problem]:
     with open_parquet(dataset.storage, shard.file) as parquet:
         if not parquet.schema_arrow.equals(DUPLICATE_SCHEMA):
             columns = ", ".join(f"{field.name}: {field.type}" for field in DUPLICATE_SCHEMA)
             return [_written_again(f"{shard.file} has not the columns {columns}")]
         for batch in parquet.iter_batches(columns=["kind"]):
-            found.update(batch.column(0).to_pylist())
+            counts.update(batch.column(0).to_pylist())
         rows = parquet.metadata.num_rows
         if rows != shard.rows:
             text = f"{shard.file} has {rows:,} rows and the manifest says {shard.rows:,}"
@@ -40,19 +40,19 @@ def _check_shard(dataset: Dataset, shard: ShardInfo, found: Counter[str]) -> lis
     return []
 
 
-def _check_counts(told: DuplicateInfo, left_out: int, found: Counter[str]) -> Iterator[Problem]:
-    wanted = {Likeness.EXACT.value: told.exact, Likeness.NEAR.value: told.near}
-    for kind in sorted(map(str, found.keys() | wanted.keys())):
-        if kind not in wanted:
+def _check_counts(listed: DuplicateInfo, left_out: int, counts: Counter[str]) -> Iterator[Problem]:
+    expected = {Likeness.EXACT.value: listed.exact, Likeness.NEAR.value: listed.near}
+    for kind in sorted(map(str, counts.keys() | expected.keys())):
+        if kind not in expected:
             yield _written_again(f"{kind!r} is no kind of duplicate that the contract knows")
-        elif wanted[kind] != found[kind]:
+        elif expected[kind] != counts[kind]:
             yield _written_again(
-                f"the manifest says {wanted[kind]:,} {kind} duplicates, but duplicates/ holds "
-                f"{found[kind]:,}"
+                f"the manifest says {expected[kind]:,} {kind} duplicates, but duplicates/ holds "
+                f"{counts[kind]:,}"
             )
-    if told.count != left_out:
+    if listed.count != left_out:
         yield _written_again(
-            f"the manifest says that {left_out:,} pairs were left out, but {told.count:,} "
+            f"the manifest says that {left_out:,} pairs were left out, but {listed.count:,} "
             "duplicates"
         )
 

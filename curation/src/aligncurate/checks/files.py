@@ -1,4 +1,4 @@
-"""The files of a dataset: those that the manifest lists are there and whole, and no others."""
+"""Files of a dataset: the listed ones exist and are whole, and there are no others."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, STATISTICS_FILE
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
-"""What reading a damaged Parquet file raises, from its footer to its last page."""
+"""Errors that reading a damaged Parquet file raises, from its footer to its last page."""
 
 _BLOCK_BYTES = 1 << 22
 _COPY_AGAIN = "copy it again or write the dataset again"
@@ -32,7 +32,7 @@ def open_parquet(storage: Storage, file: str) -> Iterator[pq.ParquetFile]:
 
 
 def check_file(storage: Storage, shard: ShardInfo, kind: Kind = Kind.FILES) -> Problem | None:
-    """What is wrong with the bytes of `shard`; None if they are those that were written."""
+    """Problem with the bytes of `shard`; None if they are those that were written."""
     try:
         info = storage.filesystem.get_file_info(storage.path(shard.file))
         if info.type != fs.FileType.File:
@@ -99,10 +99,10 @@ def check_strays(dataset: Dataset) -> list[Problem]:
         infos = storage.filesystem.get_file_info(selector)
     except OSError as error:
         return [unreadable(storage.location, error)]
-    found = (
+    files = (
         info.path.removeprefix(root).lstrip("/") for info in infos if info.type == fs.FileType.File
     )
-    return [_stray(file) for file in sorted(set(found) - expected)]
+    return [_stray(file) for file in sorted(set(files) - expected)]
 
 
 def _stray(file: str) -> Problem:

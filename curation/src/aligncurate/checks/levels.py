@@ -1,4 +1,4 @@
-"""What the manifest and `levels.json` say of the levels: that the rows say so too."""
+"""Levels in the manifest and in `levels.json`: whether they agree with the rows."""
 
 from dataclasses import asdict
 from math import isclose
@@ -9,7 +9,7 @@ from alignshared.levels import levels_to_json
 from alignshared.manifest import LEVELS_FILE
 
 _RELATIVE = 1e-6
-"""How far a mean may lie from that of a recount, which adds the scores up in another order."""
+"""Tolerance of a mean against a recount, which adds the scores in another order."""
 
 
 def edges_of(dataset: Dataset) -> tuple[LevelEdges | None, list[Problem]]:
@@ -25,8 +25,8 @@ def edges_of(dataset: Dataset) -> tuple[LevelEdges | None, list[Problem]]:
         edges = LevelEdges(tuple(float(edge) for edge in manifest.edges), manifest.scheme)
     except (InputError, OverflowError) as error:
         return None, [_of_manifest(f"has edges that cannot be ({str(error).rstrip('.')})")]
-    told = [statistics.level for statistics in manifest.level_statistics]
-    if told != list(range(1, edges.levels + 1)):
+    levels = [statistics.level for statistics in manifest.level_statistics]
+    if levels != list(range(1, edges.levels + 1)):
         text = f"describes other levels than the {edges.levels} that its edges make"
         return edges, [_of_manifest(text)]
     return edges, []
@@ -36,22 +36,26 @@ def _of_manifest(what: str) -> Problem:
     return Problem(Kind.LEVELS, f"the manifest {what}; write the dataset again.")
 
 
-def check_statistics(told: list[LevelStatistics], counted: list[LevelStatistics]) -> list[Problem]:
-    """Where the manifest's statistics are not those `counted` in all rows."""
+def check_statistics(
+    listed: list[LevelStatistics], counted: list[LevelStatistics]
+) -> list[Problem]:
+    """Problems where the manifest's statistics are not those `counted` in all rows."""
     problems: list[Problem] = []
-    for said, found in zip(told, counted, strict=False):
-        for name, value in asdict(said).items():
-            recount = getattr(found, name)
+    for statistics, recounted in zip(listed, counted, strict=False):
+        for name, value in asdict(statistics).items():
+            recount = getattr(recounted, name)
             if not _agree(name, value, recount):
-                text = f"says that the {name} of level {said.level} is {value}, but the rows say"
+                text = (
+                    f"says that the {name} of level {statistics.level} is {value}, but the rows say"
+                )
                 problems.append(_of_manifest(f"{text} {recount}"))
     return problems
 
 
-def _agree(name: str, told: float | None, counted: float | None) -> bool:
-    if told is None or counted is None or name not in ("mean", "share"):
-        return told == counted
-    return isclose(told, counted, rel_tol=_RELATIVE, abs_tol=1e-9)
+def _agree(name: str, listed: float | None, counted: float | None) -> bool:
+    if listed is None or counted is None or name not in ("mean", "share"):
+        return listed == counted
+    return isclose(listed, counted, rel_tol=_RELATIVE, abs_tol=1e-9)
 
 
 def check_levels_file(dataset: Dataset, edges: LevelEdges) -> list[Problem]:
@@ -62,16 +66,18 @@ def check_levels_file(dataset: Dataset, edges: LevelEdges) -> list[Problem]:
                 return []
             text = f"{LEVELS_FILE} is missing, which a bucket run writes; write the dataset again."
             return [Problem(Kind.LEVELS, text)]
-        found = dataset.storage.read_json(LEVELS_FILE)
+        content = dataset.storage.read_json(LEVELS_FILE)
     except (InputError, OSError) as error:
         cause = str(error).rstrip(".")
         text = f"{LEVELS_FILE} cannot be read: {cause}; write the dataset again."
         return [Problem(Kind.LEVELS, text)]
-    wanted = levels_to_json(edges, dataset.manifest.level_statistics or [])
-    if not isinstance(found, dict) or found.keys() != wanted.keys():
-        text = f"{LEVELS_FILE} has other fields than {', '.join(wanted)}; write the dataset again."
+    expected = levels_to_json(edges, dataset.manifest.level_statistics or [])
+    if not isinstance(content, dict) or content.keys() != expected.keys():
+        text = (
+            f"{LEVELS_FILE} has other fields than {', '.join(expected)}; write the dataset again."
+        )
         return [Problem(Kind.LEVELS, text)]
-    differing = [name for name, value in wanted.items() if found[name] != value]
+    differing = [name for name, value in expected.items() if content[name] != value]
     return [
         Problem(
             Kind.LEVELS,

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset: one sentence each, and of many alike the first few and a count."""
+"""Problems of a dataset: one sentence each; of many alike the first few and a count."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong: what, where and, where that is not plain, what to do.
+    """One problem: what, where and, where that is not plain, what to do.
 
     Rows in `text` count from 0.
     """
@@ -43,7 +43,7 @@ class ProblemList:
         self._counts: Counter[Kind] = Counter()
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Take in `problems`, in the order in which they are to be told."""
+        """Add `problems`, in the order in which they are to be listed."""
         for problem in problems:
             self._counts[problem.kind] += 1
             if self._counts[problem.kind] <= LISTED_PER_KIND:
@@ -51,15 +51,15 @@ class ProblemList:
 
     @property
     def count(self) -> int:
-        """How many there are, listed or not."""
+        """Number of problems, listed or not."""
         return self._counts.total()
 
     def listed(self) -> list[Problem]:
         """The problems by kind; the last of a kind tells how many more there are."""
-        told: list[Problem] = []
+        problems: list[Problem] = []
         for kind in Kind:
-            told += [problem for problem in self._listed if problem.kind is kind]
+            problems += [problem for problem in self._listed if problem.kind is kind]
             more = self._counts[kind] - LISTED_PER_KIND
             if more > 0:
-                told.append(Problem(kind, f"and {more:,} more such problems with {kind}."))
-        return told
+                problems.append(Problem(kind, f"and {more:,} more such problems with {kind}."))
+        return problems

@@ -1,4 +1,4 @@
-"""The rejects: kept whole, counted by reason, and with the rows as many as came in."""
+"""Rejects: whole, counted by reason, and with the rows as many as came in."""
 
 from collections import Counter
 from itertools import chain
@@ -11,18 +11,18 @@ from alignshared.rejects import REJECT_SCHEMA
 
 
 def check_rejects(dataset: Dataset, shards: list[ShardInfo]) -> list[Problem]:
-    """What is wrong with the files in `rejects/`, which `shards` lists, and with their counts."""
-    found: Counter[str] = Counter()
+    """Problems of the files in `rejects/`, which `shards` lists, and of their counts."""
+    counts: Counter[str] = Counter()
     problems: list[Problem] = []
     whole = True
     for shard in shards:
         faults, reasons = _check_shard(dataset, shard)
         problems += faults
         whole &= reasons is not None
-        found.update(reasons or {})
+        counts.update(reasons or {})
     # Where a file could not be read the counts differ, and why has been told.
     if whole:
-        problems += _check_counts(dataset.manifest.rejects, found)
+        problems += _check_counts(dataset.manifest.rejects, counts)
     return problems
 
 
@@ -49,20 +49,20 @@ def _check_shard(dataset: Dataset, shard: ShardInfo) -> tuple[list[Problem], Cou
     return problems, reasons
 
 
-def _check_counts(told: dict[str, int], found: Counter[str]) -> list[Problem]:
+def _check_counts(listed: dict[str, int], counts: Counter[str]) -> list[Problem]:
     known = {reason.value for reason in Reason}
     problems = [
         _written_again(f"{reason!r} is no reason for a reject that the contract knows")
-        for reason in sorted(map(str, found.keys() | told.keys()))
+        for reason in sorted(map(str, counts.keys() | listed.keys()))
         if reason not in known
     ]
     return problems + [
         _written_again(
-            f"the manifest says {told.get(reason, 0):,} rejects for {reason}, but rejects/ holds "
-            f"{found.get(reason, 0):,}"
+            f"the manifest says {listed.get(reason, 0):,} rejects for {reason}, but rejects/ holds "
+            f"{counts.get(reason, 0):,}"
         )
-        for reason in sorted(found.keys() | told.keys(), key=str)
-        if told.get(reason, 0) != found.get(reason, 0)
+        for reason in sorted(counts.keys() | listed.keys(), key=str)
+        if listed.get(reason, 0) != counts.get(reason, 0)
     ]
 
 

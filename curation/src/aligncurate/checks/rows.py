@@ -20,14 +20,14 @@ from alignshared.schema import LEVEL_COLUMN
 BATCH_ROWS = 1 << 16
 
 _TOLERANCE = 1e-4
-"""How far beyond [-1, 1] the cosine of two float32 unit vectors may come to lie by rounding."""
+"""Tolerance by which rounding can put the cosine of two float32 unit vectors outside [-1, 1]."""
 
 _ID_CHARACTERS = 60
 
 
 @dataclass(slots=True)
 class ShardFindings:
-    """What one shard holds; `whole` tells whether every row of it could be read."""
+    """Findings in one shard; `whole` tells whether every row of it could be read."""
 
     problems: list[Problem] = field(default_factory=list[Problem])
     rows: int = 0
@@ -101,7 +101,7 @@ class RowChecker:
 
 
 class _Tally:
-    """How many rows have one fault, and which is the first."""
+    """Number of rows with one fault, and the first of them."""
 
     def __init__(self, kind: Kind, what: str) -> None:
         self._kind = kind
@@ -194,8 +194,8 @@ class _BatchChecker:
             self._no_level,
             self._other_level,
         )
-        found = (tally.problem(self._file) for tally in tallies)
-        return [problem for problem in found if problem]
+        problems = (tally.problem(self._file) for tally in tallies)
+        return [problem for problem in problems if problem]
 
 
 def _is_invalid(ids: pa.Array) -> bool:

@@ -20,7 +20,7 @@ def bucket(
     levels: Annotated[int | None, typer.Option(help="Number of levels; 8 by default.")] = None,
     edges: Annotated[
         str | None,
-        typer.Option(help="levels.json of an earlier run: put these pairs on its edges."),
+        typer.Option(help="levels.json of an earlier run whose edges to use."),
     ] = None,
     scheme: Annotated[
         Literal["quantile", "equal-width"],
@@ -36,7 +36,7 @@ def bucket(
     from aligncurate.stages.inspect import inspect
 
     scored = dataset_at(input, "score")
-    with showing("bucket", scored.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("bucket", scored.manifest.rows, "pairs", terminal.notes) as on_progress:
         dataset = bucket(
             scored.location,
             output,

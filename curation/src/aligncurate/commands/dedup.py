@@ -29,32 +29,30 @@ def dedup(
     ] = "best",
     exact_only: Annotated[
         bool,
-        typer.Option(
-            "--exact-only", help="Pictures of the same bytes alone; no embeddings needed."
-        ),
+        typer.Option("--exact-only", help="Only images of the same bytes; no embeddings needed."),
     ] = False,
     chains: Annotated[
         Literal["split", "whole"],
         typer.Option(
-            help="Of A near B near C: split leaves out what is near to the pair that stays, whole "
-            "all but one."
+            help="Of A near B near C: split leaves out pairs near to the one that stays, whole all "
+            "but one."
         ),
     ] = "split",
     recall: Annotated[
         float,
-        typer.Option(help="Share of near pairs to find at least, where not all are compared."),
+        typer.Option(help="Least share of near pairs to find, where not all are compared."),
     ] = 0.99,
     workers: Annotated[int | None, typer.Option(help="Threads; by default one per core.")] = None,
     overwrite: OverwriteOption = False,
     storage_options: StorageOption = None,
 ) -> None:
-    """Leave out pairs whose picture another pair has: the same bytes, or near by CLIP."""
+    """Leave out pairs whose image another pair has: the same bytes, or near by CLIP."""
     from aligncurate.progress import showing
     from aligncurate.stages.dedup import dedup
 
     dataset = dataset_at(input, "bucket", "score")
     total = dataset.manifest.rows * (2 if exact_only else 3)
-    with showing("dedup", total, "rows", terminal.progress) as on_progress:
+    with showing("dedup", total, "rows", terminal.notes) as on_progress:
         made = dedup(
             dataset.location,
             output,

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 def export(
     format: Annotated[
         Literal["llava", "webdataset", "hf"],
-        typer.Option(help="LLaVA JSON with pictures, WebDataset tars, or Hugging Face datasets."),
+        typer.Option(help="LLaVA JSON with images, WebDataset tars, or Hugging Face datasets."),
     ],
     input: DatasetOption = None,
     output: OutputOption = None,
     pairs_per_file: Annotated[
         int | None,
-        typer.Option(help="Pairs in a tar or Parquet file, or in a folder of pictures."),
+        typer.Option(help="Pairs in a tar or Parquet file, or in a folder of images."),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; by default one per core.")] = None,
     overwrite: Annotated[
@@ -33,7 +33,7 @@ def export(
     from aligncurate.stages.export import EXPORTED_STAGES, export
 
     dataset = dataset_at(input, *EXPORTED_STAGES)
-    with showing("export", dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("export", dataset.manifest.rows, "pairs", terminal.notes) as on_progress:
         done = export(
             dataset.location,
             output,
@@ -47,7 +47,7 @@ def export(
 
 
 def _show(done: "Export") -> None:
-    """How much was written, and where."""
+    """Print the size and place of the export."""
     from aligncurate.reporting.format import bytes_text, count_text
 
     size = sum(file.bytes for file in done.files)

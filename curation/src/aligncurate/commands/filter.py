@@ -14,26 +14,26 @@ from aligncurate.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from alignshared import Dataset
+    from aligncurate.stages.filter import ConditionCount
 
 
 def filter(
     input: DatasetOption = None,
     output: OutputOption = None,
-    min_score: Annotated[float | None, typer.Option(help="Least score that is kept.")] = None,
-    max_score: Annotated[float | None, typer.Option(help="Greatest score that is kept.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Least score to keep.")] = None,
+    max_score: Annotated[float | None, typer.Option(help="Greatest score to keep.")] = None,
     levels: Annotated[
-        str | None, typer.Option(help="Levels that are kept, such as 3-8 or 1,5-8.")
+        str | None, typer.Option(help="Levels to keep, such as 3-8 or 1,5-8.")
     ] = None,
     top: Annotated[
         float | None,
-        typer.Option(help="Share of all pairs that is kept, best scored first; equal scores too."),
+        typer.Option(help="Share of all pairs to keep, best scores first; equal scores too."),
     ] = None,
     min_size: Annotated[
-        int | None, typer.Option(help="Least length of a picture's shorter side, in pixels.")
+        int | None, typer.Option(help="Least length of an image's shorter side, in pixels.")
     ] = None,
     max_aspect: Annotated[
-        float | None, typer.Option(help="Greatest ratio of a picture's longer to its shorter side.")
+        float | None, typer.Option(help="Greatest ratio of an image's longer to its shorter side.")
     ] = None,
     min_caption: Annotated[
         int | None, typer.Option(help="Least length of a caption, in characters.")
@@ -42,19 +42,27 @@ def filter(
         int | None, typer.Option(help="Greatest length of a caption, in characters.")
     ] = None,
     language: Annotated[
-        str | None, typer.Option(help="COLUMN=en,de: values of that column that are kept.")
+        str | None, typer.Option(help="COLUMN=en,de: values of that column to keep.")
     ] = None,
     where: Annotated[
         str | None, typer.Option(help="SQL condition (DuckDB) on any columns of the dataset.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be kept; write nothing.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Threads; by default one per core.")] = None,
     overwrite: OverwriteOption = False,
     storage_options: StorageOption = None,
 ) -> None:
-    """Keep the pairs that fulfil all of the conditions given; bounds are inclusive."""
+    """Keep the pairs that meet all of the conditions given; bounds are inclusive."""
     from aligncurate.progress import showing
     from aligncurate.selection.conditions import Conditions
-    from aligncurate.stages.filter import FILTERED_STAGES, filter
+    from aligncurate.stages.filter import (
+        FILTERED_STAGES,
+        condition_counts,
+        count_filter,
+        filter,
+    )
 
     conditions = Conditions(
         min_score=min_score, max_score=max_score, levels=levels, top=top,
@@ -63,39 +71,61 @@ def filter(
         language=language, where=where,
     )  # fmt: skip
     source = dataset_at(input, *FILTERED_STAGES)
-    with showing("filter", 2 * source.manifest.rows, "pairs", terminal.progress) as on_progress:
-        dataset = filter(
-            conditions,
-            source.location,
-            output,
-            workers=workers,
-            overwrite=overwrite,
-            on_progress=on_progress,
-        )
-    _show(dataset)
+    rows = source.manifest.rows if dry_run else 2 * source.manifest.rows
+    with showing("filter", rows, "pairs", terminal.notes) as on_progress:
+        if dry_run:
+            counts = count_filter(
+                conditions, source.location, workers=workers, on_progress=on_progress
+            )
+        else:
+            dataset = filter(
+                conditions, source.location, output,
+                workers=workers, overwrite=overwrite, on_progress=on_progress,
+            )  # fmt: skip
+    if dry_run:
+        _show(f"{terminal.near(counts.location)}, dry run", counts.rows, counts.kept, "")
+        _show_conditions(counts.conditions)
+        _show_levels(counts.levels)
+        return
+    manifest = dataset.manifest
+    pairs = manifest.rows + manifest.left_out
+    rejects = f" + {manifest.reject_count:,} rejects"
+    _show(terminal.near(dataset.location), pairs, manifest.rows, rejects)
+    _show_conditions(condition_counts(dataset))
 
 
-def _show(dataset: "Dataset") -> None:
-    """What was kept and what each condition drops."""
+def _show(where: str, rows: int, kept: int, rejects: str) -> None:
+    from aligncurate.reporting.format import share_text
+
+    terminal.results.print(
+        f"{where}: {rows:,} pairs in = {kept:,} kept ({share_text(kept / rows)}) + "
+        f"{rows - kept:,} filtered out{rejects}"
+    )
+
+
+def _show_conditions(counts: "list[ConditionCount]") -> None:
+    from aligncurate.reporting.format import clip_text
+
+    _show_table(
+        ("condition", "pairs that fail it", "that fail it alone"),
+        [(clip_text(c.condition), f"{c.fail:,}", f"{c.fail_only_this:,}") for c in counts],
+    )
+
+
+def _show_levels(levels: list[tuple[int, int, int]]) -> None:
+    if levels:
+        rows = [(str(level), f"{kept:,}", f"{pairs:,}") for level, pairs, kept in levels]
+        _show_table(("level", "kept", "of"), rows)
+
+
+def _show_table(headings: tuple[str, str, str], rows: list[tuple[str, str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from aligncurate.reporting.format import clip_text, share_text
-    from aligncurate.stages.filter import condition_counts
-
-    manifest = dataset.manifest
-    rows_in = manifest.rows + manifest.left_out
-    terminal.results.print(
-        f"{terminal.near(dataset.location)}: {rows_in:,} pairs in = {manifest.rows:,} kept "
-        f"({share_text(manifest.rows / rows_in)}) + {manifest.left_out:,} filtered out + "
-        f"{manifest.reject_count:,} rejects"
-    )
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("condition")
-    for heading in ("pairs that fail it", "that fail it alone"):
+    table.add_column(headings[0])
+    for heading in headings[1:]:
         table.add_column(heading, justify="right", no_wrap=True)
-    for count in condition_counts(dataset):
-        table.add_row(
-            Text(clip_text(count.condition)), f"{count.fail:,}", f"{count.fail_only_this:,}"
-        )
+    for first, *others in rows:
+        table.add_row(Text(first), *others)
     terminal.results.print(table)

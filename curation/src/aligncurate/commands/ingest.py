@@ -24,7 +24,8 @@ def ingest(
     ] = None,
     image_root: ImageRootOption = None,
     shard_rows: Annotated[
-        int | None, typer.Option(help="Records per shard; by default what suits their number.")
+        int | None,
+        typer.Option(help="Records per shard; by default 256 to 1,024, by their number."),
     ] = None,
     unit_timeout: UnitTimeoutOption = 600.0,
     retry_failed: RetryFailedOption = False,
@@ -32,11 +33,11 @@ def ingest(
     overwrite: OverwriteOption = False,
     storage_options: StorageOption = None,
 ) -> None:
-    """Write conversations and their pictures as shards for fine-tuning, unscored."""
+    """Write conversations and their images as shards for fine-tuning, unscored."""
     from aligncurate.progress import showing
     from aligncurate.stages.ingest import ingest
 
-    with showing("ingest", None, "records", terminal.progress) as on_progress:
+    with showing("ingest", None, "records", terminal.notes) as on_progress:
         dataset = ingest(
             input,
             output,

@@ -1,25 +1,29 @@
-"""Options that several commands share."""
+"""Options that several commands share, and commands made from classes of settings."""
 
+import inspect
 import logging
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
 
 from aligncurate import terminal
+from aligncurate.settings import option_of
 from alignshared.storage_options import parse_storage_options, use_storage_options
 
 if TYPE_CHECKING:
     from alignshared import Dataset
 
 DatasetOption = Annotated[
-    str | None, typer.Option(help="Dataset to read; by default the newest that fits in data/.")
+    str | None, typer.Option(help="Dataset to read; by default the newest suitable one in data/.")
 ]
 OutputOption = Annotated[
     str | None, typer.Option(help="Folder to write; by default a sibling of the input.")
 ]
 ImageRootOption = Annotated[
     str | None,
-    typer.Option(help="Folder that pictures' paths start from; by default the input's own."),
+    typer.Option(help="Folder that paths of images start from; by default the input's own."),
 ]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace the dataset or unfinished run in the output.")
@@ -47,11 +51,11 @@ StorageOption = Annotated[
         "--storage-options",
         metavar="KEY=VALUE",
         callback=_use_storage_options,
-        help="How s3:// and gs:// are reached, repeatable: endpoint_override=host:port, region=…, "
+        help="Access to s3:// and gs://, repeatable: endpoint_override=host:port, region=…, "
         "anonymous=true, retries=…; keys by default from the environment.",
     ),
 ]
-"""Taken by every command that reads or writes datasets; it holds for all of the process."""
+"""Taken by every command that reads or writes datasets; it applies to the whole process."""
 
 
 def dataset_at(input: str | None, *stages: str) -> "Dataset":
@@ -64,3 +68,44 @@ def dataset_at(input: str | None, *stages: str) -> "Dataset":
     dataset = newest_dataset(*stages)
     logging.getLogger("aligncurate").info("reading %s.", terminal.near(dataset.location))
     return dataset
+
+
+def options_from(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: a command with an option for each field of `classes` that has a help text, and
+    --storage-options; the function gets the values of each class by name.
+    """
+    parameters = [parameter for settings in classes for parameter in _parameters(settings)]
+    storage = inspect.Parameter(
+        "storage_options", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=StorageOption
+    )
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            function(*({p.name: values[p.name] for p in _parameters(cls)} for cls in classes))
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        signature = inspect.Signature([*parameters, storage])
+        vars(command)["__signature__"] = signature
+        command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return command
+
+    return decorate
+
+
+def _parameters(settings: type) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(settings, include_extras=True)
+    for field in fields(settings):
+        hint = hints[field.name]
+        if help_and_type := getattr(hint, "__metadata__", None):
+            help, kind = (*help_and_type, get_args(hint)[0])[:2]
+            names = [option_of(field.name)] if kind is bool else []
+            yield inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_default(field),
+                annotation=Annotated[kind, typer.Option(*names, help=help)],
+            )
+
+
+def _default(field: "Field[Any]") -> Any:
+    return inspect.Parameter.empty if field.default is MISSING else field.default

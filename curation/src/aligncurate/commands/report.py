@@ -13,12 +13,9 @@ def report(
     output: OutputOption = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Another scored dataset: also tell how it differs from the input."),
+        typer.Option(help="Another scored dataset to compare the input with."),
     ] = None,
-    examples: Annotated[int, typer.Option(help="Example pairs of each level.")] = 8,
-    cut: Annotated[
-        float | None, typer.Option(help="A score: tell how many pairs lie at or above it.")
-    ] = None,
+    examples: Annotated[int, typer.Option(help="Example pairs to show of each level.")] = 8,
     storage_options: StorageOption = None,
 ) -> None:
     """Draw the scores, the levels, example pairs and rejects as one HTML file and as PNG."""
@@ -28,18 +25,16 @@ def report(
 
     dataset = dataset_at(input, *READABLE_STAGES)
     other = None if against is None else dataset_at(against)
-    passes = 1 if cut is None else 2
-    rows = passes * dataset.manifest.rows + (other.manifest.rows if other else 0)
-    with showing("report", rows, "pairs", terminal.progress) as on_progress:
+    rows = dataset.manifest.rows + (other.manifest.rows if other else 0)
+    with showing("report", rows, "pairs", terminal.notes) as on_progress:
         files = report(
             dataset.location,
             output,
             against=against,
             examples=examples,
-            cut=cut,
             on_progress=on_progress,
         )
     for sentence in files.drift.sentences if files.drift else ():
         terminal.results.print(sentence)
-    drawn = [files.drift.page, files.drift.figure] if files.drift else []
-    terminal.show_files([files.page, files.histogram, files.levels, files.gallery, *drawn])
+    drift = files.drift.figure if files.drift else None
+    terminal.show_files([files.page, files.histogram, files.levels, files.gallery, drift])

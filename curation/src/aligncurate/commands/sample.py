@@ -21,7 +21,7 @@ def sample(
     input: DatasetOption = None,
     output: OutputOption = None,
     rows: Annotated[
-        int | None, typer.Option(help="Pairs in all, as evenly from the levels as they allow.")
+        int | None, typer.Option(help="Pairs in all, as evenly from the levels as possible.")
     ] = None,
     per_level: Annotated[int | None, typer.Option(help="Pairs of each level.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other pairs.")] = 0,
@@ -34,7 +34,7 @@ def sample(
     from aligncurate.stages.sample import SAMPLED_STAGES, sample
 
     source = dataset_at(input, *SAMPLED_STAGES)
-    with showing("sample", 2 * source.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("sample", 2 * source.manifest.rows, "pairs", terminal.notes) as on_progress:
         dataset = sample(
             source.location,
             output,
@@ -49,7 +49,7 @@ def sample(
 
 
 def _show(dataset: "Dataset") -> None:
-    """How many pairs were drawn, and from which levels."""
+    """Print how many pairs were drawn, in all and from each level."""
     from rich.table import Table
 
     from aligncurate.stages.sample import drawn_by_level

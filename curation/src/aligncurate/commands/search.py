@@ -19,7 +19,7 @@ def search(
     input: DatasetOption = None,
     text: Annotated[str | None, typer.Option(help="What to look for, in words.")] = None,
     image: Annotated[
-        str | None, typer.Option(help="File of a picture to look for, instead of words.")
+        str | None, typer.Option(help="File of an image to look for, instead of words.")
     ] = None,
     top: Annotated[int, typer.Option(help="Pairs to give.")] = 10,
     over: Annotated[
@@ -30,17 +30,17 @@ def search(
         typer.Option(help="Where the weights that the pairs were scored with lie now, if moved."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    html: Annotated[str | None, typer.Option(help="HTML file to write, with the pictures.")] = None,
+    html: Annotated[str | None, typer.Option(help="HTML file to write, with the images.")] = None,
     storage_options: StorageOption = None,
 ) -> None:
-    """Find the pairs nearest to a text or a picture, by the CLIP that scored them."""
+    """Find the pairs nearest to a text or an image, by the CLIP that scored them."""
     from aligncurate.progress import showing
     from aligncurate.stages.search import hits_as_json, search, write_sheet
 
     if as_json and html is not None:
         raise InputError("--json and --html were both given; leave one of them out.")
     dataset = dataset_at(input, "bucket", "score")
-    with showing("search", dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("search", dataset.manifest.rows, "pairs", terminal.notes) as on_progress:
         result = search(
             dataset.location,
             text=text,

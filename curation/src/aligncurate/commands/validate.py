@@ -13,7 +13,7 @@ def validate(input: DatasetOption = None, storage_options: StorageOption = None)
     from aligncurate.stages.validate import validate
 
     dataset = dataset_at(input, *READABLE_STAGES)
-    with showing("validate", dataset.manifest.rows, "pairs", terminal.progress) as on_progress:
+    with showing("validate", dataset.manifest.rows, "pairs", terminal.notes) as on_progress:
         found = validate(dataset.location, on_progress=on_progress)
     terminal.show_validation(found)
     if not found.ok:

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from alignshared.hashing import GOLDEN_GAMMA, scramble
+
 _CHUNK_BYTES = 1 << 20
 """Bytes hashed at a time; the arrays beside them take some 40 bytes for each."""
 
@@ -25,7 +27,7 @@ _IN_MEMORY = 1 << 22
 _PARTS = 256
 _PART_SHIFT = np.uint64(64 - 8)
 
-_BASE = 0x9E3779B97F4A7C15
+_BASE = GOLDEN_GAMMA
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 _BYTE_VALUES = np.random.default_rng(20240523).integers(0, 1 << 64, 256, dtype=np.uint64)
 
@@ -77,13 +79,6 @@ def _powers(base: int, count: int) -> npt.NDArray[np.uint64]:
     return np.cumprod(factors, dtype=np.uint64)
 
 
-def scramble(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele, Lea, Flood 2014): every bit depends on every other."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 class RepeatFinder:
     """Finds the hashes that were added more than once, in memory that does not grow with them.
 
@@ -120,16 +115,16 @@ class RepeatFinder:
 
     def repeated(self, at_most: int) -> npt.NDArray[np.uint64]:
         """The hashes that were added more than once, ascending: the least `at_most` of them."""
-        found: list[npt.NDArray[np.uint64]] = []
+        repeated: list[npt.NDArray[np.uint64]] = []
         missing = at_most
         for part in self._parts():
             part.sort()
             some = np.unique(part[1:][part[1:] == part[:-1]])[:missing]
-            found.append(some)
+            repeated.append(some)
             missing -= len(some)
             if not missing:
                 break
-        return np.concatenate(found) if found else np.empty(0, dtype=np.uint64)
+        return np.concatenate(repeated) if repeated else np.empty(0, dtype=np.uint64)
 
     def _parts(self) -> Iterator[npt.NDArray[np.uint64]]:
         """Disjoint parts of all hashes, ascending; equal ones are in the same part."""

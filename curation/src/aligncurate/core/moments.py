@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What is known of one group; all but `count` are None where the group is empty.
+    """Statistics of one group; all but `count` are None if the group is empty.
 
     `std` is the standard deviation with divisor n.
     """

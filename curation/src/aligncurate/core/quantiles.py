@@ -20,6 +20,8 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from alignshared.levels import edge_ranks
+
 BINS = 1 << 16
 """Values that 16 bits can have: coarse bins, and scores within one of them."""
 
@@ -78,12 +80,12 @@ class CoarseCounts:
 
     @property
     def finite(self) -> int:
-        """How many of the scores are finite."""
+        """Number of finite scores."""
         return int(self.counts[_FIRST_FINITE_BIN : _LAST_FINITE_BIN + 1].sum())
 
     @property
     def non_finite(self) -> int:
-        """How many of the scores are NaN or infinite."""
+        """Number of scores that are NaN or infinite."""
         return int(self.counts.sum()) - self.finite
 
     def finite_counts(self) -> npt.NDArray[np.int64]:
@@ -135,7 +137,7 @@ class FineCounts:
 
 
 class OrderedScores:
-    """What the two passes tell of the finite scores: those in resolved bins, by their rank."""
+    """Finite scores in resolved bins, by their rank, as the two passes counted them."""
 
     def __init__(self, coarse: CoarseCounts, fine: FineCounts) -> None:
         counts = coarse.finite_counts()
@@ -157,7 +159,7 @@ class OrderedScores:
         return _score_of_key(coarse_bin << 16 | low)
 
     def below(self, score: np.float32) -> int:
-        """How many scores are less than `score`.
+        """Number of scores less than `score`.
 
         Raises:
             KeyError: the score lies in a bin that the second pass did not look into.
@@ -179,11 +181,6 @@ class OrderedScores:
         return row
 
 
-def edge_ranks(levels: int, count: int) -> list[int]:
-    """0-based ranks of the N-1 edges between N `levels` of `count` scores: floor(k * count / N)."""
-    return [k * count // levels for k in range(1, levels)]
-
-
 def quantile_edges(ordered: OrderedScores, levels: int) -> npt.NDArray[np.float32]:
     """The N-1 exact edges [N-1] float32 between N `levels`, as the module's text defines them."""
     ranks = edge_ranks(levels, ordered.count)
@@ -191,7 +188,7 @@ def quantile_edges(ordered: OrderedScores, levels: int) -> npt.NDArray[np.float3
 
 
 def top_count(fraction: Fraction, count: int) -> int:
-    """How many scores of `count` the top `fraction` asks for: ceil(fraction * count).
+    """Number of scores in the top `fraction` of `count`: ceil(fraction * count).
 
     The top 1/N are then those of level N of N quantile levels.
     """
@@ -208,6 +205,6 @@ def equal_width_edges(
 
 
 def level_sizes(ordered: OrderedScores, edges: Sequence[np.float32]) -> list[int]:
-    """How many scores each level gets from quantile `edges`, known before any score is labelled."""
+    """Number of scores in each level of quantile `edges`, known before any score is labelled."""
     bounds = [0, *(ordered.below(edge) for edge in edges), ordered.count]
     return [upper - lower for lower, upper in pairwise(bounds)]

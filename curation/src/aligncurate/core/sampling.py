@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aligncurate.core.idhash import hash_ids, scramble
+from aligncurate.core.idhash import hash_ids
+from alignshared.hashing import GOLDEN_GAMMA, scramble
 
 BINS = 1 << 16
 _BIN_SHIFT = np.uint64(64 - 16)
-_SEED_OFFSET = 0x9E3779B97F4A7C15
-"""So that seed 0, whose scramble is 0, is a seed like others."""
+_SEED_OFFSET = GOLDEN_GAMMA
+"""Added so that seed 0, whose scramble is 0, is a seed like others."""
 
 MAX_SEED = (1 << 64) - 1
 
@@ -33,7 +34,7 @@ def sampling_keys(ids: pa.Array, seed: int) -> Keys:
 
 
 def balanced_quotas(sizes: Sequence[int], rows: int) -> list[int]:
-    """How many of `rows` to draw from groups of `sizes`, as evenly as they allow.
+    """Rows to draw from each group of `sizes`, as evenly as they allow.
 
     A group that has too few gives all it has and the others share the rest; what cannot be shared
     evenly goes to the last groups, one row each. The sum is `rows`, or all there are.
@@ -67,7 +68,7 @@ class KeyCounts:
 
 
 class Draw:
-    """Which keys are drawn: those of bins below the last one, and of the last one the least.
+    """Choice of the keys to draw: those of bins below the last one, and of the last one the least.
 
     `quotas` say how many of each group; `sizes` are at least as many.
     """
@@ -100,11 +101,11 @@ class Draw:
 
         Rows with equal keys, should ids be equal, are drawn in the order of the parts.
         """
-        found: list[list[tuple[int, Keys]]] = [[] for _ in self._missing]
+        keys_of: list[list[tuple[int, Keys]]] = [[] for _ in self._missing]
         for part, of_part in enumerate(parts):
             for group, keys in of_part:
-                found[group].append((part, keys))
-        for group, (missing, of_group) in enumerate(zip(self._missing, found, strict=True)):
+                keys_of[group].append((part, keys))
+        for group, (missing, of_group) in enumerate(zip(self._missing, keys_of, strict=True)):
             if missing <= 0:
                 continue
             ordered = np.sort(np.concatenate([keys for _, keys in of_group]))
@@ -118,7 +119,7 @@ class Draw:
                     left -= taken
 
     def drawn(self, part: int, keys: Keys, groups: Groups) -> npt.NDArray[np.bool_]:
-        """Which rows [n] of part `part` of the rows, all of them in order, are drawn."""
+        """Return which rows [n] of part `part` of the rows, all of them in order, are drawn."""
         last, bins = self._last_bin[groups], (keys >> _BIN_SHIFT).astype(np.intp)
         inside = bins == last
         drawn = (bins < last) | (inside & (keys < self._last_key[groups]))

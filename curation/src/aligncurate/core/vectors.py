@@ -56,7 +56,7 @@ class Vectors:
         return unit_rows(self._matrix[rows if self._chosen is None else self._chosen[rows]])
 
 
-class Best:
+class TopK:
     """The `count` greatest values met so far and their places, whatever the order of the blocks.
 
     Of equal values the one with the lesser place comes first.

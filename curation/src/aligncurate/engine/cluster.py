@@ -1,7 +1,7 @@
 """The Ray cluster: one that runs, or one of this machine's own.
 
 A local cluster is started with two logical CPUs more than there are workers: actors that hold all
-CPUs leave none for reading, and Ray Data then waits without a word.
+CPUs leave none for reading, and Ray Data then waits for ever without a message.
 """
 
 import logging
@@ -32,7 +32,7 @@ _QUIET = {
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the cluster offers."""
+    """CPUs and GPUs of the cluster."""
 
     cpus: int
     gpus: int
@@ -52,8 +52,8 @@ def connected(address: str | None, local_workers: int, *, verbose: bool) -> Iter
         os.environ.setdefault(name, value)
     import ray
 
-    ours = not ray.is_initialized()
-    if ours:
+    starts = not ray.is_initialized()
+    if starts:
         _connect(address, local_workers, verbose=verbose)
     try:
         resources = ray.cluster_resources()
@@ -65,7 +65,7 @@ def connected(address: str | None, local_workers: int, *, verbose: bool) -> Iter
             )
         yield Cluster(cpus=cpus, gpus=int(resources.get("GPU", 0)))
     finally:
-        if ours:
+        if starts:
             ray.shutdown()
 
 
@@ -101,20 +101,20 @@ def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
 
 @contextmanager
 def _muted_stderr() -> Iterator[None]:
-    # Told by the environment to be quiet, Ray's C++ core says so on stderr before it is.
+    # Ray's C++ core logs one line on stderr before it reads the environment that silences it.
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
 
 
 def _require_answer(address: str) -> None:
-    # Where nobody listens, Ray itself tries for six minutes.
+    # Ray itself retries for six minutes where nothing listens.
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()

@@ -1,7 +1,7 @@
-"""The ledger of a run: which item is in whose hands, which died how often, which has failed.
+"""The ledger of a run: which worker has which item, how often its worker died, which items failed.
 
-It lives in an actor of its own beside the driver, needs no CPU, and is what makes faults of workers
-finite: Ray gives a task whose worker died to the next one, again and again, whatever killed it.
+It is an actor of its own beside the driver and needs no CPU. Without it a fault would have no end:
+Ray gives a task whose worker died to the next worker, again and again, whatever killed it.
 """
 
 import time
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How long nothing has moved, in seconds, and where each of the items in hand is."""
+    """Seconds since the last progress, and the host of each item in hand."""
 
     idle_s: float
     in_hand: dict[int, str]
@@ -29,7 +29,7 @@ class Ledger:
         self._moved = time.monotonic()
 
     def begin(self, item: int, step: int, place: str) -> str | None:
-        """A worker at `place` takes `item`; the reason not to, if it has failed."""
+        """A worker on host `place` takes `item`; return the reason not to, if it has failed."""
         self._moved = time.monotonic()
         key = item, step
         if item in self._failed:
@@ -53,18 +53,18 @@ class Ledger:
         self._begun.pop((item, step), None)
 
     def fail(self, item: int, reason: str) -> None:
-        """`item` is not to be tried again."""
+        """Record that `item` is not to be tried again."""
         self._moved = time.monotonic()
         self._failed.setdefault(item, reason)
         for key in [key for key in self._in_hand if key[0] == item]:
             del self._in_hand[key]
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Some item has made progress."""
         self._moved = time.monotonic()
 
     def standing(self) -> Standing:
-        """How the run stands."""
+        """State of the run."""
         in_hand = {item: place for (item, _), place in self._in_hand.items()}
         return Standing(time.monotonic() - self._moved, in_hand)
 
@@ -76,5 +76,5 @@ def start_ledger(attempts: int) -> Any:
 
     here = ray.get_runtime_context().get_node_id()
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger)
-    beside_us = NodeAffinitySchedulingStrategy(here, soft=True)
-    return actor.options(scheduling_strategy=beside_us).remote(attempts)
+    beside_driver = NodeAffinitySchedulingStrategy(here, soft=True)
+    return actor.options(scheduling_strategy=beside_driver).remote(attempts)

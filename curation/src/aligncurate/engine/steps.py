@@ -1,4 +1,4 @@
-"""Items through steps on Ray Data. What Ray is told here, and why:
+"""Items through steps on Ray Data. Its settings, and the reasons:
 
 - Steps with different resources are not fused, so decoding stays apart from a GPU; a single step on
   CPU keeps pixels inside the actor.
@@ -7,8 +7,7 @@
 - Errors of single rows are handled inside the steps, those of single items by the worker. Ray's own
   tolerance (`max_errored_blocks`) would drop a whole block for one bad row and call it success.
 - Ray repeats what dead workers had in hand without end; the ledger counts, and gives an item up.
-- Ray Data can wait for ever for what will not come, so the results are awaited with one eye on the
-  ledger.
+- Ray Data can wait for ever for a lost item, so the ledger is checked while results are awaited.
 - One item at a time in each actor, and one waiting: more would be lost with it.
 """
 
@@ -24,7 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from aligncurate.engine.ledger import Standing, start_ledger
-from aligncurate.engine.worker import ITEM, POSITION, Bench, Function, call, made
+from aligncurate.engine.worker import ITEM, POSITION, Bench, Function, call, make_or_fail
 from aligncurate.units.records import UNIT_ATTEMPTS
 from alignshared import AlignError
 from alignshared.storage_options import carrying_storage_options
@@ -117,7 +116,7 @@ def _actor(make: Callable[[], Function], bench: Bench) -> type:
         """Holds what a step's `make` built, a model for instance."""
 
         def __init__(self) -> None:
-            self._function = made(make)
+            self._function = make_or_fail(make)
 
         def __call__(self, batch: pa.Table) -> pa.Table:
             return call(self._function, bench, batch)
@@ -126,22 +125,22 @@ def _actor(make: Callable[[], Function], bench: Bench) -> type:
 
 
 def _call_in_task(make: Callable[[], Function], bench: Bench, batch: pa.Table) -> pa.Table:
-    return call(made(make), bench, batch)
+    return call(make_or_fail(make), bench, batch)
 
 
 _END = object()
 
 
 def _awaited(dataset: Any, ledger: Any, timeout_s: float) -> Iterator[Any]:
-    """The results of `dataset`, fetched in another thread, so that nobody waits blindly."""
-    found: queue.Queue[Any] = queue.Queue()
+    """The results of `dataset`, fetched in a background thread so that a stall is detected."""
+    results: queue.Queue[Any] = queue.Queue()
     over = threading.Event()
-    thread = threading.Thread(target=_fetch, args=(dataset, found, over), daemon=True)
+    thread = threading.Thread(target=_fetch, args=(dataset, results, over), daemon=True)
     thread.start()
     try:
         while True:
             try:
-                result = found.get(timeout=_LOOK_EVERY_S)
+                result = results.get(timeout=_LOOK_EVERY_S)
             except queue.Empty:
                 _look(ledger, timeout_s)
                 continue
@@ -154,23 +153,23 @@ def _awaited(dataset: Any, ledger: Any, timeout_s: float) -> Iterator[Any]:
         over.set()
 
 
-def _fetch(dataset: Any, found: "queue.Queue[Any]", over: threading.Event) -> None:
+def _fetch(dataset: Any, results: "queue.Queue[Any]", over: threading.Event) -> None:
     from ray.exceptions import RayError
 
     try:
         for row in dataset.iter_rows():
-            found.put(pickle.loads(row[ITEM]))
+            results.put(pickle.loads(row[ITEM]))
             if over.is_set():
                 return
-        found.put(_END)
+        results.put(_END)
     except RayError as error:
-        found.put(_explained(error))
+        results.put(_explained(error))
     except BaseException as error:  # noqa: BLE001 raised again where the results are awaited
-        found.put(error)
+        results.put(error)
 
 
 def _look(ledger: Any, timeout_s: float) -> None:
-    """Find out whether anything still moves."""
+    """Check that some item made progress lately."""
     import ray
 
     standing: Standing = ray.get(ledger.standing.remote(), timeout=timeout_s + _GRACE_S)
@@ -182,7 +181,7 @@ def _look(ledger: Any, timeout_s: float) -> None:
     raise AlignError(
         f"nothing has moved on Ray for {standing.idle_s:.0f} seconds ({doing}; the cluster has "
         f"{room['CPU']:g} CPUs and {room['GPU']:g} GPUs); see whether its nodes have room for the "
-        "workers, and run the same command to go on."
+        "workers, and run the same command to resume."
     )
 
 
@@ -190,5 +189,5 @@ def _explained(error: Exception) -> AlignError:
     detail = str(error).strip().splitlines()
     return AlignError(
         f"the run on Ray failed: {detail[-1] if detail else type(error).__name__}; finished shards "
-        "are kept, run the same command to go on (--verbose shows Ray's log)."
+        "are kept, run the same command to resume (--verbose shows Ray's log)."
     )

@@ -1,7 +1,7 @@
-"""What runs in Ray's workers: one item at a time through one step, with the ledger told.
+"""The code of Ray's workers: one item at a time through one step, reported to the ledger.
 
-Nothing but an AlignError ends the run. What else goes wrong with an item is tried again here and
-then comes back as an `ItemFailure`; an item that makes no progress takes its worker with it, since
+Only an AlignError ends the run. On any other error the item is tried again here and then comes back
+as an `ItemFailure`; an item that makes no progress takes its worker with it, since
 a thread that hangs in a read cannot be stopped, and Ray starts the worker anew.
 """
 
@@ -17,21 +17,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.threads import on_beat
-from aligncurate.units.records import UNIT_ATTEMPTS, OutputError, why
+from aligncurate.threads import on_heartbeat
+from aligncurate.units.records import UNIT_ATTEMPTS, OutputError, describe_error
 from alignshared import AlignError
 
 POSITION, ITEM = "position", "item"
 
 _PAUSE_S = 0.25
-_TELL_EVERY_S = 5.0
+_REPORT_EVERY_S = 5.0
 
 Function = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ItemFailure:
-    """The item at `position` of the list could not be done, and why."""
+    """The item at `position` of the list could not be done; `reason` says why."""
 
     position: int
     reason: str
@@ -39,7 +39,7 @@ class ItemFailure:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What a worker needs beside the function: the run, its step, the ledger and the patience."""
+    """Context of a worker beside its function: run, step, ledger and time-out."""
 
     run: str
     step: int
@@ -48,13 +48,13 @@ class Bench:
 
 
 class _Watch:
-    """Sees to it that the item in hand goes on, from a thread of its own."""
+    """Thread that kills the worker when its item makes no progress."""
 
     def __init__(self, ledger: Any, timeout_s: float) -> None:
         self._ledger, self._timeout_s = ledger, timeout_s
         self._item: int | None = None
-        self._moved = self._told = time.monotonic()
-        on_beat(self.beat)
+        self._moved = self._reported = time.monotonic()
+        on_heartbeat(self.heartbeat)
         threading.Thread(target=self._look, daemon=True).start()
 
     def begin(self, item: int) -> None:
@@ -63,11 +63,11 @@ class _Watch:
     def end(self) -> None:
         self._item = None
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         self._moved = time.monotonic()
-        if self._moved - self._told > _TELL_EVERY_S:
-            self._told = self._moved
-            self._ledger.beat.remote()
+        if self._moved - self._reported > _REPORT_EVERY_S:
+            self._reported = self._moved
+            self._ledger.heartbeat.remote()
 
     def _look(self) -> None:
         import ray
@@ -91,8 +91,8 @@ def _watch(bench: Bench) -> _Watch:
     return _watches[bench.run]
 
 
-def made(make: Callable[[], Function]) -> Function:
-    """The function of a step; where it cannot be made, one that answers every item with why."""
+def make_or_fail(make: Callable[[], Function]) -> Function:
+    """The function of a step; if it cannot be made, one that answers every item with the error."""
     try:
         return make()
     except AlignError as error:
@@ -101,7 +101,7 @@ def made(make: Callable[[], Function]) -> Function:
 
 
 def call(function: Function, bench: Bench, batch: pa.Table) -> pa.Table:
-    """One step for the items in `batch`: the table of what became of them."""
+    """Apply one step to the items in `batch`; return the table of results."""
     positions = batch[POSITION].to_pylist()
     results = [
         _result(function, bench, position, item.as_py())
@@ -142,8 +142,8 @@ def _tried(function: Function, position: int, item: Any) -> Any:
             lasting = not isinstance(error, OutputError) or error.lasting
             if lasting or attempt == UNIT_ATTEMPTS:
                 return error
-        except Exception as error:  # noqa: BLE001 it is told, with the item's name
+        except Exception as error:  # noqa: BLE001 reported with the item's name
             if attempt == UNIT_ATTEMPTS:
-                return ItemFailure(position, why(error))
+                return ItemFailure(position, describe_error(error))
         time.sleep(_PAUSE_S * 2 ** (attempt - 1))
         attempt += 1

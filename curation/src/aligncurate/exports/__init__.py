@@ -1,1 +1,1 @@
-"""Formats that others read: one short file each, all the same to the stage."""
+"""Export formats: one file each, with the same interface for the stage."""

@@ -87,7 +87,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def _item(kind: pa.DataType) -> Any:
-    """What a list holds: bare for a plain type or a struct."""
+    """Feature of a list's items: bare for a plain type or a struct."""
     feature = _feature(kind)
     return next(iter(feature.values())) if feature.keys() & {"dtype", "struct"} else feature
 
@@ -123,7 +123,7 @@ def _text(dataset: Dataset, rows: int) -> Iterator[str]:
         yield _lineage_row(ancestor.parent.sha256, ancestor.dataset)
     yield from ("", f"Written by {_cell(manifest.package)}.", "", "## Licence", "")
     yield (
-        "Pictures and captions keep the licences of where they come from. Whoever publishes this "
+        "Images and captions keep the licences of where they come from. Whoever publishes this "
         "names them here, and as `license` in the header."
     )
 

@@ -3,13 +3,13 @@
     {"id": ..., "image": "images/00000/000000000.jpg", "conversations": [...], "similarity": 7}
 
 `similarity` is the level counted from 0, as their trainer does; the score stands beside it under
-`score`, which theirs does not look at. Paths of pictures start from the folder of the JSON.
+`score`, which theirs does not look at. Paths of images start from the folder of the JSON.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
-from aligncurate.exports.naming import json_line, picture_suffix, row_name
+from aligncurate.exports.naming import image_suffix, json_line, row_name
 from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, row_dicts
 from aligncurate.output.folder import RUN_FOLDER
 from alignshared import Dataset, Storage
@@ -25,23 +25,24 @@ _REQUEST = "Provide a brief description of the given image."
 
 
 class LlavaExporter:
-    """`pairs.json`, and the pictures in `images/`, a folder for each span."""
+    """`pairs.json`, and the images in `images/`, a folder for each span."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._columns = [name for name in _COLUMNS if name in dataset.schema.names]
 
     def write(self, span: Span, output: Storage) -> WrittenSpan:
-        """Write the pictures of `span`, and its records to a part of the list to come."""
+        """Write the images of `span`, and its records to a part of the list to come."""
         pictures = rows = 0
         with output.writing(_part(span.index)) as part:
             for number, row in row_dicts(self._dataset, span, self._columns):
                 image = None
                 content = (row.pop("image", None) or {}).get("bytes")
                 if content is not None:
-                    name = f"{row_name(number)}.{picture_suffix(content)}"
+                    name = f"{row_name(number)}.{image_suffix(content)}"
                     image = f"{IMAGES_FOLDER}/{span.index:05d}/{name}"
-                    output.write_bytes(image, content)
+                    # Waiting for the disk image by image would take longer than all else.
+                    output.write_bytes(image, content, durable=False)
                     pictures += 1
                 part.write(json_line(_record(row, image)) + b"\n")
                 rows += 1

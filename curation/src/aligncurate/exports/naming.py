@@ -27,12 +27,12 @@ _UNKNOWN = "bin"
 
 
 def row_name(number: int) -> str:
-    """What files of row `number` are called, before the suffix."""
+    """Name of the files of row `number`, without suffix."""
     return f"{number:09d}"
 
 
-def picture_suffix(data: bytes) -> str:
-    """The suffix of the format that the bytes are in, whatever they were called before."""
+def image_suffix(data: bytes) -> str:
+    """Suffix for the format of the bytes, whatever the file was called before."""
     kind = picture_format(data)
     return _UNKNOWN if kind is None else _SUFFIXES.get(kind, kind.lower())
 

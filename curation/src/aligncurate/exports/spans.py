@@ -1,16 +1,13 @@
-"""Rows of a dataset by their number, from whichever shards they lie in, and what is written of
-them.
-"""
+"""Spans of a dataset's rows, across shards, and the files written for each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from alignshared import Dataset, Storage
-from alignshared.shards import IMAGE_ROW_GROUP
+from alignshared.shards import IMAGE_ROW_GROUP, groups_of_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenSpan:
-    """What was written of a span: its files, and pictures that are files of their own."""
+    """Files written for a span, and the number of images that are files of their own."""
 
     index: int
     rows: int
@@ -64,7 +61,7 @@ def cut_into_spans(rows: int, size: int) -> list[Span]:
 def batches_of(
     dataset: Dataset, span: Span, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of `span` in order, in batches of a row group of pictures at most."""
+    """The rows of `span` in order, in batches of a row group of images at most."""
     begin = 0
     for shard in dataset.manifest.shards:
         first, end = max(span.first - begin, 0), min(span.first + span.rows - begin, shard.rows)
@@ -72,28 +69,14 @@ def batches_of(
         if first >= end:
             continue
         with dataset.open_shard(shard) as parquet:
-            groups, skip = _touched(parquet, first, end)
+            groups, skip = groups_of_rows(parquet, first, end)
             left = end - first
             for batch in dataset.shard_batches(shard, parquet, columns, IMAGE_ROW_GROUP, groups):
-                wanted = batch.slice(skip, left)
+                rows = batch.slice(skip, left)
                 skip = max(skip - batch.num_rows, 0)
-                left -= wanted.num_rows
-                if wanted.num_rows:
-                    yield wanted
-
-
-def _touched(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[int], int]:
-    """Row groups that hold rows `first` to `end` of a shard, and how many rows to skip in them."""
-    groups: list[int] = []
-    skip = at = 0
-    for index in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(index).num_rows
-        if at + rows > first and at < end:
-            if not groups:
-                skip = first - at
-            groups.append(index)
-        at += rows
-    return groups, skip
+                left -= rows.num_rows
+                if rows.num_rows:
+                    yield rows
 
 
 def row_dicts(

@@ -1,4 +1,4 @@
-"""WebDataset: tars of pairs, each a picture, its caption as `.txt` and its other columns as
+"""WebDataset: tars of pairs, each an image, its caption as `.txt` and its other columns as
 `.json`.
 """
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.exports.naming import json_line, picture_suffix, row_name
+from aligncurate.exports.naming import image_suffix, json_line, row_name
 from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, row_dicts
 from alignshared import Dataset, Storage
 from alignshared.schema import EMBEDDING_COLUMNS
@@ -53,10 +53,10 @@ def _is_written(field: pa.Field) -> bool:
 
 
 def _add_pair(tar: tarfile.TarFile, key: str, row: dict[str, Any]) -> bool:
-    """Add the files of one pair; returns whether there is a picture."""
+    """Add the files of one pair; returns whether there is an image."""
     content = (row.pop("image", None) or {}).get("bytes")
     if content is not None:
-        _add(tar, f"{key}.{picture_suffix(content)}", content)
+        _add(tar, f"{key}.{image_suffix(content)}", content)
     if row.get("caption") is not None:
         _add(tar, f"{key}.txt", row["caption"].encode())
     _add(tar, f"{key}.json", json_line({"key": key} | row))

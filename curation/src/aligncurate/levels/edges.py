@@ -1,4 +1,4 @@
-"""Finding the edges between levels: in the scores of a dataset, or in an earlier run's file."""
+"""Edges between levels: found in the scores of a dataset, or read from an earlier run's file."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from aligncurate.core.quantiles import (
     CoarseCounts,
@@ -20,8 +18,9 @@ from aligncurate.core.quantiles import (
     quantile_edges,
     top_count,
 )
+from aligncurate.output.shards import open_checked, scores_of
 from aligncurate.threads import map_ordered
-from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInfo, Storage
+from alignshared import Dataset, InputError, LevelEdges, ShardInfo, Storage
 from alignshared.levels import Scheme, edges_from_json
 from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
 
@@ -29,33 +28,6 @@ Counts = TypeVar("Counts", CoarseCounts, FineCounts)
 
 _SCORES_PER_BATCH = 1 << 19
 """2 MB of scores at a time."""
-
-
-def open_checked(dataset: Dataset, shard: ShardInfo) -> pq.ParquetFile:
-    """The shard, open, once its row count is found to be what the manifest says.
-
-    Raises:
-        ContractError: it is not.
-    """
-    parquet = dataset.open_shard(shard)
-    rows = parquet.metadata.num_rows
-    if rows != shard.rows:
-        parquet.close()
-        raise ContractError(
-            f"{shard.file} in {dataset.location} has {rows:,} rows and the manifest says "
-            f"{shard.rows:,}; copy the shard again or write the dataset again."
-        )
-    return parquet
-
-
-def scores_of(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-    """The `score` column [n] float32, NaN where it is null."""
-    column = batch.column("score")
-    if column.null_count:
-        return column.to_numpy(zero_copy_only=False)
-    # to_numpy would import pandas where it is installed: up to a second and 70 MB for nothing.
-    scores: npt.NDArray[Any] = np.from_dlpack(column)
-    return scores
 
 
 def _shard_scores(dataset: Dataset, shard: ShardInfo) -> Iterator[npt.NDArray[np.float32]]:
@@ -131,7 +103,7 @@ class TopCut:
 
 
 def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> TopCut:
-    """Where the top `fraction` of all finite scores of `dataset` begins, after two passes.
+    """Find the least of the top `fraction` of all finite scores of `dataset`, in two passes.
 
     Raises:
         InputError: there is not one finite score.
@@ -157,8 +129,8 @@ def _refuse_empty_levels(sizes: list[int], where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EdgesFile:
-    """Edges of an earlier run, and what the manifest says of the model that gave the scores they
-    part; empty if the file does not tell.
+    """Edges of an earlier run, and the manifest's entry of the model whose scores they part; empty
+    if the file has none.
     """
 
     location: str
@@ -172,13 +144,13 @@ def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
     Raises:
         InputError: there is no such file, or it holds no edges.
     """
-    where = Storage(path).location.rstrip("/")
+    location = Storage(path).location.rstrip("/")
     for file in (MANIFEST_FILE, LEVELS_FILE):  # of the two, the manifest also names the weights
-        if Storage(where).exists(file):
-            where = f"{where}/{file}"
+        if Storage(location).exists(file):
+            location = f"{location}/{file}"
             break
-    folder, _, name = where.rpartition("/")
+    folder, _, name = location.rpartition("/")
     data: Any = Storage(folder or "/").read_json(name)
-    edges = edges_from_json(data, where)
+    edges = edges_from_json(data, location)
     model = data.get("model")
-    return EdgesFile(where, edges, model if isinstance(model, dict) else {})
+    return EdgesFile(location, edges, model if isinstance(model, dict) else {})

@@ -1,4 +1,5 @@
-"""The folder that a stage writes: fresh, to be gone on with, or finished; never another run's.
+"""The folder that a stage writes: fresh, unfinished and to be resumed, or finished; never another
+run's.
 
 A run leaves `.run/config.json` before its first shard and removes `.run` when the manifest is
 written. What decides the rows of a dataset is its configuration; how it was executed (workers,
@@ -6,9 +7,10 @@ engine) does not, so that stands apart under `execution` and is not compared. Wh
 holds `.run/lock`, so a folder has one writer.
 """
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
@@ -18,8 +20,11 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.output.lock import hold, let_go
+from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.output.lock import acquire, release
+from aligncurate.settings import Location
 from alignshared import Dataset, InputError, Manifest, Reject, ShardInfo, Storage
+from alignshared.atomic import UNFINISHED
 from alignshared.manifest import MANIFEST_FILE, REJECTS_FOLDER, read_manifest, write_manifest
 from alignshared.rejects import REJECT_SCHEMA, rejects_table
 from alignshared.shards import writing_shard
@@ -27,11 +32,13 @@ from alignshared.shards import writing_shard
 RUN_FOLDER = ".run"
 _CONFIG_FILE = f"{RUN_FOLDER}/config.json"
 _LOCK_FILE = f"{RUN_FOLDER}/lock"
-_TEMPORARY = ".tmp"
+_OLD_TEMPORARY = ".tmp"  # of runs that an older version began
+
+_log = logging.getLogger("aligncurate")
 
 
 class OutputState(Enum):
-    """What was found in the output folder; `BEGUN` is our own unfinished run."""
+    """State of an output folder; `BEGUN` is an unfinished run of the same configuration."""
 
     FRESH = "fresh"
     BEGUN = "begun"
@@ -43,10 +50,55 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
+def input_and_output(
+    stage: str,
+    input: Location | None,
+    output: Location | None,
+    newest: tuple[str, ...],
+    open: Callable[[Location], Dataset] = Dataset,
+) -> tuple[Dataset, Storage]:
+    """The dataset that a stage reads, by default the newest of the stages `newest` under `data/`,
+    and the folder that it writes, by default `stage` beside it.
+
+    Raises:
+        InputError: there is no such dataset, or the output would overwrite it.
+    """
+    dataset = open(newest_dataset(*newest).location if input is None else input)
+    storage = Storage(sibling_output(dataset, stage) if output is None else output)
+    refuse_to_write_over(storage.location, dataset.location)
+    return dataset, storage
+
+
+def config_of(dataset: Dataset, workers: int, **settings: Any) -> dict[str, Any]:
+    """The configuration of a stage that reads `dataset` on `workers` threads."""
+    return {
+        "input": dataset.location,
+        "input_sha256": dataset.digest,
+        **settings,
+        "execution": {"workers": workers},
+    }
+
+
+def finished_already(
+    storage: Storage, config: dict[str, Any], *, overwrite: bool
+) -> Dataset | None:
+    """The dataset in `storage` if a run of `config` has finished it, which is then logged; None if
+    it is to be overwritten.
+
+    Raises:
+        InputError: it holds the result of another configuration.
+    """
+    if overwrite or not storage.exists(MANIFEST_FILE):
+        return None
+    open_output(storage, config, overwrite=False)
+    _log.info("%s is finished already; nothing to do.", storage.location)
+    return Dataset(storage.location)
+
+
 def open_output(
     storage: Storage, config: dict[str, Any], *, overwrite: bool, marker: str = MANIFEST_FILE
 ) -> OutputState:
-    """Claim the folder for a run of `config`, or say that it holds the finished result already.
+    """Claim the folder for a run of `config`, unless it holds the finished result already.
 
     A claimed folder is locked until `finish`, `release_output`, `close_output` or the end of the
     process.
@@ -61,11 +113,11 @@ def open_output(
     try:
         if _look(storage, config, marker, overwrite=overwrite) is OutputState.FINISHED:
             return OutputState.FINISHED
-        hold(storage, _LOCK_FILE)
+        acquire(storage, _LOCK_FILE)
         try:
             return _claim(storage, config, marker, overwrite=overwrite)
         except BaseException:
-            let_go(storage)
+            release(storage)
             raise
     except OSError as error:  # a file in its place, a read-only disk
         raise InputError(
@@ -74,8 +126,8 @@ def open_output(
 
 
 def close_output(storage: Storage) -> None:
-    """Unlock the folder and leave it as it is, for another run to go on with."""
-    let_go(storage)
+    """Unlock the folder and leave it as it is, for another run to resume."""
+    release(storage)
 
 
 def release_output(storage: Storage) -> None:
@@ -84,23 +136,23 @@ def release_output(storage: Storage) -> None:
     """
     if storage.names() == [RUN_FOLDER]:
         storage.delete(RUN_FOLDER)
-    let_go(storage)
+    release(storage)
 
 
 def _look(storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool) -> OutputState:
-    """What is in the folder, which is only read."""
+    """State of the folder, which is only read."""
     names = storage.names()
     if names:
         _refuse_foreign(storage, names, marker)
     if overwrite:
         return OutputState.FRESH
     if marker in names:
-        there, what = _finished_config(storage, marker)
-        _refuse_difference(storage, there, config, what)
+        finished_config, content = _finished_config(storage, marker)
+        _refuse_difference(storage, finished_config, config, content)
         return OutputState.FINISHED
     if RUN_FOLDER in names and storage.exists(_CONFIG_FILE):
-        there = storage.read_json(_CONFIG_FILE)
-        _refuse_difference(storage, there, config, "holds an unfinished run")
+        begun_config = storage.read_json(_CONFIG_FILE)
+        _refuse_difference(storage, begun_config, config, "holds an unfinished run")
         return OutputState.BEGUN
     return OutputState.FRESH
 
@@ -108,7 +160,7 @@ def _look(storage: Storage, config: dict[str, Any], marker: str, *, overwrite: b
 def _claim(
     storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool
 ) -> OutputState:
-    """Look again, now that nobody else writes, and leave our mark."""
+    """Look again, now that nobody else writes, and write our configuration."""
     if overwrite:
         _empty(storage)
     state = _look(storage, config, marker, overwrite=False)
@@ -118,7 +170,7 @@ def _claim(
         _sweep(storage)
     else:  # another run finished it just now
         storage.delete(RUN_FOLDER)
-        let_go(storage)
+        release(storage)
     return state
 
 
@@ -133,22 +185,22 @@ def _empty(storage: Storage) -> None:
 
 
 def _sweep(storage: Storage) -> None:
-    """Delete what killed writers had under temporary names."""
-    if storage.is_remote:  # where what is half written has no name
+    """Delete the temporary files of killed writers."""
+    if storage.is_remote:  # a half-written object has no name
         return
     root = storage.path()
     for info in storage.infos(recursive=True):
-        if info.path.endswith(_TEMPORARY):
+        if info.base_name.startswith(UNFINISHED) or info.base_name.endswith(_OLD_TEMPORARY):
             storage.delete(os.path.relpath(info.path, root))
 
 
 def _finished_config(storage: Storage, marker: str) -> tuple[dict[str, Any], str]:
-    """The configuration of what is finished in `storage`, and what to call it."""
+    """The configuration of the finished result in `storage`, and its name for messages."""
     if marker == MANIFEST_FILE:
         return read_manifest(storage).config, "holds a dataset"
-    found = storage.read_json(marker)
-    there = found.get("config") if isinstance(found, dict) else None
-    return there if isinstance(there, dict) else {}, f"holds {marker}"
+    content = storage.read_json(marker)
+    config = content.get("config") if isinstance(content, dict) else None
+    return config if isinstance(config, dict) else {}, f"holds {marker}"
 
 
 def _refuse_foreign(storage: Storage, names: list[str], marker: str) -> None:
@@ -161,31 +213,31 @@ def _refuse_foreign(storage: Storage, names: list[str], marker: str) -> None:
 
 
 def _refuse_difference(
-    storage: Storage, there: dict[str, Any], ours: dict[str, Any], what: str
+    storage: Storage, existing: dict[str, Any], config: dict[str, Any], content: str
 ) -> None:
-    for name, theirs, wanted in _differences(there, ours):
+    for name, before, now in _differences(existing, config):
         if name.split(".")[0] != "execution":
             raise InputError(
-                f"{storage.location} {what} with another configuration: {name} is {theirs!r} there "
-                f"and {wanted!r} here; name another --output, or give --overwrite to replace it."
+                f"{storage.location} {content} with another configuration: {name} is {before!r} "
+                f"there and {now!r} here; name another --output, or give --overwrite to replace it."
             )
 
 
 def _differences(
-    there: dict[str, Any], ours: dict[str, Any], prefix: str = ""
+    existing: dict[str, Any], config: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Names (`input.digest`) and both values of what differs."""
-    for key in sorted(there.keys() | ours.keys()):
-        theirs, wanted = there.get(key), ours.get(key)
-        if isinstance(theirs, dict) and isinstance(wanted, dict):
-            yield from _differences(theirs, wanted, f"{prefix}{key}.")
-        elif theirs != wanted:
-            yield f"{prefix}{key}", theirs, wanted
+    """Names (`input.digest`) and both values of the settings that differ."""
+    for key in sorted(existing.keys() | config.keys()):
+        before, now = existing.get(key), config.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            yield f"{prefix}{key}", before, now
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenRejects:
-    """The rejects of one unit: their file, if there are any, and how many for each reason."""
+    """The rejects of one unit: their file, if there are any, and their number by reason."""
 
     info: ShardInfo | None
     reasons: dict[str, int]
@@ -225,12 +277,12 @@ def finish(storage: Storage, manifest: Manifest) -> Dataset:
     _sweep(storage)
     write_manifest(storage, manifest)
     storage.delete(RUN_FOLDER)
-    let_go(storage)
+    release(storage)
     return Dataset(storage.location)
 
 
 class Provenance(TypedDict):
-    """What wrote a manifest, and when."""
+    """Package that wrote a manifest, and the time."""
 
     package: str
     created: str

@@ -1,6 +1,4 @@
-"""Where datasets go when no --output is given, which one is meant when no --input is given, and
-where nothing may be written.
-"""
+"""Default folders: the --output of a stage, its --input, and folders that it must not overwrite."""
 
 from pathlib import Path
 
@@ -13,8 +11,7 @@ DATA_ROOT = Path("data")
 
 
 READABLE_STAGES = ("sample", "filter", "bucket", "score")
-"""Stages of which the newest dataset is meant where something is to be shown or checked. What is to
-be sorted into levels is the newest scored one: a subset is named.
+"""Stages whose newest dataset is shown or checked by default. `bucket` takes the newest scored one.
 """
 
 
@@ -39,9 +36,8 @@ def sibling_output(dataset: Dataset, stage: str) -> str:
 
 
 def refuse_to_write_over(output: str, *read: str | None) -> None:
-    """Raise InputError if one of the places that are `read` is `output` or lies in it.
-
-    --overwrite would delete what is to be read.
+    """Raise InputError if one of the locations `read` is `output` or lies in it: --overwrite would
+    delete it.
     """
     for place in read:
         if place is not None and lies_within(place, output):
@@ -58,9 +54,9 @@ def newest_dataset(*stages: str) -> Dataset:
     """
     manifests = [p for stage in stages for p in DATA_ROOT.glob(f"*/{stage}/{MANIFEST_FILE}")]
     if not manifests:
-        wanted = " or ".join(f"{DATA_ROOT}/*/{stage}" for stage in stages)
+        places = " or ".join(f"{DATA_ROOT}/*/{stage}" for stage in stages)
         raise InputError(
-            f"no finished dataset lies in {wanted} under {Path.cwd()}; name one with --input, or "
+            f"no finished dataset lies in {places} under {Path.cwd()}; name one with --input, or "
             f"run aligncurate {stages[-1]} first."
         )
     return Dataset(max(manifests, key=lambda p: p.stat().st_mtime_ns).parent)

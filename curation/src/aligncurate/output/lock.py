@@ -1,12 +1,12 @@
 """One writer per output folder: a lock that a killed run cannot leave behind.
 
 On disk it is the kernel's (`flock`), which ends with the process that holds it, however that ends.
-Where there is none, in object stores, it is a lease: a file that says who writes, renewed while the
-run lives, and taken over when it has not been renewed for a while or when its process, on this
-host, is gone. Object stores give pyarrow no atomic creation, so two runs that start within the same
-second are told apart by reading the lease once more after a pause.
+In object stores it is a lease: a file that names the writer, renewed while the run lives, and taken
+over once it has not been renewed for a while or its process, on this host, is gone. Object stores
+give pyarrow no atomic creation, so two runs that start within the same second are told apart by
+reading the lease once more after a pause.
 
-The holder is a thread, since a thread that asks again has left its earlier run.
+The holder is a thread: a thread that asks again has left its earlier run.
 """
 
 import errno
@@ -34,8 +34,8 @@ _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who writes: host, process and when it began (clock ticks since boot; None if unknown), since
-    when, and its last sign of life in seconds since the epoch.
+    """The writer of a folder: host, process and its start (clock ticks since boot, or None), time
+    of the lock, and last sign of life in seconds since the epoch.
     """
 
     host: str
@@ -59,8 +59,8 @@ _held: dict[str, tuple[_Lock, threading.Thread]] = {}
 _guard = threading.Lock()
 
 
-def hold(storage: Storage, name: str) -> None:
-    """Make this thread the one writer of `storage`, by its file `name`.
+def acquire(storage: Storage, name: str) -> None:
+    """Make this thread the only writer of `storage`, by its file `name`.
 
     Raises:
         AlignError: another run is writing there; the message says which.
@@ -69,13 +69,13 @@ def hold(storage: Storage, name: str) -> None:
         if storage.location in _held:
             _, holder = _held[storage.location]
             if holder is not threading.current_thread() and holder.is_alive():
-                raise _refusal(storage, _ourselves())
+                raise _in_use(storage, _this_process())
             return
-        _held[storage.location] = (_acquire(storage, name), threading.current_thread())
+        _held[storage.location] = (_take(storage, name), threading.current_thread())
 
 
-def let_go(storage: Storage) -> None:
-    """Give the lock up; fine if there is none."""
+def release(storage: Storage) -> None:
+    """Release the lock on `storage`; fine if there is none."""
     with _guard:
         held = _held.pop(storage.location, None)
     if held is not None:
@@ -83,7 +83,7 @@ def let_go(storage: Storage) -> None:
 
 
 def check_held(storage: Storage) -> None:
-    """Find out whether the lock is still ours.
+    """Check that the lock is still ours.
 
     Raises:
         AlignError: this run was thought dead and another one writes there now.
@@ -93,7 +93,7 @@ def check_held(storage: Storage) -> None:
         held[0].check()
 
 
-def _acquire(storage: Storage, name: str) -> _Lock:
+def _take(storage: Storage, name: str) -> _Lock:
     if "://" not in storage.location:
         try:
             return _FileLock(storage, name)
@@ -106,7 +106,7 @@ def _acquire(storage: Storage, name: str) -> _Lock:
 
 
 class _FileLock:
-    """The kernel's lock on a file, which tells who holds it."""
+    """The kernel's lock on a file, whose content names the holder."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         import fcntl
@@ -120,13 +120,13 @@ class _FileLock:
             except OSError as error:
                 os.close(self._file)
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    raise _refusal(storage, _read(storage, name)) from error
+                    raise _in_use(storage, _read(storage, name)) from error
                 raise
             if self._is_at(path):
                 break
             os.close(self._file)  # its last holder has finished and deleted it
         os.ftruncate(self._file, 0)
-        os.pwrite(self._file, json.dumps(asdict(_ourselves())).encode(), 0)
+        os.pwrite(self._file, json.dumps(asdict(_this_process())).encode(), 0)
 
     def _is_at(self, path: Path) -> bool:
         try:
@@ -135,27 +135,27 @@ class _FileLock:
             return False
 
     def check(self) -> None:
-        """The kernel keeps it."""
+        """Nothing to check: the kernel keeps the lock."""
 
     def release(self) -> None:
         os.close(self._file)
 
 
 class _Lease:
-    """A file that is renewed while its holder lives."""
+    """A file that its holder renews while it lives."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         self._storage, self._name = storage, name
-        self._owner = _ourselves()
+        self._owner = _this_process()
         self._taken_by: Owner | None = None
-        there = _read(storage, name)
-        if there is not None and _is_alive(there):
-            raise _refusal(storage, there)
+        owner = _read(storage, name)
+        if owner is not None and _is_alive(owner):
+            raise _in_use(storage, owner)
         self._write()
         time.sleep(_SETTLE_S)
-        there = _read(storage, name)
-        if there is None or there.token != self._owner.token:
-            raise _refusal(storage, there)
+        owner = _read(storage, name)
+        if owner is None or owner.token != self._owner.token:
+            raise _in_use(storage, owner)
         self._over = threading.Event()
         self._renewal = threading.Thread(target=self._renew, daemon=True)
         self._renewal.start()
@@ -166,9 +166,9 @@ class _Lease:
     def _renew(self) -> None:
         while not self._over.wait(_RENEW_S):
             try:
-                there = _read(self._storage, self._name)
-                if there is not None and there.token != self._owner.token:
-                    self._taken_by = there
+                owner = _read(self._storage, self._name)
+                if owner is not None and owner.token != self._owner.token:
+                    self._taken_by = owner
                     return
                 self._write()
             except (AlignError, OSError):  # a server that fails now may answer next time
@@ -189,7 +189,7 @@ class _Lease:
                 self._storage.delete(self._name)
 
 
-def _refusal(storage: Storage, owner: Owner | None) -> AlignError:
+def _in_use(storage: Storage, owner: Owner | None) -> AlignError:
     who = "another run" if owner is None else str(owner)
     advice = "wait for it to end"
     if owner is not None and owner.host != socket.gethostname():
@@ -199,7 +199,7 @@ def _refusal(storage: Storage, owner: Owner | None) -> AlignError:
     )
 
 
-def _ourselves() -> Owner:
+def _this_process() -> Owner:
     return Owner(
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -211,7 +211,7 @@ def _ourselves() -> Owner:
 
 
 def _read(storage: Storage, name: str) -> Owner | None:
-    """The owner that the file names; None if there is none or it cannot be made out."""
+    """The owner that the file names; None if there is no file or it cannot be read."""
     if not storage.exists(name):
         return None
     try:
@@ -228,8 +228,8 @@ def _is_alive(owner: Owner) -> bool:
 
 
 def _runs(owner: Owner) -> bool:
-    """Whether the process of `owner`, of this host, is there and not another with its number; what
-    this process has not given up properly, it does not hold any more.
+    """Whether the process of `owner`, on this host, still runs and is not another with its number.
+    This process itself counts as ended: a lock that it did not release it no longer holds.
     """
     if owner.pid == os.getpid():
         return False
@@ -243,7 +243,7 @@ def _runs(owner: Owner) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """When process `pid` began, in clock ticks since boot; None where /proc does not tell."""
+    """Start of process `pid` in clock ticks since boot; None where /proc does not tell."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -1,1 +1,1 @@
-"""What a report is made of: a summary of the scores, chosen examples, figures and one page."""
+"""Parts of a report: a summary of the scores, chosen examples, figures and one page."""

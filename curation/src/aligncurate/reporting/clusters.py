@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from aligncurate.reporting.format import clip_middle, clip_text, score_text
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.rows import read_rows
-from aligncurate.reporting.template import picture_card
+from aligncurate.reporting.template import image_card
 from alignshared import Dataset, DuplicateInfo
 
 _CLUSTERS = 6
@@ -45,10 +45,10 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """What the dedup run at `location` found, and its largest clusters."""
+    """Result of the dedup run at `location`, and its largest clusters."""
 
     location: str
-    found: DuplicateInfo
+    duplicates: DuplicateInfo
     threshold: float | None
     largest: list[Cluster]
 
@@ -57,27 +57,27 @@ def find_clusters(dataset: Dataset, lineage: list[Ancestor]) -> Clusters | None:
     """The clusters of `dataset`, or of the nearest ancestor that a dedup run wrote; None if there
     is none.
 
-    The pictures of the pairs that went are read from what that run read, while it is there
+    The images of the pairs that went are read from what that run read, while it is there
     unchanged. The ids of the pairs that stayed for others are in memory, with a count each.
     """
-    known = [dataset, *(ancestor.dataset for ancestor in lineage if ancestor.dataset)]
-    found = next((one for one in known if one.manifest.duplicates), None)
-    if found is None or found.manifest.duplicates is None:
+    readable = [dataset, *(ancestor.dataset for ancestor in lineage if ancestor.dataset)]
+    deduped = next((each for each in readable if each.manifest.duplicates), None)
+    if deduped is None or deduped.manifest.duplicates is None:
         return None
-    wanted = {parent.location: parent.sha256 for parent in found.manifest.parents}
-    source = next((one for one in known if wanted.get(one.location) == one.digest), None)
-    near = found.manifest.config.get("near")
+    parents = {parent.location: parent.sha256 for parent in deduped.manifest.parents}
+    source = next((each for each in readable if parents.get(each.location) == each.digest), None)
+    near = deduped.manifest.config.get("near")
     return Clusters(
-        location=found.location,
-        found=found.manifest.duplicates,
+        location=deduped.location,
+        duplicates=deduped.manifest.duplicates,
         threshold=near.get("threshold") if isinstance(near, dict) else None,
-        largest=_largest(found, source or found),
+        largest=_largest(deduped, source or deduped),
     )
 
 
-def _largest(found: Dataset, source: Dataset) -> list[Cluster]:
+def _largest(dataset: Dataset, source: Dataset) -> list[Cluster]:
     sizes: dict[str, int] = {}
-    for batch in _duplicates(found, ["kept_id"]):
+    for batch in _duplicates(dataset, ["kept_id"]):
         for entry in batch.column(0).value_counts():
             id_ = entry["values"].as_py()
             sizes[id_] = sizes.get(id_, 1) + entry["counts"].as_py()
@@ -85,7 +85,7 @@ def _largest(found: Dataset, source: Dataset) -> list[Cluster]:
     top = nlargest(_CLUSTERS, sizes.items(), key=lambda item: (item[1], item[0]))
     members: dict[str, list[Member]] = {id_: [Member(id_, None, None, None)] for id_, _ in top}
     chosen = pa.array(list(members), pa.string())
-    for batch in _duplicates(found, None):
+    for batch in _duplicates(dataset, None):
         some = batch.filter(_compute.is_in(batch.column("kept_id"), chosen))
         for row in some.to_pylist():
             mates = members[row["kept_id"]]
@@ -98,23 +98,23 @@ def _largest(found: Dataset, source: Dataset) -> list[Cluster]:
     ]
 
 
-def _duplicates(found: Dataset, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
-    duplicates = found.manifest.duplicates
+def _duplicates(dataset: Dataset, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
+    duplicates = dataset.manifest.duplicates
     for shard in duplicates.shards if duplicates else ():
-        with found.open_shard(shard) as parquet:
-            yield from found.shard_batches(shard, parquet, columns, _BATCH_ROWS)
+        with dataset.open_shard(shard) as parquet:
+            yield from dataset.shard_batches(shard, parquet, columns, _BATCH_ROWS)
 
 
 def _rows_of(source: Dataset, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Captions, scores and pictures by id, of those of `ids` that `source` has."""
-    wanted = pa.array(sorted(ids), pa.string())
+    """Captions, scores and images by id, of those of `ids` that `source` has."""
+    wanted_ids = pa.array(sorted(ids), pa.string())
     places: dict[tuple[int, int], str] = {}
     for index, shard in enumerate(source.manifest.shards):
         first = 0
         with source.open_shard(shard) as parquet:
             for batch in source.shard_batches(shard, parquet, ["id"], _BATCH_ROWS):
                 inside = _compute.indices_nonzero(
-                    _compute.is_in(batch.column(0), wanted)
+                    _compute.is_in(batch.column(0), wanted_ids)
                 ).to_pylist()
                 for row in inside:
                     places[index, first + row] = batch.column(0)[row].as_py()
@@ -124,7 +124,7 @@ def _rows_of(source: Dataset, ids: set[str]) -> dict[str, dict[str, Any]]:
 
 
 def cluster_cards(clusters: Clusters | None) -> list[dict[str, Any]]:
-    """What the page shows of each cluster."""
+    """Return the cards of each cluster for the page."""
     return [
         {
             "size": cluster.size,
@@ -144,7 +144,7 @@ def _card(member: Member) -> dict[str, Any]:
         "score": score_text(row.get("score")),
         "cosine": None if member.cosine is None else score_text(member.cosine),
         "kind": member.kind,
-        **picture_card(image.get("bytes")),
+        **image_card(image.get("bytes")),
     }
     if member.row is None:
         card["missing"] = "not readable from here"

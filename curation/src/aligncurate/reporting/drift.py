@@ -1,54 +1,39 @@
-"""Two datasets side by side: how the scores, the captions, the pictures and the rejects of one
-differ from those of another.
-"""
+"""Drift: how the scores, captions, images and rejects of one dataset differ from another's."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
-from aligncurate.core.drift import (
-    Counts,
-    kolmogorov_smirnov,
-    population_stability_index,
-    wasserstein_1,
+from aligncurate.core.drift import Counts, kolmogorov_smirnov, population_stability_index
+from aligncurate.core.histogram import BIN_WIDTH, Histogram, LogHistogram
+from aligncurate.output.shards import scores_of
+from aligncurate.reporting.format import (
+    clip_middle,
+    dataset_name,
+    printable,
+    score_text,
+    share_text,
 )
-from aligncurate.core.histogram import BIN_WIDTH
-from aligncurate.core.sizes import SizeCounts
 from aligncurate.reporting.lineage import ancestors
-from aligncurate.reporting.page import dataset_name
-from aligncurate.reporting.summary import ScoreSummary, score_values
+from aligncurate.reporting.summary import ScoreSummary
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, InputError, LevelEdges, ModelInfo, ShardInfo
 
 _BATCH_ROWS = 1 << 19
 _TENTHS = 10
+_PSI_SMALL, _PSI_LARGE = 0.1, 0.25  # Siddiqi's limits of a stable and of a shifted population
+_SAME_MEAN = 0.05  # in standard deviations
 
-SIZE_TITLES = {
+SIZES = {
     "caption": "Caption, characters",
-    "width": "Picture width, pixels",
-    "height": "Picture height, pixels",
+    "width": "Image width, pixels",
+    "height": "Image height, pixels",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One of the two datasets; `rejects` counts those of its ancestors as well."""
-
-    dataset: Dataset
-    name: str
-    summary: ScoreSummary
-    rejects: dict[str, int]
-
-    @property
-    def rows_in(self) -> int:
-        """Pairs of the dataset and rejects on the way to it."""
-        return self.dataset.manifest.rows + sum(self.rejects.values())
-
-
-@dataclass(frozen=True, slots=True)
 class Share:
-    """What part of each side, from 0 to 1, is of one kind."""
+    """Share of each dataset, from 0 to 1, that is of one kind."""
 
     title: str
     base: float
@@ -56,171 +41,211 @@ class Share:
 
     @property
     def change(self) -> float:
-        """How much more of the other side it is."""
+        """How much greater the share of the other dataset is."""
         return self.other - self.base
 
 
 @dataclass(frozen=True, slots=True)
-class SizeShift:
-    """Lengths of captions or of sides of pictures on both sides, and their Kolmogorov-Smirnov
-    distance; None if one side has none.
-    """
-
-    title: str
-    base: SizeCounts
-    other: SizeCounts
-    distance: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Drift:
-    """How `other` differs from `base`.
+    """Differences of `other` from `base`.
 
     `shares` are those of the base's levels, with `other` put on the base's edges, or of tenths of
     the base's scores where it has no levels; `psi` is taken over them. `distance` is the
-    Kolmogorov-Smirnov distance of the scores and `wasserstein` their Wasserstein-1 distance in
-    score. `incomparable` says why the scores of the two are of different kinds.
+    Kolmogorov-Smirnov distance of the scores, `size_distances` are those of the sizes that both
+    have. `rejects` are shares of all pairs that came in. `incomparable` says why the scores of the
+    two are of different kinds.
     """
 
-    base: Side
-    other: Side
+    base: Dataset
+    other: Dataset
+    summaries: tuple[ScoreSummary, ScoreSummary]
     psi: float
     distance: float
-    wasserstein: float
     shares: list[Share]
-    sizes: list[SizeShift]
-    rejects: list[Share]
+    size_distances: dict[str, float]
+    rejects: Share
     incomparable: list[str]
 
     @property
-    def on_levels(self) -> bool:
-        """Whether the base has levels."""
-        return self.base.dataset.manifest.level_edges is not None
+    def names(self) -> tuple[str, str]:
+        """Names of both datasets; their locations if the names are equal."""
+        base, other = dataset_name(self.base), dataset_name(self.other)
+        names = (base, other) if base != other else (self.base.location, self.other.location)
+        return clip_middle(printable(names[0]), 80), clip_middle(printable(names[1]), 80)
+
+    @property
+    def histograms(self) -> tuple[Histogram, Histogram]:
+        """Scores of both datasets."""
+        return self.summaries[0].histogram, self.summaries[1].histogram
+
+    @property
+    def edges(self) -> LevelEdges | None:
+        """The base's edges."""
+        return self.base.manifest.level_edges
+
+    @property
+    def psi_word(self) -> str:
+        """`small`, `moderate` or `large`, by the usual limits of the PSI."""
+        return (
+            "small" if self.psi < _PSI_SMALL else "moderate" if self.psi < _PSI_LARGE else "large"
+        )
+
+    @property
+    def sentences(self) -> list[str]:
+        """What moved from the base to the other dataset, the most important first."""
+        sentences = [_score_sentence(self), _share_sentence(self)]
+        if self.incomparable:
+            reasons = "; ".join(self.incomparable)
+            sentences.insert(
+                0,
+                f"The scores of the two are not of one kind: {reasons}. The differences below show "
+                "that as much as a change of the data.",
+            )
+        return sentences
 
 
-def compare(base: Dataset, ours: ScoreSummary, other: Dataset, theirs: ScoreSummary) -> Drift:
-    """Compare `other`, of which the summary is `theirs`, with `base`, of which it is `ours`.
+def compare(
+    base: Dataset, base_summary: ScoreSummary, other: Dataset, other_summary: ScoreSummary
+) -> Drift:
+    """Compare `other` with `base`.
 
     Raises:
         InputError: one of them has no finite score.
     """
-    for dataset, summary in ((base, ours), (other, theirs)):
+    for dataset, summary in ((base, base_summary), (other, other_summary)):
         if not summary.histogram.count:
             raise InputError(
                 f"{dataset.location} has no finite score, so there is nothing to compare; name "
                 "another dataset."
             )
-    names = _names(base, other)
-    a = Side(base, names[0], ours, _rejects(base))
-    b = Side(other, names[1], theirs, _rejects(other))
-    titles, in_base, in_other = _binned(a, b)
-    p, q = ours.histogram.counts, theirs.histogram.counts
+    p, q = base_summary.histogram.counts, other_summary.histogram.counts
+    titles, in_base, in_other = _level_counts(base, base_summary, other, other_summary)
+    sizes, other_sizes = base_summary.sizes, other_summary.sizes
     return Drift(
-        base=a,
-        other=b,
+        base=base,
+        other=other,
+        summaries=(base_summary, other_summary),
         psi=population_stability_index(in_base, in_other),
         distance=kolmogorov_smirnov(p, q),
-        wasserstein=wasserstein_1(p, q, BIN_WIDTH),
         shares=[
             Share(title, float(x / in_base.sum()), float(y / in_other.sum()))
             for title, x, y in zip(titles, in_base, in_other, strict=True)
         ],
-        sizes=[
-            _size_shift(title, ours.sizes[name], theirs.sizes[name])
-            for name, title in SIZE_TITLES.items()
-        ],
-        rejects=_reject_shares(a, b),
+        size_distances={
+            name: kolmogorov_smirnov(sizes[name].counts, other_sizes[name].counts)
+            for name in SIZES
+            if sizes[name].moment.count and other_sizes[name].moment.count
+        },
+        rejects=Share("Rejects", _reject_share(base), _reject_share(other)),
         incomparable=_incomparable(base.manifest.model, other.manifest.model),
     )
 
 
-def _names(base: Dataset, other: Dataset) -> tuple[str, str]:
-    names = dataset_name(base), dataset_name(other)
-    return names if names[0] != names[1] else (base.location, other.location)
-
-
-def _rejects(dataset: Dataset) -> dict[str, int]:
-    found = Counter(dataset.manifest.rejects)
-    for ancestor in ancestors(dataset):
-        if ancestor.manifest:
-            found.update(ancestor.manifest.rejects)
-    return dict(found)
-
-
-def _binned(base: Side, other: Side) -> tuple[list[str], Counts, Counts]:
+def _level_counts(
+    base: Dataset, base_summary: ScoreSummary, other: Dataset, other_summary: ScoreSummary
+) -> tuple[list[str], Counts, Counts]:
     """Titles and counts of the base's levels or tenths, from the lowest scores upwards."""
-    edges = base.dataset.manifest.level_edges
+    edges = base.manifest.level_edges
     if edges:
-        counts = np.array([s.count for s in base.summary.levels], dtype=np.int64)
         titles = [str(level) for level in range(1, edges.levels + 1)]
-        return titles, counts, _count_levels(other, edges)
-    fine = base.summary.histogram.counts
-    ranks = np.arange(1, _TENTHS) * base.summary.histogram.count / _TENTHS
+        return titles, _counts_of(base_summary), _counts_on(edges, other, other_summary)
+    fine = base_summary.histogram.counts
+    ranks = np.arange(1, _TENTHS) * base_summary.histogram.count / _TENTHS
     cuts = np.unique([0, *np.searchsorted(np.cumsum(fine), ranks, side="right")])
     titles = [f"{-1 + cut * BIN_WIDTH:.4f}" for cut in cuts]
-    theirs = other.summary.histogram.counts
-    return titles, np.add.reduceat(fine, cuts), np.add.reduceat(theirs, cuts)
+    other_fine = other_summary.histogram.counts
+    return titles, np.add.reduceat(fine, cuts), np.add.reduceat(other_fine, cuts)
 
 
-def _count_levels(side: Side, edges: LevelEdges) -> Counts:
-    """How many pairs of `side` each level of `edges` would hold; bins of the histogram are not
-    parted where the edges are, so scores are read unless the dataset lies on these edges.
+def _counts_of(summary: ScoreSummary) -> Counts:
+    return np.array([s.count for s in summary.levels], dtype=np.int64)
+
+
+def _counts_on(edges: LevelEdges, dataset: Dataset, summary: ScoreSummary) -> Counts:
+    """Pairs of `dataset` in each level of `edges`. Bins of the histogram do not end at the edges,
+    so scores are read unless the dataset lies on these edges.
     """
-    if side.dataset.manifest.level_edges == edges:
-        return np.array([s.count for s in side.summary.levels], dtype=np.int64)
-    dataset = side.dataset
+    if dataset.manifest.level_edges == edges:
+        return _counts_of(summary)
 
     def count(shard: ShardInfo) -> Counts:
-        found = np.zeros(edges.levels, dtype=np.int64)
+        counts = np.zeros(edges.levels, dtype=np.int64)
         with dataset.open_shard(shard) as parquet:
             for batch in dataset.shard_batches(shard, parquet, ["score"], _BATCH_ROWS):
-                scores = score_values(batch)
+                scores = scores_of(batch)
                 levels = edges.assign(scores[np.isfinite(scores)])
-                found += np.bincount(levels - 1, minlength=edges.levels)
-        return found
+                counts += np.bincount(levels - 1, minlength=edges.levels)
+        return counts
 
-    total = np.zeros(edges.levels, dtype=np.int64)
-    for part in map_ordered(count, dataset.manifest.shards, available_cores()):
-        total += part
-    return total
+    return np.sum(list(map_ordered(count, dataset.manifest.shards, available_cores())), axis=0)
 
 
-def _size_shift(title: str, base: SizeCounts, other: SizeCounts) -> SizeShift:
-    some = base.moment.count and other.moment.count
-    distance = kolmogorov_smirnov(base.counts, other.counts) if some else None
-    return SizeShift(title, base, other, distance)
-
-
-def _reject_shares(base: Side, other: Side) -> list[Share]:
-    """The rejects by reason, those with the greatest change first."""
-    shares = [
-        Share(
-            reason,
-            base.rejects.get(reason, 0) / max(base.rows_in, 1),
-            other.rejects.get(reason, 0) / max(other.rows_in, 1),
-        )
-        for reason in base.rejects.keys() | other.rejects.keys()
-    ]
-    return sorted(shares, key=lambda share: (-abs(share.change), share.title))
+def _reject_share(dataset: Dataset) -> float:
+    """Share of all pairs that came in that `dataset` or an ancestor of it rejected."""
+    manifests = [dataset.manifest, *(a.manifest for a in ancestors(dataset) if a.manifest)]
+    rejects = sum(manifest.reject_count for manifest in manifests)
+    return rejects / max(dataset.manifest.rows + rejects, 1)
 
 
 def _incomparable(base: ModelInfo | None, other: ModelInfo | None) -> list[str]:
     """Why the scores of two datasets are not of one kind."""
     if base is None or other is None:
         return ["it is not recorded which model gave the scores of both"]
-    found: list[str] = []
+    reasons: list[str] = []
     if base.weights_sha256 != other.weights_sha256:
-        found.append(f"other weights gave them ({_called(base)} and {_called(other)})")
+        models = (f"{m.name}, {m.weights}, {m.weights_sha256[:8]}" for m in (base, other))
+        reasons.append(f"other weights gave them ({' and '.join(models)})")
     if base.view != other.view:
-        found.append(f"pictures were framed otherwise ({_view(base)} and {_view(other)})")
+        views = (m.view or "the model's own way" for m in (base, other))
+        reasons.append(f"images were framed otherwise ({' and '.join(views)})")
     if base.long_captions != other.long_captions:
-        found.append("long captions were treated otherwise")
-    return found
+        reasons.append("long captions were treated otherwise")
+    return reasons
 
 
-def _called(model: ModelInfo) -> str:
-    return f"{model.name}, {model.weights}, {model.weights_sha256[:8]}"
+def _score_sentence(drift: Drift) -> str:
+    a, b = drift.histograms
+    base, other = drift.names
+    means = f"{score_text(b.mean)} against {score_text(a.mean)}"
+    step = (b.mean - a.mean) / a.deviation if a.deviation else b.mean - a.mean
+    if abs(step) < _SAME_MEAN:
+        return f"The mean score of {other} is nearly that of {base}: {means}."
+    by = f", by {abs(step):.2f} standard deviations" if a.deviation else ""
+    way = "higher" if step > 0 else "lower"
+    return f"The mean score of {other} is {way} than that of {base}{by}: {means}."
 
 
-def _view(model: ModelInfo) -> str:
-    return model.view or "the model's own way"
+def _share_sentence(drift: Drift) -> str:
+    over = f"{len(drift.shares)} levels" if drift.edges else "tenths of its scores"
+    sentence = f"Over {drift.names[0]}’s {over} the shift is {drift.psi_word} (PSI {drift.psi:.3f})"
+    most = max(drift.shares, key=lambda share: abs(share.change))
+    if not most.change:
+        return f"{sentence}: all of them have the same shares."
+    part = f"level {most.title}" if drift.edges else f"the tenth from {most.title} on"
+    return (
+        f"{sentence}; {part} changed most, from {share_text(most.base)} to "
+        f"{share_text(most.other)} of the pairs."
+    )
+
+
+def comparison_rows(drift: Drift) -> list[tuple[str, str, str, str]]:
+    """Rows of the page's table: a title, both datasets' number and the distance, as texts."""
+    a, b = drift.summaries
+    means = (score_text(a.histogram.mean), score_text(b.histogram.mean))
+    rows = [("Score, mean", *means, f"{drift.distance:.3f}")]
+    for name, title in SIZES.items():
+        distance = drift.size_distances.get(name)
+        rows.append(
+            (
+                f"{title}, median",
+                _median_text(a.sizes[name]),
+                _median_text(b.sizes[name]),
+                "\N{EN DASH}" if distance is None else f"{distance:.3f}",
+            )
+        )
+    rejects = drift.rejects
+    return [*rows, (rejects.title, share_text(rejects.base), share_text(rejects.other), "")]
+
+
+def _median_text(sizes: LogHistogram) -> str:
+    return "\N{EN DASH}" if sizes.median is None else f"{sizes.median:,}"

@@ -1,6 +1,10 @@
-"""The figures of a report as PNG: the paper's figures 2 and 3, and the levels."""
+"""The figures of a report, each drawn once: as PNG, and as SVG inside the page.
+
+The gallery is the paper's figure 2, the histogram its figure 3.
+"""
 
 import io
+import re
 import textwrap
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -9,10 +13,8 @@ import numpy as np
 from PIL import ImageOps
 
 from aligncurate.core.histogram import Histogram
-from aligncurate.reporting.chart import level_areas
 from aligncurate.reporting.format import printable, score_text, share_text
 from aligncurate.reporting.gallery import Example, Group
-from aligncurate.reporting.overlay import shares_in_bins
 from alignshared import LevelEdges, LevelStatistics
 from alignshared.palette import level_colours
 from alignshared.thumbnails import thumbnail
@@ -21,74 +23,96 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WIDE, NARROW = (7.2, 3.4), (3.3, 2.6)
+"""Sizes of a plot, in inches: of PNG files and of pages on a desktop; of pages on a phone."""
+
 _DPI = 200
-_INK, _MUTED, _RULE = "#1f1e1b", "#67645c", "#d9d5ca"
+_INK, _MUTED, _RULE, _PAPER = "#1f1e1b", "#67645c", "#d9d5ca", "#ffffff"
+_BASE, _OTHER = "#b9b3a5", "#b5523b"
 
 _SCRIPTS = ("Noto Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Emoji")
-"""Fonts that captions in other scripts fall back to, where they are installed."""
+"""Fonts for captions in other scripts, where they are installed."""
 
 _SIDE, _GAP, _TEXT, _LABEL = 1.2, 0.14, 0.72, 0.35
-"""Of the gallery, in inches: a picture, the space between, the text below, the row's label."""
+"""Inches in the gallery: an image, the space between, the text below, the row's label."""
 
-_PICTURE_PIXELS = int(_SIDE * _DPI)
+_IMAGE_PIXELS = int(_SIDE * _DPI)
 
 
-def histogram_png(histogram: Histogram, edges: LevelEdges | None) -> bytes:
-    """The histogram of scores with the edges between levels drawn; the paper's figure 3."""
-    figure = _figure(7.2, 3.6)
-    axes = _bare(figure.add_subplot())
+def draw_histogram(
+    histogram: Histogram, edges: LevelEdges | None, size: tuple[float, float] = WIDE
+) -> "Figure":
+    """Histogram of scores in the colours of the levels; a triangle marks the mean.
+
+    A bin that an edge goes through has the same height on both sides: its count is that of the
+    whole bin.
+    """
+    figure = _figure(*size)
+    axes = _plot(figure)
     bins = histogram.bins()
-    colours = level_colours(edges.levels if edges else 1)
-    span = float(bins.ends[-1] - bins.ends[0])
-    for area in level_areas(bins, edges):
-        axes.stairs(area.heights, area.ends, fill=True, color=colours[area.level - 1], linewidth=0)
-        if edges and area.ends[-1] - area.ends[0] > 0.02 * span:
-            middle = (area.ends[0] + area.ends[-1]) / 2
+    left, right = float(bins.ends[0]), float(bins.ends[-1])
+    cuts = np.clip(edges.edges if edges else [], left, right)
+    ends = np.union1d(bins.ends, cuts)
+    middles = (ends[1:] + ends[:-1]) / 2
+    heights = bins.counts[np.searchsorted(bins.ends, middles) - 1]
+    levels = np.searchsorted(cuts, middles, side="right") + 1
+    colours = level_colours(len(cuts) + 1)
+    for level in np.unique(levels).tolist():
+        (steps,) = np.nonzero(levels == level)
+        bounds = ends[steps[0] : steps[-1] + 2]
+        axes.stairs(heights[steps], bounds, fill=True, color=colours[level - 1], linewidth=0)
+        if edges and bounds[-1] - bounds[0] > 0.14 / size[0] * (right - left):
             axes.annotate(
-                str(area.level), (middle, 1.02), xycoords=("data", "axes fraction"),
-                ha="center", fontsize=8, color=_MUTED,
+                str(level), ((bounds[0] + bounds[-1]) / 2, 1.02),
+                xycoords=("data", "axes fraction"), ha="center", fontsize=7, color=_MUTED,
             )  # fmt: skip
-    for edge in edges.edges if edges else ():
-        axes.axvline(edge, color="white", linewidth=1.4)
-        axes.axvline(edge, color=_MUTED, linewidth=0.5)
-    axes.set_xlim(bins.ends[0], bins.ends[-1])
+    for edge in cuts.tolist():
+        axes.axvline(edge, color=_PAPER, linewidth=1.4)
+    _draw_edges(axes, edges)
+    axes.annotate(
+        "\N{BLACK UP-POINTING TRIANGLE}", (histogram.mean, 0), (0, -1),
+        xycoords=("data", "axes fraction"), textcoords="offset points",
+        ha="center", va="top", fontsize=5, color=_INK,
+    )  # fmt: skip
+    axes.set_xlim(left, right)
     axes.set_ylim(0, float(bins.counts.max()) * 1.06)
     axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     axes.locator_params(axis="y", integer=True)
-    axes.grid(axis="y", color=_RULE, linewidth=0.5)
-    axes.set_xlabel("score")
     axes.set_ylabel(f"pairs per {bins.width:g} of score")
-    return _png(figure)
+    return figure
 
 
-def overlay_png(
-    base: Histogram, other: Histogram, names: tuple[str, str], edges: LevelEdges | None
-) -> bytes:
-    """The histograms of two datasets over each other as shares of their pairs, with the base's
+def draw_overlay(
+    base: Histogram,
+    other: Histogram,
+    names: tuple[str, str],
+    edges: LevelEdges | None,
+    size: tuple[float, float] = WIDE,
+) -> "Figure":
+    """Histograms of two datasets over each other, as shares of their pairs, with the base's
     edges.
     """
-    figure = _figure(7.2, 3.8)
-    axes = _bare(figure.add_subplot())
-    shares = shares_in_bins(base, other)
-    axes.stairs(shares.base, shares.ends, fill=True, color="#b9b3a5", label=names[0])
-    axes.stairs(shares.other, shares.ends, color="#b5523b", linewidth=1.4, label=names[1])
-    for edge in edges.edges if edges else ():
-        axes.axvline(edge, color=_MUTED, linewidth=0.5)
-    axes.set_xlim(shares.ends[0], shares.ends[-1])
-    axes.set_ylim(0, shares.top)
+    figure = _figure(*size)
+    axes = _plot(figure)
+    bins, other_bins = base.bins(beside=other), other.bins(beside=base)
+    shares, other_shares = bins.counts / base.count, other_bins.counts / other.count
+    axes.stairs(shares, bins.ends, fill=True, color=_BASE, label=names[0])
+    axes.stairs(other_shares, bins.ends, color=_OTHER, linewidth=1.4, label=names[1])
+    _draw_edges(axes, edges)
+    axes.set_xlim(bins.ends[0], bins.ends[-1])
+    axes.set_ylim(0, float(max(shares.max(), other_shares.max())) * 1.06)
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-    axes.grid(axis="y", color=_RULE, linewidth=0.5)
-    axes.set_xlabel("score")
-    axes.set_ylabel(f"share of pairs per {shares.width:g} of score")
+    axes.set_ylabel(f"share of pairs per {bins.width:g} of score")
     legend = axes.legend(
-        frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=2
-    )
+        frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
+        ncols=2 if size == WIDE and len("".join(names)) < 80 else 1, labelcolor=_INK,
+    )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
-    return _png(figure)
+    return figure
 
 
-def levels_png(statistics: list[LevelStatistics]) -> bytes:
+def draw_levels(statistics: list[LevelStatistics]) -> "Figure":
     """Range and mean of the scores of each level, and how many pairs it holds; highest level on
     top.
     """
@@ -114,11 +138,11 @@ def levels_png(statistics: list[LevelStatistics]) -> bytes:
     counts.tick_params(labelleft=False)
     counts.set_xlim(0, max(max(s.count for s in statistics), 1) * 1.55)
     counts.set_xticks([])
-    return _png(figure)
+    return figure
 
 
-def gallery_png(groups: list[Group]) -> bytes:
-    """Example pairs with captions and scores, one row per level; the paper's figure 2."""
+def draw_gallery(groups: list[Group]) -> "Figure":
+    """Example pairs with captions and scores, one row per level."""
     columns = max(len(group.examples) for group in groups)
     width = _LABEL + columns * (_SIDE + _GAP)
     height = len(groups) * (_SIDE + _TEXT) + _GAP
@@ -126,7 +150,7 @@ def gallery_png(groups: list[Group]) -> bytes:
     levels = max(group.level or 1 for group in groups)
     colours = level_colours(levels)
     for row, group in enumerate(groups):
-        # Fixed places: a long caption must never move or shrink a picture.
+        # Fixed positions: a long caption must never move or shrink an image.
         top = 1 - (_GAP + row * (_SIDE + _TEXT)) / height
         colour = colours[group.level - 1] if group.level else _INK
         figure.text(
@@ -137,17 +161,17 @@ def gallery_png(groups: list[Group]) -> bytes:
             left = (_LABEL + column * (_SIDE + _GAP)) / width
             box = (left, top - _SIDE / height, _SIDE / width, _SIDE / height)
             _draw_pair(figure.add_axes(box), example)
-    return _png(figure)
+    return figure
 
 
 def _draw_pair(axes: "Axes", example: Example) -> None:
     axes.set_axis_off()
-    picture = thumbnail(example.image, _PICTURE_PIXELS) if example.image else None
-    if picture:
-        square = ImageOps.pad(picture, (_PICTURE_PIXELS, _PICTURE_PIXELS), color="white")
+    image = thumbnail(example.image, _IMAGE_PIXELS) if example.image else None
+    if image:
+        square = ImageOps.pad(image, (_IMAGE_PIXELS, _IMAGE_PIXELS), color="white")
         axes.imshow(np.asarray(square), aspect="auto")
     else:
-        axes.text(0.5, 0.5, "no picture", ha="center", va="center", fontsize=6, color=_MUTED)
+        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=6, color=_MUTED)
     caption = textwrap.wrap(printable(example.caption[:400]), 24, max_lines=4, placeholder=" …")
     for text, below, weight in (
         (score_text(example.score), 3, "bold"),
@@ -167,17 +191,31 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure
     return Figure(figsize=(width, height), dpi=_DPI, layout=layout)
 
 
-def _bare(axes: "Axes") -> "Axes":
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-    axes.tick_params(colors=_MUTED, labelsize=8, length=0, pad=4)
-    axes.set_axisbelow(True)
-    axes.xaxis.label.set(color=_INK, fontsize=8)
-    axes.yaxis.label.set(color=_INK, fontsize=8)
+def _plot(figure: "Figure") -> "Axes":
+    axes = _bare(figure.add_subplot())
+    axes.grid(axis="y", color=_RULE, linewidth=0.5)
+    axes.set_xlabel("score")
     return axes
 
 
-def _png(figure: "Figure") -> bytes:
+def _draw_edges(axes: "Axes", edges: LevelEdges | None) -> None:
+    for edge in edges.edges if edges else ():
+        axes.axvline(edge, color=_MUTED, linewidth=0.5)
+
+
+def _bare(axes: "Axes") -> "Axes":
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_MUTED)
+    axes.tick_params(colors=_MUTED, labelsize=7, bottom=False, left=False, pad=6)
+    axes.set_axisbelow(True)
+    axes.set_facecolor("none")
+    axes.xaxis.label.set(color=_INK, fontsize=7.5)
+    axes.yaxis.label.set(color=_INK, fontsize=7.5)
+    return axes
+
+
+def png(figure: "Figure") -> bytes:
+    """`figure` as a PNG file, the same bytes for the same data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import get_font_names
     from matplotlib.text import Text
@@ -194,3 +232,25 @@ def _png(figure: "Figure") -> bytes:
         )
         FigureCanvasAgg(figure).print_png(target, metadata={"Software": None})
     return target.getvalue()
+
+
+def svg(figure: "Figure") -> str:
+    """`figure` as an SVG element for a page, whose fonts and whose colours of ink, paper and rules
+    it takes; the same text for the same data.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    figure.patch.set_visible(False)
+    target = io.StringIO()
+    salt = f"{figure.get_figwidth()} x {figure.get_figheight()}"
+    with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
+        FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
+    text = target.getvalue()
+    text = text[text.index("<svg") :]
+    extras = r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; "
+    text = re.sub(extras, "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # a page with several figures has each id once
+    for colour, name in ((_INK, "ink"), (_MUTED, "muted"), (_RULE, "rule"), (_PAPER, "paper")):
+        text = text.replace(colour, f"var(--{name})")
+    return text

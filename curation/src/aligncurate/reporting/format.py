@@ -1,9 +1,12 @@
-"""How numbers and texts of the data are written for people, on the page and on the terminal."""
+"""Numbers and texts of the data, formatted for people: on the page and on the terminal."""
 
 import json
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from alignshared import Dataset
 
 CAPTION_LIMIT = 110
 ID_LIMIT = 60
@@ -77,3 +80,11 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             rows.append((name, clip_middle(text, 240)))
     return rows
+
+
+def dataset_name(dataset: "Dataset") -> str:
+    """Name of the dataset's folder, or of its parent where the folder is named after the stage:
+    `demo` for `data/demo/bucket`.
+    """
+    *_, parent, folder = ["", *dataset.location.rstrip("/").split("/")]
+    return parent if folder == dataset.manifest.stage and parent else folder

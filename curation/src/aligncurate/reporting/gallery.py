@@ -1,4 +1,4 @@
-"""Example pairs with their pictures: the rows of a shortlist, read."""
+"""Example pairs with their images: the rows of a shortlist, read."""
 
 from dataclasses import dataclass, replace
 
@@ -29,16 +29,16 @@ class Group:
 
 def read_examples(dataset: Dataset, shortlist: Shortlist, examples: int) -> list[Group]:
     """The first `examples` pairs of each kind on the `shortlist` of `dataset`, with captions and
-    pictures.
+    images.
     """
     picked = [picks[:examples] for picks in shortlist.picks]
-    wanted = {(pick.shard, pick.row) for picks in picked for pick in picks}
-    rows = dict(read_rows(dataset, wanted, ("caption", "image")))
+    positions = {(pick.shard, pick.row) for picks in picked for pick in picks}
+    rows = dict(read_rows(dataset, positions, ("caption", "image")))
     groups = []
     for kind, picks in zip(kinds_of(dataset.manifest), picked, strict=True):
-        found = [_filled(Example(p.id, p.score), rows[p.shard, p.row]) for p in picks]
-        found.sort(key=lambda example: (-example.score, example.id))
-        groups.append(Group(kind.title, kind.level, found))
+        group = [_filled(Example(p.id, p.score), rows[p.shard, p.row]) for p in picks]
+        group.sort(key=lambda example: (-example.score, example.id))
+        groups.append(Group(kind.title, kind.level, group))
     return groups
 
 

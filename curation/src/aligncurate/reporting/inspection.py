@@ -1,4 +1,4 @@
-"""What `inspect` finds in a dataset, and how its parts are written for people."""
+"""Result of `inspect`, and its parts as text for people."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What is in a dataset, or in an unfinished run: then `finished` is False.
+    """Content of a dataset, or of an unfinished run: then `finished` is False.
 
     Of an unfinished run, `rows`, `rejects`, `shards` and `bytes` count what is done so far, and
     `stage`, `package`, `created` and `digest` are None. `bytes` are those of shards and rejects;
@@ -61,44 +61,46 @@ class Inspection:
 
     @property
     def reject_count(self) -> int:
-        """How many pairs were rejected, for any reason."""
+        """Number of pairs rejected, for any reason."""
         return sum(self.rejects.values())
 
 
-def facts(found: Inspection) -> list[tuple[str, str]]:
+def facts(inspection: Inspection) -> list[tuple[str, str]]:
     """The dataset as a whole: names and values for two columns."""
-    rows = [("location", found.location)]
-    if found.finished:
-        rows += [("stage", found.stage or "")]
+    rows = [("location", inspection.location)]
+    if inspection.finished:
+        rows += [("stage", inspection.stage or "")]
     else:
         rows += [("state", "an unfinished run: give its command once more to go on with it")]
-    done = "" if found.finished else " so far"
-    size = f"{count_text(found.shards, 'shard')}, {bytes_text(found.bytes)}"
+    done = "" if inspection.finished else " so far"
+    size = f"{count_text(inspection.shards, 'shard')}, {bytes_text(inspection.bytes)}"
     rows += [
-        ("rows", f"{found.rows:,}{done}"),
-        ("rejects", f"{found.reject_count:,}{done}"),
-        *([("left out", f"{found.left_out:,}")] if found.left_out else []),
+        ("rows", f"{inspection.rows:,}{done}"),
+        ("rejects", f"{inspection.reject_count:,}{done}"),
+        *([("left out", f"{inspection.left_out:,}")] if inspection.left_out else []),
         ("shards", f"{size}{done}"),
     ]
-    if found.duplicates:
-        counts = f"{found.duplicates.exact:,} exact, {found.duplicates.near:,} near, left out"
+    if inspection.duplicates:
+        counts = (
+            f"{inspection.duplicates.exact:,} exact, {inspection.duplicates.near:,} near, left out"
+        )
         rows += [("duplicates", counts)]
-        search = found.duplicates.search
+        search = inspection.duplicates.search
         if search:
             rows += [("near pairs found", f"{share_text(search['recall'])} ({search['method']})")]
-    if found.model:
+    if inspection.model:
         rows += [
-            ("model", f"{found.model.name}, weights {found.model.weights}"),
-            ("precision", f"{found.model.precision}, {found.model.image_size} px"),
-            ("weights SHA-256", found.model.weights_sha256),
+            ("model", f"{inspection.model.name}, weights {inspection.model.weights}"),
+            ("precision", f"{inspection.model.precision}, {inspection.model.image_size} px"),
+            ("weights SHA-256", inspection.model.weights_sha256),
         ]
-        rows += unusual(found.model)
+        rows += unusual(inspection.model)
     rows += [
         (score_column(name), f"{model.name}, weights {model.weights}")
-        for name, model in found.models.items()
+        for name, model in inspection.models.items()
     ]
-    if found.scores and found.scores.count:
-        s = found.scores
+    if inspection.scores and inspection.scores.count:
+        s = inspection.scores
         rows += [
             (
                 "scores",
@@ -106,39 +108,39 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
                 f"{score_text(s.min)} to {score_text(s.max)}",
             )
         ]
-    if found.edges:
-        rows += [("levels", f"{found.edges.levels}, {found.edges.scheme}")]
-    told = (
-        ("created", found.created),
-        ("written by", found.package),
-        ("manifest SHA-256", found.digest),
-        ("fault", found.fault),
+    if inspection.edges:
+        rows += [("levels", f"{inspection.edges.levels}, {inspection.edges.scheme}")]
+    optional = (
+        ("created", inspection.created),
+        ("written by", inspection.package),
+        ("manifest SHA-256", inspection.digest),
+        ("fault", inspection.fault),
     )
-    return rows + [(name, value) for name, value in told if value]
+    return rows + [(name, value) for name, value in optional if value]
 
 
 def unusual(model: ModelInfo) -> list[tuple[str, str]]:
-    """How pictures and captions were shown to `model`, where that was not the usual way."""
-    told = (
+    """Settings of `model` for images and captions that are not the defaults."""
+    optional = (
         ("view", model.view),
         ("long captions", model.long_captions),
         ("decode", model.decode),
     )
-    return [(name, value) for name, value in told if value]
+    return [(name, value) for name, value in optional if value]
 
 
-def reject_rows(found: Inspection) -> list[tuple[str, str]]:
+def reject_rows(inspection: Inspection) -> list[tuple[str, str]]:
     """Reason and count, the most frequent first."""
-    ordered = sorted(found.rejects.items(), key=lambda item: (-item[1], item[0]))
+    ordered = sorted(inspection.rejects.items(), key=lambda item: (-item[1], item[0]))
     return [(reason, f"{count:,}") for reason, count in ordered]
 
 
 LEVEL_HEADINGS = ("level", "from", "pairs", "share", "mean", "least", "greatest")
 
 
-def level_rows(found: Inspection) -> list[tuple[str, ...]]:
+def level_rows(inspection: Inspection) -> list[tuple[str, ...]]:
     """The table of levels under `LEVEL_HEADINGS`, the highest first; `from` is the edge below."""
-    below: tuple[float | None, ...] = (None, *(found.edges.edges if found.edges else ()))
+    below: tuple[float | None, ...] = (None, *(inspection.edges.edges if inspection.edges else ()))
     rows = [
         (
             str(s.level),
@@ -149,15 +151,15 @@ def level_rows(found: Inspection) -> list[tuple[str, ...]]:
             score_text(s.min),
             score_text(s.max),
         )
-        for s, edge in zip(found.levels, below, strict=False)
+        for s, edge in zip(inspection.levels, below, strict=False)
     ]
     return rows[::-1]
 
 
-def lineage_rows(found: Inspection) -> list[tuple[str, str]]:
+def lineage_rows(inspection: Inspection) -> list[tuple[str, str]]:
     """Each ancestor, indented by generation, and what is known of it."""
     rows: list[tuple[str, str]] = []
-    for ancestor in found.lineage:
+    for ancestor in inspection.lineage:
         manifest = ancestor.manifest
         known = (
             f"{manifest.stage}, {count_text(manifest.rows, 'pair')}, "
@@ -171,6 +173,6 @@ def lineage_rows(found: Inspection) -> list[tuple[str, str]]:
     return rows
 
 
-def config_rows(found: Inspection) -> list[tuple[str, str]]:
+def config_rows(inspection: Inspection) -> list[tuple[str, str]]:
     """The configuration of the run as dotted names and values."""
-    return flat_config(found.config)
+    return flat_config(inspection.config)

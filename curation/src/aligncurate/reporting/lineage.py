@@ -1,11 +1,11 @@
-"""Where a dataset came from: its parents, theirs, and the rejects that each of them kept."""
+"""Lineage of a dataset: its parents, their parents, and so on."""
 
 from dataclasses import dataclass
 
 from alignshared import AlignError, Dataset, Manifest, Parent
 
 _MOST_ANCESTORS = 64
-"""A stop for manifests that name each other in a circle."""
+"""Limit for manifests that name each other in a circle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,21 +29,21 @@ class Ancestor:
 
 def ancestors(dataset: Dataset) -> list[Ancestor]:
     """All ancestors of `dataset`, nearest first."""
-    found: list[Ancestor] = []
+    lineage: list[Ancestor] = []
     waiting = _parents(dataset, 1)
-    while waiting and len(found) < _MOST_ANCESTORS:
+    while waiting and len(lineage) < _MOST_ANCESTORS:
         generation, parent, may_be_source = waiting.pop(0)
         ancestor = _look_up(generation, parent, may_be_source=may_be_source)
-        found.append(ancestor)
+        lineage.append(ancestor)
         if ancestor.dataset:
             waiting += _parents(ancestor.dataset, generation + 1)
-    return found
+    return lineage
 
 
 def _parents(dataset: Dataset, generation: int) -> list[tuple[int, Parent, bool]]:
     """Parents of `dataset`, and whether they may be sources: files that are no dataset."""
-    given = dataset.manifest.config.get("input")
-    from_source = isinstance(given, dict) and "kind" in given
+    source = dataset.manifest.config.get("input")
+    from_source = isinstance(source, dict) and "kind" in source
     return [(generation, parent, from_source) for parent in dataset.manifest.parents]
 
 

@@ -1,44 +1,50 @@
 """The report as one HTML file: no script, nothing fetched, every text of the data escaped."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aligncurate.reporting import format as words
-from aligncurate.reporting.chart import lay_out
+from markupsafe import Markup
+
+from aligncurate.reporting import figures
 from aligncurate.reporting.clusters import Clusters, cluster_cards
-from aligncurate.reporting.cut import Cut
+from aligncurate.reporting.drift import Drift, comparison_rows
+from aligncurate.reporting.format import (
+    clip_middle,
+    clip_text,
+    dataset_name,
+    flat_config,
+    score_text,
+)
 from aligncurate.reporting.gallery import Example, Group
 from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
 from aligncurate.reporting.rejected import RejectedFor
 from aligncurate.reporting.summary import ScoreSummary
-from aligncurate.reporting.template import picture_card, render
+from aligncurate.reporting.template import image_card, render
 from alignshared import Dataset, Manifest
 from alignshared.palette import level_colours
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, slots=True)
 class ReportContent:
-    """All that a report shows; `rejects` are the dataset's own, then those of its ancestors."""
+    """Everything a report shows; `rejects` are the dataset's own, then those of its ancestors."""
 
     dataset: Dataset
     summary: ScoreSummary
     groups: list[Group]
     rejects: list[RejectedFor]
     lineage: list[Ancestor]
-    clusters: Clusters | None = None
-    cut: Cut | None = None
+    clusters: Clusters | None
+    drift: Drift | None = None
 
     @property
     def name(self) -> str:
-        """What people call the dataset: `demo` for `data/demo/bucket`."""
+        """Name of the dataset in the heading."""
         return dataset_name(self.dataset)
-
-
-def dataset_name(dataset: Dataset) -> str:
-    """Name of the folder, or of the folder that holds it where it is called after its stage."""
-    *_, parent, folder = ["", *dataset.location.rstrip("/").split("/")]
-    return parent if folder == dataset.manifest.stage and parent else folder
 
 
 def render_page(content: ReportContent) -> str:
@@ -54,25 +60,45 @@ def _context(content: ReportContent) -> dict[str, Any]:
         "content": content,
         "manifest": manifest,
         "histogram": histogram if histogram.count else None,
-        "chart": lay_out(histogram.bins(), edges, histogram.mean) if histogram.count else None,
+        "plots": _plots(lambda size: figures.draw_histogram(histogram, edges, size))
+        if histogram.count
+        else [],
         "edges": edges,
         "own_quantiles": _has_own_quantiles(manifest),
         "colours": level_colours(max(levels, 1)),
         "rows": _level_rows(summary),
         "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
+        **_drift_context(content.drift),
         "clusters": cluster_cards(content.clusters),
         "reject_total": sum(r.count for r in content.rejects),
-        "config": words.flat_config(manifest.config),
+        "config": flat_config(manifest.config),
         "unusual": unusual(manifest.model) if manifest.model else [],
         "digest": content.dataset.digest,
         "bytes": sum(shard.bytes for shard in manifest.shards),
     }
 
 
+def _plots(draw: Callable[[tuple[float, float]], "Figure"]) -> list[Markup]:
+    """The figure for wide and for narrow screens."""
+    return [Markup(figures.svg(draw(size))) for size in (figures.WIDE, figures.NARROW)]
+
+
+def _drift_context(drift: Drift | None) -> dict[str, Any]:
+    if drift is None:
+        return {"drift": None}
+    return {
+        "drift": drift,
+        "comparison": comparison_rows(drift),
+        "overlays": _plots(
+            lambda size: figures.draw_overlay(*drift.histograms, drift.names, drift.edges, size)
+        ),
+    }
+
+
 def _has_own_quantiles(manifest: Manifest) -> bool:
     """Whether the edges are quantiles of these very scores, and so make levels of equal size."""
-    given = manifest.config.get("edges")
-    return manifest.stage == "bucket" and manifest.scheme == "quantile" and not given
+    given_edges = manifest.config.get("edges")
+    return manifest.stage == "bucket" and manifest.scheme == "quantile" and not given_edges
 
 
 def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:
@@ -85,8 +111,8 @@ def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:
 
 def _card(example: Example) -> dict[str, Any]:
     return {
-        "id": words.clip_middle(example.id),
-        "score": words.score_text(example.score),
-        "caption": words.clip_text(example.caption),
-        **picture_card(example.image),
+        "id": clip_middle(example.id),
+        "score": score_text(example.score),
+        "caption": clip_text(example.caption),
+        **image_card(example.image),
     }

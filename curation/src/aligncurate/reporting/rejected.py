@@ -21,34 +21,34 @@ class RejectedFor:
 
 
 def rejected(dataset: Dataset, examples: int) -> list[RejectedFor]:
-    """What `dataset` rejected, the most frequent reason first, with up to `examples` of each."""
+    """Rejects of `dataset`, the most frequent reason first, with up to `examples` of each."""
     manifest = dataset.manifest
-    found = _first_of_each(dataset, examples)
+    examples_of = _first_of_each(dataset, examples)
     return [
-        RejectedFor(manifest.stage, reason, count, found.get(reason, []))
+        RejectedFor(manifest.stage, reason, count, examples_of.get(reason, []))
         for reason, count in sorted(manifest.rejects.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
 def _first_of_each(dataset: Dataset, limit: int) -> dict[str, list[dict[str, str | None]]]:
     """The first `limit` rejects of each reason; reading stops when there are enough of all."""
-    found: dict[str, list[dict[str, str | None]]] = defaultdict(list)
+    examples_of: dict[str, list[dict[str, str | None]]] = defaultdict(list)
     missing = {reason: min(limit, n) for reason, n in dataset.manifest.rejects.items()}
     for shard in dataset.manifest.reject_shards:
         with dataset.open_shard(shard) as parquet:
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS):
-                _take(batch, missing, found)
+                _take(batch, missing, examples_of)
                 if not any(missing.values()):
-                    return found
-    return found
+                    return examples_of
+    return examples_of
 
 
 def _take(
     batch: pa.RecordBatch,
     missing: dict[str, int],
-    found: dict[str, list[dict[str, str | None]]],
+    examples_of: dict[str, list[dict[str, str | None]]],
 ) -> None:
     for row in batch.to_pylist():
         if missing.get(row["reason"], 0) > 0:
             missing[row["reason"]] -= 1
-            found[row["reason"]].append(row)
+            examples_of[row["reason"]].append(row)

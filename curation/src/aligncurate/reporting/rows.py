@@ -5,36 +5,34 @@ from collections.abc import Collection, Iterator, Sequence
 import pyarrow.parquet as pq
 
 from alignshared import Dataset
+from alignshared.shards import row_groups
 
-_PICTURE_ROWS = 16
-"""Rows whose pictures are in memory at a time."""
+_IMAGE_ROWS = 16
+"""Rows whose images are in memory at a time."""
 
 
 def read_rows(
-    dataset: Dataset, wanted: Collection[tuple[int, int]], columns: Sequence[str]
+    dataset: Dataset, positions: Collection[tuple[int, int]], columns: Sequence[str]
 ) -> Iterator[tuple[tuple[int, int], dict[str, object]]]:
     """Those of `columns` that there are of each wanted (shard, row), reading only the row groups
     that they are in.
     """
-    for index in sorted({shard for shard, _ in wanted}):
-        rows = sorted(row for shard, row in wanted if shard == index)
+    for index in sorted({shard for shard, _ in positions}):
+        rows = sorted(row for shard, row in positions if shard == index)
         with dataset.open_shard(dataset.manifest.shards[index]) as parquet:
-            there = [name for name in columns if name in parquet.schema_arrow.names]
-            begin = 0
-            for group in range(parquet.num_row_groups):
-                end = begin + parquet.metadata.row_group(group).num_rows
+            names = [name for name in columns if name in parquet.schema_arrow.names]
+            for group, begin, end in row_groups(parquet):
                 inside = [row - begin for row in rows if begin <= row < end]
                 if inside:
-                    for row, values in _rows_of_group(parquet, group, there, inside):
+                    for row, values in _rows_of_group(parquet, group, names, inside):
                         yield (index, begin + row), values
-                begin = end
 
 
 def _rows_of_group(
     parquet: pq.ParquetFile, group: int, columns: list[str], rows: list[int]
 ) -> Iterator[tuple[int, dict[str, object]]]:
     begin = 0
-    batches = parquet.iter_batches(batch_size=_PICTURE_ROWS, row_groups=[group], columns=columns)
+    batches = parquet.iter_batches(batch_size=_IMAGE_ROWS, row_groups=[group], columns=columns)
     for batch in batches:
         for row in rows:
             if begin <= row < begin + batch.num_rows:

@@ -1,10 +1,10 @@
-"""The pairs that a search found, as one HTML file with their pictures."""
+"""The pairs that a search found, as one HTML file with their images."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from aligncurate.reporting import format as words
-from aligncurate.reporting.template import picture_card, render
+from aligncurate.reporting.format import clip_middle, clip_text, score_text
+from aligncurate.reporting.template import image_card, render
 from alignshared.palette import level_colours
 
 
@@ -23,14 +23,14 @@ class SheetPair:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """What was asked of which dataset, and what was found, the nearest first."""
+    """A query, the dataset searched, and the pairs found, the nearest first."""
 
     dataset: str
     rows: int
     model: str
     over: str
     query: str
-    picture: bytes | None
+    image: bytes | None
     levels: int
     pairs: list[SheetPair]
 
@@ -41,8 +41,8 @@ def render_sheet(sheet: Sheet) -> str:
         "sheet.html.j2",
         {
             "sheet": sheet,
-            "query": words.clip_text(sheet.query),
-            "asked": picture_card(sheet.picture) if sheet.picture is not None else None,
+            "query": clip_text(sheet.query),
+            "query_image": image_card(sheet.image) if sheet.image is not None else None,
             "colours": level_colours(max(sheet.levels, 1)),
             "cards": [_card(pair) for pair in sheet.pairs],
         },
@@ -52,10 +52,10 @@ def render_sheet(sheet: Sheet) -> str:
 def _card(pair: SheetPair) -> dict[str, Any]:
     return {
         "rank": pair.rank,
-        "id": words.clip_middle(pair.id),
-        "cosine": words.score_text(pair.cosine),
-        "score": None if pair.score is None else words.score_text(pair.score),
+        "id": clip_middle(pair.id),
+        "cosine": score_text(pair.cosine),
+        "score": None if pair.score is None else score_text(pair.score),
         "level": pair.level,
-        "caption": words.clip_text(pair.caption or ""),
-        **picture_card(pair.image),
+        "caption": clip_text(pair.caption or ""),
+        **image_card(pair.image),
     }

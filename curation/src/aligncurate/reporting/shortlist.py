@@ -14,7 +14,7 @@ from aligncurate.core.idhash import hash_ids
 from alignshared import Manifest
 
 _SAMPLE = 4096
-"""About so many pairs, drawn by the hash of their ids, are looked at for those near the median."""
+"""About how many pairs, drawn by the hash of their ids, are searched for the median's."""
 
 _HASHES = 1 << 64
 
@@ -48,7 +48,7 @@ class Kind:
 
 
 def kinds_of(manifest: Manifest) -> list[Kind]:
-    """What is shown of a dataset: pairs of each level, the highest first; without levels its
+    """Kinds of examples to show: pairs of each level, the highest first; without levels the
     highest, its most ordinary (nearest to the median) and its lowest pairs.
     """
     edges = manifest.level_edges
@@ -98,7 +98,7 @@ class Shortlist:
             else:
                 full = self.picks[i][-1] if len(self.picks[i]) >= self.capacity else None
                 rows = _best_rows(keys, digests, [full, bounds[i]], self.capacity)
-            found = [
+            picks = [
                 Pick(
                     float(keys[row]),
                     int(digests[row]),
@@ -109,21 +109,21 @@ class Shortlist:
                 )
                 for row in rows
             ]
-            self._keep(i, found)
+            self._keep(i, picks)
 
     def merge(self, other: Self) -> None:
         """Take in the picks of another part."""
         for i, picks in enumerate(other.picks):
             self._keep(i, picks)
 
-    def _keep(self, kind: int, found: list[Pick]) -> None:
+    def _keep(self, kind: int, picks: list[Pick]) -> None:
         if self._kinds[kind].near_median:
-            self.picks[kind] += found
-        elif found:
-            self.picks[kind] = sorted(self.picks[kind] + found)[: self.capacity]
+            self.picks[kind] += picks
+        elif picks:
+            self.picks[kind] = sorted(self.picks[kind] + picks)[: self.capacity]
 
     def bounds(self) -> list[Pick | None]:
-        """Of each kind the last pick, if there is no room for another."""
+        """Last pick of each kind, or None if there is room for another."""
         return [
             picks[-1] if len(picks) >= self.capacity and not kind.near_median else None
             for kind, picks in zip(self._kinds, self.picks, strict=True)

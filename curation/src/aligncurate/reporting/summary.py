@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aligncurate.core.histogram import Histogram
+from aligncurate.core.histogram import Histogram, LogHistogram
 from aligncurate.core.moments import Moment, Moments
-from aligncurate.core.sizes import SizeCounts
 from aligncurate.core.vectors import column_values
+from aligncurate.output.shards import scores_of
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.shortlist import Pick, Shortlist
 from aligncurate.threads import available_cores, map_ordered
@@ -33,7 +33,7 @@ _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, Overf
 
 
 class ScoreSummary:
-    """What one pass over a dataset tells, in memory that does not grow with its rows.
+    """Summary of a dataset from one pass, in memory that does not grow with its rows.
 
     `sizes` counts `caption` (characters), `width` and `height` (pixels), as far as the dataset has
     them; `truncated` captions were longer than the text tower reads.
@@ -42,7 +42,7 @@ class ScoreSummary:
     def __init__(self, manifest: Manifest, capacity: int = _SHORTLIST) -> None:
         edges = manifest.level_edges
         self.histogram = Histogram()
-        self.sizes = {name: SizeCounts() for name in ("caption", "width", "height")}
+        self.sizes = {name: LogHistogram() for name in ("caption", "width", "height")}
         self.truncated = 0
         self.shortlist = Shortlist(manifest, capacity)
         self._edges = edges
@@ -52,7 +52,7 @@ class ScoreSummary:
         self, batch: pa.RecordBatch, where: str, shard: int, row: int, bounds: list[Pick | None]
     ) -> None:
         """Take in rows of `shard`, from its row `row` on; `where` names it in errors."""
-        scores = score_values(batch)
+        scores = scores_of(batch)
         self.histogram.add(scores)
         levels = np.zeros(len(scores), dtype=np.int8)
         if self._edges:
@@ -84,12 +84,12 @@ class ScoreSummary:
 
     @property
     def levels(self) -> list[LevelStatistics]:
-        """What each level holds, from level 1 upwards; empty for a dataset without levels."""
-        found = [self._level_moments[i] for i in range(len(self._level_moments))]
-        total = max(sum(moment.count for moment in found), 1)
+        """Statistics of each level, from level 1 upwards; empty for a dataset without levels."""
+        moments = [self._level_moments[i] for i in range(len(self._level_moments))]
+        total = max(sum(moment.count for moment in moments), 1)
         return [
             LevelStatistics(i, m.count, m.count / total, m.mean, m.min, m.max)
-            for i, m in enumerate(found, start=1)
+            for i, m in enumerate(moments, start=1)
         ]
 
     @property
@@ -135,7 +135,7 @@ class ScoreSummary:
             raise ValueError("it has other levels")
         summary._level_moments = levels
         summary.sizes = {
-            name: SizeCounts.from_json(fields["sizes"][name]) for name in summary.sizes
+            name: LogHistogram.from_json(fields["sizes"][name]) for name in summary.sizes
         }
         summary.truncated = int(fields["captions_truncated"])
         summary.shortlist = Shortlist.from_json(fields["examples"], manifest)
@@ -223,11 +223,6 @@ def _summarise_shard(
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def score_values(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-    """Scores [n] float32 of `batch`; null is NaN."""
-    return column_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
 
 
 def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[np.int8]:

@@ -1,28 +1,25 @@
-"""How a run is executed: on which engine, with how many workers, on what device.
-
-Nothing here changes a row, so a run may be gone on with in another way.
+"""A scoring run on threads of this process or on Ray: which of the two, on what device, with how
+many workers. Nothing here changes a row.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import partial
+from typing import Any, Literal
 
-from aligncurate.core.clip import available_gpus
+from aligncurate.core.clip import available_gpus, one_torch_thread
 from aligncurate.engine import Cluster, ItemFailure, Limits, Step, connected, map_on_ray
 from aligncurate.progress import OnProgress
-from aligncurate.scoring.spec import Scoring
-from aligncurate.scoring.workers import (
-    FrameUnit,
-    ScoreFramed,
-    ScoreUnit,
-    WriteScored,
-    score_in_process,
-)
+from aligncurate.scoring.preprocess import Preprocessor
+from aligncurate.scoring.scorer import Scorer
+from aligncurate.scoring.spec import ScoringSpec
+from aligncurate.scoring.workers import PreprocessUnit, ScorePreprocessed, ScoreUnit, WriteScored
+from aligncurate.settings import Execution, Pool
 from aligncurate.sources import Source, Unit
 from aligncurate.sources.source import Preparing
 from aligncurate.threads import available_cores
-from aligncurate.units.local import UNIT_TIMEOUT_S
+from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process
 from aligncurate.units.records import UnitFailure
 from aligncurate.units.run import Outcomes
 from alignshared import AlignError, InputError, Storage
@@ -30,104 +27,7 @@ from alignshared import AlignError, InputError, Storage
 LOCAL_MAX_ROWS = 10_000
 """Up to this many pairs `--engine auto` stays in this process: Ray takes half a minute to start."""
 
-Engine = Literal["auto", "local", "ray"]
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Between `least` and `most` workers, as there is work and room."""
-
-    least: int
-    most: int
-
-    @property
-    def is_range(self) -> bool:
-        """Whether the number may change."""
-        return self.least < self.most
-
-
-@dataclass(frozen=True, slots=True)
-class Execution:
-    """How a run is executed; nothing here changes a row.
-
-    `workers` are threads or actors on CPU; None takes what the machine has. `gpus` are those of all
-    workers together. Both may be a range, "2..8", on Ray. `gpus_per_worker` may be a fraction:
-    several models share a GPU then. `memory_per_worker` (GiB) is what Ray sets aside for each.
-    `unit_timeout` is how many seconds a unit may go without progress.
-    """
-
-    engine: Engine = "auto"
-    workers: int | str | None = None
-    gpus: int | str | None = None
-    ray_address: str | None = None
-    verbose: bool = False
-    gpus_per_worker: float = 1.0
-    memory_per_worker: float | None = None
-    unit_timeout: float = UNIT_TIMEOUT_S
-
-    def __post_init__(self) -> None:
-        require_one_of("--engine", self.engine, get_args(Engine))
-        workers = pool_of("--workers", self.workers, least=1)
-        gpus = pool_of("--gpus", self.gpus, least=0)
-        if self.ray_address and self.engine == "local":
-            raise InputError("--ray-address goes with --engine ray; leave one of them out.")
-        if self.engine == "local" and gpus is not None and gpus.most > 1:
-            raise InputError(
-                f"--engine local uses one GPU, not {self.gpus}; give --engine ray, or --gpus 1."
-            )
-        if self.engine == "local" and workers is not None and workers.is_range:
-            raise InputError(f"--workers {self.workers} is for --engine ray; give one number.")
-        if not 0 < self.gpus_per_worker <= 1:
-            raise InputError(
-                f"--gpus-per-worker {self.gpus_per_worker:g} cannot be; give a share of one GPU, "
-                "above 0 and up to 1."
-            )
-        for option, value in (
-            ("--memory-per-worker", self.memory_per_worker),
-            ("--unit-timeout", self.unit_timeout),
-        ):
-            if value is not None and value <= 0:
-                raise InputError(f"{option} {value:g} cannot be; give more than 0.")
-
-    @property
-    def worker_pool(self) -> Pool | None:
-        """`workers` as numbers."""
-        return pool_of("--workers", self.workers, least=1)
-
-    @property
-    def gpu_pool(self) -> Pool | None:
-        """`gpus` as numbers."""
-        return pool_of("--gpus", self.gpus, least=0)
-
-
-def pool_of(option: str, value: int | str | None, *, least: int) -> Pool | None:
-    """`4` or `2..8` as numbers.
-
-    Raises:
-        InputError: it is neither, or below `least`.
-    """
-    if value is None:
-        return None
-    low, dots, high = str(value).partition("..")
-    try:
-        pool = Pool(int(low), int(high if dots else low))
-    except ValueError:
-        raise InputError(f"{option} {value} is no number; give one, or a range as 2..8.") from None
-    if pool.least < least:
-        raise InputError(f"{option} {value} cannot be; give {least} or more.")
-    if pool.most < pool.least:
-        raise InputError(f"{option} {value} goes down; give the smaller number first.")
-    return pool
-
-
-def require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a `value` that is not one of `known`.
-
-    Raises:
-        InputError: it is not.
-    """
-    if value not in known:
-        raise InputError(f"{option} {value} is not known; give {', '.join(known)}.")
+log = logging.getLogger("aligncurate")
 
 
 def engine_of(execution: Execution, rows: int) -> Literal["local", "ray"]:
@@ -140,47 +40,60 @@ def engine_of(execution: Execution, rows: int) -> Literal["local", "ray"]:
 
 
 def device_of(execution: Execution) -> str:
-    """`cuda` or `cpu`. With a cluster elsewhere, what it offers counts, not this machine.
+    """`cuda` or `cpu`. With a cluster elsewhere its GPUs count, not this machine's.
 
     Raises:
-        InputError: there are fewer GPUs than were asked for.
+        InputError: --gpus asks for more than there are.
     """
-    wanted = execution.gpu_pool
-    if wanted is not None and wanted.most == 0:
+    pool = execution.gpu_pool
+    if pool is not None and pool.most == 0:
         return "cpu"
     if execution.ray_address:
-        if wanted is None:
+        if pool is None:
             with connected(execution.ray_address, 0, verbose=execution.verbose) as cluster:
                 return "cuda" if cluster.gpus else "cpu"
         return "cuda"  # one that grows may have none yet
-    found = available_gpus()
-    if wanted is not None and wanted.most > found:
-        raise InputError(f"--gpus {execution.gpus}: torch finds {found} here; give --gpus {found}.")
-    return "cuda" if found else "cpu"
+    gpus = available_gpus()
+    if pool is not None and pool.most > gpus:
+        raise InputError(f"--gpus {execution.gpus}: torch finds {gpus} here; give --gpus {gpus}.")
+    return "cuda" if gpus else "cpu"
 
 
 def score_locally(
-    scoring: Scoring, units: list[Unit], execution: Execution, on_progress: OnProgress
+    spec: ScoringSpec, units: list[Unit], execution: Execution, on_progress: OnProgress
 ) -> Outcomes:
-    """Score `units` on threads of this process."""
+    """Score `units` on threads of this process; yields the record of each unit, or its failure.
+
+    On CPU each thread decodes and runs the model on one core; with a GPU the threads decode and one
+    more feeds the model.
+    """
     pool = execution.worker_pool
     threads = pool.most if pool else available_cores()
-    return score_in_process(scoring, units, threads, on_progress, execution.unit_timeout)
+    preprocess, scorer = Preprocessor(spec), Scorer(spec)
+    if spec.device == "cpu":
+        steps = [ThreadStep(lambda batch: scorer(preprocess(batch)), threads)]
+    else:
+        steps = [ThreadStep(preprocess, threads), ThreadStep(scorer, 1)]
+    read = partial(spec.source.read, batch_rows=spec.batch_size)
+    output = Storage(spec.output)
+    pipeline = UnitPipeline(read, steps, scorer.schema, output, execution.unit_timeout)
+    with one_torch_thread():
+        yield from run_in_process(pipeline, units, on_progress)
 
 
 def score_on_ray(
-    scoring: Scoring, units: list[Unit], execution: Execution, on_progress: OnProgress
+    spec: ScoringSpec, units: list[Unit], execution: Execution, on_progress: OnProgress
 ) -> Outcomes:
-    """Score `units` on Ray."""
+    """Score `units` on Ray; yields the record of each unit, or its failure."""
     pool = execution.worker_pool
     local = pool.most if pool else available_cores()
     with connected(execution.ray_address, local, verbose=execution.verbose) as cluster:
-        if scoring.device == "cpu":
+        if spec.device == "cpu":
             workers = _cpu_pool(execution, cluster, len(units))
             memory = execution.memory_per_worker
-            steps = [Step(ScoreUnit(scoring), workers.least, most=workers.most, memory_gib=memory)]
+            steps = [Step(ScoreUnit(spec), workers.least, most=workers.most, memory_gib=memory)]
         else:
-            steps = gpu_steps(scoring, _gpu_pool(execution, cluster, len(units)), execution)
+            steps = gpu_steps(spec, _gpu_pool(execution, cluster, len(units)), execution)
         yield from _outcomes(steps, units, execution, on_progress)
 
 
@@ -195,59 +108,55 @@ def _outcomes(
             yield outcome
 
 
-def gpu_steps(scoring: Scoring, pool: Pool, execution: Execution) -> list[Step]:
+def gpu_steps(spec: ScoringSpec, pool: Pool, execution: Execution) -> list[Step]:
     """Decode in tasks, score in a pool of actors that hold a GPU or a share of one, write in
     tasks.
     """
-    share = execution.gpus_per_worker if scoring.device == "cuda" else 0.0
     scorers = Step(
-        ScoreFramed(scoring),
+        ScorePreprocessed(spec),
         actors=pool.least,
         most=pool.most,
-        gpus=share,
+        gpus=execution.gpus_per_worker if spec.device == "cuda" else 0.0,
         memory_gib=execution.memory_per_worker,
     )
-    return [Step(FrameUnit(scoring)), scorers, Step(WriteScored(scoring))]
+    return [Step(PreprocessUnit(spec)), scorers, Step(WriteScored(spec))]
 
 
 def _cpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
-    """As many as asked for; on a cluster of fixed size one CPU is left for Ray's own reading, or
-    nothing would ever start.
+    """Actors on CPUs; on a cluster of fixed size one CPU is left for Ray's own reading, or nothing
+    would ever start.
     """
-    asked = execution.worker_pool
-    if asked is not None and asked.is_range:  # the cluster may grow
-        return Pool(min(asked.least, max(cluster.cpus - 1, 1), units), min(asked.most, units))
-    actors = min(asked.most if asked else cluster.cpus, cluster.cpus - 1, units)
-    if not execution.ray_address and asked is None:
+    pool = execution.worker_pool
+    if pool is not None and pool.is_range:  # the cluster may grow
+        return Pool(min(pool.least, max(cluster.cpus - 1, 1), units), min(pool.most, units))
+    actors = min(pool.most if pool else cluster.cpus, cluster.cpus - 1, units)
+    if not execution.ray_address and pool is None:
         actors = min(actors, available_cores())
     return Pool(actors, actors)
 
 
 def _gpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
-    """Actors on the GPUs that were asked for, or on all there are."""
-    asked = execution.gpu_pool or Pool(cluster.gpus, cluster.gpus)
-    each = int(1 / execution.gpus_per_worker + 1e-9)
-    least, most = max(asked.least, 1) * each, max(asked.most, 1) * each
+    """Actors on the GPUs of --gpus, or on all there are."""
+    pool = execution.gpu_pool or Pool(cluster.gpus, cluster.gpus)
+    per_gpu = int(1 / execution.gpus_per_worker + 1e-9)
+    least, most = max(pool.least, 1) * per_gpu, max(pool.most, 1) * per_gpu
     return Pool(min(least, units), min(most, units))
-
-
-log = logging.getLogger("aligncurate")
 
 
 @dataclass(frozen=True, slots=True)
 class _Prepare:
-    """Makes the function that does one part, in a worker."""
+    """Makes the function that prepares one part of the source, in a worker."""
 
     source: Preparing
     work: Storage
 
-    def __call__(self) -> Any:
+    def __call__(self) -> Callable[[Any], Any]:
         return lambda part: self.source.prepare(self.work, part)
 
 
 def prepare_on_cluster(source: Source, work: Storage, execution: Execution) -> None:
-    """Have the cluster at `execution.ray_address` do the parts of `source`; without one, or where
-    the source has none, nothing: `plan` does them.
+    """Have the cluster at `execution.ray_address` look through the files of `source`; without a
+    cluster, or where the source has a single part, `plan` does.
 
     Raises:
         InputError: a part of the input cannot be used.
@@ -264,6 +173,6 @@ def prepare_on_cluster(source: Source, work: Storage, execution: Execution) -> N
         for outcome in map_on_ray(steps, parts, Limits(execution.unit_timeout)):
             if isinstance(outcome, ItemFailure):
                 raise AlignError(
-                    f"the input could not be planned: {outcome.reason}; mend that, and run the "
-                    "same command to go on."
+                    f"the input could not be planned: {outcome.reason}; fix that, and run the "
+                    "same command to resume."
                 )

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aligncurate.core.clip import ResolvedClip, View, resolve_clip
+from aligncurate.core.clip import ResolvedClip, resolve_clip
+from aligncurate.settings import View
 from alignshared import InputError
 from alignshared.schema import score_column
 
@@ -28,7 +29,7 @@ def resolve_models(
         models: `MODEL` or `NAME=MODEL` each; without a name it is the model's own, made safe.
         weights: `WEIGHTS` for one model, `NAME=WEIGHTS` for one of several.
         main: name of the model behind `score`; by default the first.
-        view: how pictures are framed for all of them; None is each model's own way.
+        view: framing of images for all of them; None is each model's own.
 
     Raises:
         InputError: two models have one name, or a name or a model is not known.

@@ -1,4 +1,4 @@
-"""The first half of scoring a batch: open and decode the pictures, frame them for each model."""
+"""The first half of scoring a batch: open and decode the images, frame them for each model."""
 
 import time
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aligncurate.core.clip import PixelView, pixel_view
-from aligncurate.scoring.spec import Scoring
+from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.sources import RawBatch
-from aligncurate.sources.files import read_picture
+from aligncurate.sources.files import read_image
 from alignshared import Reject
 from alignshared.pictures import ImageError, decode_sized
 from alignshared.schema import IMAGE_TYPE
@@ -21,34 +21,34 @@ _CHUNK_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class FramedBatch:
-    """Pairs whose pictures are decoded and framed.
+class PreprocessedBatch:
+    """Pairs whose images are decoded and framed.
 
-    `pixels` holds for each of the scoring's framings the U distinct pictures, [U, H, W, 3] uint8;
-    `picture_N` [N] is the row of each pair's picture among them, `sizes_N2` [N, 2] width and height
-    in pixels as displayed.
+    `pixels` holds for each of the spec's preprocessings the U distinct images, [U, H, W, 3] uint8;
+    `image_N` [N] is the row of each pair's image among them, `sizes_N2` [N, 2] width and height in
+    pixels as displayed.
     """
 
     table: pa.Table
     pixels: list[npt.NDArray[np.uint8]]
-    picture_N: npt.NDArray[np.intp]
+    image_N: npt.NDArray[np.intp]
     sizes_N2: npt.NDArray[np.int32]
     rejects: list[Reject]
     decode_s: float
 
 
-class Framer:
-    """Opens, decodes and frames the pictures of a batch; needs no model."""
+class Preprocessor:
+    """Opens, decodes and frames the images of a batch; needs no model."""
 
-    def __init__(self, scoring: Scoring) -> None:
-        self._image_root = scoring.source.image_root
-        self._views = [pixel_view(framing) for framing in scoring.framings]
-        self._shorter_side = scoring.decode_shorter_side
+    def __init__(self, spec: ScoringSpec) -> None:
+        self._image_root = spec.source.image_root
+        self._views = [pixel_view(preprocessing) for preprocessing in spec.preprocessings]
+        self._shorter_side = spec.decode_shorter_side
 
-    def __call__(self, raw: RawBatch) -> FramedBatch:
-        """`raw` with pixels; pairs whose picture cannot be used become rejects."""
+    def __call__(self, raw: RawBatch) -> PreprocessedBatch:
+        """`raw` with pixels; pairs whose image cannot be used become rejects."""
         began = time.perf_counter()
-        rows = _Rows(self._image_root, self._views, self._shorter_side)
+        rows = _Images(self._image_root, self._views, self._shorter_side)
         rejects = list(raw.rejects)
         contents: list[bytes] = []
         keep: list[int] = []
@@ -60,10 +60,10 @@ class Framer:
             except ImageError as error:
                 rejects.append(Reject(id_, image["path"], error.reason, error.detail))
         table = _with_contents(raw.table.take(pa.array(keep, pa.int64())), contents)
-        return FramedBatch(
+        return PreprocessedBatch(
             table,
             [_stacked(pixels) for pixels in rows.pixels],
-            np.array(rows.picture, dtype=np.intp),
+            np.array(rows.indices, dtype=np.intp),
             np.array(rows.sizes, dtype=np.int32).reshape(-1, 2),
             rejects,
             time.perf_counter() - began,
@@ -74,8 +74,8 @@ def _stacked(pixels: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
     return np.stack(pixels) if pixels else np.empty((0, 0, 0, 3), np.uint8)
 
 
-class _Rows:
-    """The pictures of one batch; one that occurs twice is decoded once, for all views."""
+class _Images:
+    """The images of one batch; one that occurs twice is decoded once, for all views."""
 
     def __init__(
         self, image_root: str | None, views: list[PixelView], shorter_side: int | None
@@ -83,25 +83,25 @@ class _Rows:
         self._image_root = image_root
         self._views = views
         self._shorter_side = shorter_side
-        self._known: dict[bytes, int] = {}
+        self._index_of: dict[bytes, int] = {}
         self._distinct_sizes: list[tuple[int, int]] = []
         self.pixels: list[list[npt.NDArray[np.uint8]]] = [[] for _ in views]
-        self.picture: list[int] = []
+        self.indices: list[int] = []
         self.sizes: list[tuple[int, int]] = []
 
     def add(self, image: dict[str, Any]) -> bytes:
-        """Take the picture of one more pair; returns its bytes."""
+        """Add the image of one more pair; return its bytes."""
         content: bytes | None = image["bytes"]
         if content is None:
-            content = read_picture(self._image_root, image["path"])
-        if content not in self._known:
+            content = read_image(self._image_root, image["path"])
+        if content not in self._index_of:
             decoded, size = decode_sized(content, self._shorter_side)
             for pixels, view in zip(self.pixels, self._views, strict=True):
                 pixels.append(view(decoded))
             self._distinct_sizes.append(size)
-            self._known[content] = len(self._known)
-        index = self._known[content]
-        self.picture.append(index)
+            self._index_of[content] = len(self._index_of)
+        index = self._index_of[content]
+        self.indices.append(index)
         self.sizes.append(self._distinct_sizes[index])
         return content
 

@@ -1,32 +1,28 @@
-"""What a scoring run is to do, as every worker is told it."""
+"""Specification of a scoring run, as every worker gets it."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.core.clip import LongCaptions, Precision, ResolvedClip
+from aligncurate.core.clip import ResolvedClip
+from aligncurate.settings import Decode, LongCaptions, Precision
 from aligncurate.sources import Source
 from alignshared import ModelInfo
 from alignshared.schema import scored_schema
 
-Decode = Literal["exact", "fast"]
-"""All pixels of a picture, or, of a JPEG much larger than the models' input, those that its decoder
-gives at a half, a quarter or an eighth of the scale.
-"""
-
 REDUCED_MARGIN = 4
-"""Decoded at reduced scale, a picture's shorter side keeps this many times the models' input: with
-less, scores of photographs differ by more than bf16 has them differ (`benchmarks/jpeg_draft.py`).
+"""The shorter side of an image decoded at reduced scale, in multiples of the models' input: with
+less, scores of photographs change by more than with bf16 (`benchmarks/jpeg_draft.py`).
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Scoring:
-    """What to score and how; all that a worker needs, without tensors, so it can be sent to one.
+class ScoringSpec:
+    """Everything that a worker needs to score, without tensors, so that it can be sent to one.
 
     `clip` gives `score` and the embeddings. Where several models score, `models` holds all of them
-    by name, `clip` among them, and each has a column `score_<name>`; for one it is empty.
+    by name, `clip` among them, and each has a column `score_<name>`; for one model it is empty.
     """
 
     source: Source
@@ -42,7 +38,7 @@ class Scoring:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns of the shards to be written."""
+        """Columns of the shards."""
         dim = self.clip.embedding_dim if self.embeddings else None
         return scored_schema(self.source.own_columns(), dim, self.models)
 
@@ -52,8 +48,8 @@ class Scoring:
         return [self.clip, *(clip for clip in self.models.values() if clip != self.clip)]
 
     @property
-    def framings(self) -> list[dict[str, Any]]:
-        """The distinct ways in which the models' preprocessing frames a picture."""
+    def preprocessings(self) -> list[dict[str, Any]]:
+        """The distinct preprocessings of the models: an image is framed once for each."""
         distinct: list[dict[str, Any]] = []
         for clip in self.clips:
             if clip.preprocess not in distinct:
@@ -62,13 +58,15 @@ class Scoring:
 
     @property
     def decode_shorter_side(self) -> int | None:
-        """How many pixels a picture's shorter side keeps at least; None decodes all of them."""
+        """Least pixels of a decoded image's shorter side; None decodes all of them."""
         if self.decode == "exact":
             return None
-        return REDUCED_MARGIN * max(_longest(framing["size"]) for framing in self.framings)
+        return REDUCED_MARGIN * max(
+            _longest(preprocessing["size"]) for preprocessing in self.preprocessings
+        )
 
     def info(self, clip: ResolvedClip) -> ModelInfo:
-        """What the manifest says of one of the models."""
+        """Entry of the manifest for one of the models."""
         return clip.info(
             self.precision,
             long_captions=None if self.long_captions == "truncate" else self.long_captions,

@@ -1,125 +1,94 @@
-"""The ways of scoring: the same work in threads of one process, in Ray actors on CPU, and, cut in
-two, in Ray tasks that decode and actors that hold a GPU.
+"""Scoring as Ray's workers do it: whole units in actors on CPU, or cut in three, in tasks that
+decode, actors that hold a GPU, and tasks that write.
+
+Each class is sent to a worker and called there once, to load what it needs; the function that it
+returns then takes one unit after another.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
-from aligncurate.core.clip import one_torch_thread
-from aligncurate.progress import OnProgress, silent
-from aligncurate.scoring.preprocess import FramedBatch, Framer
+from aligncurate.scoring.preprocess import PreprocessedBatch, Preprocessor
 from aligncurate.scoring.scorer import Scorer
-from aligncurate.scoring.spec import Scoring
+from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.sources import Unit
-from aligncurate.threads import beat
-from aligncurate.units.local import UNIT_TIMEOUT_S, LineStep, Work, work_in_process
+from aligncurate.threads import heartbeat
 from aligncurate.units.records import FinishedBatch, UnitRecord, unit_errors, write_unit
-from aligncurate.units.run import Outcomes
 from alignshared import Storage
 
-
-def score_in_process(
-    scoring: Scoring,
-    units: Iterable[Unit],
-    threads: int,
-    on_progress: OnProgress = silent,
-    timeout_s: float = UNIT_TIMEOUT_S,
-) -> Outcomes:
-    """Score and write `units` on `threads` threads of this process; yields each unit's record, or
-    why it failed.
-
-    On CPU each thread decodes and runs the model on one core; with a GPU the threads decode and one
-    more feeds the model.
-    """
-    framer, scorer = Framer(scoring), Scorer(scoring)
-    if scoring.device == "cpu":
-        steps = [LineStep(lambda batch: scorer(framer(batch)), threads)]
-    else:
-        steps = [LineStep(framer, threads), LineStep(scorer, 1)]
-    work = Work(
-        read=partial(scoring.source.read, batch_rows=scoring.batch_size),
-        steps=steps,
-        schema=scorer.schema,
-        output=Storage(scoring.output),
-        timeout_s=timeout_s,
-    )
-    with one_torch_thread():
-        yield from work_in_process(work, units, on_progress)
+PreprocessedUnit = tuple[Unit, list[PreprocessedBatch]]
+ScoredUnit = tuple[Unit, list[FinishedBatch]]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreUnit:
-    """Everything for one unit in one place: what an actor on CPU does."""
+    """Reads, scores and writes units, in an actor on CPU."""
 
-    scoring: Scoring
+    spec: ScoringSpec
 
     def __call__(self) -> Callable[[Unit], UnitRecord]:
-        """Load the model; the result scores and writes one unit after another."""
-        framer, scorer = Framer(self.scoring), Scorer(self.scoring)
-        output = Storage(self.scoring.output)
+        """Load the models; return the function of a unit."""
+        spec, preprocess, scorer = self.spec, Preprocessor(self.spec), Scorer(self.spec)
+        output = Storage(spec.output)
 
         def score_unit(unit: Unit) -> UnitRecord:
-            raw = self.scoring.source.read(unit, self.scoring.batch_size)
-            batches = (scorer(framer(batch)) for batch in raw)
+            raw = spec.source.read(unit, spec.batch_size)
+            batches = (scorer(preprocess(batch)) for batch in raw)
             return write_unit(output, unit.index, scorer.schema, batches)
 
         return score_unit
 
 
 @dataclass(frozen=True, slots=True)
-class FrameUnit:
-    """The first of three steps on a GPU cluster: decode, in tasks on CPUs."""
+class PreprocessUnit:
+    """First of three steps on a GPU cluster: decode, in tasks on CPUs."""
 
-    scoring: Scoring
+    spec: ScoringSpec
 
-    def __call__(self) -> Callable[[Unit], tuple[Unit, list[FramedBatch]]]:
-        """Build the transform; the result frames one unit after another."""
-        framer, scoring = Framer(self.scoring), self.scoring
+    def __call__(self) -> Callable[[Unit], PreprocessedUnit]:
+        """Build the transform; return the function of a unit."""
+        preprocess, spec = Preprocessor(self.spec), self.spec
 
-        def frame_unit(unit: Unit) -> tuple[Unit, list[FramedBatch]]:
-            framed: list[FramedBatch] = []
+        def preprocess_unit(unit: Unit) -> PreprocessedUnit:
+            preprocessed: list[PreprocessedBatch] = []
             with unit_errors():
-                for batch in scoring.source.read(unit, scoring.batch_size):
-                    framed.append(framer(batch))
-                    beat()
-            return unit, framed
+                for batch in spec.source.read(unit, spec.batch_size):
+                    preprocessed.append(preprocess(batch))
+                    heartbeat()
+            return unit, preprocessed
 
-        return frame_unit
+        return preprocess_unit
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreFramed:
-    """The second step: the model, in actors that hold a GPU each."""
+class ScorePreprocessed:
+    """Second step: the models, in actors that hold a GPU each."""
 
-    scoring: Scoring
+    spec: ScoringSpec
 
-    def __call__(
-        self,
-    ) -> Callable[[tuple[Unit, list[FramedBatch]]], tuple[Unit, list[FinishedBatch]]]:
-        """Load the model; the result scores one framed unit after another."""
-        scorer = Scorer(self.scoring)
+    def __call__(self) -> Callable[[PreprocessedUnit], ScoredUnit]:
+        """Load the models; return the function of a preprocessed unit."""
+        scorer = Scorer(self.spec)
 
-        def score_framed(
-            item: tuple[Unit, list[FramedBatch]],
-        ) -> tuple[Unit, list[FinishedBatch]]:
+        def score_preprocessed(item: PreprocessedUnit) -> ScoredUnit:
+            unit, batches = item
             scored: list[FinishedBatch] = []
             with unit_errors():
-                for batch in item[1]:
+                for batch in batches:
                     scored.append(scorer(batch))
-                    beat()
-            return item[0], scored
+                    heartbeat()
+            return unit, scored
 
-        return score_framed
+        return score_preprocessed
 
 
 @dataclass(frozen=True, slots=True)
 class WriteScored:
-    """The third step: write the shard, in tasks on CPUs."""
+    """Third step: write the shard, in tasks on CPUs."""
 
-    scoring: Scoring
+    spec: ScoringSpec
 
-    def __call__(self) -> Callable[[tuple[Unit, list[FinishedBatch]]], UnitRecord]:
-        """The result writes one scored unit after another."""
-        output, schema = Storage(self.scoring.output), self.scoring.schema
+    def __call__(self) -> Callable[[ScoredUnit], UnitRecord]:
+        """Return the function of a scored unit."""
+        output, schema = Storage(self.spec.output), self.spec.schema
         return lambda item: write_unit(output, item[0].index, schema, item[1])

@@ -1,1 +1,1 @@
-"""Which rows a stage keeps, and copying them."""
+"""Choosing the rows that a stage keeps, and copying them."""

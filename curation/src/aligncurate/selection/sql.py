@@ -1,9 +1,9 @@
-"""A user's SQL predicate over the rows of a dataset, evaluated by DuckDB batch by batch.
+"""SQL predicates over the rows of a dataset, evaluated by DuckDB batch by batch.
 
-What runs is one expression in a WHERE clause: DuckDB itself refuses statements, aggregates and
+A predicate is one expression in a WHERE clause: DuckDB itself refuses statements, aggregates and
 window functions there, and the database that it runs in holds nothing, reads and writes no file and
-loads no extension. Functions that answer differently each time are refused as well: the rows that
-a predicate keeps are to be the same when the run is gone on with or done again.
+loads no extension. Functions whose result changes from call to call are refused as well: a run that
+is resumed or repeated must keep the same rows.
 """
 
 import json
@@ -27,46 +27,52 @@ _LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "threads": "1",  # there is a thread for each shard already
 }
 _ROW = f"row {uuid4()}"
-"""A column beside those of the batch, under a name that no predicate hits upon."""
+"""Column of row numbers, added to each batch under a name that no predicate can guess."""
 _CLOCKS = {"current_time", "current_timestamp", "localtime", "localtimestamp"}
 
 
 class Predicate:
-    """`sql` over the columns of `schema`; NULL counts as not kept, as in any WHERE.
+    """`sql` over the columns of `schema`; a row for which it is NULL does not pass.
 
     `columns` are those that it reads: of `image`, the whole only if more than `image.path` is
-    named. May be called from several threads.
+    named. Without them `sql` is a user's, checked and searched for columns. May be called from
+    several threads.
 
     Raises:
         InputError: `sql` is no predicate over these columns; DuckDB's own message says why.
     """
 
-    def __init__(self, sql: str, schema: pa.Schema, where: str) -> None:
+    def __init__(
+        self, sql: str, schema: pa.Schema, where: str, columns: Sequence[str] | None = None
+    ) -> None:
         import duckdb
 
         self.sql = sql
         self._where = where
         self._error = duckdb.Error
         self._database = duckdb.connect(":memory:", config=_LOCKED)
-        if not sql.strip():
+        self.columns = self._checked(schema) if columns is None else tuple(columns)
+        self._tops = ["image" if name == "image.path" else name for name in self.columns]
+
+    def _checked(self, schema: pa.Schema) -> tuple[str, ...]:
+        """Columns that a user's SQL reads, once it is found to be a predicate over `schema`."""
+        if not self.sql.strip():
             raise InputError('--where is empty; give a condition such as "score > 0.2".')
         empty = _readable(schema.empty_table())
         self._rows(empty.select([c.name for c in empty.schema if self._is_known(c)]))
         names = _Names(self._parsed())
         if unstable := sorted(names.called & self._unstable() - _lower(schema.names)):
             raise InputError(
-                f"--where {sql} uses {unstable[0]}, which answers differently each time; write the "
-                "value itself, or draw pairs with aligncurate sample."
+                f"--where {self.sql} uses {unstable[0]}, which answers differently each time; "
+                "write the value itself, or draw pairs with aligncurate sample."
             )
-        self.columns = names.columns(schema)
-        self._tops = ["image" if name == "image.path" else name for name in self.columns]
+        return names.columns(schema)
 
     def __call__(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Which rows of `batch` [n], with at least `columns`, are kept: [n] bool.
+        """Return which rows of `batch` [n], with at least `columns`, pass: [n] bool.
 
         Raises:
-            InputError: a value cannot be computed, a text that is no number cast to one for
-                instance.
+            InputError: a value cannot be computed: a text that is no number cast to one, say.
         """
         keep = np.zeros(batch.num_rows, dtype=np.bool_)
         keep[self._rows(_readable(pa.Table.from_batches([batch]).select(self._tops)))] = True
@@ -79,12 +85,12 @@ class Predicate:
         try:
             with self._database.cursor() as cursor:
                 rows = cursor.from_arrow(table.append_column(_ROW, column))
-                found = rows.filter(f"{self.sql}\n").project(f'"{_ROW}"').fetchnumpy()
+                passing = rows.filter(f"{self.sql}\n").project(f'"{_ROW}"').fetchnumpy()
         except self._error as error:
             raise InputError(
                 f"--where {self.sql} cannot be evaluated over {self._where}: {_sentence(error)}."
             ) from error
-        return np.asarray(found[_ROW])
+        return np.asarray(passing[_ROW])
 
     def _is_known(self, field: pa.Field) -> bool:
         """Whether DuckDB has the type of `field`."""
@@ -101,7 +107,7 @@ class Predicate:
         return json.loads(self._fetch(query, [statement])[0][0])
 
     def _unstable(self) -> set[str]:
-        """Functions that do not give the same for the same arguments."""
+        """Names of functions whose result changes from call to call."""
         query = (
             "SELECT DISTINCT function_name FROM duckdb_functions() "
             "WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
@@ -114,7 +120,7 @@ class Predicate:
 
 
 class _Names:
-    """What a parsed statement names: every word that may be a column, and what it calls."""
+    """Names in a parsed statement: every word that may be a column, and the functions called."""
 
     def __init__(self, parsed: Any) -> None:
         self.words: set[str] = set()
@@ -140,20 +146,20 @@ class _Names:
             self.called.add(names[0])
 
     def columns(self, schema: pa.Schema) -> tuple[str, ...]:
-        """Columns of `schema` to read; a star stands for all but the pictures."""
-        found = [
+        """Columns of `schema` to read; a star stands for all but the images."""
+        columns = [
             name
             for name in schema.names
             if name.lower() in self.words or ("*" in self.words and name != "image")
         ]
         if self._only_path:
-            found = ["image.path" if name == "image" else name for name in found]
-        return tuple(found)
+            columns = ["image.path" if name == "image" else name for name in columns]
+        return tuple(columns)
 
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
-        if value.get("class") == "CONSTANT":  # a text that reads like a column is none
+        if value.get("class") == "CONSTANT":  # a text that looks like a column
             return
         yield value
     for child in value.values() if isinstance(value, dict) else value:
@@ -162,7 +168,7 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Texts in `value` itself: a text or a list of them."""
+    """Lower-case texts in `value`: a text or a list of them."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str):
             yield item.lower()
@@ -190,5 +196,5 @@ def _wider(kind: pa.DataType) -> pa.DataType:
 
 
 def _sentence(error: Exception) -> str:
-    """DuckDB's message without the picture of where in the statement it was."""
+    """DuckDB's message without its drawing of where in the statement the error is."""
     return " ".join(str(error).partition("\n\nLINE ")[0].split()).rstrip(".!")

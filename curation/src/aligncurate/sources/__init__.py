@@ -1,4 +1,4 @@
-"""Sources of pairs: one short file each, all the same to the stages."""
+"""Sources of pairs: one file each, with the same interface for every stage."""
 
 from aligncurate.sources.source import RawBatch, Source, Unit
 from alignshared import InputError, demo
@@ -10,36 +10,35 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 def open_source(source: str, image_root: str | None = None) -> Source:
     """The source that `source` names: `demo`, `laion-cc-sbu`, or by path or URI a LLaVA JSON or
-    JSONL file, Parquet, WebDataset tars or a folder of pictures; what a folder or glob holds
+    JSONL file, Parquet, WebDataset tars or a folder of images; what a folder or glob holds
     decides.
 
-    `image_root` is the folder that paths of pictures are relative to; by default the one that the
+    `image_root` is the folder that paths of images are relative to; by default the one that the
     JSON or Parquet lies in.
 
     Raises:
         InputError: nothing of the kind is there.
     """
-    from aligncurate.sources import laion
-    from aligncurate.sources.folder import FolderSource, is_picture
+    from aligncurate.sources.folder import FolderSource, is_image
     from aligncurate.sources.listing import find_files, is_folder
-    from aligncurate.sources.llava import LlavaSource
+    from aligncurate.sources.llava import LAION_NAME, LlavaSource, laion_cc_sbu
     from aligncurate.sources.parquet import ParquetSource
     from aligncurate.sources.webdataset import WebDatasetSource
 
     if source == "demo":
         return ParquetSource(str(demo.pairs_path()), name="demo")
-    if source == laion.NAME:
-        return laion.laion_cc_sbu(image_root)
+    if source == LAION_NAME:
+        return laion_cc_sbu(image_root)
     if source.endswith((".json", ".jsonl")) and not is_folder(source):
         return LlavaSource(source, image_root)
     files = find_files(source)
     names = [file.location for file in files]
     if any(name.endswith(".tar") for name in names):  # img2dataset puts Parquet beside its tars
-        return WebDatasetSource(source, found=files)
+        return WebDatasetSource(source, files=files)
     if any(name.endswith(".parquet") for name in names) or source.endswith(".parquet"):
-        return ParquetSource(source, image_root, found=files)
-    if is_folder(source) and any(map(is_picture, files)):
-        return FolderSource(source, found=files)
+        return ParquetSource(source, image_root, files=files)
+    if is_folder(source) and any(map(is_image, files)):
+        return FolderSource(source, files=files)
     raise InputError(_why_not(source, names))
 
 
@@ -54,5 +53,5 @@ def _why_not(source: str, names: list[str]) -> str:
         return f"there is nothing at {source}; name a file, a folder or a glob that is there."
     return (
         f"--input {source} is not known: give demo, laion-cc-sbu, a LLaVA .json or .jsonl file, a "
-        "file, folder or glob of Parquet or WebDataset tars, or a folder of pictures."
+        "file, folder or glob of Parquet or WebDataset tars, or a folder of images."
     )

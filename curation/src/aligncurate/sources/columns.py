@@ -1,6 +1,4 @@
-"""Which columns of a Parquet file play which part in a pair, and their values as the contract has
-them.
-"""
+"""Parts of a pair among the columns of a Parquet file, and their values in the contract's types."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -41,7 +39,7 @@ def find_columns(schema: pa.Schema, where: str, *, is_dataset: bool) -> Columns:
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
         raise InputError(f"{where} has two columns {twice[0]}; rename one of them.")
-    image = _first_of(_IMAGE_NAMES, schema, where, "pictures or paths")
+    image = _first_of(_IMAGE_NAMES, schema, where, "images or paths")
     caption = _first_of(_CAPTION_NAMES, schema, where, "captions")
     parts = {"id", image, caption, "conversations"}
     own = [field for field in schema if field.name not in parts]
@@ -56,8 +54,8 @@ def find_columns(schema: pa.Schema, where: str, *, is_dataset: bool) -> Columns:
     has_conversations = "conversations" in schema.names
     if has_conversations:
         fits = _may_be_conversations(schema.field("conversations").type)
-        wanted = f"{CONVERSATIONS_TYPE}"
-        _require(fits, schema, "conversations", where, wanted)
+        expected = f"{CONVERSATIONS_TYPE}"
+        _require(fits, schema, "conversations", where, expected)
     return Columns(
         id="id" if "id" in schema.names else None,
         image=image,
@@ -84,7 +82,7 @@ def require_same(columns: Columns, schema: pa.Schema, where: str) -> None:
 
 
 def as_images(column: pa.Array) -> pa.StructArray:
-    """Pictures as struct<bytes: binary, path: binary>, from such a struct, bytes or paths."""
+    """Images as struct<bytes: binary, path: binary>, from such a struct, bytes or paths."""
     column = _plain(column)
     nulls = pa.nulls(len(column))
     if pa.types.is_struct(column.type):
@@ -138,10 +136,10 @@ def _first_of(names: tuple[str, ...], schema: pa.Schema, where: str, what: str) 
     )
 
 
-def _require(fits: bool, schema: pa.Schema, name: str, where: str, wanted: str) -> None:
+def _require(fits: bool, schema: pa.Schema, name: str, where: str, expected: str) -> None:
     if not fits:
         raise InputError(
-            f"column {name} of {where} is {schema.field(name).type}, where {wanted} are needed; "
+            f"column {name} of {where} is {schema.field(name).type}, where {expected} are needed; "
             "convert or rename it."
         )
 

@@ -46,7 +46,7 @@ def _hashes(values: list[str]) -> npt.NDArray[np.uint64]:
 
 
 class IdColumn:
-    """The id column of all files, chunk by chunk, as often as it is asked for."""
+    """Id column of all files, chunk by chunk; can be iterated more than once."""
 
     def __init__(self, files: list[str], column: str) -> None:
         self._files = files

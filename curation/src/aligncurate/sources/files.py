@@ -1,4 +1,4 @@
-"""Picture and text files under a root that their paths may not leave, on disk or in a store."""
+"""Image and text files under a root that their paths may not leave, on disk or in a store."""
 
 import errno
 import os
@@ -12,13 +12,13 @@ from alignshared.filesystems import is_remote, normal_location, one_line
 from alignshared.pictures import ImageError
 
 MAX_FILE_BYTES = 1 << 28
-"""256 MiB: more than a picture of the most pixels takes, so nothing larger need be read."""
+"""256 MiB: more than an image of the most pixels takes, so nothing larger need be read."""
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".ico", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tga", ".tif",
     ".tiff", ".webp",
 )  # fmt: skip
-"""Names that files of pictures have; what is in them is seen when they are decoded."""
+"""Names that files of images have; what is in them is seen when they are decoded."""
 
 
 _OF_THE_DISK = frozenset(
@@ -27,7 +27,7 @@ _OF_THE_DISK = frozenset(
 """Errors that another attempt may not meet."""
 
 
-def picture_root(image_root: str | None, default: str) -> str:
+def resolve_image_root(image_root: str | None, default: str) -> str:
     """The folder `image_root`, or `default`, as a path without links or as a URI.
 
     Raises:
@@ -43,13 +43,13 @@ def picture_root(image_root: str | None, default: str) -> str:
     return root
 
 
-def read_picture(root: str | None, path: str) -> bytes:
-    """The bytes of the picture file `path`, relative to `root`.
+def read_image(root: str | None, path: str) -> bytes:
+    """The bytes of the image file `path`, relative to `root`.
 
     Raises:
         ImageError: the path leaves the root (by `..`, by being absolute elsewhere, through a link),
             or there is no readable file.
-        AlignError: the disk or the object store fails, which says nothing about the picture.
+        AlignError: the disk or the object store fails, which says nothing about the image.
     """
     if root is None:
         raise ImageError(Reason.MISSING_FILE, "the row holds a path and there is no image root")
@@ -59,7 +59,7 @@ def read_picture(root: str | None, path: str) -> bytes:
 
 
 def read_text(root: str, path: str, limit: int) -> bytes:
-    """The bytes of the text file `path`, at most `limit`; raises as `read_picture` does."""
+    """The bytes of the text file `path`, at most `limit`; raises as `read_image` does."""
     if is_remote(root):
         return _read_object(Storage(root), path, limit)
     return _read_file(root, path, limit)
@@ -100,7 +100,7 @@ def _read_object(storage: Storage, path: str, limit: int) -> bytes:
         raise ImageError(Reason.MISSING_FILE, f"no such file under {root}") from error
     except OSError as error:
         raise AlignError(
-            f"{root}/{pure} cannot be read: {one_line(error)}; run the same command to go on."
+            f"{root}/{pure} cannot be read: {one_line(error)}; run the same command to resume."
         ) from error
 
 
@@ -121,9 +121,9 @@ def _require_size(size: int, limit: int) -> None:
     if size > limit:
         raise ImageError(
             Reason.TOO_MANY_PIXELS if limit == MAX_FILE_BYTES else Reason.MALFORMED_RECORD,
-            f"{size:,} bytes, more than any {'picture' if limit == MAX_FILE_BYTES else 'text'} has",
+            f"{size:,} bytes, more than any {'image' if limit == MAX_FILE_BYTES else 'text'} has",
         )
 
 
 def _no_folder(image_root: str) -> InputError:
-    return InputError(f"--image-root {image_root} is no folder; name the one with the pictures.")
+    return InputError(f"--image-root {image_root} is no folder; name the one with the images.")

@@ -1,4 +1,4 @@
-"""A folder of pictures, each with its caption beside it in a `.txt` of the same name."""
+"""A folder of images, each with its caption beside it in a `.txt` of the same name."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.sources.files import PICTURE_SUFFIXES, picture_root, read_text
+from aligncurate.sources.files import IMAGE_SUFFIXES, read_text, resolve_image_root
 from aligncurate.sources.index import index_rows, write_index
 from aligncurate.sources.listing import FoundFile, dataset_name, find_files, listing_digest
 from aligncurate.sources.metadata import (
@@ -32,19 +32,19 @@ _REMOTE_THREADS = 16
 
 
 class FolderSource:
-    """Pictures in the folder `location`, searched to the bottom; `a/b.jpg` has the id `a/b` and its
+    """Images in the folder `location`, searched to the bottom; `a/b.jpg` has the id `a/b` and its
     caption in `a/b.txt`.
 
     Raises:
-        InputError: there is no such folder, or no picture in it.
+        InputError: there is no such folder, or no image in it.
     """
 
-    def __init__(self, location: str, found: list[FoundFile] | None = None) -> None:
+    def __init__(self, location: str, files: list[FoundFile] | None = None) -> None:
         self.location = normal_location(location)
-        self.image_root = picture_root(location, location)
-        files = find_files(location) if found is None else found
-        if not any(map(is_picture, files)):
-            raise InputError(f"there is no picture in {location}; name the folder of pictures.")
+        self.image_root = resolve_image_root(location, location)
+        files = find_files(location) if files is None else files
+        if not any(map(is_image, files)):
+            raise InputError(f"there is no image in {location}; name the folder of images.")
         self.name = dataset_name(location, ".folder")
         self._digest = listing_digest(files)
         start = len(self.location.rstrip("/")) + 1
@@ -58,7 +58,7 @@ class FolderSource:
         return {"kind": "folder", "location": self.location, "digest": self._digest}
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
-        """Write which picture has which caption into `work`, unless an earlier run did."""
+        """Write which image has which caption into `work`, unless an earlier run did."""
         if not work.exists(_INDEX_FILE):
             write_index(work, _INDEX_FILE, _INDEX_SCHEMA, _index_rows(self._names))
         location = f"{work.location}/{_INDEX_FILE}"
@@ -69,7 +69,7 @@ class FolderSource:
         return pa.schema([])
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """Pictures of `unit` with their captions; the pictures' bytes are read by path."""
+        """Images of `unit` with their captions; the images' bytes are read by path."""
         threads = _REMOTE_THREADS if is_remote(self.location) else 1
         for _, batch in parquet_rows(unit, _INDEX_SCHEMA.names, batch_rows):
             rows = list(map_ordered(self._with_caption, batch.to_pylist(), threads))
@@ -93,28 +93,28 @@ class FolderSource:
         return row | {"caption": text.strip()}
 
 
-def is_picture(file: FoundFile) -> bool:
-    """Whether the file's name is one of a picture."""
-    return file.location.lower().endswith(PICTURE_SUFFIXES)
+def is_image(file: FoundFile) -> bool:
+    """Whether the file's name is one of an image."""
+    return file.location.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _index_rows(names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """A row for each picture, and one for each caption that has none."""
+    """A row for each image, and one for each caption that has none."""
     for stem, group in groupby(sorted(names, key=_order), key=_stem):
         members = list(group)
-        pictures = [name for name in members if name.lower().endswith(PICTURE_SUFFIXES)]
+        images = [name for name in members if name.lower().endswith(IMAGE_SUFFIXES)]
         caption = f"{stem}.txt" if f"{stem}.txt" in members else None
-        for number, path in enumerate(pictures):
+        for number, path in enumerate(images):
             yield _index_row(stem, path, caption, repeats=number > 0)
-        if caption is not None and not pictures:
-            yield _row(stem, None, Reason.NO_IMAGE, f"there is no picture beside {caption}")
+        if caption is not None and not images:
+            yield _row(stem, None, Reason.NO_IMAGE, f"there is no image beside {caption}")
 
 
 def _index_row(stem: str, path: str, caption: str | None, *, repeats: bool) -> dict[str, Any]:
     if not is_valid_text(path):
         return _row(stem, None, Reason.INVALID_UTF8, "the file's name is not valid UTF-8")
     if repeats:
-        detail = f"the id {stem!r} is that of another picture, with another suffix"
+        detail = f"the id {stem!r} is that of another image, with another suffix"
         return _row(stem, path, Reason.DUPLICATE_ID, detail)
     if caption is None:
         return _row(stem, path, Reason.NO_CAPTION, f"there is no {stem}.txt")

@@ -1,6 +1,4 @@
-"""An index: what planning found in an input, as a Parquet file in the run's folder, which workers
-read their rows from.
-"""
+"""Index of an input: a Parquet file that planning writes into the run's folder and workers read."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -33,7 +31,7 @@ def write_index(
 
 
 def index_rows(work: Storage, file: str) -> int:
-    """How many rows the index `file` has."""
+    """Number of rows in the index `file`."""
     with work.open(file) as stream:
         return pq.read_metadata(stream).num_rows
 

@@ -1,4 +1,4 @@
-"""Instruction data in LLaVA's JSON or JSON Lines: conversations, most of them on a picture."""
+"""Instruction data in LLaVA's JSON or JSON Lines: conversations, most of them on an image."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ _ANSWERS = ("gpt", "assistant")
 class InstructionSource(LlavaSource):
     """Records of the `.json` or `.jsonl` file at `location` that hold a conversation.
 
-    Unlike pairs for scoring, records may be without image, and several may be on one picture and
+    Unlike pairs for scoring, records may be without image, and several may be on one image and
     bear its id, as in LLaVA's own files: the second becomes `id#2`. A record that repeats an
     earlier one in everything is a reject.
     """
 
     def identity(self) -> dict[str, Any]:
-        """The file's name and digest, and the folder of the pictures."""
+        """The file's name and digest, and the folder of the images."""
         return super().identity() | {"kind": "instructions"}
 
     def _row_maker(self) -> RowMaker:
@@ -84,11 +84,11 @@ def _problem(id_: str, image: Any, turns: Any) -> tuple[Reason, str] | None:
     if not isinstance(turns, list):
         return Reason.MALFORMED_RECORD, "there is no list of conversations"
     for number, turn in enumerate(turns, start=1):
-        speaker, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else ("", 0)
-        if not isinstance(speaker, str) or not isinstance(said, str):
+        speaker, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else ("", 0)
+        if not isinstance(speaker, str) or not isinstance(text, str):
             return Reason.MALFORMED_RECORD, f"turn {number} has no text for from and value"
-        if len(speaker) + len(said) > MAX_CHARACTERS:
-            return Reason.MALFORMED_RECORD, f"turn {number} has {len(said):,} characters"
+        if len(speaker) + len(text) > MAX_CHARACTERS:
+            return Reason.MALFORMED_RECORD, f"turn {number} has {len(text):,} characters"
     if not is_valid_text(id_ + (image or "") + "".join(t["from"] + t["value"] for t in turns)):
         return Reason.INVALID_UTF8, "the id, the image path or a turn is not valid UTF-8"
     if not any(_is_answered(*pair) for pair in pairwise(turns)):

@@ -19,7 +19,7 @@ _MAX_LINE = 1 << 26
 """Bytes of a line of JSON Lines; a longer one is no record."""
 
 _MAX_DEPTH = 100
-"""Of lists and objects in a record; LLaVA's have three."""
+"""Limit of nested lists and objects in a record; LLaVA's have three."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,8 @@ def find_files(location: str) -> list[FoundFile]:
         InputError: a folder cannot be listed, or a file that braces name is not there.
     """
     whole = normal_location(location)
-    if (found := _at(whole)) is not None:
-        return found
+    if (files := _at(whole)) is not None:
+        return files
     patterns = expand_braces(whole)
     plain = [pattern for pattern in patterns if not _WILD.search(pattern)]
     files = _named(plain) if patterns != [whole] else []
@@ -95,7 +95,7 @@ def opened(location: str) -> Iterator[pa.NativeFile]:
             yield stream
     except OSError as error:
         raise AlignError(
-            f"{location} cannot be read: {one_line(error)}; run the same command to go on."
+            f"{location} cannot be read: {one_line(error)}; run the same command to resume."
         ) from error
 
 
@@ -115,7 +115,7 @@ def is_folder(location: str) -> bool:
 
 
 def dataset_name(location: str, suffix: str) -> str:
-    """What a dataset made from `location` is called: its last part without wildcards."""
+    """Name of a dataset made from `location`: its last part without wildcards."""
     fixed = _BEFORE_WILD.split(location, maxsplit=1)[0]
     return PurePosixPath(fixed.rstrip("/")).name.removesuffix(suffix).rstrip("-_.") or suffix[1:]
 
@@ -163,15 +163,15 @@ def _named(patterns: list[str]) -> list[FoundFile]:
     for pattern in patterns:
         folder, _, name = pattern.rpartition("/")
         folders.setdefault(folder, []).append(name)
-    found: list[FoundFile] = []
+    files: list[FoundFile] = []
     for folder, names in folders.items():
-        there = {file.location: file for file in _some(folder, names)}
+        by_location = {file.location: file for file in _some(folder, names)}
         for name in names:
-            file = there.get(f"{folder}/{name}")
+            file = by_location.get(f"{folder}/{name}")
             if file is None:
                 raise InputError(f"there is no {name} in {folder}, which the input names.")
-            found.append(file)
-    return found
+            files.append(file)
+    return files
 
 
 def _some(folder: str, names: list[str]) -> list[FoundFile]:
@@ -217,12 +217,12 @@ def _listed(storage: Storage, *, recursive: bool) -> list[FoundFile]:
         walked = _walked(storage.location) if recursive else _entries(storage.location)
         return sorted(walked, key=lambda file: file.location)
     root = storage.path()
-    found = [
+    files = [
         _found(storage.location + info.path.removeprefix(root), info)
         for info in storage.infos(recursive=recursive)
         if info.type == fs.FileType.File
     ]
-    return sorted(found, key=lambda file: file.location)
+    return sorted(files, key=lambda file: file.location)
 
 
 def _found(location: str, info: fs.FileInfo) -> FoundFile:

@@ -1,17 +1,20 @@
-"""LLaVA's JSON (a list of records) and JSON Lines, with the pictures in a folder.
+"""LLaVA's JSON (a list of records) and JSON Lines, with the images in a folder.
 
 The file is read once, record by record, into a Parquet index in the run's folder; workers read
 their rows of the index, never the JSON.
 """
 
 import hashlib
+import zipfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import fs
 
-from aligncurate.sources.files import picture_root
+from aligncurate.core.hub import HubError, hub_file
+from aligncurate.sources.files import resolve_image_root
 from aligncurate.sources.index import index_rows, write_index
 from aligncurate.sources.json_records import Malformed, records_of
 from aligncurate.sources.listing import opened, split_location
@@ -27,11 +30,18 @@ _INDEX_SCHEMA = pa.schema(
 )
 _CHUNK = 1 << 20
 
+LAION_NAME = "laion-cc-sbu"
+_REPO = "liuhaotian/LLaVA-Pretrain"
+_RECORDS = "blip_laion_cc_sbu_558k.json"
+_IMAGES = "images.zip"
+_CACHE = Path("~/.cache/alignstack/laion-cc-sbu")
+_UNPACKED = ".unpacked"
+
 RowMaker = Callable[[Any, str], dict[str, Any]]
 
 
 class LlavaSource:
-    """Records of the `.json` or `.jsonl` file at `location`; pictures lie under `image_root`.
+    """Records of the `.json` or `.jsonl` file at `location`; images lie under `image_root`.
 
     The caption is the first `gpt` turn, or `caption` where a record has no conversations. An id
     counts as a duplicate if an earlier record that could be used has it.
@@ -47,10 +57,10 @@ class LlavaSource:
             raise InputError(f"there is no file {location}; give the LLaVA JSON as --input.")
         self._stem = name_there.rpartition(".")[0]
         self.name = name or self._stem
-        self.image_root = picture_root(image_root, storage.location)
+        self.image_root = resolve_image_root(image_root, storage.location)
 
     def identity(self) -> dict[str, Any]:
-        """The file's name and digest, and the folder of the pictures."""
+        """The file's name and digest, and the folder of the images."""
         sha256 = hashlib.sha256()
         with opened(self.location) as stream:
             while chunk := stream.read(_CHUNK):
@@ -161,8 +171,8 @@ def rejected_row(id_: str, path: str | None, reason: Reason, detail: str) -> dic
 
 def id_of(record: dict[str, Any], derived: str) -> str:
     """The record's own id, or `derived`."""
-    given = record.get("id")
-    return str(given) if isinstance(given, str | int) and str(given) else derived
+    own = record.get("id")
+    return str(own) if isinstance(own, str | int) and str(own) else derived
 
 
 def _caption_of(record: dict[str, Any]) -> Any:
@@ -189,3 +199,46 @@ def turns_of(record: dict[str, Any]) -> list[dict[str, str | None]] | None:
 
 def _text_or_none(value: Any) -> str | None:
     return None if value is None else writable(str(value))
+
+
+def laion_cc_sbu(image_root: str | None = None) -> LlavaSource:
+    """LLaVA-Pretrain's 558K pairs: records and images in `image_root`, or from the Hub into the
+    cache (28 GB, unpacked 28 GB more).
+
+    Raises:
+        InputError: they are not there and cannot be downloaded.
+    """
+    if image_root is not None:
+        records = f"{normal_location(image_root)}/{_RECORDS}"
+        if not Storage(image_root).exists(_RECORDS):
+            raise InputError(
+                f"{records} is not there; place {_RECORDS} of {_REPO} in {image_root}, beside the "
+                f"folders of its {_IMAGES}."
+            )
+        return LlavaSource(records, image_root, LAION_NAME)
+    try:
+        records = hub_file(_REPO, [_RECORDS], "dataset")
+        images = _unpacked(hub_file(_REPO, [_IMAGES], "dataset"))
+    except HubError as error:
+        raise InputError(
+            f"{LAION_NAME} is not in the Hugging Face cache and cannot be downloaded ({error}); "
+            f"download {_RECORDS} and {_IMAGES} of the dataset {_REPO} elsewhere, unpack both into "
+            "one folder, and give it as --image-root."
+        ) from error
+    return LlavaSource(str(records), str(images), LAION_NAME)
+
+
+def _unpacked(archive: Path) -> Path:
+    folder = _CACHE.expanduser() / "images"
+    done = folder / _UNPACKED
+    if not done.exists():
+        try:
+            with zipfile.ZipFile(archive) as files:
+                files.extractall(folder)  # zipfile itself keeps members inside the folder
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(
+                f"{archive} cannot be unpacked into {folder}: {error}; make room there, or unpack "
+                "it elsewhere and give that folder as --image-root."
+            ) from error
+        done.touch()
+    return folder

@@ -1,4 +1,4 @@
-"""Scalar fields of JSON objects beside pictures, as columns that pass through."""
+"""Scalar fields of JSON objects beside images, as columns that pass through."""
 
 import codecs
 import json
@@ -12,11 +12,11 @@ from alignshared import Reason
 from alignshared.schema import SOURCE_COLUMNS, STAGE_COLUMNS
 
 MAX_CHARACTERS = 1 << 20
-"""Of a caption, or of what is said in one turn of a conversation; no person wrote more."""
+"""Limit for a caption or one turn of a conversation; no person wrote more."""
 
 INVALID = "\U0010ffff"
-"""What bytes that are not UTF-8 are read as: a noncharacter, which no text has. U+FFFD would not
-do: texts that lost a letter long ago have it, and are valid.
+"""Stand-in for bytes that are not UTF-8: a noncharacter, which no text has. U+FFFD would not do:
+texts that lost a letter long ago have it, and are valid.
 """
 
 MARK_INVALID = "alignstack-mark-invalid"
@@ -43,7 +43,7 @@ def writable(text: str) -> str:
 
 
 def caption_problem(caption: Any) -> tuple[Reason, str] | None:
-    """Why `caption` cannot be scored, or None if it can."""
+    """Return the reason why `caption` cannot be scored, or None if it can."""
     if caption is None:
         return Reason.NO_CAPTION, "there is no caption"
     if not isinstance(caption, str):
@@ -72,10 +72,10 @@ MAX_TEXT_BYTES = 1 << 20
 """1 MiB: more than any caption or its metadata has."""
 
 MAX_COLUMNS = 256
-"""Of more names of fields than these, those that most samples have become columns."""
+"""Limit of columns; of more fields, those that most samples have become columns."""
 
 Kinds = dict[str, Counter[str]]
-"""How often a field was of which kind: null, bool, int, float, str, or nested."""
+"""Counts of each field's kinds: null, bool, int, float, str, or nested."""
 
 _TYPES = {
     frozenset[str](): pa.string(),
@@ -103,7 +103,7 @@ def parsed_metadata(data: bytes) -> dict[str, Any]:
 
 
 def kind_of(value: Any) -> str:
-    """Which kind of `Kinds` a JSON value is of."""
+    """Kind of a JSON value, as `Kinds` counts it."""
     if value is None:
         return "null"
     if isinstance(value, bool | str):

@@ -1,4 +1,4 @@
-"""Parquet files with pictures inside or paths to them: a file, a folder, a glob, or one of our
+"""Parquet files with images inside or paths to them: a file, a folder, a glob, or one of our
 datasets.
 """
 
@@ -18,7 +18,7 @@ from aligncurate.sources.columns import (
     require_same,
 )
 from aligncurate.sources.duplicates import IdColumn, ids_of, marked_duplicates
-from aligncurate.sources.files import picture_root
+from aligncurate.sources.files import resolve_image_root
 from aligncurate.sources.listing import (
     FoundFile,
     dataset_name,
@@ -61,16 +61,16 @@ class ParquetSource:
         location: str,
         image_root: str | None = None,
         name: str = "",
-        found: list[FoundFile] | None = None,
+        files: list[FoundFile] | None = None,
     ) -> None:
         self.location = normal_location(location)
         self.dataset_digest, listed = _files_at(
-            location, find_files(location) if found is None else found
+            location, find_files(location) if files is None else files
         )
         self._listing_digest = listing_digest(listed)
         self.files = [file.location for file in listed]
         self.name = name or dataset_name(location, _SUFFIX)
-        self.image_root = picture_root(image_root, static_folder(location))
+        self.image_root = resolve_image_root(image_root, static_folder(location))
         self._derived = {
             file: f"{stem}-"
             for file, stem in zip(self.files, names_below(listed, _SUFFIX), strict=True)
@@ -82,7 +82,7 @@ class ParquetSource:
 
     def identity(self) -> dict[str, Any]:
         """The location, a digest of the files' names, sizes and times, or of a manifest, and the
-        folder of the pictures.
+        folder of the images.
         """
         return {
             "kind": "parquet",
@@ -108,7 +108,7 @@ class ParquetSource:
         return self.columns.own
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """Rows of `unit`; a row without usable text, id or picture reference is a reject."""
+        """Rows of `unit`; a row without usable text, id or image reference is a reject."""
         duplicates = frozenset(unit.duplicates)
         for first, batch in parquet_rows(unit, self.columns.names(), batch_rows):
             yield self._checked(unit, first, batch, duplicates)
@@ -137,7 +137,7 @@ class ParquetSource:
             elif first + row in duplicates:
                 problem = Reason.DUPLICATE_ID, f"the id {id_!r} occurs in an earlier row"
             elif not path and not has_bytes[row]:
-                problem = Reason.NO_IMAGE, "there is neither a picture nor a path to one"
+                problem = Reason.NO_IMAGE, "there is neither an image nor a path to one"
             if problem is None:
                 keep.append(row)
                 continue
@@ -153,8 +153,8 @@ class ParquetSource:
         derived = [f"{prefix}{first + row:09d}" for row in range(batch.num_rows)]
         if self.columns.id is None:
             return derived, derived
-        given = ids_of(batch.column(self.columns.id))
-        return derived, [g or d for g, d in zip(given, derived, strict=True)]
+        own = ids_of(batch.column(self.columns.id))
+        return derived, [g or d for g, d in zip(own, derived, strict=True)]
 
     def _table(self, batch: pa.RecordBatch, ids: list[str], captions: list[str]) -> pa.Table:
         """The rows of `batch`, all of them usable, as SOURCE_COLUMNS and the own ones."""
@@ -183,14 +183,14 @@ def _files_at(location: str, files: list[FoundFile]) -> tuple[str | None, list[F
         listed = [FoundFile(f"{dataset.location}/{s.file}", s.bytes, 0) for s in shards]
         return dataset.digest, listed
     only_one = len(files) == 1 and files[0].location == normal_location(location)
-    found = files if only_one else [file for file in files if file.location.endswith(_SUFFIX)]
-    if not found:
+    files = files if only_one else [file for file in files if file.location.endswith(_SUFFIX)]
+    if not files:
         raise InputError(
             f"there is no Parquet file at {location}; name a file, a folder or a glob."
         )
     if not only_one:
-        _refuse_parts_of_runs(location, found)
-    return None, found
+        _refuse_parts_of_runs(location, files)
+    return None, files
 
 
 def _refuse_parts_of_runs(location: str, files: list[FoundFile]) -> None:

@@ -1,4 +1,4 @@
-"""What a source of pairs is to the rest: a list of units, and the rows of any one of them.
+"""Interface of a source of pairs: a list of units, and the rows of any one of them.
 
 A unit is a run of rows of one file and becomes one shard, wherever and whenever it is worked on.
 The list depends on the input alone, so it is also what a resumed run compares against.
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from alignshared import InputError, Reject, Storage
 from alignshared.filesystems import is_remote, one_line
+from alignshared.shards import groups_of_rows
 
 MIN_SHARD_ROWS = 256
 MAX_SHARD_ROWS = 1024
@@ -37,7 +38,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """Pairs as read: SOURCE_COLUMNS and the source's own; `image.bytes` is null for picture files.
+    """Pairs as read: SOURCE_COLUMNS and the source's own; `image.bytes` is null for image files.
 
     `rejects` are the rows that were left out of `table`.
     """
@@ -69,7 +70,7 @@ class Source(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What tells this input from another, for the manifest and for resuming."""
+        """Fields that distinguish this input from another, for the manifest and for resuming."""
         ...
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
@@ -146,28 +147,14 @@ def parquet_rows(
     touch.
     """
     with reading_parquet(unit.file) as parquet:
-        groups, before = _touched_groups(parquet, unit)
-        skip, left, at = unit.first - before, unit.rows, unit.first
+        groups, skip = groups_of_rows(parquet, unit.first, unit.first + unit.rows)
+        left, at = unit.rows, unit.first
         for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns):
-            wanted = batch.slice(skip, left)
+            rows = batch.slice(skip, left)
             skip = max(skip - batch.num_rows, 0)
-            if wanted.num_rows:
-                yield at, wanted
-                at += wanted.num_rows
-                left -= wanted.num_rows
+            if rows.num_rows:
+                yield at, rows
+                at += rows.num_rows
+                left -= rows.num_rows
             if not left:
                 return
-
-
-def _touched_groups(parquet: pq.ParquetFile, unit: Unit) -> tuple[list[int], int]:
-    """Row groups that hold rows of `unit`, and how many rows lie before the first of them."""
-    groups: list[int] = []
-    before = first = 0
-    for index in range(parquet.num_row_groups):
-        rows = parquet.metadata.row_group(index).num_rows
-        if first + rows <= unit.first:
-            before = first + rows
-        elif first < unit.first + unit.rows:
-            groups.append(index)
-        first += rows
-    return groups, before

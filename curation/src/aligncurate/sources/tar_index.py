@@ -1,19 +1,23 @@
-"""What samples a WebDataset tar holds, and where: one row for each.
+"""Index of a WebDataset tar: one row for each sample, with the places of its parts.
 
 A sample is the members of one tar with the same name up to the first dot of its last part. Its
-picture, `.txt` and `.json` count; of several pictures, the first.
+image, `.txt` and `.json` count; of several images, the first. No member is unpacked, and nothing in
+a tar is trusted: headers are read through a window that refuses large ones, sizes are checked
+against the file's, and where Python's tarfile stops silently at a damaged header, the damage is
+reported.
 """
 
 import re
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 
-from aligncurate.sources.files import MAX_FILE_BYTES, PICTURE_SUFFIXES
+from aligncurate.sources.files import IMAGE_SUFFIXES, MAX_FILE_BYTES
 from aligncurate.sources.listing import opened
 from aligncurate.sources.metadata import (
     MAX_TEXT_BYTES,
@@ -22,9 +26,8 @@ from aligncurate.sources.metadata import (
     kind_of,
     parsed_metadata,
 )
-from aligncurate.sources.tar_members import TarBytes, TarDamage, tar_members
-from aligncurate.threads import beat
-from alignshared import Reason
+from aligncurate.threads import heartbeat
+from alignshared import InputError, Reason
 from alignshared.filesystems import is_remote
 
 _ROLES = ("image", "caption", "metadata")
@@ -38,12 +41,62 @@ TAR_INDEX_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""A sample: its id, the tar, the picture's name in it, and first byte and size of its parts."""
+"""A sample: its id, the tar, the image's name in it, and first byte and size of its parts."""
 
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<suffix>[^/]+)", re.DOTALL)
 _MAX_ID = 4096
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 16, 1 << 22
 _LIMITS = {"image": MAX_FILE_BYTES, "caption": MAX_TEXT_BYTES, "metadata": MAX_TEXT_BYTES}
+_MAX_HEADER = 1 << 20
+_DAMAGE = (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, LookupError)
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+_END_MARK = bytes(tarfile.BLOCKSIZE)
+
+
+class TarDamage(Exception):
+    """Error for a tar that cannot be read further; the message is a clause: where and why."""
+
+
+class TarBytes:
+    """A tar's bytes, read in windows of `window` bytes: far fewer requests than headers."""
+
+    def __init__(self, stream: Any, window: int) -> None:
+        self._stream = stream
+        self._window = window
+        self._held = b""
+        self._held_at = 0
+        self._at = 0
+        self.size: int = stream.size()
+
+    def seek(self, position: int) -> int:
+        self._at = position
+        return position
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, count: int) -> bytes:
+        """The next `count` bytes, fewer at the end; raises TarDamage if no header is that long."""
+        if not 0 <= count <= _MAX_HEADER:
+            raise TarDamage(f"the header at byte {self._at:,} claims to have {count:,} bytes")
+        data = self.at(self._at, count)
+        self._at += len(data)
+        return data
+
+    def at(self, position: int, count: int) -> bytes:
+        """`count` bytes from `position` on, fewer at the end."""
+        begin = position - self._held_at
+        if not 0 <= begin <= begin + count <= len(self._held) and position < self.size:
+            size = min(max(count, self._window), self.size - position)
+            self._held = self._stream.read_at(size, position)
+            self._held_at, begin = position, 0
+        return self._held[begin : begin + count] if begin >= 0 else b""
 
 
 @dataclass(slots=True)
@@ -82,7 +135,7 @@ def index_tar(location: str, prefix: str) -> TarIndex:
         try:
             for member in tar_members(data, location):
                 indexing.add(member)
-                beat()
+                heartbeat()
         except TarDamage as error:
             damage = str(error)
             indexing.end_in_damage(damage)
@@ -163,7 +216,7 @@ class _Indexing:
 
 
 def _role(suffix: str) -> str | None:
-    if f".{suffix}" in PICTURE_SUFFIXES:
+    if f".{suffix}" in IMAGE_SUFFIXES:
         return "image"
     return {"txt": "caption", "json": "metadata"}.get(suffix)
 
@@ -193,7 +246,7 @@ def _kind(member: tarfile.TarInfo) -> str:
 def _row(sample: _Sample, tar: str, prefix: str, number: int) -> dict[str, Any]:
     problem = sample.problem
     if problem is None and "image" not in sample.spans:
-        problem = Reason.NO_IMAGE, "the sample has no picture"
+        problem = Reason.NO_IMAGE, "the sample has no image"
     if problem is None and not sample.has_caption:
         problem = Reason.NO_CAPTION, "the sample has no .txt, and no caption in a .json"
     key = sample.key if is_valid_text(sample.key) else f"{number:09d}"
@@ -206,3 +259,39 @@ def _row(sample: _Sample, tar: str, prefix: str, number: int) -> dict[str, Any]:
         row |= {f"{role}_at": at, f"{role}_size": size}
     reason, detail = problem if problem else (None, None)
     return row | {"reason": reason and reason.value, "detail": detail}
+
+
+def tar_members(data: TarBytes, location: str) -> Iterator[tarfile.TarInfo]:
+    """The members of the tar, in order, as their headers describe them.
+
+    Raises:
+        InputError: the tar is compressed.
+        TarDamage: it is cut short or damaged; all members before have been given.
+    """
+    _require_plain(data, location)
+    position = -1
+    try:
+        with tarfile.open(fileobj=cast(IO[bytes], data), mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                if archive.offset <= position or member.size < 0:
+                    raise TarDamage(f"the header at byte {member.offset:,} leads backwards")
+                position = archive.offset
+                cast(Any, archive).members.clear()  # or it would remember them all
+                yield member
+            position = archive.offset
+    except _DAMAGE as error:
+        raise TarDamage(f"after byte {max(position, 0):,}: {error}") from error
+    mark = data.at(position, tarfile.BLOCKSIZE)
+    if mark != _END_MARK:
+        what = "a damaged header" if mark else "no end mark: it was cut short"
+        raise TarDamage(f"{what} at byte {position:,}")
+
+
+def _require_plain(data: TarBytes, location: str) -> None:
+    head = data.at(0, 8)
+    for magic, name in _COMPRESSED.items():
+        if head.startswith(magic):
+            raise InputError(
+                f"{location} is compressed ({name}), and parts of it cannot be read on their own; "
+                "unpack it to a plain .tar."
+            )

@@ -1,4 +1,4 @@
-"""WebDataset tars, as img2dataset writes them: pictures, captions in `.txt`, metadata in `.json`.
+"""WebDataset tars, as img2dataset writes them: images, captions in `.txt`, metadata in `.json`.
 
 Planning reads every tar's headers once into an index in the run's folder, on any machine; workers
 then read the parts of their samples by offset, so a unit is a run of samples of one tar. No member
@@ -63,9 +63,9 @@ class WebDatasetSource:
         InputError: there is no tar at `location`.
     """
 
-    def __init__(self, location: str, name: str = "", found: list[FoundFile] | None = None) -> None:
+    def __init__(self, location: str, name: str = "", files: list[FoundFile] | None = None) -> None:
         self.location = normal_location(location)
-        listed = find_files(location) if found is None else found
+        listed = find_files(location) if files is None else files
         listed = [file for file in listed if file.location.endswith(_SUFFIX)]
         if not listed:
             raise InputError(f"there is no .tar at {location}; name a file, a folder or a glob.")
@@ -96,11 +96,11 @@ class WebDatasetSource:
             file = _index_file(number)
             return f"{folder.location}/{file}", _summary(folder, file)
 
-        found = list(map_ordered(indexed, range(len(self._tars)), threads))
-        self._warn_of_damage([summary for _, summary in found])
-        kinds = added_kinds(summary.kinds for _, summary in found)
+        summaries = list(map_ordered(indexed, range(len(self._tars)), threads))
+        self._warn_of_damage([summary for _, summary in summaries])
+        kinds = added_kinds(summary.kinds for _, summary in summaries)
         self._own = own_columns(kinds)
-        sizes = [(location, summary.rows) for location, summary in found]
+        sizes = [(location, summary.rows) for location, summary in summaries]
         units = cut_into_units(sizes, shard_rows)
         if "str" not in kinds.get("id", ()):  # keys are told apart already
             return units
@@ -108,8 +108,8 @@ class WebDatasetSource:
 
     def parts(self, work: Storage) -> list[int]:
         """The numbers of the tars that have no index in `work` yet."""
-        there = frozenset(work.child(_INDEX_FOLDER).names())
-        return [n for n in range(len(self._tars)) if _index_file(n) not in there]
+        indexed_files = frozenset(work.child(_INDEX_FOLDER).names())
+        return [n for n in range(len(self._tars)) if _index_file(n) not in indexed_files]
 
     def prepare(self, work: Storage, part: int) -> None:
         """Index one tar in `work`.
@@ -130,7 +130,7 @@ class WebDatasetSource:
         return self._own
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """Samples of `unit`, with the pictures' bytes."""
+        """Samples of `unit`, with the images' bytes."""
         duplicates = frozenset(unit.duplicates)
         for first, batch in parquet_rows(unit, TAR_INDEX_SCHEMA.names, batch_rows):
             rows = batch.to_pylist()
@@ -194,7 +194,7 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """What an index says of its tar as a whole: samples, kinds of the metadata, damage or ""."""
+    """Summary of a tar in its index: samples, kinds of the metadata, damage or ""."""
 
     rows: int
     kinds: Kinds

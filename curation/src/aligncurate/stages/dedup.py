@@ -1,7 +1,6 @@
-"""dedup: leave out pairs whose picture another pair has, to the byte or nearly."""
+"""dedup: leave out pairs whose image another pair has, to the byte or nearly."""
 
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import accumulate
@@ -12,43 +11,52 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.core.vectors import Vectors, column_of
-from aligncurate.dedup.components import Components
-from aligncurate.dedup.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
-from aligncurate.dedup.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
-from aligncurate.dedup.neighbours import NeighbourSearch, SearchFacts
-from aligncurate.output.folder import RUN_FOLDER, OutputState, finish, open_output
-from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
-from aligncurate.progress import OnProgress, silent
-from aligncurate.selection.copy import (
-    as_mask,
-    copy_chosen,
+from aligncurate.duplicates.components import Components
+from aligncurate.duplicates.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
+from aligncurate.duplicates.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
+from aligncurate.duplicates.neighbours import NeighbourSearch, SearchFacts
+from aligncurate.output.folder import (
+    RUN_FOLDER,
+    config_of,
     finished_already,
+    input_and_output,
 )
-from aligncurate.threads import available_cores
-from aligncurate.units.records import released_if_empty
-from alignshared import ContractError, Dataset, DuplicateInfo, InputError, ShardInfo, Storage
+from aligncurate.output.shards import as_mask
+from aligncurate.progress import OnProgress, silent
+from aligncurate.selection.copy import copy_chosen
+from aligncurate.settings import Location, require_one_of
+from aligncurate.threads import thread_count
+from aligncurate.units.run import write_dataset
+from alignshared import (
+    ContractError,
+    Dataset,
+    DuplicateInfo,
+    InputError,
+    Manifest,
+    ShardInfo,
+    Storage,
+)
 from alignshared.duplicates import (
     DUPLICATE_SCHEMA,
     DUPLICATES_FOLDER,
     Likeness,
-    duplicates_from_json,
 )
 from alignshared.schema import require_columns
 from alignshared.shards import writing_shard
 
 DEFAULT_THRESHOLD = 0.99
-"""Of planted copies and pictures that are merely alike, benchmarks/dedup_planted.py tells this one:
-the least of those tried that loses at most a picture in twenty of the hardest kind, drawings.
+"""The least threshold tried in benchmarks/dedup_planted.py, on planted copies and images that are
+merely alike, that loses at most an image in twenty of the hardest kind, drawings.
 """
 
 DEFAULT_RECALL = 0.99
 
 Keep = Literal["best", "first"]
 Chains = Literal["split", "whole"]
-Location = str | os.PathLike[str]
 
 _KEPT_FILE, _FOUND_FILE = f"{RUN_FOLDER}/kept.bits", f"{RUN_FOLDER}/duplicates.json"
 
@@ -68,20 +76,20 @@ def dedup(  # noqa: PLR0913 the command's options
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the dataset `input` to `output` without pairs whose picture another pair has.
+    """Write the dataset `input` to `output` without pairs whose image another pair has.
 
-    First pictures with the same bytes, by SHA-256; then near ones, whose image embeddings have a
+    First images with the same bytes, by SHA-256; then near ones, whose image embeddings have a
     cosine of at least `threshold`. Pairs that are near to each other, directly or over others, form
     a component, of which the preferred pair stays. Those that are near to that one go; with chains
     "split", of those that are not the preferred again stays, and so on. So whatever goes is near to
     a pair that stays, and pairs that stay are not near to each other.
 
-    What goes is listed in `duplicates/` beside the shards. Up to 20,000 pictures (10,000,000 on
+    What goes is listed in `duplicates/` beside the shards. Up to 20,000 images (10,000,000 on
     GPUs) are compared each with each; more are compared with those in the same region of the space
     alone, which finds a share of `recall` at least of the pairs, as measured on a sample. A
     levelled dataset stays levelled.
 
-    Memory for each row: 75 bytes, its id, and for near duplicates of many pictures 24 bytes for
+    Memory for each row: 75 bytes, its id, and for near duplicates of many images 24 bytes for
     each of the regions looked into, a few as a rule; 2 bytes for each value of its embedding in a
     temporary file under `$TMPDIR`, which is mapped.
 
@@ -105,53 +113,39 @@ def dedup(  # noqa: PLR0913 the command's options
     Raises:
         InputError: the arguments, the input or the folders cannot be used as they are.
     """
-    _check_arguments(threshold, keep, chains, recall, workers)
-    found = newest_dataset("bucket", "score").location if input is None else input
-    dataset = open_dataset(found)
-    storage = Storage(sibling_output(dataset, "dedup") if output is None else output)
-    _check_dataset(dataset, storage, keep, exact_only=exact_only)
-    threads = workers or available_cores()
+    threads = thread_count(workers)
+    _check_arguments(threshold, keep, chains, recall)
+    dataset, storage = input_and_output("dedup", input, output, ("bucket", "score"), open_dataset)
+    _check_dataset(dataset, keep, exact_only=exact_only)
     near = {"threshold": threshold, "chains": chains, "recall": recall}
-    config = {
-        "input": dataset.location,
-        "input_sha256": dataset.digest,
-        "keep": keep,
-        "near": None if exact_only else near,
-        "execution": {"workers": threads},
-    }
-    if not overwrite and (there := finished_already(storage, config)):
-        return there
-    if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
-        return Dataset(storage.location)
-    with released_if_empty(storage):
+    config = config_of(dataset, threads, keep=keep, near=None if exact_only else near)
+    if finished := finished_already(storage, config, overwrite=overwrite):
+        return finished
+
+    def write() -> Manifest:
         if not storage.exists(_FOUND_FILE):
             _find(dataset, storage, config, threads, on_progress)
         else:
             on_progress(dataset.manifest.rows * (1 if exact_only else 2))
-        info = duplicates_from_json(storage.read_json(_FOUND_FILE))
-        kept = list(_masks(storage.read_bytes(_KEPT_FILE), dataset))
+        info = TypeAdapter(DuplicateInfo).validate_json(storage.read_bytes(_FOUND_FILE))
+        masks = list(_masks(storage.read_bytes(_KEPT_FILE), dataset))
         manifest = copy_chosen(
-            dataset, storage, "dedup", config, kept, workers=threads, on_progress=on_progress
+            dataset, storage, "dedup", config, masks, workers=threads, on_progress=on_progress
         )
-        return finish(storage, replace(manifest, duplicates=info))
+        return replace(manifest, duplicates=info)
+
+    return write_dataset(storage, config, write, overwrite=overwrite)
 
 
-def _check_arguments(
-    threshold: float, keep: str, chains: str, recall: float, workers: int | None
-) -> None:
-    if not 0 < threshold <= 1:
-        raise InputError(f"--threshold {threshold} cannot be: give a cosine above 0 and up to 1.")
-    if not 0 < recall <= 1:
-        raise InputError(f"--recall {recall} cannot be: give a share above 0 and up to 1.")
-    for option, value, known in (("--keep", keep, Keep), ("--chains", chains, Chains)):
-        if value not in get_args(known):
-            raise InputError(f"{option} {value} is unknown; give {' or '.join(get_args(known))}.")
-    if workers is not None and workers < 1:
-        raise InputError(f"--workers {workers} cannot be: give 1 or more.")
+def _check_arguments(threshold: float, keep: str, chains: str, recall: float) -> None:
+    for option, share in (("--threshold", threshold), ("--recall", recall)):
+        if not 0 < share <= 1:
+            raise InputError(f"{option} must be above 0 and at most 1 (got {share}).")
+    require_one_of("--keep", keep, get_args(Keep))
+    require_one_of("--chains", chains, get_args(Chains))
 
 
-def _check_dataset(dataset: Dataset, storage: Storage, keep: Keep, *, exact_only: bool) -> None:
-    refuse_to_write_over(storage.location, dataset.location)
+def _check_dataset(dataset: Dataset, keep: Keep, *, exact_only: bool) -> None:
     if dataset.manifest.rows == 0:
         raise InputError(f"{dataset.location} is empty, so there are no duplicates in it.")
     schema = dataset.schema
@@ -227,7 +221,7 @@ def _tell(facts: SearchFacts, rows: int) -> None:
     if facts.method == "exact":
         return
     _log.info(
-        "comparing each of %s different pictures with those in the %s nearest of %s cells, which "
+        "comparing each of %s different images with those in the %s nearest of %s cells, which "
         "finds %.1f %% of the near pairs, as measured on %s %s.",
         f"{rows:,}", facts.probes, f"{facts.cells:,}", 100 * facts.recall, facts.recall_pairs,
         "made-up ones, as hardly any were met" if facts.planted else "of them",

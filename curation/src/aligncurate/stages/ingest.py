@@ -1,6 +1,5 @@
-"""ingest: LLaVA instruction data into shards, pictures inside, unscored."""
+"""ingest: LLaVA instruction data into shards, images inside, unscored."""
 
-import logging
 import os
 import time
 from functools import partial
@@ -9,35 +8,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from aligncurate.output.folder import (
-    RUN_FOLDER,
-    OutputState,
-    add_reasons,
-    finish,
-    open_output,
-    provenance,
-)
+from aligncurate.output.folder import RUN_FOLDER
 from aligncurate.output.locations import default_output, refuse_to_write_over
 from aligncurate.progress import OnProgress, silent
+from aligncurate.settings import UNIT_TIMEOUT_S, Location, require_at_least
 from aligncurate.sources import RawBatch, Unit
-from aligncurate.sources.files import read_picture
+from aligncurate.sources.files import read_image
 from aligncurate.sources.instructions import InstructionSource
 from aligncurate.threads import available_cores
-from aligncurate.units.local import UNIT_TIMEOUT_S, LineStep, Work, work_in_process
-from aligncurate.units.records import FinishedBatch, Timing, UnitRecord, released_if_empty
-from aligncurate.units.run import Failed, Outcomes, UnitRun
+from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process
+from aligncurate.units.records import FinishedBatch, Timing, manifest_fields
+from aligncurate.units.run import FailedPolicy, Outcomes, UnitRun, write_dataset
 from alignshared import Dataset, InputError, Manifest, Parent, Reject, Storage
 from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import IMAGE_TYPE, ingested_schema
 
 _BATCH_ROWS = 64
 
-log = logging.getLogger("aligncurate")
-
 
 def ingest(  # noqa: PLR0913 the command's options
-    input: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None = None,
+    input: Location,
+    output: Location | None = None,
     *,
     image_root: str | None = None,
     shard_rows: int | None = None,
@@ -47,20 +38,19 @@ def ingest(  # noqa: PLR0913 the command's options
     unit_timeout: float = UNIT_TIMEOUT_S,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the conversations of `input` and their pictures as a dataset, unscored.
+    """Write the conversations of `input` and their images as a dataset, unscored.
 
-    Pictures are decoded once, to know that they can be, and stored as they are. A record without
-    image is text alone; one whose picture is missing or broken becomes a reject. An unfinished run
-    is gone on with.
+    Images are decoded once, as a check, and stored as they are. A record without image is text
+    alone; one whose image is missing or broken becomes a reject. An unfinished run is resumed.
 
     Args:
         input: a LLaVA `.json` or `.jsonl` file with `conversations`.
         output: folder of the dataset; `data/<name>/ingest` if None.
-        image_root: folder that paths of pictures are relative to and may not leave; by default the
+        image_root: folder that paths of images are relative to and may not leave; by default the
             one that `input` lies in.
         shard_rows: records per shard; None suits the total, from 256 to 1,024.
         overwrite: replace a dataset or unfinished run in `output`.
-        retry_failed: try units again that failed in earlier runs; otherwise they are left alone.
+        retry_failed: try units again that failed in earlier runs; otherwise they are skipped.
         skip_failed: at the end, make the records of failed units rejects; otherwise there is no
             dataset until all units are done.
         unit_timeout: seconds without progress after which a unit counts as failed.
@@ -71,11 +61,10 @@ def ingest(  # noqa: PLR0913 the command's options
 
     Raises:
         InputError: the input or the output cannot be used; the message says why.
-        AlignError: the run or some of its units failed; what is finished is kept, and the same
-            call goes on from there.
+        AlignError: the run or some of its units failed; finished units are kept, and the same call
+            resumes.
     """
-    if shard_rows is not None and shard_rows < 1:
-        raise InputError(f"--shard-rows {shard_rows} cannot be; give 1 or more.")
+    require_at_least(1, shard_rows=shard_rows)
     location = os.fspath(input)
     if not location.endswith((".json", ".jsonl")):
         raise InputError(
@@ -85,37 +74,45 @@ def ingest(  # noqa: PLR0913 the command's options
     source = InstructionSource(location, image_root)
     storage = Storage(output or default_output(source.name, "ingest"))
     refuse_to_write_over(storage.location, source.location, source.image_root)
-    config = {"input": source.identity(), "shard_rows": shard_rows}
-    if open_output(storage, config, overwrite=overwrite) is OutputState.FINISHED:
-        log.info("%s is finished already; nothing was done.", storage.location)
-        return Dataset(storage.location)
-    began = time.monotonic()
-    with released_if_empty(storage):
+    config: dict[str, Any] = {"input": source.identity(), "shard_rows": shard_rows}
+
+    def write() -> Manifest:
+        began = time.monotonic()
         units = source.plan(storage.child(RUN_FOLDER), shard_rows)
         if not units:
             raise InputError(f"there are no records in {source.location}.")
-        run = UnitRun(storage, units, ingested_schema(), Failed(retry_failed, skip_failed))
-        on_progress(run.begun)
-        records = run.run(lambda to_do: _work(source, to_do, storage, unit_timeout, on_progress))
-        how = {"records": run.total, "seconds": time.monotonic() - began}
-        return finish(storage, _manifest(config | {"execution": how}, records))
+        failed = FailedPolicy(retry_failed, skip_failed)
+        run = UnitRun(storage, units, ingested_schema(), failed)
+        on_progress(run.rows_done)
+        records = run.run(
+            lambda to_do: _ingest_units(source, to_do, storage, unit_timeout, on_progress)
+        )
+        facts = {"records": run.total, "seconds": time.monotonic() - began}
+        return Manifest(
+            stage="ingest",
+            config=config | {"execution": facts},
+            parents=[Parent(config["input"]["location"], config["input"]["digest"])],
+            **manifest_fields(records),
+        )
+
+    return write_dataset(storage, config, write, overwrite=overwrite)
 
 
-def _work(
+def _ingest_units(
     source: InstructionSource,
     units: list[Unit],
     storage: Storage,
     timeout_s: float,
     on_progress: OnProgress,
 ) -> Outcomes:
-    step = LineStep(partial(_finished, image_root=source.image_root), available_cores())
+    step = ThreadStep(partial(_with_images, image_root=source.image_root), available_cores())
     read = partial(source.read, batch_rows=_BATCH_ROWS)
-    work = Work(read, [step], ingested_schema(), storage, timeout_s)
-    return work_in_process(work, units, on_progress)
+    pipeline = UnitPipeline(read, [step], ingested_schema(), storage, timeout_s)
+    return run_in_process(pipeline, units, on_progress)
 
 
-def _finished(raw: RawBatch, image_root: str | None) -> FinishedBatch:
-    """`raw` with the pictures' bytes and sizes; records whose picture is unusable are rejects."""
+def _with_images(raw: RawBatch, image_root: str | None) -> FinishedBatch:
+    """`raw` with the bytes and sizes of images; records whose image is unusable are rejects."""
     began = time.perf_counter()
     rejects = list(raw.rejects)
     keep: list[int] = []
@@ -126,7 +123,7 @@ def _finished(raw: RawBatch, image_root: str | None) -> FinishedBatch:
         content, size = None, (None, None)
         if image is not None:
             try:
-                content = read_picture(image_root, image["path"])
+                content = read_image(image_root, image["path"])
                 size = decode_image(content).size
             except ImageError as error:
                 rejects.append(Reject(id_, image["path"], error.reason, error.detail))
@@ -145,18 +142,3 @@ def _table(rows: pa.Table, images: list[Any], sizes: list[Any]) -> pa.Table:
     columns["width"] = pa.array([width for width, _ in sizes], pa.int32())
     columns["height"] = pa.array([height for _, height in sizes], pa.int32())
     return pa.table([columns[name] for name in schema.names], names=schema.names).cast(schema)
-
-
-def _manifest(config: dict[str, Any], records: list[UnitRecord]) -> Manifest:
-    source, made = config["input"], provenance()
-    return Manifest(
-        stage="ingest",
-        rows=sum(record.shard.rows for record in records),
-        rejects=add_reasons(record.rejects.reasons for record in records),
-        shards=[record.shard for record in records],
-        reject_shards=[r.rejects.info for r in records if r.rejects.info is not None],
-        config=config,
-        parents=[Parent(source["location"], source["digest"])],
-        package=made["package"],
-        created=made["created"],
-    )

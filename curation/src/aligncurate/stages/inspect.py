@@ -1,4 +1,4 @@
-"""inspect: what is in a dataset. The manifest and one shard's schema are read, never the rows."""
+"""inspect: describe a dataset from its manifest and one shard's schema, without reading rows."""
 
 import os
 
@@ -15,7 +15,7 @@ from alignshared import AlignError, Dataset, InputError, Storage
 
 
 def inspect(input: str | os.PathLike[str] | None = None) -> Inspection:
-    """What is in the dataset `input`, by default the newest one under `data/`.
+    """Describe the dataset `input`, by default the newest one under `data/`.
 
     It takes as long for a billion rows as for ten. An unfinished run is described as far as it has
     come.

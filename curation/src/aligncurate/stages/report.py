@@ -1,11 +1,9 @@
-"""report: what a dataset's scores and levels look like, as one HTML file and as figures."""
+"""report: the scores and levels of a dataset as one HTML file and as figures."""
 
 import logging
-import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -13,6 +11,7 @@ import pyarrow as pa
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.output.locations import READABLE_STAGES, newest_dataset, sibling_output
 from aligncurate.progress import OnProgress, silent
+from aligncurate.settings import Location
 from alignshared import ContractError, Dataset, InputError, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
@@ -24,31 +23,27 @@ PAGE = "report.html"
 HISTOGRAM = "histogram.png"
 LEVELS = "levels.png"
 GALLERY = "gallery.png"
-DRIFT_PAGE = "drift.html"
 DRIFT = "drift.png"
-_FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY, DRIFT_PAGE, DRIFT)
+_FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY, DRIFT, "drift.html")  # the last by earlier versions
 
 _REJECT_EXAMPLES = 3
 
 _log = logging.getLogger("aligncurate")
 
-Location = str | os.PathLike[str]
-
 
 @dataclass(frozen=True, slots=True)
 class DriftFiles:
-    """Where the comparison with another dataset lies, and what moved in plain sentences."""
+    """The comparison with another dataset: its figure, and what moved in plain sentences."""
 
     against: str
-    page: str
     figure: str
     sentences: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """Where the report lies; a figure is None where the dataset has nothing to draw in it, `drift`
-    where it was not compared.
+    """Locations of the report's files; a figure is None where there is nothing to draw in it,
+    `drift` where no other dataset was compared.
     """
 
     dataset: str
@@ -66,7 +61,6 @@ def report(
     *,
     against: Location | None = None,
     examples: int = 8,
-    cut: float | None = None,
     on_progress: OnProgress = silent,
 ) -> ReportFiles:
     """Write `report.html`, one file that opens offline, and its figures as PNG.
@@ -74,14 +68,11 @@ def report(
     Args:
         input: a scored or levelled dataset; by default the newest one under `data/`.
         output: a folder of an earlier report or a new one; by default `report` beside `input`.
-        against: another scored dataset, to be compared with `input`: the report gets a second
-            page, `drift.html`, and `drift.png`. A warning is logged where scores of other weights
-            are compared.
+        against: another scored dataset to compare `input` with: the report gets a section on
+            drift, and `drift.png`. A warning is logged where scores of other weights are compared.
         examples: pairs to show of each level; the same ones every time.
-        cut: a score, to tell how many pairs lie at or above it, in all and in each level.
-        on_progress: called with the number of pairs read. Every pair is read once, and what is
-            found is left beside the manifest, so that no later report reads them again; for
-            `cut` they are read once more.
+        on_progress: called with the number of pairs read. Every pair is read once, and the summary
+            is left beside the manifest, so that no later report reads them again.
 
     Raises:
         InputError: a dataset has no scores, or the folder holds something else.
@@ -89,42 +80,36 @@ def report(
     from aligncurate.reporting.page import render_page
 
     if examples < 1:
-        raise InputError(f"--examples {examples} cannot be: give 1 or more.")
-    if cut is not None and not math.isfinite(cut):
-        raise InputError(f"--cut {cut} cannot be: give a score.")
-    found = newest_dataset(*READABLE_STAGES).location if input is None else input
-    dataset = open_dataset(found)
+        raise InputError(f"--examples must be at least 1 (got {examples}).")
+    dataset = open_dataset(newest_dataset(*READABLE_STAGES).location if input is None else input)
     other = None if against is None else open_dataset(against)
     storage = Storage(sibling_output(dataset, "report") if output is None else output)
     _refuse_foreign(storage)
     with _naming_damage(dataset):
-        content = _gather(dataset, examples, cut, on_progress)
-    drift = None if other is None else _compare(content, other, on_progress)
-    pictures = _draw(content, drift)
+        content = _gather(dataset, examples, on_progress)
+    if other is not None:
+        content = replace(content, drift=_compare(content, other, on_progress))
+    files = _draw(content)
     for name in _FILES:
-        if name in pictures:
-            storage.write_bytes(name, pictures[name])
+        if name in files:
+            storage.write_bytes(name, files[name])
         else:
             storage.delete(name)
     # Last, since the page is what marks the folder as a report.
     storage.write_bytes(PAGE, render_page(content).encode())
-    places = {name: storage.child(name).location for name in (PAGE, *pictures)}
+    locations = {name: storage.child(name).location for name in (PAGE, *files)}
+    drift = content.drift
     return ReportFiles(
         dataset=dataset.location,
         folder=storage.location,
-        page=places[PAGE],
-        histogram=places.get(HISTOGRAM),
-        levels=places.get(LEVELS),
-        gallery=places.get(GALLERY),
-        drift=_drift_files(drift, places) if drift else None,
+        page=locations[PAGE],
+        histogram=locations.get(HISTOGRAM),
+        levels=locations.get(LEVELS),
+        gallery=locations.get(GALLERY),
+        drift=DriftFiles(drift.other.location, locations[DRIFT], drift.sentences)
+        if drift
+        else None,
     )
-
-
-def _drift_files(drift: "Drift", places: dict[str, str]) -> DriftFiles:
-    from aligncurate.reporting.drift_page import drift_sentences
-
-    sentences = drift_sentences(drift)
-    return DriftFiles(drift.other.dataset.location, places[DRIFT_PAGE], places[DRIFT], sentences)
 
 
 @contextmanager
@@ -148,11 +133,8 @@ def _refuse_foreign(storage: Storage) -> None:
         )
 
 
-def _gather(
-    dataset: Dataset, examples: int, cut: float | None, on_progress: OnProgress
-) -> "ReportContent":
+def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "ReportContent":
     from aligncurate.reporting.clusters import find_clusters
-    from aligncurate.reporting.cut import count_cut
     from aligncurate.reporting.gallery import read_examples
     from aligncurate.reporting.lineage import ancestors
     from aligncurate.reporting.page import ReportContent
@@ -163,15 +145,14 @@ def _gather(
     _require_scores(dataset)
     summary = summary_of(dataset, examples, on_progress)
     lineage = ancestors(dataset)
-    kept = [dataset, *(a.dataset for a in lineage if a.dataset)]
+    readable = [dataset, *(a.dataset for a in lineage if a.dataset)]
     return ReportContent(
         dataset=dataset,
         summary=summary,
         groups=read_examples(dataset, summary.shortlist, examples) if manifest.rows else [],
-        rejects=[entry for one in kept for entry in rejected(one, _REJECT_EXAMPLES)],
+        rejects=[entry for each in readable for entry in rejected(each, _REJECT_EXAMPLES)],
         lineage=lineage,
         clusters=find_clusters(dataset, lineage),
-        cut=None if cut is None else count_cut(dataset, cut, on_progress),
     )
 
 
@@ -198,33 +179,18 @@ def _compare(content: "ReportContent", other: Dataset, on_progress: OnProgress) 
     return drift
 
 
-def _draw(content: "ReportContent", drift: "Drift | None") -> dict[str, bytes]:
-    """The figures, and the page of the drift, by file name; those without anything to show are left
-    out.
-    """
+def _draw(content: "ReportContent") -> dict[str, bytes]:
+    """The figures by file name; those without anything to show are left out."""
     from aligncurate.reporting import figures
 
-    edges, summary = content.dataset.manifest.level_edges, content.summary
-    pictures = {}
+    edges, summary, drift = content.dataset.manifest.level_edges, content.summary, content.drift
+    drawn = {}
     if summary.histogram.count:
-        pictures[HISTOGRAM] = figures.histogram_png(summary.histogram, edges)
+        drawn[HISTOGRAM] = figures.draw_histogram(summary.histogram, edges)
     if summary.levels:
-        pictures[LEVELS] = figures.levels_png(summary.levels)
+        drawn[LEVELS] = figures.draw_levels(summary.levels)
     if any(group.examples for group in content.groups):
-        pictures[GALLERY] = figures.gallery_png(content.groups)
+        drawn[GALLERY] = figures.draw_gallery(content.groups)
     if drift:
-        pictures |= _draw_drift(drift)
-    return pictures
-
-
-def _draw_drift(drift: "Drift") -> dict[str, bytes]:
-    from aligncurate.reporting import figures
-    from aligncurate.reporting.drift_page import name_text, render_drift
-
-    base, other = drift.base, drift.other
-    names = name_text(base.name), name_text(other.name)
-    edges = base.dataset.manifest.level_edges
-    return {
-        DRIFT_PAGE: render_drift(drift).encode(),
-        DRIFT: figures.overlay_png(base.summary.histogram, other.summary.histogram, names, edges),
-    }
+        drawn[DRIFT] = figures.draw_overlay(*drift.histograms, drift.names, edges)
+    return {name: figures.png(figure) for name, figure in drawn.items()}

@@ -1,7 +1,6 @@
-"""sample: draw so many pairs, evenly from all levels, the same ones every time."""
+"""sample: draw a number of pairs, evenly from all levels, the same ones every time."""
 
 import logging
-import os
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -18,23 +17,22 @@ from aligncurate.core.sampling import (
     balanced_quotas,
     sampling_keys,
 )
-from aligncurate.levels.edges import open_checked
+from aligncurate.output.folder import finished_already
 from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
+from aligncurate.output.shards import as_mask, open_checked
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.summary import level_values
 from aligncurate.selection.copy import (
-    as_mask,
-    finished_already,
     write_chosen,
 )
+from aligncurate.settings import Location
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
 SAMPLED_STAGES = ("filter", "bucket")
-"""Of which the newest under `data/` is meant where no input is named."""
+"""Stages whose newest dataset under `data/` is the default input."""
 
-Location = str | os.PathLike[str]
 
 _log = logging.getLogger("aligncurate")
 
@@ -85,7 +83,7 @@ def sample(
         "seed": seed,
         "execution": {"workers": threads},
     }
-    if not overwrite and (finished := finished_already(storage, config)):
+    if finished := finished_already(storage, config, overwrite=overwrite):
         return finished
     keys = _KeyReader(dataset, seed)
     counts = _count(keys, threads)
@@ -96,9 +94,9 @@ def sample(
     _warn_of_short(dataset, counts.sizes, quotas, rows, per_level)
     if dataset.manifest.level_edges:
         config["execution"]["pairs_of_levels"] = counts.sizes
-    kept = _drawn(keys, Draw(counts, quotas), threads, on_progress)
+    masks = _drawn(keys, Draw(counts, quotas), threads, on_progress)
     return write_chosen(
-        dataset, storage, "sample", config, kept,
+        dataset, storage, "sample", config, masks,
         workers=threads, overwrite=overwrite, on_progress=on_progress,
     )  # fmt: skip
 
@@ -112,9 +110,9 @@ def _check_arguments(
         )
     for option, value in (("--rows", rows), ("--per-level", per_level), ("--workers", workers)):
         if value is not None and value < 1:
-            raise InputError(f"{option} {value} cannot be; give 1 or more.")
+            raise InputError(f"{option} must be at least 1 (got {value}).")
     if not 0 <= seed <= MAX_SEED:
-        raise InputError(f"--seed {seed} cannot be; give a number from 0 to {MAX_SEED}.")
+        raise InputError(f"--seed must be from 0 to {MAX_SEED} (got {seed}).")
 
 
 def _check_dataset(dataset: Dataset, storage: Storage, per_level: int | None) -> None:
@@ -160,9 +158,9 @@ def _count(keys: _KeyReader, threads: int) -> KeyCounts:
     total, lock = KeyCounts(keys.groups), Lock()
 
     def count(shard: ShardInfo) -> None:
-        found = keys(shard)
+        counted = keys(shard)
         with lock:
-            total.add(*found)
+            total.add(*counted)
 
     for _ in map_ordered(count, keys.dataset.manifest.shards, threads):
         pass
@@ -180,11 +178,11 @@ def _drawn(
         part, shard = numbered
         return as_mask(draw.drawn(part, *keys(shard)))
 
-    kept: list[pa.BooleanArray] = []
+    masks: list[pa.BooleanArray] = []
     for mask in map_ordered(choose, enumerate(shards), threads):
-        kept.append(mask)
+        masks.append(mask)
         on_progress(len(mask))
-    return kept
+    return masks
 
 
 def _warn_of_short(
@@ -201,22 +199,20 @@ def _warn_of_short(
         )  # fmt: skip
         return
     shares = (quota for size, quota in zip(sizes, quotas, strict=True) if quota < size)
-    wanted = per_level or min(shares, default=0)
+    quota = per_level or min(shares, default=0)
     short = [
-        f"level {level} ({size:,})"
-        for level, size in enumerate(sizes, start=1)
-        if 0 < size < wanted
+        f"level {level} ({size:,})" for level, size in enumerate(sizes, start=1) if 0 < size < quota
     ]
     if short:
         _log.warning(
             "all pairs are taken of %s, which in %s has fewer than %s.",
-            ", ".join(short), dataset.location, f"{wanted:,}",
+            ", ".join(short), dataset.location, f"{quota:,}",
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class LevelDrawn:
-    """How many pairs of a level were drawn, of how many."""
+    """Number of pairs drawn from a level, and of pairs in it."""
 
     level: int
     drawn: int
@@ -224,7 +220,7 @@ class LevelDrawn:
 
 
 def drawn_by_level(dataset: Dataset) -> list[LevelDrawn]:
-    """What a sample took of each level, as its manifest tells it; empty without levels."""
+    """Pairs drawn from each level, read from the manifest of a sample; empty without levels."""
     statistics = dataset.manifest.level_statistics or []
     pairs = dataset.manifest.config.get("execution", {}).get("pairs_of_levels", [])
     return [

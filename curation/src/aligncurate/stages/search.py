@@ -1,4 +1,4 @@
-"""search: the pairs of a dataset whose embeddings are nearest to a text or a picture."""
+"""search: the pairs of a dataset whose embeddings are nearest to a text or an image."""
 
 import math
 import os
@@ -12,18 +12,18 @@ import numpy as np
 import numpy.typing as npt
 
 from aligncurate.checks.manifest import open_dataset
-from aligncurate.core.vectors import Best, Units, embedding_rows, unit_rows
+from aligncurate.core.vectors import TopK, Units, embedding_rows, unit_rows
 from aligncurate.output.locations import newest_dataset
+from aligncurate.output.shards import open_matching
 from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.rows import read_rows
-from aligncurate.selection.copy import open_matching
+from aligncurate.settings import Location
 from aligncurate.threads import available_cores, map_ordered
-from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo
+from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo, atomic
 from alignshared.pictures import ImageError, decode_image
 from alignshared.schema import EMBEDDING_COLUMNS, LEVEL_COLUMN, require_columns
 
 Over = Literal["images", "captions"]
-Location = str | os.PathLike[str]
 
 _COLUMN_OF = dict(zip(get_args(Over), EMBEDDING_COLUMNS, strict=True))
 _BATCH_ROWS = 4096
@@ -35,7 +35,7 @@ class Hit:
     """A pair that was found: the `cosine` of its embedding with the query's, and what it holds.
 
     `score` is the pair's own, `level` None in a dataset without levels, `image` the bytes of its
-    picture and `path` its name, where they are in the dataset.
+    image and `path` its name, where they are in the dataset.
     """
 
     rank: int
@@ -50,9 +50,9 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """What was asked of `dataset`, and the pairs found, the nearest first.
+    """Query over `dataset`, and the pairs found, the nearest first.
 
-    `query` is the text, or the path of the picture of which `picture` holds the bytes.
+    `query` is the text, or the path of the image of which `image` holds the bytes.
     """
 
     dataset: str
@@ -60,7 +60,7 @@ class SearchResult:
     model: ModelInfo
     over: Over
     query: str
-    picture: bytes | None
+    image: bytes | None
     hits: list[Hit]
 
 
@@ -74,7 +74,7 @@ def search(
     weights: str | None = None,
     on_progress: OnProgress = silent,
 ) -> SearchResult:
-    """Find the `top` pairs of `input` nearest to `text` or to the picture in the file `image`.
+    """Find the `top` pairs of `input` nearest to `text` or to the image in the file `image`.
 
     The query is embedded with the very CLIP that the dataset was scored with, and compared with the
     embedding of every pair. Memory does not grow with the rows.
@@ -82,7 +82,7 @@ def search(
     Args:
         input: a dataset that was scored with embeddings; by default the newest one under `data/`.
         text: what to look for, or
-        image: a file with a picture to look for.
+        image: a file with an image to look for.
         top: pairs to give; of equal cosines the earlier rows.
         over: compare with the embeddings of the pairs' images or captions.
         weights: where the weights of the CLIP lie now, if not where they lay: a file, or the folder
@@ -93,10 +93,10 @@ def search(
         InputError: the query, the dataset or the weights cannot be used as they are.
     """
     _check_arguments(text, image, top, over)
-    found = newest_dataset("bucket", "score").location if input is None else input
-    dataset = open_dataset(found)
+    location = newest_dataset("bucket", "score").location if input is None else input
+    dataset = open_dataset(location)
     model = _check_dataset(dataset, over)
-    query, picture = _embed(model, text, image, weights)
+    query, image_bytes = _embed(model, text, image, weights)
     best = _compare(dataset, query, over, top, on_progress)
     return SearchResult(
         dataset=dataset.location,
@@ -104,7 +104,7 @@ def search(
         model=model,
         over=over,
         query=text if text is not None else os.fspath(image or ""),
-        picture=picture,
+        image=image_bytes,
         hits=_hits(dataset, best),
     )
 
@@ -115,7 +115,7 @@ def _check_arguments(text: str | None, image: Location | None, top: int, over: s
     if text is not None and not text.strip():
         raise InputError("--text is empty; say what to look for.")
     if top < 1:
-        raise InputError(f"--top {top} cannot be: give 1 or more.")
+        raise InputError(f"--top must be at least 1 (got {top}).")
     if over not in get_args(Over):
         raise InputError(f"--over {over} is unknown; give {' or '.join(get_args(Over))}.")
 
@@ -140,10 +140,10 @@ def _check_dataset(dataset: Dataset, over: Over) -> ModelInfo:
 def _embed(
     info: ModelInfo, text: str | None, image: Location | None, weights: str | None
 ) -> tuple[Units, bytes | None]:
-    """The unit embedding [d] of the query, and the bytes of the picture."""
+    """The unit embedding [d] of the query, and the bytes of the image."""
     from aligncurate.core.clip import ClipModel, pixel_view, resolve_recorded
 
-    data = None if image is None else _read_picture(image)
+    data = None if image is None else _read_image(image)
     resolved = resolve_recorded(info, weights)
     clip = ClipModel(
         resolved, "fp32", long_captions="mean" if info.long_captions == "mean" else "truncate"
@@ -155,22 +155,22 @@ def _embed(
     except ImageError as error:
         raise InputError(
             f"{os.fspath(image or '')} cannot be shown to the model: {error.detail}; give another "
-            "picture."
+            "image."
         ) from error
     return clip.embed_images(pixels[None])[0], data
 
 
-def _read_picture(image: Location) -> bytes:
+def _read_image(image: Location) -> bytes:
     try:
         return Path(image).read_bytes()
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            f"--image {os.fspath(image)} cannot be read: {reason}; give the file of a picture."
+            f"--image {os.fspath(image)} cannot be read: {reason}; give the file of an image."
         ) from error
 
 
-def _compare(dataset: Dataset, query: Units, over: Over, top: int, on_progress: OnProgress) -> Best:
+def _compare(dataset: Dataset, query: Units, over: Over, top: int, on_progress: OnProgress) -> TopK:
     shards = dataset.manifest.shards
     schema = dataset.schema
     column = _COLUMN_OF[over]
@@ -180,9 +180,9 @@ def _compare(dataset: Dataset, query: Units, over: Over, top: int, on_progress: 
             f"values and those of its CLIP {len(query)}; score the pairs again."
         )
 
-    def compare(work: tuple[int, ShardInfo]) -> Best:
+    def compare(work: tuple[int, ShardInfo]) -> TopK:
         first, shard = work
-        best = Best(top)
+        best = TopK(top)
         where = f"{shard.file} in {dataset.location}"
         with open_matching(dataset, shard, schema) as parquet:
             for batch in dataset.shard_batches(shard, parquet, [column], _BATCH_ROWS):
@@ -191,7 +191,7 @@ def _compare(dataset: Dataset, query: Units, over: Over, top: int, on_progress: 
                 first += batch.num_rows
         return best
 
-    best = Best(top)
+    best = TopK(top)
     firsts = accumulate((shard.rows for shard in shards), initial=0)
     parts = map_ordered(compare, zip(firsts, shards, strict=False), available_cores())
     for shard, part in zip(shards, parts, strict=True):
@@ -200,7 +200,7 @@ def _compare(dataset: Dataset, query: Units, over: Over, top: int, on_progress: 
     return best
 
 
-def _hits(dataset: Dataset, best: Best) -> list[Hit]:
+def _hits(dataset: Dataset, best: TopK) -> list[Hit]:
     ends = np.cumsum([shard.rows for shard in dataset.manifest.shards])
     places = [_shard_and_row(ends, place) for place in best.places.tolist()]
     rows = dict(read_rows(dataset, set(places), _SHOWN))
@@ -237,13 +237,13 @@ def _number(score: float | None) -> float | None:
 
 
 def hits_as_json(result: SearchResult) -> dict[str, Any]:
-    """What a program wants of `result`: no pictures."""
+    """`result` for programs, without images."""
     return {
         "dataset": result.dataset,
         "rows": result.rows,
         "model": {"name": result.model.name, "weights_sha256": result.model.weights_sha256},
         "over": result.over,
-        "query": {"text" if result.picture is None else "image": result.query},
+        "query": {"text" if result.image is None else "image": result.query},
         "hits": [{name: getattr(hit, name) for name in _JSON_FIELDS} for hit in result.hits],
     }
 
@@ -265,7 +265,7 @@ def write_sheet(result: SearchResult, file: Location) -> str:
         model=result.model.name,
         over=result.over,
         query=result.query,
-        picture=result.picture,
+        image=result.image,
         levels=max((hit.level or 0 for hit in result.hits), default=0),
         pairs=[
             SheetPair(h.rank, h.cosine, h.id, h.caption, h.score, h.level, h.image)
@@ -277,7 +277,7 @@ def write_sheet(result: SearchResult, file: Location) -> str:
         raise InputError(f"--html {path} is not named like a page; give a file that ends in .html.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render_sheet(sheet), encoding="utf-8")
+        atomic.write(path, render_sheet(sheet))
     except OSError as error:
         raise InputError(f"--html {path} cannot be written: {error.strerror or error}.") from error
     return str(path.absolute())

@@ -1,4 +1,4 @@
-"""validate: does a dataset keep the contract? Every file and every row is looked at."""
+"""validate: check every file and every row of a dataset against the contract."""
 
 import os
 from contextlib import closing
@@ -25,7 +25,7 @@ from alignshared.levels import LevelAccumulator
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What was found wrong with the dataset at `location`.
+    """Problems of the dataset at `location`.
 
     `rows` could be read and were checked, of the `rows_listed` in the manifest. `problems` holds
     the first few of each kind and how many more there are; `problem_count` counts all.
@@ -62,8 +62,8 @@ def validate(
     Raises:
         InputError: there is no dataset in `input` whose manifest can be read.
     """
-    found = newest_dataset(*READABLE_STAGES).location if input is None else input
-    dataset = open_dataset(found)
+    location = newest_dataset(*READABLE_STAGES).location if input is None else input
+    dataset = open_dataset(location)
     problems = ProblemList()
     shards, listed_twice = distinct_shards(dataset.manifest.shards)
     reject_shards, rejects_listed_twice = distinct_shards(dataset.manifest.reject_shards)
@@ -111,6 +111,6 @@ def _check_rows(
         problems.add(check_unique(dataset, shards, repeats))
     # With rows missing, statistics differ for a reason that has been told.
     if edges and whole:
-        told = dataset.manifest.level_statistics or []
-        problems.add(check_statistics(told, levels.statistics()))
+        listed = dataset.manifest.level_statistics or []
+        problems.add(check_statistics(listed, levels.statistics()))
     return rows

@@ -1,25 +1,30 @@
-"""Units worked on in the threads of this process.
+"""Units on the threads of this process.
 
-All batches of all units go through one line of workers, so that few units keep all cores busy too;
-each unit's shard is written as its batches come out, in order.
+The batches of all units go through one line of workers, so that few units keep all cores busy too;
+each unit's shard is written as its batches come out, in order. The workers also take the items that
+they work on, so that a read which hangs is noticed.
 """
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
 from aligncurate.progress import OnProgress
+from aligncurate.settings import UNIT_TIMEOUT_S
 from aligncurate.sources import RawBatch, Unit
-from aligncurate.threads import Stalled, map_watched
 from aligncurate.units.records import (
+    RETRY_PAUSE_S,
     UNIT_ATTEMPTS,
     FinishedBatch,
     OutputError,
+    Stalled,
     UnitError,
     UnitFailure,
     UnitRecord,
@@ -28,89 +33,193 @@ from aligncurate.units.records import (
 from aligncurate.units.run import Outcomes
 from alignshared import Storage
 
-UNIT_TIMEOUT_S = 600.0
-"""Seconds without progress after which a unit counts as failed."""
-
-_PAUSE_S = 0.25
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class LineStep:
-    """A function from batch to batch and how many threads call it."""
+class ThreadStep:
+    """A function from batch to batch, and the number of threads that call it."""
 
     function: Callable[[Any], Any]
     threads: int
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """What is done with each unit: `read` gives its batches, `steps` make them FinishedBatches of
-    `schema`, and they are written to `output`.
+class UnitPipeline:
+    """The work on each unit: `read` gives its batches, `steps` make them FinishedBatches of
+    `schema`, which are written to `output`.
     """
 
     read: Callable[[Unit], Iterator[RawBatch]]
-    steps: Sequence[LineStep]
+    steps: Sequence[ThreadStep]
     schema: pa.Schema
     output: Storage
     timeout_s: float = UNIT_TIMEOUT_S
 
 
-def work_in_process(work: Work, units: Iterable[Unit], on_progress: OnProgress) -> Outcomes:
-    """Do `units`; yields the record of each as it is finished, or why it failed, in order.
+def run_in_process(
+    pipeline: UnitPipeline, units: Iterable[Unit], on_progress: OnProgress
+) -> Outcomes:
+    """Run `units` through `pipeline`; yields the record or the failure of each, in order.
 
     A unit that fails is tried again from its start. One that stalls fails at once, and its threads
-    are left behind: nothing can stop them.
+    are abandoned: nothing can stop them.
 
     Raises:
         AlignError: the output cannot be written to.
     """
-    left = deque(units)
+    remaining = deque(units)
     attempt = 1
-    while left:
+    while remaining:
         try:
-            for record in _line(work, list(left), on_progress):
-                left.popleft()
+            for record in _records(pipeline, list(remaining), on_progress):
+                remaining.popleft()
                 attempt = 1
                 yield record
             return
         except Stalled:
-            reason = f"no progress for {work.timeout_s:g} seconds; a file or server does not answer"
-        except UnitError as error:
-            if attempt < UNIT_ATTEMPTS:
-                attempt = _next(attempt)
+            timeout = f"{pipeline.timeout_s:g}"
+            reason = f"no progress for {timeout} seconds; a file or server does not answer"
+        except (UnitError, OutputError) as error:
+            final = isinstance(error, OutputError) and error.lasting
+            if not final and attempt < UNIT_ATTEMPTS:
+                time.sleep(RETRY_PAUSE_S * 2 ** (attempt - 1))
+                attempt += 1
                 continue
-            reason = str(error)
-        except OutputError as error:
-            if error.lasting or attempt == UNIT_ATTEMPTS:
+            if isinstance(error, OutputError):
                 raise
-            attempt = _next(attempt)
-            continue
+            reason = str(error)
         attempt = 1
-        yield UnitFailure(left.popleft().index, reason)
+        yield UnitFailure(remaining.popleft().index, reason)
 
 
-def _next(attempt: int) -> int:
-    time.sleep(_PAUSE_S * 2 ** (attempt - 1))
-    return attempt + 1
-
-
-def _line(work: Work, units: list[Unit], on_progress: OnProgress) -> Iterator[UnitRecord]:
+def _records(
+    pipeline: UnitPipeline, units: list[Unit], on_progress: OnProgress
+) -> Iterator[UnitRecord]:
     """The records of `units`, until one of them fails."""
-    line: Any = _read(work, units)
-    for step in work.steps:
-        line = map_watched(_except_ends(step.function), line, step.threads, work.timeout_s)
+    line: Any = _read(pipeline, units)
+    for step in pipeline.steps:
+        line = _map_watched(_except_ends(step.function), line, step.threads, pipeline.timeout_s)
     with closing(line):
         for unit in units:
             batches: Iterator[FinishedBatch] = iter(line.__next__, None)
-            yield write_unit(work.output, unit.index, work.schema, batches, on_progress)
+            yield write_unit(
+                pipeline.output, unit.index, pipeline.schema, batches, on_progress=on_progress
+            )
 
 
-def _read(work: Work, units: list[Unit]) -> Iterator[RawBatch | None]:
+def _read(pipeline: UnitPipeline, units: list[Unit]) -> Iterator[RawBatch | None]:
     """The batches of each unit, and None at its end."""
     for unit in units:
-        yield from work.read(unit)
+        yield from pipeline.read(unit)
         yield None
 
 
 def _except_ends(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda batch: None if batch is None else function(batch)
+
+
+def _map_watched(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, timeout_s: float
+) -> Iterator[Result]:
+    """`map` on `workers` threads, in order, with at most `workers + 1` items in hand.
+
+    Raises:
+        Stalled: the next result did not come within `timeout_s` seconds.
+    """
+    line = _Line(function, iter(items), workers + 1)
+    threads = [threading.Thread(target=line.work, daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    stalled = False
+    try:
+        for number in count():
+            failed, result = line.take(number, timeout_s)
+            if failed:
+                raise result
+            if result is _END:
+                return
+            yield result
+    except Stalled:
+        stalled = True
+        raise
+    finally:
+        line.stop()
+        if not stalled:
+            for thread in threads:
+                thread.join()
+            line.close()
+
+
+_END = object()
+
+
+class _Line(Generic[Item, Result]):
+    """Items on their way through the workers of `_map_watched`; at most `room` are in hand."""
+
+    def __init__(
+        self, function: Callable[[Item], Result], items: Iterator[Item], room: int
+    ) -> None:
+        self._function, self._items = function, items
+        self._room = threading.Semaphore(room)
+        self._source = threading.Lock()
+        self._started = 0
+        self._stopped = False
+        self._done: dict[int, tuple[bool, Any]] = {}
+        self._news = threading.Condition()
+
+    def work(self) -> None:
+        """Loop of each worker: take an item, put its result, until there is no more."""
+        while (taken := self._next()) is not None:
+            number, item = taken
+            try:
+                outcome = False, self._function(item)
+            except BaseException as error:  # noqa: BLE001 raised again by who takes it
+                outcome = True, error
+            self._put(number, outcome)
+
+    def _next(self) -> tuple[int, Item] | None:
+        self._room.acquire()
+        with self._source:
+            if self._stopped:
+                self._room.release()
+                return None
+            number, self._started = self._started, self._started + 1
+            try:
+                return number, next(self._items)
+            except StopIteration:
+                outcome = False, _END
+            except BaseException as error:  # noqa: BLE001 raised again by who takes it
+                outcome = True, error
+            self._put(number, outcome)
+            self.stop()
+            return None
+
+    def _put(self, number: int, outcome: tuple[bool, Any]) -> None:
+        with self._news:
+            self._done[number] = outcome
+            self._news.notify_all()
+
+    def take(self, number: int, timeout_s: float) -> tuple[bool, Any]:
+        """Whether item `number` failed, and its result or error."""
+        deadline = time.monotonic() + timeout_s
+        with self._news:
+            while number not in self._done:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise Stalled
+                self._news.wait(min(remaining, threading.TIMEOUT_MAX))
+            self._room.release()
+            return self._done.pop(number)
+
+    def close(self) -> None:
+        """Close the generator that the items come from."""
+        close: Callable[[], None] | None = getattr(self._items, "close", None)
+        if close is not None:
+            close()
+
+    def stop(self) -> None:
+        """Start nothing more."""
+        self._stopped = True
+        self._room.release()  # one worker wakes, and each that ends wakes the next

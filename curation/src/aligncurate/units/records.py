@@ -1,17 +1,17 @@
-"""Units that are finished: each leaves its shard, its rejects and a record, so that a run can go
-on.
+"""Records of units: each finished unit leaves its shard, its rejects and a record, so that a run
+can be resumed.
 
 The record is written last. A unit without one is done again from the start; its half-written files
-were never given their names. A unit that cannot be done leaves a record of why instead.
+never got their names. A unit that cannot be done leaves a record of the reason instead.
 
-What fails is told apart: a `UnitError` is the fault of one unit, and the others go on; any other
-AlignError, such as a full disk, is the end of the run, and no unit's fault.
+A `UnitError` is the fault of one unit, and the others go on; any other AlignError, such as a full
+disk, ends the run and is no unit's fault.
 """
 
 import errno
 import json
 import posixpath
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,20 +20,26 @@ import pyarrow as pa
 
 from aligncurate.output.folder import (
     RUN_FOLDER,
+    Provenance,
     WrittenRejects,
+    add_reasons,
     close_output,
+    provenance,
     release_output,
     shard_name,
     write_rejects,
 )
 from aligncurate.progress import OnProgress, silent
-from aligncurate.threads import Stalled, beat
+from aligncurate.threads import heartbeat
 from alignshared import AlignError, Reject, ShardInfo, Storage
 from alignshared.filesystems import one_line
 from alignshared.shards import writing_shard
 
 UNIT_ATTEMPTS = 3
-"""How often a unit is tried, whatever it fails of, before it counts as failed."""
+"""Attempts at a unit, whatever it fails of, before it counts as failed."""
+
+RETRY_PAUSE_S = 0.25
+"""Seconds before the second attempt; they double with each further one."""
 
 _RECORDS_FOLDER = f"{RUN_FOLDER}/units"
 _FAILURES_FOLDER = f"{RUN_FOLDER}/failed"
@@ -55,7 +61,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class FinishedBatch:
-    """Rows that are ready to be written, the rejects among the rows read, and what it took."""
+    """Rows that are ready to be written, the rejects among the rows read, and the seconds taken."""
 
     table: pa.Table
     rejects: list[Reject]
@@ -69,12 +75,13 @@ class FinishedBatch:
 
 @dataclass(frozen=True, slots=True)
 class UnitRecord:
-    """A finished unit: its shard and its rejects."""
+    """A finished unit: its shard, its rejects and, as JSON, what the stage counted in it."""
 
     index: int
     shard: ShardInfo
     rejects: WrittenRejects
     timing: Timing
+    counts: Any = None
 
     @property
     def rows_in(self) -> int:
@@ -83,8 +90,12 @@ class UnitRecord:
 
     @property
     def reject_count(self) -> int:
-        """How many of the rows read were rejected."""
+        """Rows that were rejected."""
         return sum(self.rejects.reasons.values())
+
+
+class Stalled(Exception):
+    """The work in hand made no progress for too long; its threads cannot be stopped."""
 
 
 class UnitError(Exception):
@@ -101,7 +112,7 @@ class OutputError(AlignError):
 
 @dataclass(frozen=True, slots=True)
 class UnitFailure:
-    """A unit that could not be done, and why."""
+    """A unit that could not be done, and the reason."""
 
     index: int
     reason: str
@@ -109,21 +120,21 @@ class UnitFailure:
 
 @contextmanager
 def unit_errors() -> Generator[None, None, None]:
-    """What goes wrong inside is the fault of the unit in hand: raised as a UnitError."""
+    """Raise any error inside as a UnitError: the fault of the unit in hand."""
     try:
         yield
     except (UnitError, Stalled):
         raise
     except Exception as error:
-        raise UnitError(why(error)) from error
+        raise UnitError(describe_error(error)) from error
 
 
-def why(error: BaseException) -> str:
-    """What `error` says in one line, with its type where the message is not ours."""
-    said = " ".join(str(error).split())[:500]
+def describe_error(error: BaseException) -> str:
+    """The message of `error` in one line, with its type where the message is not ours."""
+    message = " ".join(str(error).split())[:500]
     if isinstance(error, AlignError | UnitError):
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def write_unit(
@@ -131,43 +142,83 @@ def write_unit(
     index: int,
     schema: pa.Schema,
     batches: Iterable[FinishedBatch],
+    *,
+    file: str | None = None,
+    counts: Callable[[], Any] | None = None,
     on_progress: OnProgress = silent,
 ) -> UnitRecord:
     """Write the shard, the rejects and the record of unit `index`, taking `batches` one at a
     time.
 
+    `file` is the name of the shard if not that of `index`; `counts` is called after the last batch
+    and gives the JSON that the record keeps.
+
     Raises:
         UnitError: `batches` raised something.
         AlignError: the disk is full, or the output cannot be written to any more.
     """
-    name = shard_name(index)
+    name = file or shard_name(index)
     rejects: list[Reject] = []
     timing = Timing()
     try:
         with writing_shard(output, name, schema) as (writer, result):
-            for batch in _blamed(batches):
+            for batch in _blaming_the_unit(batches):
                 writer.write(batch.table)
                 rejects += batch.rejects
                 timing += batch.timing
-                beat()
+                heartbeat()
                 on_progress(batch.rows_in, len(batch.rejects))
-        record = UnitRecord(index, result.info, write_rejects(output, name, rejects), timing)
-        output.write_json(_record_file(index), asdict(record))
+        written_rejects = write_rejects(output, name, rejects)
+        record = UnitRecord(index, result.info, written_rejects, timing, counts and counts())
+        write_record(output, index, asdict(record))
     except OSError as error:
-        raise _not_written(output, name, error) from error
+        raise _output_error(output, name, error) from error
     return record
 
 
-def _not_written(output: Storage, name: str, error: OSError) -> OutputError:
+class ManifestFields(Provenance):
+    """Fields of a manifest that follow from the records of its units."""
+
+    rows: int
+    rejects: dict[str, int]
+    shards: list[ShardInfo]
+    reject_shards: list[ShardInfo]
+
+
+def manifest_fields(records: Sequence[UnitRecord]) -> ManifestFields:
+    """Counts, shards and provenance of a dataset written now, of the units `records`."""
+    return {
+        "rows": sum(record.shard.rows for record in records),
+        "rejects": add_reasons(record.rejects.reasons for record in records),
+        "shards": [record.shard for record in records],
+        "reject_shards": [r.rejects.info for r in records if r.rejects.info is not None],
+        **provenance(),
+    }
+
+
+def write_record(output: Storage, index: int, record: dict[str, Any]) -> None:
+    """Write the record of part `index`, by which a later run knows that it is finished."""
+    output.write_json(f"{_RECORDS_FOLDER}/{index:07d}.json", record)
+
+
+def read_records(output: Storage) -> Iterator[dict[str, Any]]:
+    """The records that earlier runs left in `output`, in order."""
+    folder = output.child(_RECORDS_FOLDER)
+    for name in folder.names():
+        if _is_json(name):
+            yield json.loads(folder.read_bytes(name))
+
+
+def _output_error(output: Storage, name: str, error: OSError) -> OutputError:
     return OutputError(
         f"{name} cannot be written in {output.location}: {one_line(error)}; make room or access, "
-        "and run the same command to go on.",
+        "and run the same command to resume.",
         lasting=error.errno in _LASTING,
     )
 
 
-def _blamed(batches: Iterable[FinishedBatch]) -> Iterator[FinishedBatch]:
-    """`batches`, whose errors are the unit's; errors of what is done with them are not."""
+def _blaming_the_unit(batches: Iterable[FinishedBatch]) -> Iterator[FinishedBatch]:
+    """`batches`; their errors are raised as the unit's, those of writing them are not."""
     iterator = iter(batches)
     while True:
         with unit_errors():
@@ -179,16 +230,15 @@ def _blamed(batches: Iterable[FinishedBatch]) -> Iterator[FinishedBatch]:
 
 @contextmanager
 def released_if_empty(output: Storage) -> Generator[None, None, None]:
-    """However what is done inside ends, `output` is unlocked; where it fails before a unit is
-    finished, `output` is as good as new.
+    """Unlock `output` at the end; where the block fails before a unit is finished, leave it as good
+    as new.
     """
     try:
         yield
     except BaseException:
-        with suppress(
-            AlignError, OSError
-        ):  # a server that is gone must not hide why the run failed
-            if not any(finished_units(output)) and not failed_units(output):
+        # A server that is gone must not hide why the run failed.
+        with suppress(AlignError, OSError):
+            if not output.child(_RECORDS_FOLDER).names() and not failed_units(output):
                 release_output(output)
         raise
     finally:
@@ -196,7 +246,7 @@ def released_if_empty(output: Storage) -> Generator[None, None, None]:
 
 
 def record_failure(output: Storage, failure: UnitFailure) -> None:
-    """Note that a unit failed, so that runs leave it alone until they are asked to try again.
+    """Record that a unit failed; later runs skip it unless they are to retry failed units.
 
     Raises:
         AlignError: the output cannot be written to any more.
@@ -205,7 +255,7 @@ def record_failure(output: Storage, failure: UnitFailure) -> None:
     try:
         output.write_json(name, asdict(failure))
     except OSError as error:
-        raise _not_written(output, name, error) from error
+        raise _output_error(output, name, error) from error
 
 
 def failed_units(output: Storage) -> dict[int, UnitFailure]:
@@ -216,12 +266,12 @@ def failed_units(output: Storage) -> dict[int, UnitFailure]:
 
 
 def forget_failures(output: Storage) -> None:
-    """Have failed units tried again."""
+    """Delete the records of failed units, so that they are tried again."""
     output.delete(_FAILURES_FOLDER)
 
 
 def unit_name(index: int, file: str, first: int, rows: int) -> str:
-    """What messages call a unit: its number and the rows of its file, counted from 1."""
+    """Name of a unit in messages: its number and the rows of its file, counted from 1."""
     return f"unit {index} (rows {first + 1:,} to {first + rows:,} of {posixpath.basename(file)})"
 
 
@@ -230,28 +280,18 @@ def _is_json(name: str) -> bool:
 
 
 def finished_units(output: Storage) -> Iterator[UnitRecord]:
-    """The records that earlier runs left in `output`, in order; a unit whose shard was taken away
+    """The units that earlier runs finished in `output`, in order; a unit whose shard was taken away
     since is not finished.
     """
-    there = frozenset(output.names())
-    folder = output.child(_RECORDS_FOLDER)
-    for name in folder.names():
-        if _is_json(name):
-            record = _record(json.loads(folder.read_bytes(name)))
-            if record.shard.file in there:
-                yield record
-
-
-def _record_file(index: int) -> str:
-    return f"{_RECORDS_FOLDER}/{index:07d}.json"
-
-
-def _record(fields: dict[str, Any]) -> UnitRecord:
-    rejects = fields["rejects"]
-    info = ShardInfo(**rejects["info"]) if rejects["info"] else None
-    return UnitRecord(
-        index=fields["index"],
-        shard=ShardInfo(**fields["shard"]),
-        rejects=WrittenRejects(info, rejects["reasons"]),
-        timing=Timing(**fields["timing"]),
-    )
+    files = frozenset(output.names())
+    for record in read_records(output):
+        rejects, shard = record["rejects"], ShardInfo(**record["shard"])
+        if shard.file in files:
+            info = ShardInfo(**rejects["info"]) if rejects["info"] else None
+            yield UnitRecord(
+                index=record["index"],
+                shard=shard,
+                rejects=WrittenRejects(info, rejects["reasons"]),
+                timing=Timing(**record["timing"]),
+                counts=record.get("counts"),
+            )

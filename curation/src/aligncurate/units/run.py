@@ -1,36 +1,43 @@
-"""A run over units: those that are left to do, what becomes of each, and what of those that fail.
+"""Runs over units and other parts of a result: those left to do, and what becomes of each.
 
-A unit that fails is recorded and the others go on. The run then ends with one sentence, and there
-is no dataset yet: `retry` tries failed units again, `skip` makes their rows rejects. Runs without
-either leave failed units alone, since one that kills its workers would do so at every start.
+Of `UnitRun`, a unit that fails is recorded and the others go on. The run then ends with one
+sentence, and there is no dataset yet: `retry` tries failed units again, `skip` makes their rows
+rejects. Runs without either leave failed units alone, since one that kills its workers would do so
+at every start. Parts of a dataset of ours may not fail: `write_parts` ends with the first error.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
+from aligncurate.output.folder import OutputState, finish, open_output
 from aligncurate.output.lock import check_held
+from aligncurate.progress import OnProgress
 from aligncurate.sources import Unit
+from aligncurate.threads import map_ordered
 from aligncurate.units.records import (
     FinishedBatch,
     Timing,
+    UnitError,
     UnitFailure,
     UnitRecord,
     failed_units,
     finished_units,
     forget_failures,
     record_failure,
+    released_if_empty,
     unit_name,
     write_unit,
 )
-from alignshared import AlignError, Reason, Reject, Storage
+from alignshared import AlignError, Dataset, Manifest, Reason, Reject, Storage
 
 MAX_FAILURES_IN_A_ROW = 32
-"""Where so many units fail one after another, it is not the units."""
+"""After this many consecutive failures, stop: the environment is at fault, not the data."""
 
-_NAMED = 3
+_NAMED_FAILURES = 3
 
 log = logging.getLogger("aligncurate")
 
@@ -38,25 +45,22 @@ Outcomes = Iterator[UnitRecord | UnitFailure]
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """What to do with units that failed: `retry` those of earlier runs, `skip` those that fail."""
+class FailedPolicy:
+    """Policy for failed units: `retry` those of earlier runs, `skip` those that fail."""
 
     retry: bool = False
     skip: bool = False
 
 
 class UnitRun:
-    """The units of one run: what earlier runs finished, and what is left.
-
-    `schema` is that of the shards.
-    """
+    """The units of one run, finished by earlier runs or left to do, for shards of `schema`."""
 
     def __init__(
-        self, output: Storage, units: Sequence[Unit], schema: pa.Schema, failed: Failed
+        self, output: Storage, units: Sequence[Unit], schema: pa.Schema, policy: FailedPolicy
     ) -> None:
-        self._output, self._units, self._schema, self._policy = output, units, schema, failed
+        self._output, self._units, self._schema, self._policy = output, units, schema, policy
         self._records = {record.index: record for record in finished_units(output)}
-        if failed.retry:
+        if policy.retry:
             forget_failures(output)
         self._failures = {
             index: failure
@@ -70,8 +74,8 @@ class UnitRun:
         return sum(unit.rows for unit in self._units)
 
     @property
-    def begun(self) -> int:
-        """Rows that are done."""
+    def rows_done(self) -> int:
+        """Rows of finished units."""
         return sum(record.rows_in for record in self._records.values())
 
     @property
@@ -81,42 +85,42 @@ class UnitRun:
         return [unit for unit in self._units if unit.index not in settled]
 
     def run(self, work: Callable[[list[Unit]], Outcomes]) -> list[UnitRecord]:
-        """Have `work` do what is to do; the records of all units, in order.
+        """Have `work` do the units that are left; return the records of all units, in order.
 
         Raises:
-            AlignError: units failed and are not to be skipped; or the run cannot go on.
+            AlignError: units failed and are not to be skipped; or the run cannot continue.
         """
         to_do = self.to_do
         if to_do:
             self._take(work(to_do))
         if self._failures and not self._policy.skip:
-            raise AlignError(self._sentence())
+            raise AlignError(self._failure_message())
         for unit in self._units:
             if unit.index in self._failures:
-                self._records[unit.index] = self._leave_out(unit)
+                self._records[unit.index] = self._write_skipped(unit)
         return [self._records[unit.index] for unit in self._units]
 
     def _take(self, outcomes: Outcomes) -> None:
-        in_a_row = 0
+        consecutive = 0
         for outcome in outcomes:
             check_held(self._output)
             if isinstance(outcome, UnitRecord):
                 self._records[outcome.index] = outcome
-                in_a_row = 0
+                consecutive = 0
                 continue
             self._failures[outcome.index] = outcome
             record_failure(self._output, outcome)
             log.warning("%s failed: %s", self._name(outcome.index), outcome.reason)
-            in_a_row += 1
-            if in_a_row == MAX_FAILURES_IN_A_ROW:
+            consecutive += 1
+            if consecutive == MAX_FAILURES_IN_A_ROW:
                 raise AlignError(
-                    f"{in_a_row} units failed one after another, the last one, "
-                    f"{self._name(outcome.index)}, for this: {_open(outcome.reason)}; mend that, "
-                    "and run the same command with --retry-failed."
+                    f"{consecutive} units failed one after another, the last one, "
+                    f"{self._name(outcome.index)}, for this: {_without_stop(outcome.reason)}; fix "
+                    "that, and run the same command with --retry-failed."
                 )
 
-    def _leave_out(self, unit: Unit) -> UnitRecord:
-        """The record of an empty shard, and a reject for each row of `unit`."""
+    def _write_skipped(self, unit: Unit) -> UnitRecord:
+        """Write an empty shard and a reject for each row of `unit`; return the record."""
         detail = self._failures[unit.index].reason
         rejects = [
             Reject(f"{unit.index:07d}-{unit.first + row:09d}", None, Reason.UNIT_FAILED, detail)
@@ -125,10 +129,12 @@ class UnitRun:
         batch = FinishedBatch(self._schema.empty_table(), rejects, Timing())
         return write_unit(self._output, unit.index, self._schema, [batch])
 
-    def _sentence(self) -> str:
+    def _failure_message(self) -> str:
         failures = [self._failures[index] for index in sorted(self._failures)]
-        named = "; ".join(f"{self._name(f.index)}: {_open(f.reason)}" for f in failures[:_NAMED])
-        more = len(failures) - _NAMED
+        named = "; ".join(
+            f"{self._name(f.index)}: {_without_stop(f.reason)}" for f in failures[:_NAMED_FAILURES]
+        )
+        more = len(failures) - _NAMED_FAILURES
         rows = sum(unit.rows for unit in self._units if unit.index in self._failures)
         return (
             f"{len(failures)} of {len(self._units)} units failed and the others are finished in "
@@ -142,5 +148,85 @@ class UnitRun:
         return unit_name(unit.index, unit.file, unit.first, unit.rows)
 
 
-def _open(sentence: str) -> str:
+def _without_stop(sentence: str) -> str:
     return sentence.rstrip(".")
+
+
+class Part(Protocol):
+    """A part of the result, and how many rows of the input it deals with."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+Record = TypeVar("Record")
+
+
+def write_parts(
+    output: Storage,
+    parts: Sequence[AnyPart],
+    records: dict[int, Record],
+    write: Callable[[AnyPart], Record],
+    *,
+    workers: int,
+    on_progress: OnProgress,
+) -> list[Record]:
+    """Write the `parts` that earlier runs left no record of, on `workers` threads.
+
+    Returns:
+        The records of all parts, in order.
+    """
+    to_do = [part for part in parts if part.index not in records]
+    on_progress(sum(part.rows for part in parts) - sum(part.rows for part in to_do))
+    for part, record in zip(to_do, map_ordered(write, to_do, workers), strict=True):
+        check_held(output)
+        records[part.index] = record
+        rejects = record.reject_count if isinstance(record, UnitRecord) else 0
+        on_progress(part.rows, rejects)
+    return [records[part.index] for part in parts]
+
+
+def write_shard_unit(
+    output: Storage,
+    index: int,
+    schema: pa.Schema,
+    batches: Iterable[FinishedBatch],
+    read: str,
+    *,
+    file: str | None = None,
+    counts: Callable[[], Any] | None = None,
+) -> UnitRecord:
+    """Write unit `index` of a dataset of ours, none of whose units can be done without; `read`
+    names its first shard in messages.
+
+    Raises:
+        AlignError: it cannot be read or written.
+    """
+    try:
+        return write_unit(output, index, schema, batches, file=file, counts=counts)
+    except UnitError as error:
+        if isinstance(error.__cause__, AlignError):
+            raise error.__cause__ from None
+        raise AlignError(
+            f"{read} cannot be copied: {error}; run the same command to resume."
+        ) from error
+
+
+def write_dataset(
+    output: Storage, config: dict[str, Any], write: Callable[[], Manifest], *, overwrite: bool
+) -> Dataset:
+    """The dataset in `output`: finished already by a run of `config`, or written now by `write`.
+
+    Raises:
+        InputError: `output` holds something else, or cannot be written to.
+        AlignError: another run is writing there, or `write` raises it.
+    """
+    if open_output(output, config, overwrite=overwrite) is OutputState.FINISHED:
+        log.info("%s is finished already; nothing to do.", output.location)
+        return Dataset(output.location)
+    with released_if_empty(output):
+        return finish(output, write())

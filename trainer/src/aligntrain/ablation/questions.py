@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from aligntrain.ablation.runs import Cell
 from aligntrain.ablation.score import answers_of, has_model
 from aligntrain.evaluate.short_answers import HeldOut, digest_of, questions_of_rows, read_questions
-from aligntrain.runs.folder import write_whole
 
 ASKED = "asked.json"
 
@@ -34,7 +33,7 @@ class Asked:
     def write(self, folder: Path) -> None:
         """Keep in the ablation's `folder` which they are."""
         record = {"file": self.file, "kinds": list(self.kinds), "sha256": self.sha256}
-        write_whole(folder / ASKED, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        atomic.write(folder / ASKED, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def choose_questions(

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alignshared import atomic
 from aligntrain.ablation.compare import (
     LEAST_SEEDS,
     RIGHT,
@@ -18,7 +19,7 @@ from aligntrain.ablation.compare import (
 )
 from aligntrain.evaluate.intervals import Interval
 from aligntrain.evaluate.short_answers import ALL, constant_answers
-from aligntrain.runs.folder import versions_of, write_whole
+from aligntrain.runs.folder import versions_of
 
 if TYPE_CHECKING:
     from aligntrain.ablation.runner import Ablation, Outcome
@@ -40,7 +41,7 @@ def write_outcome(folder: Path, outcome: "Outcome") -> None:
     if outcome.comparisons:
         content[FIGURE] = draw(outcome.comparisons)
     for name, text in content.items():
-        write_whole(folder / name, text)
+        atomic.write(folder / name, text)
 
 
 def markdown(outcome: "Outcome") -> str:

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from alignshared import AlignError
+from alignshared import AlignError, atomic
 from aligntrain.ablation.compare import LOSS, RIGHT, RIGHT_ALL
 from aligntrain.ablation.runs import Cell
 from aligntrain.evaluate.short_answers import ALL, HeldOut, ask, digest_of, scores
 from aligntrain.model.lora import LORA
-from aligntrain.runs.folder import ADAPTER, ending_of, write_whole
+from aligntrain.runs.folder import ADAPTER, ending_of
 
 ANSWERS = "held-out.json"
 """In the folder of a run: what it said, and the scores."""
@@ -103,7 +103,7 @@ def _ask(
         "scores": {kind: asdict(score) for kind, score in scores(questions, said).items()},
         "said": said,
     }
-    write_whole(cell.folder / ANSWERS, json.dumps(record, indent=1, ensure_ascii=False))
+    atomic.write(cell.folder / ANSWERS, json.dumps(record, indent=1, ensure_ascii=False))
     return record
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInfo
+from alignshared.levels import edge_ranks
 from alignshared.schema import LEVEL_COLUMN, require_columns
 from aligntrain.data.samples import Row
 from aligntrain.prompts.conversation import Turn
@@ -264,5 +265,5 @@ def quantile_levels(shards: "Shards", levels: int) -> Levels:
             "model.levels."
         )
     ordered = np.sort(scores)
-    edges = [float(ordered[k * len(ordered) // levels]) for k in range(1, levels)]
+    edges = [float(ordered[rank]) for rank in edge_ranks(levels, len(ordered))]
     return LevelEdges(tuple(edges), "quantile").assign(scores)

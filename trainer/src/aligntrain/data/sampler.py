@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from alignshared import InputError
+from alignshared.hashing import GOLDEN_GAMMA, scramble
 from aligntrain.data.dataset import Shards
 from aligntrain.data.index import Index
 
@@ -261,8 +262,5 @@ def _random(salt: tuple[int, ...], values: Rows) -> npt.NDArray[np.uint64]:
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """splitmix64 (Steele, Lea, Flood 2014): a bijection; each bit depends on every other."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    """splitmix64: a bijection; each bit depends on every other."""
+    return scramble(values + np.uint64(GOLDEN_GAMMA))

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from aligntrain.evaluate.benchmarks import BENCHMARKS, Benchmark, chosen
 from aligntrain.evaluate.data import Data, fetched, find_data
 from aligntrain.evaluate.judge import JUDGED, Judge, judge_all
@@ -34,7 +34,6 @@ from aligntrain.evaluate.store import (
 )
 from aligntrain.inference.load import load_to_answer, model_folder
 from aligntrain.progress import watched
-from aligntrain.runs.folder import write_whole
 
 TABLE = "table.md"
 HEADINGS = (
@@ -97,7 +96,7 @@ def write_table(outcomes: list[Outcome], file: Path) -> None:
     notes = [
         f"- {one.benchmark.title}: {note}." for one in outcomes for note in one.result["notes"]
     ]
-    write_whole(file, "\n".join([*lines, "", *notes]).rstrip() + "\n")
+    atomic.write(file, "\n".join([*lines, "", *notes]).rstrip() + "\n")
 
 
 Asked = Callable[[], tuple[Any, Any]]

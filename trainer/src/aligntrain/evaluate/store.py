@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from aligntrain.evaluate.scorers import Record, normal_answer
 from aligntrain.model.lora import LORA
-from aligntrain.runs.folder import write_whole
 
 ANSWERS, JUDGEMENTS, RESULT = "answers.jsonl", "judgements.jsonl", "result.json"
 CONDITIONS = "conditions.json"
@@ -35,12 +34,12 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 def write_json(file: Path, content: Any) -> None:
     """`content` as a JSON file, whole or not at all."""
-    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    atomic.write(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
     """`lines` as a JSONL file, whole or not at all."""
-    write_whole(file, "".join(f"{_line(line)}\n" for line in lines))
+    atomic.write(file, "".join(f"{_line(line)}\n" for line in lines))
 
 
 class Appended:

@@ -1,11 +1,9 @@
 """`aligntrain merge`: from what a LoRA run has learned to a whole model."""
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from aligntrain.inference.load import is_lora, load_model, model_folder
 from aligntrain.runs.card import run_of, write_card
 
@@ -40,10 +38,8 @@ def merge(run: str | Path, output: str | Path) -> Merged:
 
     model, processor = load_model(place)
     matrices = merge_lora(model)
-    unfinished = output.with_name(f".unfinished-{output.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    write_model(model, processor, unfinished, model.state_dict())
     kind = "A whole model, into whose matrices LoRA is merged."
-    write_card(unfinished, run_of(run), kind=kind, use=USE)
-    os.rename(unfinished, output)
+    with atomic.folder(output) as unfinished:
+        write_model(model, processor, unfinished, model.state_dict())
+        write_card(unfinished, run_of(run), kind=kind, use=USE)
     return Merged(output, model.num_parameters(), matrices)

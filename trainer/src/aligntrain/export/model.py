@@ -1,13 +1,10 @@
 """`aligntrain export`: a trained model in a form that other programs read."""
 
-import os
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from aligntrain.inference.load import is_lora, load_model, model_folder
 from aligntrain.runs.card import run_of, write_card
 
@@ -63,20 +60,9 @@ def leave(model: str | Path, output: str | Path, format: str) -> Left:
         from aligntrain.model.lora import merge_lora
 
         merge_lora(trained)
-    parameters = _whole(output, lambda folder: write(trained, processor, folder, run_of(model)))
+    with atomic.folder(output) as unfinished:
+        parameters = write(trained, processor, unfinished, run_of(model))
     return Left(output, "llava" if format == "llava" else "llm", parameters)
-
-
-def _whole(output: Path, write: Callable[[Path], int]) -> int:
-    """Have `write` fill `output` under another name, and rename it."""
-    unfinished = output.with_name(f".unfinished-{output.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    parameters = write(unfinished)
-    if output.is_dir():
-        output.rmdir()
-    os.rename(unfinished, output)
-    return parameters
 
 
 def _llava(model: Any, processor: Any, folder: Path, run: Path | None) -> int:

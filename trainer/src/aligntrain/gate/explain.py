@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from alignshared import Dataset, InputError
+from alignshared import Dataset, InputError, atomic
 from aligntrain.data.dataset import Shards
 from aligntrain.gate.measure import Swept, batches, gate_weights, sweep_levels, with_pictures
 from aligntrain.gate.questions import Case, Cases, read_cases
@@ -213,12 +212,8 @@ def _shown(shards: Shards, cases: list[Case], weights: Weights | None) -> dict[i
 def _write(found: Findings, folder: Path) -> None:
     """Fill `folder`, under another name until it is whole."""
     summary = summary_of(found)
-    unfinished = folder.with_name(f".unfinished-{folder.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    pq.write_table(samples_table(found), unfinished / SAMPLES)
-    (unfinished / REPORT).write_text(render_page(found, summary), encoding="utf-8")
-    text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    (unfinished / SUMMARY).write_text(text, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(unfinished, folder)
+    with atomic.folder(folder, replace=True) as unfinished:
+        pq.write_table(samples_table(found), unfinished / SAMPLES)
+        (unfinished / REPORT).write_text(render_page(found, summary), encoding="utf-8")
+        text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        (unfinished / SUMMARY).write_text(text, encoding="utf-8")

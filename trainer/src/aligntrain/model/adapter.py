@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 
 if TYPE_CHECKING:
     import torch
@@ -50,9 +50,8 @@ def save_adapter(
     chosen = adapter_weights(model) if weights is None else weights
     whole = {name: value.detach().cpu().contiguous() for name, value in chosen.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    save_file(whole, unfinished, metadata=_metadata(model.config))
-    unfinished.replace(path)
+    with atomic.file(path) as unfinished:
+        save_file(whole, unfinished, metadata=_metadata(model.config))
 
 
 def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) -> list[str]:

@@ -3,16 +3,13 @@
 # pyright: reportIncompatibleMethodOverride=false
 """What an AlignGPT model is made of: `config.json`, in transformers' conventions."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from alignshared import InputError
 from aligntrain.model.multi_scale import check_scales, tiles_of
-
-Mixing = Literal["adaptive", "local", "global", "mean", "none"]
-GateText = Literal["prompt", "full"]
-FeatureSelect = Literal["patch", "full"]
+from aligntrain.recipes.schema import FeatureSelect, GateText, Mixing
 
 _HAS_CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
 """The vision towers that can be used, and whether a class token stands before their patches."""

@@ -2,14 +2,11 @@
 
 import io
 import logging
-import os
-import shutil
-import tempfile
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from alignshared.demo import clip_path
 
 log = logging.getLogger("aligntrain")
@@ -71,23 +68,18 @@ def dequantise(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    source: dict[str, Any] = {"gguf_file": gguf.name}
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        **source,
+    )
     try:
-        source: dict[str, Any] = {"gguf_file": gguf.name}
-        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, **source)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            gguf.parent,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float32,
-            **source,
-        )
-        tokenizer.save_pretrained(unfinished)
-        model.save_pretrained(unfinished)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if not (folder / "config.json").is_file():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        with atomic.folder(folder, shared=True) as unfinished:
+            tokenizer.save_pretrained(unfinished)
+            model.save_pretrained(unfinished)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise

@@ -26,8 +26,8 @@ from aligntrain.prompts.placeholders import (
     own_bos,
     tokenize_pieces,
 )
+from aligntrain.recipes.schema import Aspect
 
-Aspect = Literal["pad", "crop"]
 Template = Literal["plain", "vicuna_v1", "chat"]
 
 CHAT_TEMPLATES: dict[str, str] = {

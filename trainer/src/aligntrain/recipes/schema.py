@@ -12,6 +12,9 @@ from alignshared.levels import MAX_LEVELS, MIN_LEVELS
 Phase = Literal["pretrain", "finetune"]
 Mixing = Literal["adaptive", "local", "global", "mean", "none"]
 GateText = Literal["prompt", "full"]
+FeatureSelect = Literal["patch", "full"]
+Aspect = Literal["pad", "crop"]
+Schedule = Literal["cosine", "constant"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
 Relevel = Literal["quantile", "random"]
@@ -47,7 +50,7 @@ class ModelSettings(Section):
     """What the gate reads in training: the prompt, or the `full` text with its answers."""
     vision_feature_layer: int = -2
     """Which hidden states of the vision tower are the image's features."""
-    vision_feature_select: Literal["patch", "full"] = "patch"
+    vision_feature_select: FeatureSelect = "patch"
     """The patch tokens, or all of them."""
     vision_scales: list[PositiveInt] | None = None
     """Sizes in pixels at which a picture is read, multiples of the tower's own; null for that."""
@@ -65,7 +68,7 @@ class DataSettings(Section):
 
     max_length: PositiveInt = 2048
     """Tokens in a sequence, images included; longer ones are cut at a turn's end."""
-    aspect: Literal["crop", "pad"] = "pad"
+    aspect: Aspect = "pad"
     """Crop the middle square of a picture, or pad it to a square with the mean colour."""
     template: Literal["plain", "vicuna_v1", "chat"] = "chat"
     """`chat` is the tokenizer's own."""
@@ -129,7 +132,7 @@ class OptimizerSettings(Section):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
     """Share of all steps in which the rate rises from 0."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     """After warm-up: down to 0 along a half cosine, or as it is."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Greatest norm of all gradients together; 0 for none."""

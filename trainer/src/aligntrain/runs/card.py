@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from alignshared import AlignError, Dataset
+from alignshared import AlignError, Dataset, atomic
 from aligntrain.recipes.load import read_yaml, write_yaml
 from aligntrain.runs.folder import (
     METRICS,
@@ -21,7 +21,6 @@ from aligntrain.runs.folder import (
     levels_wanted,
     read_job,
     versions_of,
-    write_whole,
 )
 
 CARD = "README.md"
@@ -48,7 +47,7 @@ def write_card(
     """
     job = read_job(run) if run is not None and is_job(run) else None
     text = _front_matter(job, task) + _body(job, folder, kind, use, notes)
-    write_whole(folder / CARD, text)
+    atomic.write(folder / CARD, text)
 
 
 def run_of(model: str | Path) -> Path | None:

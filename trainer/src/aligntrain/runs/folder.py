@@ -16,16 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from aligntrain.recipes import Recipe, dump, loads
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write `file` under another name, and rename it."""
-    unfinished = file.with_name(f".unfinished-{file.name}")
-    unfinished.write_text(text, encoding="utf-8", newline="")  # lines end as `text` has them
-    os.replace(unfinished, file)
-
 
 RUN = "run.json"
 RECIPE = "recipe.yaml"
@@ -83,8 +75,8 @@ def write_job(job: Job) -> None:
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {package: version(package) for package in _PACKAGES},
     }
-    _write(job.folder / RECIPE, dump(job.recipe))
-    _write(job.folder / RUN, _json(content))
+    atomic.write(job.folder / RECIPE, dump(job.recipe))
+    atomic.write(job.folder / RUN, _json(content))
 
 
 def is_job(folder: Path) -> bool:
@@ -127,7 +119,7 @@ def versions_of(folder: Path) -> dict[str, str]:
 
 def finish(folder: Path, ending: dict[str, Any]) -> None:
     """Write down how the run in `folder` ended, which makes it a finished one."""
-    _write(folder / FINISHED, _json(ending))
+    atomic.write(folder / FINISHED, _json(ending))
 
 
 def ending_of(folder: Path) -> dict[str, Any] | None:
@@ -144,9 +136,3 @@ def levels_wanted(recipe: Recipe) -> int | None:
 
 def _json(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignshared import AlignError, InputError
+from alignshared import AlignError, InputError, atomic
 from aligntrain.recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -59,7 +59,6 @@ rounding.
 """
 
 _LARGEST_FILE = 2 << 30
-_UNFINISHED = ".unfinished-"
 _OLD = ".old-"
 
 
@@ -160,7 +159,7 @@ def save_checkpoint(run: Path, state: "MasterState", meta: Mapping[str, Any], *,
     import torch.distributed as ranks
 
     final = run / FOLDER / f"step-{meta['step']:08d}"
-    unfinished = final.with_name(_UNFINISHED + final.name)
+    unfinished = atomic.temporary_name(final)
     first = ranks.get_rank() == 0
     try:
         if first:
@@ -179,10 +178,10 @@ def save_checkpoint(run: Path, state: "MasterState", meta: Mapping[str, Any], *,
                 "scaler": state.scaler(),
                 "files": files,
             }
-            _write_durably(unfinished / MARKER, json.dumps(marker, indent=2).encode())
+            atomic.write(unfinished / MARKER, json.dumps(marker, indent=2))
             _remove([final])
             os.rename(unfinished, final)
-            _flush_folder(final.parent)
+            atomic.flush(final.parent)
             _remove(checkpoint.folder for checkpoint in checkpoints(run)[:-keep])
         ranks.barrier()
     except OSError as error:
@@ -195,7 +194,7 @@ def save_checkpoint(run: Path, state: "MasterState", meta: Mapping[str, Any], *,
 def clear_unfinished(run: Path) -> None:
     """Remove what killed processes have left; nobody may be writing."""
     for folder in (run / FOLDER).glob(".*"):
-        if folder.name.startswith((_UNFINISHED, _OLD)):
+        if folder.name.startswith((atomic.UNFINISHED, _OLD)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -299,25 +298,8 @@ def _write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> int:
         save_file(tensors, path)
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
+    atomic.flush(path)
     return path.stat().st_size
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _remove(folders: Iterable[Path]) -> None:

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from aligntrain.recipes.schema import Recipe, Track
 from aligntrain.runs.folder import METRICS, Job
 from aligntrain.train.metrics import read_metrics
@@ -161,9 +161,7 @@ def _id(job: Job) -> str:
     if path.is_file():
         return str(json.loads(path.read_bytes())["id"])
     chosen = uuid.uuid4().hex[:12]
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps({"id": chosen}) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    atomic.write(path, json.dumps({"id": chosen}) + "\n")
     return chosen
 
 
@@ -197,9 +195,7 @@ class Recorder:
 
 def _cut(path: Path, step: int) -> None:
     kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(unfinished, path)
+    atomic.write(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _scalars(value: Any, name: str = "") -> list[tuple[str, float]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
-from alignshared import AlignError, InputError
+from alignshared import AlignError, InputError, atomic
 from aligntrain.runs.folder import Job, finish, read_job
 from aligntrain.train import checkpoint as checkpoints
 from aligntrain.train.launch import ERRORS, LAUNCHED
@@ -194,7 +194,5 @@ class _Log(logging.Handler):
 
 def _tell_launcher(run: Path, error: AlignError) -> None:
     rank = os.environ["RANK"]
-    unfinished = run / ERRORS / f".rank-{rank}"
     told = {"sentence": str(error), "exit_code": error.exit_code}
-    unfinished.write_text(json.dumps(told), encoding="utf-8")
-    unfinished.replace(run / ERRORS / f"rank-{rank}.json")
+    atomic.write(run / ERRORS / f"rank-{rank}.json", json.dumps(told))

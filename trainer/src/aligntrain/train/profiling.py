@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from alignshared import atomic
+
 log = logging.getLogger("aligntrain")
 
 TABLE = "profile.txt"
@@ -63,12 +65,9 @@ def profiling(folder: Path, steps: int | None, remaining: int) -> Iterator[Calla
 
 def _write(folder: Path, profiled: Any, steps: int) -> None:
     trace, table = folder / TRACE, folder / TABLE
-    unfinished = trace.with_name(f".unfinished-{TRACE}")
-    profiled.export_chrome_trace(os.fspath(unfinished))
-    unfinished.replace(trace)
-    unfinished = table.with_name(f".unfinished-{TABLE}")
-    unfinished.write_text(_table(profiled.key_averages(), steps), encoding="utf-8")
-    unfinished.replace(table)
+    with atomic.file(trace) as unfinished:
+        profiled.export_chrome_trace(os.fspath(unfinished))
+    atomic.write(table, _table(profiled.key_averages(), steps))
     log.info(
         "profile of %d steps: %s, and %s for https://ui.perfetto.dev or chrome://tracing.",
         steps,

@@ -5,14 +5,12 @@ form, the adapter file, and where the rest lies. `aligntrain merge` makes a whol
 """
 
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alignshared import AlignError
+from alignshared import AlignError, atomic
 from aligntrain.inference.load import Base
 from aligntrain.model.adapter import PARTS, save_adapter
 from aligntrain.model.lora import LORA, save_lora
@@ -34,8 +32,6 @@ LORA_USE = """import aligntrain
 model, processor = aligntrain.load_model(".")"""
 
 log = logging.getLogger("aligntrain")
-
-_UNFINISHED = ".unfinished-export"
 
 
 def export(model: Any, processor: Any, run: Path) -> None:
@@ -103,9 +99,6 @@ def _on_rank_0(run: Path, write: Callable[[Path], None]) -> None:
     import torch.distributed as ranks
 
     if ranks.get_rank() == 0:
-        final, unfinished = run / EXPORT, run / _UNFINISHED
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write(unfinished)
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(unfinished, final)
+        with atomic.folder(run / EXPORT, replace=True) as unfinished:
+            write(unfinished)
     ranks.barrier()

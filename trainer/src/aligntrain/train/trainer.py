@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -26,13 +26,12 @@ from aligntrain.data.sampler import Order, Rows, in_turn
 from aligntrain.model.losses import predicting_places
 from aligntrain.progress import Display
 from aligntrain.recipes import Recipe
+from aligntrain.recipes.schema import Schedule
 from aligntrain.train.checkpoint import model_identity, save_checkpoint
 from aligntrain.train.deepspeed_engine import MasterState, is_plain, set_rates
 from aligntrain.train.loggers import Recorder
 from aligntrain.train.metrics import Flops, Speed, Sums, peak_flops, read_metrics
 from aligntrain.train.profiling import part, profiling
-
-Schedule = Literal["cosine", "constant"]
 
 
 def total_steps(max_steps: int | None, epochs: float, steps_per_epoch: int) -> int:

@@ -1,21 +1,17 @@
-"""CLIP: from pictures and captions to unit embeddings, and from these to scores.
+"""CLIP: from images and captions to unit embeddings, and from these to scores.
 
 The only place that imports open_clip.
 """
 
 from aligncurate.core.clip.model import ClipModel, available_gpus, one_torch_thread, score_pairs
 from aligncurate.core.clip.recorded import resolve_recorded
-from aligncurate.core.clip.resolve import Precision, ResolvedClip, resolve_clip
-from aligncurate.core.clip.view import PixelView, View, pixel_view
-from aligncurate.core.clip.windows import LongCaptions
+from aligncurate.core.clip.resolve import ResolvedClip, resolve_clip
+from aligncurate.core.clip.view import PixelView, pixel_view
 
 __all__ = [
     "ClipModel",
-    "LongCaptions",
     "PixelView",
-    "Precision",
     "ResolvedClip",
-    "View",
     "available_gpus",
     "one_torch_thread",
     "pixel_view",

@@ -13,13 +13,13 @@ import torch
 from open_clip.transformer import text_global_pool
 from safetensors import SafetensorError
 
-from aligncurate.core.clip.resolve import Precision, ResolvedClip
+from aligncurate.core.clip.resolve import ResolvedClip
 from aligncurate.core.clip.windows import (
     CaptionWindows,
-    LongCaptions,
     padding_of,
     used_tokens,
 )
+from aligncurate.settings import LongCaptions, Precision
 from alignshared import AlignError, InputError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -180,7 +180,7 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def available_gpus() -> int:
-    """How many CUDA devices torch can use here."""
+    """Number of CUDA devices that torch can use."""
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 

@@ -8,7 +8,7 @@ import open_clip
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from aligncurate.core.clip.resolve import ResolvedClip, resolve_clip
-from aligncurate.core.clip.view import View
+from aligncurate.settings import View
 from alignshared import InputError, ModelInfo
 
 
@@ -57,7 +57,7 @@ def _found(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
 
 
 def _own_weights(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
-    """Of the demo, a folder or the Hub, which bring weights of their own."""
+    """Whether it is the demo, a folder or a Hub model, which bring their own weights."""
     if lies_at is not None:
         if not Path(lies_at).is_dir():
             raise InputError(

@@ -6,21 +6,20 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 from open_clip import pretrained
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
-from aligncurate.core.clip.view import View, preprocess_of_view
+from aligncurate.core.clip.view import preprocess_of_view
 from aligncurate.core.hub import HubError, hub_file
+from aligncurate.settings import Precision, View
 from alignshared import InputError, ModelInfo, demo
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 DEFAULT_TAG = "openai"
 WEIGHTS_CACHE = Path("~/.cache/alignstack/weights")
-"""Where weights can be laid by hand: `<model>/<tag>.safetensors` (or `.pt`)."""
+"""Folder for weights placed by hand: `<model>/<tag>.safetensors` (or `.pt`)."""
 
 _CONFIG_FILE = "open_clip_config.json"
 _WEIGHTS_FILES = (
@@ -36,7 +35,7 @@ class ResolvedClip:
 
     `open_clip_name` is what open_clip's factory takes; `preprocess` is open_clip's image
     preprocessing configuration, `image_size` the pixels per side, `embedding_dim` the width of the
-    joint space, `view` how pictures are framed where that is not the model's own way.
+    joint space, `view` how images are framed where that is not the model's own way.
     """
 
     name: str
@@ -51,7 +50,7 @@ class ResolvedClip:
     view: View | None = None
 
     def with_view(self, view: View | None) -> "ResolvedClip":
-        """The same model with pictures framed as `view` says; None leaves them as they are."""
+        """The same model with images framed as `view` says; None leaves them as they are."""
         if view is None:
             return self
         return replace(self, preprocess=preprocess_of_view(self.preprocess, view), view=view)
@@ -59,7 +58,7 @@ class ResolvedClip:
     def info(
         self, precision: Precision, *, long_captions: str | None = None, decode: str | None = None
     ) -> ModelInfo:
-        """What the manifest says of the model and of how it was used."""
+        """The model and its settings, as the manifest records them."""
         return ModelInfo(
             name=self.name,
             weights=self.weights,

@@ -1,12 +1,12 @@
-"""What of a picture the model sees: open_clip's own resizing and cropping, kept as 8-bit pixels.
+"""What of an image the model sees: open_clip's own resizing and cropping, kept as 8-bit pixels.
 
 open_clip's transform ends in two steps that turn pixels into normalised floats. Those run once per
-batch on the model's device instead, with the same arithmetic, so a picture travels at a quarter of
+batch on the model's device instead, with the same arithmetic, so an image travels at a quarter of
 the bytes.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +14,9 @@ from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from torchvision.transforms import Compose, Normalize, ToTensor
 
+from aligncurate.settings import View
+
 PixelView = Callable[[Image.Image], npt.NDArray[np.uint8]]
-
-View = Literal["crop", "pad"]
-"""How a picture that is not square is framed, where that is not left to the model.
-
-`crop` resizes the shorter side and crops the centre, as CLIPs are trained. `pad` resizes the longer
-side and fills the square with the mean colour of the model's normalisation, so that all of the
-picture is seen. Either replaces the squashing of SigLIP-type models, whose pictures lose their
-aspect ratio.
-"""
 
 
 def preprocess_of_view(preprocess: dict[str, Any], view: View) -> dict[str, Any]:

@@ -1,13 +1,8 @@
 """Cutting the tokens of a long caption into windows that the text tower can read."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-
-LongCaptions = Literal["truncate", "mean"]
-"""What is embedded of a caption that is longer than the text tower reads: its beginning, or the
-mean of the unit embeddings of its windows, made a unit vector again.
-"""
 
 MAX_WINDOWS = 16
 """Windows of one caption; what lies beyond them is cut off. For CLIP these are 1,200 tokens."""
@@ -63,7 +58,7 @@ def padding_of(tokenizer: Any) -> int:
 
 
 def used_tokens(tokens_NL: torch.Tensor, pad: int) -> torch.Tensor:
-    """How many tokens [N] of each row stand before its padding."""
+    """Number of tokens [N] before the padding of each row."""
     # A caption may hold the padding's token as well, so tokens are not counted one by one.
-    told = tokens_NL != pad
-    return (tokens_NL.shape[1] - told.flip(-1).int().argmax(-1)) * told.any(-1)
+    is_token = tokens_NL != pad
+    return (tokens_NL.shape[1] - is_token.flip(-1).int().argmax(-1)) * is_token.any(-1)

@@ -1,4 +1,4 @@
-"""How many of the pairs that exist an approximate search finds, measured on a sample of rows."""
+"""Recall of an approximate search for pairs, measured on a sample of rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _MOST_QUERIES = 4096
 _ENOUGH_PAIRS = 256
 _TOO_FEW_PAIRS = 50
 _PAIRS_PER_QUERY = 8
-"""So that one crowd of like pictures is not all that is measured."""
+"""Limit per query, so that one crowd of like images does not dominate the measurement."""
 
 _PROBES_AT_FIRST = 64
 _BLOCK_ROWS = 8192
@@ -65,7 +65,7 @@ def sample_pairs(vectors: Vectors, threshold: float, rng: np.random.Generator) -
 def probes_for(
     sample: PairSample, target: float, cells: int, nearest: Callable[[Units, int], Rows]
 ) -> tuple[int, float]:
-    """How many cells to look into, at least, for a recall of `target`, and the recall then.
+    """Return the least number of cells to probe for a recall of `target`, and the recall reached.
 
     A pair is found if either row looks into the other's own cell; of planted ones, if the query
     looks into the row's.
@@ -92,7 +92,7 @@ def probes_for(
 
 
 def _place_of(cell: Rows, nearest: Rows) -> Rows:
-    """Where `cell` [m] stands among `nearest` [m, k], counted from 1; beyond all if nowhere."""
+    """Position of `cell` [m] among `nearest` [m, k], counted from 1; beyond all if absent."""
     same = nearest == cell[:, None]
     return np.where(same.any(axis=1), same.argmax(axis=1) + 1, np.iinfo(np.int64).max)
 

@@ -1,4 +1,4 @@
-"""Which rows of a dataset are duplicates of which other, and which of them stays.
+"""Duplicates among the rows of a dataset, and the row of each group that stays.
 
 Rows come in an order of preference. A row is a duplicate only of a row that stays and that is
 itself the same or near enough: where A is like B and B like C, but A not like C, A does not stand
@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from aligncurate.core.vectors import Rows, Units, Vectors
-from aligncurate.dedup.components import Components
+from aligncurate.duplicates.components import Components
 
 _LEADERS_AT_A_TIME = 1024
 
 
 class Verdict(IntEnum):
-    """What becomes of a row: it stays, or goes as a duplicate of one that does."""
+    """Verdict on a row: it stays, or goes as a duplicate of one that does."""
 
     KEPT = 0
     EXACT = 1
@@ -29,7 +29,7 @@ class Verdict(IntEnum):
 @dataclass(frozen=True, slots=True)
 class Duplicates:
     """For every row [n]: the row that stands for it (itself if it stays), the cosine of the two
-    pictures (1 where they are equal to the byte), and what it is.
+    images (1 where they are equal to the byte), and what it is.
 
     `components` are those of more than one row, exact duplicates apart, and `largest` the rows of
     the largest.
@@ -42,25 +42,25 @@ class Duplicates:
     largest: int = 0
 
     def count(self, verdict: Verdict) -> int:
-        """How many rows are this."""
+        """Number of rows with `verdict`."""
         return int(np.count_nonzero(self.verdict == verdict))
 
 
 def exact_duplicates(digests: npt.NDArray[np.uint8], rank: Rows) -> Duplicates:
     """Rows with equal `digests` [n, b]; of each such group the one with the least `rank` [n] stays.
 
-    A digest of zeros stands for no picture, which is like nothing.
+    A digest of zeros stands for no image, which is like nothing.
     """
     count, width = digests.shape
     verdict = np.zeros(count, np.int8)
     kept = np.arange(count)
-    pictured = np.flatnonzero(digests.any(axis=1))
-    if len(pictured):
-        texts = np.ascontiguousarray(digests[pictured]).view(f"V{width}").reshape(-1)
+    with_image = np.flatnonzero(digests.any(axis=1))
+    if len(with_image):
+        texts = np.ascontiguousarray(digests[with_image]).view(f"V{width}").reshape(-1)
         _, group = np.unique(texts, return_inverse=True)
-        order = np.lexsort((rank[pictured], group))
+        order = np.lexsort((rank[with_image], group))
         first_of_group = np.flatnonzero(np.diff(group[order], prepend=-1))
-        kept[pictured] = pictured[order[first_of_group]][group]
+        kept[with_image] = with_image[order[first_of_group]][group]
         verdict[kept != np.arange(count)] = Verdict.EXACT
     return Duplicates(kept, np.ones(count, np.float32), verdict)
 

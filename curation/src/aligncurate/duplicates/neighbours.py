@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aligncurate.core.vectors import Rows, Units, Vectors
-from aligncurate.dedup.recall import PairSample, probes_for, sample_pairs
+from aligncurate.duplicates.recall import PairSample, probes_for, sample_pairs
 
 EXACT_MAX_ROWS = 20_000
 """Up to so many rows each is compared with each, which takes seconds."""
@@ -52,7 +52,7 @@ class PairBlock:
 
 @dataclass(frozen=True, slots=True)
 class SearchFacts:
-    """How the pairs are searched for, and how many of them are found.
+    """Method of the search, and the recall it reaches.
 
     `recall` is 1 for an exact search. Else it was measured on `recall_pairs` pairs, found by
     comparing `recall_rows` rows with all; with `planted`, on copies that were turned away from
@@ -125,12 +125,12 @@ class NeighbourSearch:
         while begin < len(self._vectors):
             rows = self._vectors.units(slice(begin, begin + size))
             index.add(rows)  # rows before it are all that a row has to be compared with
-            starts, _, found = index.range_search(rows, radius)
+            starts, _, neighbours = index.range_search(rows, radius)
             per_row = np.diff(starts.astype(np.int64))
             first = np.repeat(np.arange(begin, begin + len(rows)), per_row)
-            yield _without_itself(len(rows), first, found)
+            yield _without_itself(len(rows), first, neighbours)
             begin += len(rows)
-            # Crowds of like pictures lie together in many collections.
+            # Crowds of like images lie together in many collections.
             size = int(np.clip(_MOST_PAIRS // max(int(per_row.max()), 1), 16, _BLOCK_ROWS))
 
     def _centroids(self, rng: np.random.Generator) -> Any:
@@ -205,7 +205,7 @@ def _by_cell(looked_into: np.ndarray[Any, Any], cells: int) -> Iterator[tuple[Ro
 def nearest_pairs(
     index: Any, queries: Units, threshold: float, vectors: Vectors
 ) -> tuple[Rows, Rows]:
-    """Which of `queries` [q, d] has which rows of `index` at a cosine of at least `threshold`.
+    """Pairs of `queries` [q, d] and rows of `index` with a cosine of at least `threshold`.
 
     Works on any faiss index that can name the nearest; a query with more neighbours than a GPU can
     name is compared with all `vectors`.
@@ -213,12 +213,12 @@ def nearest_pairs(
     firsts, seconds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     waiting, k = np.arange(len(queries)), _FIRST_K
     while len(waiting) and k <= _MOST_K:
-        cosines, found = index.search(queries[waiting], min(k, len(vectors)))
-        inside = (cosines >= threshold) & (found >= 0)
+        cosines, neighbours = index.search(queries[waiting], min(k, len(vectors)))
+        inside = (cosines >= threshold) & (neighbours >= 0)
         done = ~inside[:, -1] | (k >= len(vectors))
         rows, columns = np.nonzero(inside & done[:, None])
         firsts.append(waiting[rows])
-        seconds.append(found[rows, columns])
+        seconds.append(neighbours[rows, columns])
         waiting, k = waiting[~done], k * 8
     for begin in range(0, len(vectors) if len(waiting) else 0, _BLOCK_ROWS):
         cosines = queries[waiting] @ vectors.units(slice(begin, begin + _BLOCK_ROWS)).T

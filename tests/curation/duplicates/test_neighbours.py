@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from aligncurate.core.vectors import Best, Units, Vectors, unit_rows
-from aligncurate.dedup.components import Components
-from aligncurate.dedup.duplicates import Verdict, exact_duplicates, lead, near_duplicates
-from aligncurate.dedup.neighbours import NeighbourSearch, nearest_pairs
-from aligncurate.dedup.recall import sample_pairs
+from aligncurate.core.vectors import TopK, Units, Vectors, unit_rows
+from aligncurate.duplicates.components import Components
+from aligncurate.duplicates.duplicates import Verdict, exact_duplicates, lead, near_duplicates
+from aligncurate.duplicates.neighbours import NeighbourSearch, nearest_pairs
+from aligncurate.duplicates.recall import sample_pairs
 
 DIM = 64
 Pairs = set[tuple[int, int]]
@@ -240,10 +240,10 @@ def test_what_equals_a_row_that_went_for_a_near_one_went_for_that_too() -> None:
 def test_the_best_of_a_stream_are_those_of_the_whole() -> None:
     values = np.random.default_rng(0).integers(0, 50, 1000).astype(np.float32)
     values[17] = np.nan
-    whole, parts = Best(60), Best(60)
+    whole, parts = TopK(60), TopK(60)
     whole.add(values, 0)
     for begin in (700, 0, 300):
-        part = Best(60)
+        part = TopK(60)
         part.add(values[begin : begin + 300 + 100 * (begin == 300)], begin)
         parts.merge(part)
     expected = np.lexsort((np.arange(1000), -np.nan_to_num(values, nan=-1)))[:60]

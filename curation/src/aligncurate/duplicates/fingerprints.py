@@ -1,5 +1,5 @@
-"""What tells duplicates, read in one pass over a dataset: ids, scores, digests of the pictures'
-bytes, and image embeddings.
+"""Fingerprints of pairs, read in one pass over a dataset: ids, scores, SHA-256 of the images, and
+image embeddings.
 """
 
 import hashlib
@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aligncurate.core.vectors import column_of, column_values, embedding_rows
+from aligncurate.output.shards import open_matching, rows_per_batch
 from aligncurate.progress import OnProgress
-from aligncurate.selection.copy import open_matching, rows_per_batch
 from aligncurate.threads import map_ordered
 from alignshared import Dataset, ShardInfo
 from alignshared.schema import EMBEDDING_COLUMNS
@@ -31,7 +31,7 @@ IMAGE_EMBEDDING, TEXT_EMBEDDING = EMBEDDING_COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Fingerprints:
-    """Of the n rows of a dataset, in order.
+    """Fingerprints of the n rows of a dataset, in order.
 
     `scores` [n] float32, NaN where there is none; `digests` [n, 32] uint8, zeros where there are no
     bytes; `embeddings` [n, d] float16, mapped from a file, None if they were not asked for.
@@ -126,10 +126,10 @@ class _Reader:
         end = first + batch.num_rows
         names = batch.schema.names
         if "image" in names:
-            pictures = _compute.struct_field(batch.column("image"), "bytes")
-            for row, picture in enumerate(pictures, start=first):
-                if picture.is_valid:
-                    digest = hashlib.sha256(picture.as_buffer()).digest()
+            images = _compute.struct_field(batch.column("image"), "bytes")
+            for row, image in enumerate(images, start=first):
+                if image.is_valid:
+                    digest = hashlib.sha256(image.as_buffer()).digest()
                     self.digests[row] = np.frombuffer(digest, np.uint8)
         if "score" in names:
             self.scores[first:end] = column_values(batch.column("score"), np.nan)

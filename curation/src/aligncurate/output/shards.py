@@ -1,0 +1,70 @@
+"""Reading the shards of a dataset of ours: opened and checked, in batches that suit their columns,
+and from and to Arrow without a copy.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aligncurate.core.vectors import column_values
+from alignshared import ContractError, Dataset, ShardInfo
+from alignshared.shards import IMAGE_ROW_GROUP
+
+PLAIN_ROWS_PER_BATCH = 1 << 16
+
+
+def open_checked(dataset: Dataset, shard: ShardInfo) -> pq.ParquetFile:
+    """Open `shard`, which must have as many rows as the manifest says.
+
+    Raises:
+        ContractError: it has not.
+    """
+    parquet = dataset.open_shard(shard)
+    rows = parquet.metadata.num_rows
+    if rows != shard.rows:
+        parquet.close()
+        raise ContractError(
+            f"{shard.file} in {dataset.location} has {rows:,} rows and the manifest says "
+            f"{shard.rows:,}; copy the shard again or write the dataset again."
+        )
+    return parquet
+
+
+@contextmanager
+def open_matching(
+    dataset: Dataset, shard: ShardInfo, schema: pa.Schema
+) -> Iterator[pq.ParquetFile]:
+    """Open `shard`, which must have the manifest's number of rows and the columns of `schema`.
+
+    Raises:
+        ContractError: it has not.
+    """
+    with open_checked(dataset, shard) as parquet:
+        if not parquet.schema_arrow.equals(schema):
+            raise ContractError(
+                f"the columns of {shard.file} in {dataset.location} are not those of its "
+                "first shard; write the dataset again."
+            )
+        yield parquet
+
+
+def rows_per_batch(columns: Sequence[str]) -> int:
+    """Rows of `columns` to read at a time: one row group where there are images, which are large,
+    else 65,536.
+    """
+    return IMAGE_ROW_GROUP if "image" in columns else PLAIN_ROWS_PER_BATCH
+
+
+def scores_of(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
+    """The `score` column [n] float32, NaN where it is null."""
+    return column_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
+
+
+def as_mask(keep: npt.NDArray[np.bool_]) -> pa.BooleanArray:
+    """`keep` [n] as an Arrow array of one bit for each row."""
+    bits = np.packbits(keep, bitorder="little")
+    return pa.Array.from_buffers(pa.bool_(), len(keep), [None, pa.py_buffer(bits)])
