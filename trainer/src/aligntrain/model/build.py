@@ -19,10 +19,11 @@ from transformers import (
 
 from alignshared import InputError
 from aligntrain.model import open_clip
-from aligntrain.model.configuration import AlignGPTConfig, FeatureSelect, GateText, Mixing
+from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.demo import demo_llm_path, demo_vision_path
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
-from aligntrain.model.processing import AlignGPTProcessor, Aspect, Template
+from aligntrain.model.processing import AlignGPTProcessor, Template
+from aligntrain.recipes.schema import Aspect, FeatureSelect, GateText, Mixing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
