@@ -137,7 +137,7 @@ def _start_processes(run: Path, arguments: list[str], count: int) -> None:
         signal.raise_signal(received)
 
 
-def _logs(run: Path):
+def _logs(run: Path) -> "LogsSpecs":
     from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
 
     class Logs(LogsSpecs):
