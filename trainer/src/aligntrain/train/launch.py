@@ -17,6 +17,7 @@ from alignshared import AlignError, InputError
 from aligntrain.train.main import LAUNCHER, LOGS, set_environment, work
 
 if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing import LogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 ERRORS = "errors"
@@ -137,10 +138,11 @@ def _start_processes(run: Path, arguments: list[str], count: int) -> None:
         signal.raise_signal(received)
 
 
-def _logs(run: Path):
-    from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs
+def _logs(run: Path) -> "LogsSpecs":
+    from torch.distributed.elastic.multiprocessing import LogsDest
+    from torch.distributed.elastic.multiprocessing import LogsSpecs as Specs
 
-    class Logs(LogsSpecs):
+    class Logs(Specs):
         """Output is left to the ranks; their errors go to `errors/rank-N.json`."""
 
         @property
