@@ -122,7 +122,7 @@ def main() -> int:
 def results(checkout: Path, work: Path, folders: list[str]) -> dict[str, str]:
     """Digests by name of what `checkout` writes to `folders` of `work`."""
     record = work / "done.json"
-    done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+    done: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
     commit = commit_of(checkout)
     if done.get("commit") != commit:
         shutil.rmtree(work, ignore_errors=True)

@@ -14,14 +14,13 @@ from aligncurate.core.quantiles import (
     CoarseCounts,
     FineCounts,
     OrderedScores,
-    edge_ranks,
     equal_width_edges,
     level_sizes,
     quantile_edges,
     sortable_keys,
 )
 from alignshared import LevelEdges
-from alignshared.levels import LevelAccumulator
+from alignshared.levels import LevelAccumulator, edge_ranks
 
 quickly = settings(max_examples=50, deadline=None, database=None)
 

@@ -32,8 +32,8 @@ QUESTIONS: list[tuple[list[int], str, int | None, int]] = [
 
 
 def messages(images: list[int], text: str) -> list[dict[str, Any]]:
-    images = [{"type": "image", "image": tiny.picture(seed)} for seed in images]
-    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+    parts = [{"type": "image", "image": tiny.picture(seed)} for seed in images]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
 def alone(model: Any, processor: Any) -> list[Any]:

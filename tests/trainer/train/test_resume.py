@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from alignshared import InputError
+from alignshared import InputError, atomic
 from aligntrain.runs.folder import read_metrics, read_run, result_of
 from aligntrain.train import checkpoint
 from aligntrain.train.checkpoint import checkpoints, newest_checkpoint
@@ -126,14 +126,14 @@ def test_death_while_a_checkpoint_is_written_leaves_the_one_before(
 ) -> None:
     half = stopped(place, "pretrain", tmp_path / "half")
 
-    write = checkpoint.atomic.write
+    write = atomic.write
 
     def dies(path: Path, content: str | bytes) -> None:
         if path.name == checkpoint.MARKER:  # the last file
             raise KeyboardInterrupt
         write(path, content)
 
-    monkeypatch.setattr(checkpoint.atomic, "write", dies)
+    monkeypatch.setattr(atomic, "write", dies)
     with pytest.raises(KeyboardInterrupt):
         runs.train(half, resume=True)
     assert [c.step for c in checkpoints(half)] == [4]

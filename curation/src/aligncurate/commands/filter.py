@@ -71,22 +71,21 @@ def filter(
         language=language, where=where,
     )  # fmt: skip
     source = dataset_at(input, *FILTERED_STAGES)
-    rows = source.manifest.rows if dry_run else 2 * source.manifest.rows
-    with showing("filter", rows, "pairs", terminal.notes) as on_progress:
-        if dry_run:
+    rows = source.manifest.rows
+    if dry_run:
+        with showing("filter", rows, "pairs", terminal.notes) as on_progress:
             counts = count_filter(
                 conditions, source.location, workers=workers, on_progress=on_progress
             )
-        else:
-            dataset = filter(
-                conditions, source.location, output,
-                workers=workers, overwrite=overwrite, on_progress=on_progress,
-            )  # fmt: skip
-    if dry_run:
         _show(f"{terminal.near(counts.location)}, dry run", counts.rows, counts.kept, "")
         _show_conditions(counts.conditions)
         _show_levels(counts.levels)
         return
+    with showing("filter", 2 * rows, "pairs", terminal.notes) as on_progress:
+        dataset = filter(
+            conditions, source.location, output,
+            workers=workers, overwrite=overwrite, on_progress=on_progress,
+        )  # fmt: skip
     manifest = dataset.manifest
     pairs = manifest.rows + manifest.left_out
     rejects = f" + {manifest.reject_count:,} rejects"

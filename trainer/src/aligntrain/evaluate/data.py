@@ -272,7 +272,7 @@ def without_images(rows: "Dataset") -> "Dataset":
     return rows.remove_columns([name for name in rows.column_names if name == "image"])
 
 
-def _read_table(files: list[str]) -> "Dataset":
+def _read_table(files: list[Any]) -> "Dataset":
     """Read `files` as one table, images as undecoded bytes."""
     from datasets import Dataset, Image, List
     from datasets.exceptions import DatasetGenerationError
@@ -286,7 +286,8 @@ def _read_table(files: list[str]) -> "Dataset":
         reason = str(error.__cause__ or error).split("\n", 1)[0][:200]
         raise InputError(f"{files[0]} cannot be read ({reason}); get it anew.") from error
     assert isinstance(rows, Dataset)
-    for column, feature in rows.features.items():
+    features: dict[str, Any] = dict(rows.features)
+    for column, feature in features.items():
         if isinstance(feature, Image):
             rows = rows.cast_column(column, Image(decode=False))
         elif isinstance(feature, List) and isinstance(feature.feature, Image):

@@ -37,10 +37,11 @@ class Engine(Protocol):
 
     module: "AlignGPTForConditionalGeneration"
     optimizer: Any
+    device: torch.device
     enable_backward_allreduce: bool
 
     def __call__(self, **inputs: Any) -> "AlignGPTOutput": ...
-    def backward(self, loss: torch.Tensor, *, scale_wrt_gas: bool) -> Any: ...
+    def backward(self, loss: torch.Tensor, *, scale_wrt_gas: bool = True) -> Any: ...
     def step(self) -> Any: ...
     def train(self) -> Any: ...
     def eval(self) -> Any: ...
@@ -155,10 +156,9 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Eng
         on_gpu=on_gpu,
         micro_batches=micro_batches,
     )
-    engine: Engine
-    engine, *_ = deepspeed.initialize(
+    engine: Any = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False
-    )
+    )[0]
     if is_plain(engine) and torch.distributed.get_world_size() == 1:
         # There is nothing to average, and copying every gradient to a bucket and back takes an
         # eighth of the demo's step.
