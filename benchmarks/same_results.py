@@ -239,8 +239,7 @@ def digests(folder: Path, own: dict[str, str]) -> Iterator[tuple[str, str]]:
         file for file in sorted(folder.rglob("*"))
         if file.is_file() and not LEFT_OUT_FOLDERS & {*file.relative_to(folder).parts}
     ]  # fmt: skip
-    names = [str(file.relative_to(folder)) for file in files]
-    yield f"{folder.name}: names of {len(files)} files", of_json(names)
+    yield f"{folder.name}: {len(files)} names", of_json([str(f.relative_to(folder)) for f in files])
     for kind in sorted({file.suffix for file in files} - LEFT_OUT_FILES):
         alike = [file for file in files if file.suffix == kind]
         if kind == ".parquet":
