@@ -291,8 +291,16 @@ def of_json(value: Any) -> str:
 
 
 def of_bytes(file: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """SHA-256 of a file; of safetensors by name, as their metadata has another order each time."""
+    data = file.read_bytes()
+    if file.suffix != ".safetensors":
+        return hashlib.sha256(data).hexdigest()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    for name in header.keys() - {"__metadata__"}:
+        first, last = (start + offset for offset in header[name].pop("data_offsets"))
+        header[name]["sha256"] = hashlib.sha256(data[first:last]).hexdigest()
+    return of_json(header)
 
 
 if __name__ == "__main__":
