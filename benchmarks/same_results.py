@@ -239,8 +239,7 @@ def digests(folder: Path, own: dict[str, str]) -> Iterator[tuple[str, str]]:
         file for file in sorted(folder.rglob("*"))
         if file.is_file() and not LEFT_OUT_FOLDERS & {*file.relative_to(folder).parts}
     ]  # fmt: skip
-    names = [str(file.relative_to(folder)) for file in files]
-    yield f"{folder.name}: names of {len(files)} files", of_json(names)
+    yield f"{folder.name}: {len(files)} names", of_json([str(f.relative_to(folder)) for f in files])
     for kind in sorted({file.suffix for file in files} - LEFT_OUT_FILES):
         alike = [file for file in files if file.suffix == kind]
         if kind == ".parquet":
@@ -292,8 +291,16 @@ def of_json(value: Any) -> str:
 
 
 def of_bytes(file: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    """SHA-256 of a file; of safetensors by name, as their metadata has another order each time."""
+    data = file.read_bytes()
+    if file.suffix != ".safetensors":
+        return hashlib.sha256(data).hexdigest()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    for name in header.keys() - {"__metadata__"}:
+        first, last = (start + offset for offset in header[name].pop("data_offsets"))
+        header[name]["sha256"] = hashlib.sha256(data[first:last]).hexdigest()
+    return of_json(header)
 
 
 if __name__ == "__main__":
