@@ -77,8 +77,9 @@ def _work(recipe: Recipe, images: int, steps: int) -> float:
     took: list[float] = []
     for _ in range(steps):
         began = time.perf_counter()
-        output = engine(**batch, **how, use_cache=False)
-        engine.backward(output.loss)
+        loss = engine(**batch, **how, use_cache=False).loss
+        assert loss is not None  # the batch has labels
+        engine.backward(loss)
         engine.step()
         if engine.device.type == "cuda":
             torch.cuda.synchronize()

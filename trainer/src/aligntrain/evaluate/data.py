@@ -3,10 +3,10 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from PIL import Image
 
@@ -267,9 +267,10 @@ def read_rows(
     return selected, lookup
 
 
-def without_images(rows: "Dataset") -> "Dataset":
+def without_images(rows: "Dataset") -> Sequence[Row]:
     """Return `rows` without the column `image`."""
-    return rows.remove_columns([name for name in rows.column_names if name == "image"])
+    texts = rows.remove_columns([name for name in rows.column_names if name == "image"])
+    return cast("Sequence[Row]", texts)
 
 
 def _read_table(files: list[Any]) -> "Dataset":

@@ -71,7 +71,8 @@ class AlignGPTLmm(lmms):
         return [texts[i] for i in range(len(requests))]
 
     def _question(self, request: "Instance") -> Question:
-        text, _, images_of, row, task, split = request.args
+        arguments: tuple[Any, ...] = request.args
+        text, _, images_of, row, task, split = arguments
         images = images_of(self.task_dict[task][split][row]) or []
         content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
         content.append({"type": "text", "text": text})
@@ -91,4 +92,5 @@ def _local_gpu() -> str | None:
 
 
 def _max_new_tokens(request: "Instance") -> int:
-    return int(request.args[1].get("max_new_tokens", LOADER_TOKENS))
+    arguments: tuple[Any, ...] = request.args
+    return int(arguments[1].get("max_new_tokens", LOADER_TOKENS))

@@ -338,7 +338,7 @@ def _question(
     from aligntrain.inference.generate import Question
 
     content: list[dict[str, Any]] = [
-        {"type": "image", "image": image} for image in images_of(rows[row], lookup)
+        {"type": "image", "image": image} for image in images_of(dict(rows[row]), lookup)
     ]
     content.append({"type": "text", "text": prompt})
     return Question([{"role": "user", "content": content}], name=f"{benchmark.name}, row {row}")
