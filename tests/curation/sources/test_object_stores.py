@@ -103,7 +103,7 @@ def test_a_run_in_an_object_store_goes_on_where_it_stopped(
 ) -> None:
     options: dict[str, Any] = {"shard_rows": 2, "output": s3.uri("out")}
     with monkeypatch.context() as patch:
-        patch.setattr("aligncurate.stages.score.finish", _stop)
+        patch.setattr("aligncurate.units.run.finish", _stop)
         with pytest.raises(KeyboardInterrupt):
             score_good_pairs(tmp_path, tiny_clip, 6, **options)
     begun = s3.files("out")

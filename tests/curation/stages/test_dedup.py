@@ -318,7 +318,7 @@ def test_the_report_shows_clusters_with_pictures(planted: Dataset, tmp_path: Pat
     for location in (dataset.location, levelled.location):  # an ancestor's are shown as well
         report(location, tmp_path / "report", examples=1)
         page = page_of(tmp_path / "report")
-        assert "5 pairs were left out since another has their image" in page.text
+        assert "5 pairs were left out because another pair has the same image" in page.text
         assert "cosine of at least 0.99" in page.text
         assert "3 pairs stays" in page.text
         assert "frog-a" in page.text

@@ -2,7 +2,6 @@
 
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +186,8 @@ def test_score_bounds_compare_as_float32_scores_do(tmp_path: Path) -> None:
             expected = [f"pair-{i:04d}" for i in np.flatnonzero(passes)]
             if expected:
                 out = tmp_path / f"{name}{text}"
-                dataset = filter(replace(Conditions(), **{name: float(text)}), source.location, out)
+                bound_option: dict[str, Any] = {name: float(text)}
+                dataset = filter(Conditions(**bound_option), source.location, out)
                 assert ids_of(dataset) == expected, (name, text)
 
 

@@ -336,9 +336,9 @@ def test_scores_that_are_no_numbers_are_rejects(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"batch_size": 0}, "--batch-size 0"),
-        ({"shard_rows": -1}, "--shard-rows -1"),
-        ({"precision": "int8"}, "--precision int8 is not known"),
+        ({"batch_size": 0}, r"--batch-size must be at least 1 \(got 0\)"),
+        ({"shard_rows": -1}, r"--shard-rows must be at least 1 \(got -1\)"),
+        ({"precision": "int8"}, r"--precision must be .*\(got int8\)"),
         ({"precision": "fp16", "execution": Execution(gpus=0)}, "fp16 needs a GPU"),
         ({"weights": "openai"}, "brings its own weights"),
     ],

@@ -171,7 +171,7 @@ def test_pictures_are_pasted_and_dropped(page: Page, how: str) -> None:
 def test_what_is_refused_is_said(page: Page) -> None:
     choose(page, b"no picture at all")
     ask(page)
-    expect(page.locator("#trouble")).to_contain_text("holds no picture that can be read")
+    expect(page.locator("#trouble")).to_contain_text("holds no image that can be read")
     expect(page.locator("#question")).to_have_value(ASKED)  # nothing is lost
     choose(page)
     ask(page)

@@ -103,7 +103,7 @@ def test_a_short_run_is_profiled_as_far_as_it_goes(
 
 
 def test_a_profile_of_nothing_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--profile 0 cannot be: give 1 step or more"):
+    with pytest.raises(InputError, match=r"--profile must be at least 1 \(got 0\)"):
         run(
             "pretrain", place / "pairs", recipe=place / "tiny.yaml", output=tmp_path / "run",
             profile=0,
