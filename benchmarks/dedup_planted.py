@@ -26,7 +26,7 @@ from aligncurate import dedup, score
 from aligncurate.core.vectors import unit_rows
 from aligncurate.stages.dedup import DEFAULT_THRESHOLD
 from alignshared import Dataset, demo
-from alignshared.pictures import decode_image
+from alignshared.images import decode_image
 
 PACKAGES = ["aligncurate", "faiss-cpu", "open_clip_torch", "torch", "pillow"]
 THRESHOLDS = (0.90, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995)

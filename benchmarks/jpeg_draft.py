@@ -27,7 +27,7 @@ from aligncurate.core.clip import ClipModel, one_torch_thread, pixel_view, resol
 from aligncurate.core.clip.resolve import ResolvedClip
 from aligncurate.scoring.spec import REDUCED_MARGIN
 from alignshared import demo
-from alignshared.pictures import decode_sized
+from alignshared.images import decode_sized
 
 PACKAGES = ["aligncurate", "open_clip_torch", "torch", "pillow"]
 MARGINS = (1, 2, 4, 8)

@@ -26,8 +26,8 @@ from aligncurate.core.clip import ClipModel, pixel_view, resolve_clip, score_pai
 from aligncurate.core.clip.resolve import ResolvedClip
 from aligncurate.settings import Precision
 from alignshared import LevelEdges, demo
+from alignshared.images import decode_image
 from alignshared.levels import edge_ranks
-from alignshared.pictures import decode_image
 
 PACKAGES = ["aligncurate", "open_clip_torch", "torch", "pillow"]
 LEVELS = 8

@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,11 @@ import pytest
 PACKAGES = ("alignshared", "aligncurate", "aligntrain")
 SOURCES = ("shared/src", "curation/src", "trainer/src")
 MAX_FILE_LINES = 500
+MIN_FILE_LINES = 40
+MAX_FOLDER_FILES = 15
 MAX_FUNCTION_LINES = 50
+FORMER_NAME = "aligntrain.worker"
+"""An alias for one release: nothing imports it."""
 HEAVY = {
     "datasets", "deepspeed", "faiss", "jinja2", "matplotlib", "numpy", "open_clip", "pandas",
     "pyarrow", "ray", "torch", "transformers",
@@ -64,6 +69,48 @@ def test_files_can_be_read_in_one_sitting(repository: Path) -> None:
         for file in python_files(repository)
     }
     assert not {file: lines for file, lines in lengths.items() if lines > MAX_FILE_LINES}
+
+
+def test_folders_can_be_taken_in_at_a_glance(repository: Path) -> None:
+    counts = Counter(file.parent for file in python_files(repository))
+    assert not {str(folder): count for folder, count in counts.items() if count > MAX_FOLDER_FILES}
+
+
+def test_a_small_file_has_several_users(repository: Path) -> None:
+    """A small file with a single importer belongs into that importer."""
+    modules = {module_name(file): file for file in python_files(repository)}
+    importers: dict[str, set[str]] = {module: set() for module in modules}
+    for module, file in modules.items():
+        for name in imported_names(parsed(file)):
+            if name in importers and name != module:
+                importers[name].add(module)
+    alone = [
+        module
+        for module, file in modules.items()
+        if len(file.read_text(encoding="utf-8").splitlines()) < MIN_FILE_LINES
+        and file.name not in ("__init__.py", "__main__.py")
+        and ".commands." not in module
+        and module != FORMER_NAME
+        and len(importers[module]) < 2
+    ]
+    assert not alone
+
+
+def module_name(file: Path) -> str:
+    """The dotted name of a source file."""
+    parts = file.with_suffix("").parts
+    return ".".join(parts[parts.index("src") + 1 :])
+
+
+def imported_names(tree: ast.Module) -> set[str]:
+    """Modules, and names in modules, that a file imports anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
 def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

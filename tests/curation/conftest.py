@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from alignshared import use_storage_options
-from alignshared.storage_options import StorageOptions, parse_storage_options
+from alignshared.stores.options import StorageOptions, parse_storage_options
 from tests.curation.clips import write_tiny_clip
 from tests.curation.stores import Store, running_store
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from aligncurate import Execution, score
 from alignshared import Dataset, demo
-from alignshared.pictures import decode_image
+from alignshared.images import decode_image
 
 DIFFERENT = (
     "1f5a4", "1f692", "1f355", "1f438", "1f3f0", "1f48d", "1f41e", "1f99a", "1f685", "1f331",

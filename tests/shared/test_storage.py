@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from alignshared import AlignError, InputError, Storage
-from alignshared.storage import HashingSink
+from alignshared.stores.storage import HashingSink
 
 OUTSIDE = ["../x", "a/../../x", "/etc/passwd", "..", "a/.."]
 

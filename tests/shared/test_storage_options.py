@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from alignshared import InputError, Storage, StorageOptions, use_storage_options
-from alignshared.filesystems import lies_within, normal_location
-from alignshared.storage_options import (
+from alignshared.stores.filesystems import lies_within, normal_location
+from alignshared.stores.options import (
     carrying_storage_options,
     current_storage_options,
     parse_storage_options,

@@ -10,8 +10,8 @@ if typing.TYPE_CHECKING:
     from alignshared.manifest import Manifest, ModelInfo, Parent
     from alignshared.rejects import Reason, Reject
     from alignshared.shards import ShardInfo
-    from alignshared.storage import Storage
-    from alignshared.storage_options import StorageOptions, use_storage_options
+    from alignshared.stores.options import StorageOptions, use_storage_options
+    from alignshared.stores.storage import Storage
 
 __all__ = [
     "AlignError",
@@ -46,9 +46,9 @@ _HOME = {
     "Reason": "rejects",
     "Reject": "rejects",
     "ShardInfo": "shards",
-    "Storage": "storage",
-    "StorageOptions": "storage_options",
-    "use_storage_options": "storage_options",
+    "Storage": "stores.storage",
+    "StorageOptions": "stores.options",
+    "use_storage_options": "stores.options",
 }
 
 

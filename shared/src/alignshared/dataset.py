@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from alignshared.errors import ContractError
 from alignshared.manifest import Manifest, manifest_digest, read_manifest
 from alignshared.shards import ShardInfo
-from alignshared.storage import Storage
+from alignshared.stores.storage import Storage
 
 
 class Dataset:

@@ -16,7 +16,7 @@ from alignshared.errors import ContractError
 from alignshared.levels import LevelEdges, LevelStatistics, Scheme
 from alignshared.schema import CONTRACT, SCHEMA_VERSION, Count
 from alignshared.shards import ShardInfo
-from alignshared.storage import Storage
+from alignshared.stores.storage import Storage
 
 MANIFEST_FILE = "manifest.json"
 LEVELS_FILE = "levels.json"

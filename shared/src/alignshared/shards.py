@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pydantic.dataclasses import dataclass
 
 from alignshared.schema import CONTRACT, Count
-from alignshared.storage import Storage
+from alignshared.stores.storage import Storage
 
 IMAGE_ROW_GROUP = 256
 """Rows per row group where images are inside: small enough to read a few rows without the shard."""

@@ -7,7 +7,7 @@ import io
 
 from PIL import Image
 
-from alignshared.pictures import ImageError, decode_image
+from alignshared.images import ImageError, decode_image
 
 LONGEST_SIDE = 160
 """Pixels; more than the page shows them at, for dense screens."""

@@ -14,8 +14,8 @@ from aligncurate.cli import app
 from aligncurate.reporting.inspection import facts
 from aligncurate.scoring.models import resolve_models, safe_name
 from alignshared import Dataset, InputError
+from alignshared.images import decode_sized
 from alignshared.manifest import MANIFEST_FILE
-from alignshared.pictures import decode_sized
 from tests.curation.clips import TINY_CONFIG, write_tiny_clip
 from tests.curation.inputs import (
     good_pairs,

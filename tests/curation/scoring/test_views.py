@@ -13,7 +13,7 @@ from PIL import Image
 from aligncurate.core.clip import pixel_view, resolve_clip
 from aligncurate.core.clip.view import preprocess_of_view
 from aligncurate.settings import View
-from alignshared.pictures import decode_image, decode_sized
+from alignshared.images import decode_image, decode_sized
 from tests.curation.clips import write_tiny_clip
 from tests.curation.inputs import rows_of, score_good_pairs
 from tests.curation.pictures import encoded, noise, rotated_jpeg

@@ -11,7 +11,7 @@ from aligncurate import Execution, bucket, report, score, validate
 from aligncurate.cli import app
 from alignshared import AlignError, Dataset, InputError, Storage
 from alignshared.atomic import UNFINISHED
-from alignshared.storage_options import (
+from alignshared.stores.options import (
     StorageOptions,
     current_storage_options,
     parse_storage_options,

@@ -10,7 +10,7 @@ import typer
 
 from aligncurate import terminal
 from aligncurate.settings import option_of
-from alignshared.storage_options import parse_storage_options, use_storage_options
+from alignshared.stores.options import parse_storage_options, use_storage_options
 
 if TYPE_CHECKING:
     from alignshared import Dataset

@@ -26,7 +26,7 @@ from aligncurate.engine.ledger import Standing, start_ledger
 from aligncurate.engine.worker import ITEM, POSITION, Bench, Function, call, make_or_fail
 from aligncurate.units.records import UNIT_ATTEMPTS
 from alignshared import AlignError
-from alignshared.storage_options import carrying_storage_options
+from alignshared.stores.options import carrying_storage_options
 
 _LOOK_EVERY_S = 5.0
 _GRACE_S = 180.0

@@ -8,7 +8,7 @@ import json
 import math
 from typing import Any
 
-from alignshared.pictures import picture_format
+from alignshared.images import picture_format
 
 _SUFFIXES = {
     "AVIF": "avif",

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from alignshared import Dataset, InputError
-from alignshared.filesystems import is_remote, lies_within
 from alignshared.manifest import MANIFEST_FILE
+from alignshared.stores.filesystems import is_remote, lies_within
 
 DATA_ROOT = Path("data")
 """Relative to where the command runs: `data/<name>/<stage>`."""

@@ -14,7 +14,7 @@ from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.sources import RawBatch
 from aligncurate.sources.files import read_image
 from alignshared import Reject
-from alignshared.pictures import ImageError, decode_sized
+from alignshared.images import ImageError, decode_sized
 from alignshared.schema import IMAGE_TYPE
 
 _CHUNK_BYTES = 1 << 30

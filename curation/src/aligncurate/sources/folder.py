@@ -20,9 +20,9 @@ from aligncurate.sources.metadata import (
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
 from aligncurate.threads import map_ordered
 from alignshared import InputError, Reason, Reject, Storage
-from alignshared.filesystems import is_remote, normal_location
-from alignshared.pictures import ImageError
+from alignshared.images import ImageError
 from alignshared.schema import CONVERSATIONS_TYPE, IMAGE_TYPE, SOURCE_COLUMNS
+from alignshared.stores.filesystems import is_remote, normal_location
 
 _INDEX_FILE = "index.parquet"
 _INDEX_SCHEMA = pa.schema(

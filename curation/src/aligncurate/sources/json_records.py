@@ -12,7 +12,7 @@ import ijson
 from aligncurate.sources.listing import opened
 from aligncurate.sources.metadata import MARK_INVALID
 from alignshared import InputError
-from alignshared.filesystems import one_line
+from alignshared.stores.filesystems import one_line
 
 _CHUNK = 1 << 20
 _MAX_LINE = 1 << 26

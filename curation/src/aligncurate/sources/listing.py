@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from alignshared import AlignError, InputError, Storage
-from alignshared.filesystems import normal_location, one_line
+from alignshared.stores.filesystems import normal_location, one_line
 
 _WILD = re.compile(r"[*?\[]")
 _BEFORE_WILD = re.compile(r"[*?\[{]")

@@ -37,9 +37,9 @@ from aligncurate.sources.source import (
     reading_parquet,
 )
 from alignshared import ContractError, Dataset, InputError, Reason, Reject, Storage
-from alignshared.filesystems import is_remote, normal_location
 from alignshared.manifest import MANIFEST_FILE
 from alignshared.schema import CONVERSATIONS_TYPE, IMAGE_TYPE, SOURCE_COLUMNS
+from alignshared.stores.filesystems import is_remote, normal_location
 
 _SUFFIX = ".parquet"
 

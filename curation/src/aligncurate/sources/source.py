@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignshared import InputError, Reject, Storage
-from alignshared.filesystems import is_remote, one_line
 from alignshared.shards import groups_of_rows
+from alignshared.stores.filesystems import is_remote, one_line
 
 MIN_SHARD_ROWS = 256
 MAX_SHARD_ROWS = 1024

@@ -28,7 +28,7 @@ from aligncurate.sources.metadata import (
 )
 from aligncurate.threads import heartbeat
 from alignshared import InputError, Reason
-from alignshared.filesystems import is_remote
+from alignshared.stores.filesystems import is_remote
 
 _ROLES = ("image", "caption", "metadata")
 TAR_INDEX_SCHEMA = pa.schema(

@@ -39,8 +39,8 @@ from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_r
 from aligncurate.sources.tar_index import TAR_INDEX_SCHEMA, index_tar
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import InputError, Reason, Reject, Storage
-from alignshared.filesystems import is_remote, normal_location
 from alignshared.schema import CONVERSATIONS_TYPE, IMAGE_TYPE, SOURCE_COLUMNS
+from alignshared.stores.filesystems import is_remote, normal_location
 
 _SUFFIX = ".tar"
 _INDEX_FOLDER = "index"

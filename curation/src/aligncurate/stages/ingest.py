@@ -20,7 +20,7 @@ from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process
 from aligncurate.units.records import FinishedBatch, Timing, manifest_fields
 from aligncurate.units.run import FailedPolicy, Outcomes, UnitRun, write_dataset
 from alignshared import Dataset, InputError, Manifest, Parent, Reject, Storage
-from alignshared.pictures import ImageError, decode_image
+from alignshared.images import ImageError, decode_image
 from alignshared.schema import IMAGE_TYPE, ingested_schema
 
 _BATCH_ROWS = 64

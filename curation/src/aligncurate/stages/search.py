@@ -20,7 +20,7 @@ from aligncurate.reporting.rows import read_rows
 from aligncurate.settings import Location
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo, atomic
-from alignshared.pictures import ImageError, decode_image
+from alignshared.images import ImageError, decode_image
 from alignshared.schema import EMBEDDING_COLUMNS, LEVEL_COLUMN, require_columns
 
 Over = Literal["images", "captions"]

@@ -32,8 +32,8 @@ from aligncurate.output.folder import (
 from aligncurate.progress import OnProgress, silent
 from aligncurate.threads import heartbeat
 from alignshared import AlignError, Reject, ShardInfo, Storage
-from alignshared.filesystems import one_line
 from alignshared.shards import writing_shard
+from alignshared.stores.filesystems import one_line
 
 UNIT_ATTEMPTS = 3
 """Attempts at a unit, whatever it fails of, before it counts as failed."""

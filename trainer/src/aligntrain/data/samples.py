@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from alignshared.pictures import ImageError, decode_image
+from alignshared.images import ImageError, decode_image
 from aligntrain.prompts.conversation import InvalidSample, Reason, Turn
 from aligntrain.prompts.encode import Encoder
 
@@ -13,7 +13,7 @@ def decode_sample_image(data: bytes) -> Image.Image:
     """Decode the image file `data` to RGB.
 
     Raises:
-        InvalidSample: it cannot be decoded (see `alignshared.pictures.decode_image`).
+        InvalidSample: it cannot be decoded (see `alignshared.images.decode_image`).
     """
     try:
         return decode_image(data)

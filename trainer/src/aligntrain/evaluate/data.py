@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from PIL import Image
 
 from alignshared import InputError
-from alignshared.hub import require_hub
-from alignshared.pictures import ImageError, decode_image, to_rgb
+from alignshared.images import ImageError, decode_image, to_rgb
+from alignshared.stores.hub import require_hub
 from aligntrain.evaluate.benchmarks import Benchmark
 from aligntrain.evaluate.prompts import Row
 

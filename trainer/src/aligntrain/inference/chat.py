@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
 from alignshared import InputError
-from alignshared.pictures import to_rgb
+from alignshared.images import to_rgb
 from aligntrain.inference.generate import (
     captions_only,
     capture_gate,

@@ -16,7 +16,7 @@ from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
 
 from alignshared import InputError
-from alignshared.pictures import ImageError, decode_image, to_rgb
+from alignshared.images import ImageError, decode_image, to_rgb
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
 from aligntrain.prompts.templates import CHAT_TEMPLATES

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from alignshared.pictures import ImageError, decode_image
+from alignshared.images import ImageError, decode_image
 from alignshared.rejects import Reason
 from aligntrain.serve.protocol import APIError
 

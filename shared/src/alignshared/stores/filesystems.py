@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from alignshared.errors import InputError
-from alignshared.storage_options import StorageOptions
+from alignshared.stores.options import StorageOptions
 
 _S3 = ("s3",)
 _GCS = ("gs", "gcs")
@@ -69,7 +69,7 @@ def open_filesystem(location: str, options: StorageOptions) -> tuple[fs.FileSyst
         if scheme in _GCS:
             return _gcs(options, os.getpid()), path
         if scheme == _HUB:
-            from alignshared.hub import hub_filesystem
+            from alignshared.stores.hub import hub_filesystem
 
             return hub_filesystem(), path
         return fs.FileSystem.from_uri(location)

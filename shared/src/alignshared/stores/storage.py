@@ -26,8 +26,8 @@ from pyarrow import fs
 
 from alignshared import atomic
 from alignshared.errors import AlignError, InputError
-from alignshared.filesystems import is_remote, normal_location, one_line, open_filesystem
-from alignshared.storage_options import current_storage_options
+from alignshared.stores.filesystems import is_remote, normal_location, one_line, open_filesystem
+from alignshared.stores.options import current_storage_options
 
 
 class HashingSink:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from alignshared import Reason
-from alignshared.pictures import MAX_ASPECT_RATIO, MAX_PIXELS, ImageError, decode_image
+from alignshared.images import MAX_ASPECT_RATIO, MAX_PIXELS, ImageError, decode_image
 from tests.curation import pictures
 
 

@@ -1,0 +1,1 @@
+"""Folders on disk, in object stores and on the Hub, behind one class: `storage.Storage`."""
