@@ -23,3 +23,8 @@ class InputError(AlignError):
 
 class ContractError(InputError):
     """A dataset lacks something that the contract promises, or has it wrong."""
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """Return the text of `error` on one line, cut to `limit` characters, without a final period."""
+    return " ".join(str(error).split())[:limit].rstrip(".")

@@ -11,6 +11,7 @@ from pyarrow import fs
 from aligncurate.checks.problems import Kind, Problem
 from aligncurate.output.folder import RUN_FOLDER
 from alignshared import Dataset, InputError, ShardInfo, Storage
+from alignshared.errors import one_line
 from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, STATISTICS_FILE
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
@@ -58,7 +59,7 @@ def check_file(storage: Storage, shard: ShardInfo, kind: Kind = Kind.FILES) -> P
 
 def unreadable(file: str, error: Exception, kind: Kind = Kind.FILES) -> Problem:
     """The problem of a file that is there and cannot be read."""
-    cause = " ".join(str(error).split()).rstrip(".")
+    cause = one_line(error)
     return Problem(kind, f"{file} cannot be read: {cause[:300]}; {_COPY_AGAIN}.")
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alignshared import AlignError, InputError
+from alignshared.errors import one_line
 
 _SPARE_CPUS = 2
 _CONNECT_TIMEOUT_S = 10
@@ -88,7 +89,7 @@ def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
         with nullcontext() if verbose else _muted_stderr():
             ray.init(**options)
     except Exception as error:  # among them plain ones, when a slow machine takes too long
-        detail = " ".join(str(error).split())[:200]
+        detail = one_line(error, 200)
         if not address:
             raise AlignError(
                 f"Ray does not start on this machine: {detail}; give --engine local to do without."

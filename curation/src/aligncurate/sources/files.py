@@ -8,8 +8,9 @@ from urllib.parse import unquote, urlsplit
 from pyarrow import fs
 
 from alignshared import AlignError, InputError, Reason, Storage
+from alignshared.errors import one_line
 from alignshared.images import ImageError
-from alignshared.stores.filesystems import is_remote, normal_location, one_line
+from alignshared.stores.filesystems import is_remote, normal_location
 
 MAX_FILE_BYTES = 1 << 28
 """256 MiB: more than an image of the most pixels takes, so nothing larger need be read."""

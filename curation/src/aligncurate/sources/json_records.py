@@ -12,7 +12,7 @@ import ijson
 from aligncurate.sources.listing import opened
 from aligncurate.sources.metadata import MARK_INVALID
 from alignshared import InputError
-from alignshared.stores.filesystems import one_line
+from alignshared.errors import one_line
 
 _CHUNK = 1 << 20
 _MAX_LINE = 1 << 26
@@ -61,7 +61,7 @@ def _parsed(line: bytes, number: int) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Malformed(f"line {number} is not JSON: {one_line(error)[:200]}")
+        return Malformed(f"line {number} is not JSON: {one_line(error, 200)}")
 
 
 def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
@@ -71,7 +71,7 @@ def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
         yield from _Values().of(events)
     except (ijson.JSONError, ValueError, RecursionError) as error:  # also of endless numbers
         raise InputError(
-            f"{location} is damaged JSON ({one_line(error)[:120]}); "
+            f"{location} is damaged JSON ({one_line(error, 120)}); "
             "it may have been cut short, fetch it again."
         ) from error
 

@@ -17,7 +17,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from alignshared import AlignError, InputError, Storage
-from alignshared.stores.filesystems import normal_location, one_line
+from alignshared.errors import one_line
+from alignshared.stores.filesystems import normal_location
 
 _WILD = re.compile(r"[*?\[]")
 _BEFORE_WILD = re.compile(r"[*?\[{]")

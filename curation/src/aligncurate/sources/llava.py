@@ -21,8 +21,9 @@ from aligncurate.sources.listing import opened, split_location
 from aligncurate.sources.metadata import caption_problem, is_valid_text, writable
 from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
 from alignshared import InputError, Reason, Reject, Storage
+from alignshared.errors import one_line
 from alignshared.schema import SOURCE_COLUMNS
-from alignshared.stores.filesystems import normal_location, one_line
+from alignshared.stores.filesystems import normal_location
 
 _INDEX_FILE = "index.parquet"
 _INDEX_SCHEMA = pa.schema(

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from alignshared import InputError, Reject, Storage
+from alignshared.errors import one_line
 from alignshared.shards import groups_of_rows
-from alignshared.stores.filesystems import is_remote, one_line
+from alignshared.stores.filesystems import is_remote
 
 MIN_SHARD_ROWS = 256
 MAX_SHARD_ROWS = 1024
@@ -135,7 +136,7 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
         # Of a damaged file pyarrow says the same as of a store that does not answer.
         unread = " or cannot be read" if is_remote(location) else ""
         raise InputError(
-            f"{location} is not a whole Parquet file{unread}: {one_line(error)[:200]}; fetch "
+            f"{location} is not a whole Parquet file{unread}: {one_line(error, 200)}; fetch "
             "or write it again."
         ) from error
 

@@ -32,8 +32,8 @@ from aligncurate.output.folder import (
 from aligncurate.progress import OnProgress, silent
 from aligncurate.threads import heartbeat
 from alignshared import AlignError, Reject, ShardInfo, Storage
+from alignshared.errors import one_line
 from alignshared.shards import writing_shard
-from alignshared.stores.filesystems import one_line
 
 UNIT_ATTEMPTS = 3
 """Attempts at a unit, whatever it fails of, before it counts as failed."""
@@ -131,7 +131,7 @@ def unit_errors() -> Generator[None, None, None]:
 
 def describe_error(error: BaseException) -> str:
     """The message of `error` in one line, with its type where the message is not ours."""
-    message = " ".join(str(error).split())[:500]
+    message = one_line(error, 500)
     if isinstance(error, AlignError | UnitError):
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from alignshared.errors import InputError
+from alignshared.errors import InputError, one_line
 from alignshared.stores.options import StorageOptions
 
 _S3 = ("s3",)
@@ -75,11 +75,6 @@ def open_filesystem(location: str, options: StorageOptions) -> tuple[fs.FileSyst
         return fs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise InputError(f"{location} cannot be opened: {one_line(error)}.") from error
-
-
-def one_line(error: BaseException) -> str:
-    """What `error` says, as one line that may end a sentence."""
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def _local_path(uri: str) -> str:

@@ -25,8 +25,8 @@ import pyarrow as pa
 from pyarrow import fs
 
 from alignshared import atomic
-from alignshared.errors import AlignError, InputError
-from alignshared.stores.filesystems import is_remote, normal_location, one_line, open_filesystem
+from alignshared.errors import AlignError, InputError, one_line
+from alignshared.stores.filesystems import is_remote, normal_location, open_filesystem
 from alignshared.stores.options import current_storage_options
 
 

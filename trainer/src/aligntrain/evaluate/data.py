@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 from PIL import Image
 
 from alignshared import InputError
+from alignshared.errors import one_line
 from alignshared.images import ImageError, decode_image, to_rgb
 from alignshared.stores.hub import require_hub
 from aligntrain.evaluate.benchmarks import Benchmark
@@ -180,7 +181,7 @@ def _from_cache(benchmark: Benchmark, revision: str | None, reason: OSError) -> 
 
 
 def _unreachable(benchmark: Benchmark, reason: OSError) -> InputError:
-    message = " ".join(str(reason).split())[:200].rstrip(".")
+    message = one_line(reason, 200)
     return InputError(
         f"{benchmark.title}: its data is not here and the Hub cannot give it ({message}); "
         f"{_instruction(benchmark, 'FOLDER')}, and give FOLDER as --data."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
+from alignshared.errors import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -237,7 +238,7 @@ def _fill_tower(tower: Any, weights: Weights) -> None:
     try:
         tower.load_state_dict({prefix + name: value for name, value in own.items()})
     except RuntimeError as error:
-        detail = " ".join(str(error).split())[:200]
+        detail = one_line(error, 200)
         raise InputError(
             f"the checkpoint has another vision tower: {detail}; give --vision-tower."
         ) from error

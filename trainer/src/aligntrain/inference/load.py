@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
+from alignshared.errors import one_line
 from aligntrain.model.adapter import load_adapter
 from aligntrain.model.lora import LORA, load_lora
 from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
@@ -106,7 +107,7 @@ def load_model(
         else:
             model = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(
             f"the model in {place} cannot be loaded: {reason}; give the folder of a finished run."
         ) from error

@@ -19,11 +19,13 @@ from transformers import (
 )
 
 from alignshared import InputError
+from alignshared.errors import one_line
 from aligntrain.model import open_clip
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.demo import demo_llm_path, demo_vision_path
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
-from aligntrain.model.processing import AlignGPTProcessor, Template
+from aligntrain.model.processing import AlignGPTProcessor
+from aligntrain.prompts.templates import TemplateName
 from aligntrain.recipes.schema import Aspect, FeatureSelect, GateText, Mixing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -136,7 +138,7 @@ def build_processor(
     config: AlignGPTConfig,
     *,
     aspect: Aspect = "pad",
-    template: Template = "vicuna_v1",
+    template: TemplateName = "vicuna_v1",
 ) -> AlignGPTProcessor:
     """Return the processor of a model of `config` built from `vision_tower` and `llm`.
 
@@ -217,7 +219,7 @@ def _readable(name: str) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         kind = "folder" if Path(name).exists() else "name on the Hugging Face hub, or no network"
-        detail = " ".join(str(error).split())[:200]
+        detail = one_line(error, 200)
         raise InputError(
             f"{name} cannot be loaded ({kind}): {detail}; give a folder that transformers saved."
         ) from error

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
+from alignshared.errors import one_line
 from aligntrain.recipes.schema import LoraSettings, Precision
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def load_lora(model: "AlignGPTForConditionalGeneration", folder: Path) -> None:
         saved = load_file(folder / _WEIGHTS)
         _inject(llm, LoraConfig.from_pretrained(os.fspath(folder)))
     except (OSError, SafetensorError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(
             f"the LoRA in {folder} cannot be read: {reason}; copy it again."
         ) from error

@@ -16,6 +16,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 from alignshared import InputError
+from alignshared.errors import one_line
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -85,7 +86,7 @@ def load_vision_tower(
         renamed = {prefix + name: value for name, value in _renamed(weights, config).items()}
         tower.load_state_dict(renamed, strict=True)
     except (KeyError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:200]
+        detail = one_line(error, 200)
         raise InputError(f"{path} does not fit {CONFIG_FILE} beside it: {detail}.") from error
     return tower.eval()
 

@@ -19,10 +19,8 @@ from alignshared import InputError
 from alignshared.images import ImageError, decode_image, to_rgb
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
-from aligntrain.prompts.templates import CHAT_TEMPLATES
+from aligntrain.prompts.templates import CHAT_TEMPLATES, TemplateName
 from aligntrain.recipes.schema import Aspect
-
-Template = Literal["plain", "vicuna_v1", "chat"]
 
 LARGEST_SQUARE = 4096
 """Longest side in pixels that is padded without reduction first; no tower reads as many."""
@@ -49,11 +47,11 @@ class AlignGPTProcessor(ProcessorMixin):
         align_token_id: int,
         align: bool = True,
         aspect: Aspect = "pad",
-        template: Template = "vicuna_v1",
+        template: TemplateName = "vicuna_v1",
         chat_template: str | None = None,
     ) -> None:
         for name, value, choices in (
-            ("aspect", aspect, get_args(Aspect)), ("template", template, get_args(Template))
+            ("aspect", aspect, get_args(Aspect)), ("template", template, get_args(TemplateName))
         ):  # fmt: skip
             if value not in choices:
                 raise InputError(f"{name} is {value!r}; give one of {', '.join(choices)}.")
@@ -75,7 +73,7 @@ class AlignGPTProcessor(ProcessorMixin):
         tokenizer: Any,
         *,
         aspect: Aspect = "pad",
-        template: Template = "vicuna_v1",
+        template: TemplateName = "vicuna_v1",
     ) -> "AlignGPTProcessor":
         """Return the processor of a model of `config`.
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from alignshared import InputError
+from alignshared.errors import one_line
 
 
 def problem_of(error: ValidationError, schema: type[BaseModel], where: str) -> InputError:
@@ -67,5 +68,5 @@ def not_yaml(error: Exception, where: str) -> InputError:
     """Return the error for a text that is not YAML."""
     mark: Any = getattr(error, "problem_mark", None)
     line = f" in line {mark.line + 1}" if mark else ""
-    what = getattr(error, "problem", None) or " ".join(str(error).split())
+    what = getattr(error, "problem", None) or one_line(error)
     return InputError(f"{where} is not valid YAML{line}: {what}; correct it there.")

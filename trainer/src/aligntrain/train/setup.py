@@ -9,6 +9,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from alignshared import InputError
+from alignshared.errors import one_line
 from aligntrain.data.dataset import open_dataset
 from aligntrain.data.index import read_index
 from aligntrain.data.loader import Loader, Preparation, RankSlice
@@ -163,7 +164,7 @@ def _check_compiler(device: torch.device) -> None:
     try:
         torch.compile(torch.neg)(torch.ones(2, device=device))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise InputError(
             f"compile=true cannot be had here ({reason}); install a C++ compiler and Python's "
             "headers, or set compile to false."

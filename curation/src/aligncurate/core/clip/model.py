@@ -21,6 +21,7 @@ from aligncurate.core.clip.windows import (
 )
 from aligncurate.settings import LongCaptions, Precision
 from alignshared import AlignError, InputError
+from alignshared.errors import one_line
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_DETAIL = 300
@@ -211,7 +212,7 @@ def _load(resolved: ResolvedClip) -> torch.nn.Module:
     except _MISFITS as error:
         raise InputError(
             f"{resolved.weights_path} does not fit the architecture {resolved.name}: "
-            f"{_in_one_line(error)}; give the weights that belong to it."
+            f"{_shortened(error)}; give the weights that belong to it."
         ) from error
 
 
@@ -231,14 +232,9 @@ def _tokenizer(resolved: ResolvedClip) -> Any:
         return open_clip.get_tokenizer(resolved.open_clip_name)
     except (ImportError, AttributeError, OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"the tokenizer of {resolved.name} cannot be had ({_in_one_line(error)}); it may need "
+            f"the tokenizer of {resolved.name} cannot be had ({_shortened(error)}); it may need "
             "the package transformers, or files that are not on this machine."
         ) from error
-
-
-def _in_one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()).rstrip(".")
-    return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]} ..."
 
 
 def _unit(embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -278,3 +274,8 @@ def _encode_trimmed(tower: Any, tokens_NL: torch.Tensor) -> torch.Tensor:
     if isinstance(projection, torch.nn.Linear):
         return projection(pooled_NC)
     return pooled_NC @ projection
+
+
+def _shortened(error: Exception) -> str:
+    text = one_line(error)
+    return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]} ..."
