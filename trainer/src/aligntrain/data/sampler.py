@@ -33,7 +33,7 @@ from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.index import Index
 
 WINDOW = 16
-"""Most row groups whose rows are shuffled together."""
+"""Maximum row groups shuffled together."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -159,7 +159,7 @@ class GlobalBatchSampler:
         """Return the position in `state`; the run that saved it may have had other ranks.
 
         Raises:
-            InputError: it is a position in another order.
+            InputError: the position belongs to another order.
         """
         saved = state["order"]
         for key, value in self._identity.items():
@@ -222,7 +222,7 @@ class _Pools:
         return full
 
     def rest(self) -> list[Rows]:
-        """Return the batches that all waiting rows fill together; the last rows stay out."""
+        """Return the full batches of all waiting rows; the last rows stay out."""
         pool = np.concatenate(self._waiting)
         return self._cut(pool[: len(pool) - len(pool) % self._size])
 
@@ -238,9 +238,10 @@ def row_group_numbers(shards: ShardedDataset) -> Rows:
 
 
 def rank_part(rows: Rows, rank: int, ranks: int) -> Rows:
-    """Return the part of a global batch that `rank` of `ranks` handles, in order.
+    """Return the part of a global batch handled by `rank` of `ranks`, in order.
 
-    If the number does not divide (the last batch of a validation), the first ranks have one more.
+    If the number does not divide (the last batch of a validation), the first ranks have one
+    more.
     """
     return np.array_split(rows, ranks)[rank]
 
@@ -268,5 +269,5 @@ def _random(salt: tuple[int, ...], values: Rows) -> npt.NDArray[np.uint64]:
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """splitmix64: a bijection; each bit depends on every other."""
+    """Return splitmix64 of the values: a bijection; each bit depends on every other."""
     return scramble(values + np.uint64(GOLDEN_GAMMA))
