@@ -143,9 +143,8 @@ def show_gate(weights: list[float] | None) -> None:
 
 @contextmanager
 def counting() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Show progress bars on a terminal, and nothing in a log.
-
-    Yield a function from a task and its total to a callback that advances the task's bar.
+    """Yield a function from a task and its total to its progress callback; bars on a terminal
+    only.
     """
     from rich.progress import (
         BarColumn,
@@ -250,9 +249,7 @@ def show_outcome(outcome: "Outcome") -> None:
 
 
 def _one_line(text: str, limit: int = 30) -> str:
-    """Return `text` of the data, short and without control characters that might steer a
-    terminal.
-    """
+    """Return `text` shortened, without control characters that might steer a terminal."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
 

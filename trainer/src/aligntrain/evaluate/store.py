@@ -100,10 +100,10 @@ def write_conditions(folder: Path, conditions: dict[str, Any]) -> None:
 
 
 def fingerprint(model: Path) -> str:
-    """Return a digest of the model in the folder `model`.
+    """Return a digest of the model's configuration and weights (sizes, first and last
+    megabytes).
 
-    Covers its configuration, and the sizes, first and last megabytes of its weights. Other
-    files, such as `eval/`, do not matter.
+    Other files in the folder `model`, such as `eval/`, do not matter.
     """
     digest = hashlib.sha256()
     for file in _weights_and_config(model):

@@ -49,10 +49,11 @@ class GateQuestion:
 
 @dataclass(frozen=True, slots=True)
 class GateQuestions:
-    """Questions in the order of the rows; `pairs` if they are captions.
+    """Questions in the order of the rows, captions if `pairs`; types from column `types_from` or
+    FIRST_WORDS.
 
-    `types_from` is the column of the types, or FIRST_WORDS; `rows` counts the dataset's rows,
-    `text_only` those without an image, `unusable` the selected ones that could not be read.
+    Row counts: `rows` in the dataset, `text_only` without an image, `unusable` selected but
+    unreadable.
     """
 
     questions: list[GateQuestion]

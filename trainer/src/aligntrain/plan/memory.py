@@ -103,9 +103,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any, *, gated: bool) -> "Shape":
-        """Return the shape for a causal LM's configuration; the MLP's default is 4 times the
-        width.
-        """
+        """Return the shape for a causal LM's config; the MLP defaults to 4 times the width."""
         width, heads = int(config.hidden_size), int(config.num_attention_heads)
         head = getattr(config, "head_dim", None) or width // heads
         return cls(

@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from aligntrain.train.trainer import TrainingData
 
 LAUNCHER = "ALIGNTRAIN_LAUNCHER"
-"""Environment variable with the process id of `launch`, with which this process ends and to
-which it reports errors.
-"""
+"""Environment variable with the id of `launch`'s process, which gets errors and ends this one."""
 
 LOGS = "logs"
 """Folder in the run folder: output of every rank started by `launch` except the first."""

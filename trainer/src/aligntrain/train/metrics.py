@@ -40,9 +40,7 @@ PEAK_FLOPS = {
     "RTX 4090": 165e12,
     "V100": 125e12,
 }
-"""Dense 16-bit FLOPs per second by a part of the GPU's name, from NVIDIA's data sheets; the first
-match counts.
-"""
+"""Dense 16-bit FLOPs per second by part of the GPU's name (NVIDIA's data sheets); first match."""
 
 _COUNTS = (
     "loss",
@@ -205,9 +203,7 @@ class Flops:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Return the peak 16-bit FLOPs per second of the GPU `device`; None on a CPU or an unknown
-    GPU.
-    """
+    """Return the peak 16-bit FLOPs per second of `device`; None on a CPU or unknown GPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

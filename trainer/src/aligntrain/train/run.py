@@ -37,10 +37,8 @@ _IGNORED_FILES = frozenset({".DS_Store"})
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Finished run: its folder and results (`steps`, `loss`, `validation_loss`, `seconds`,
-    `rejected`, `truncated`).
-
-    `before`: it had already finished, and nothing was done.
+    """Finished run: folder and results (`steps`, `loss`, `validation_loss`, `seconds`,
+    `rejected`, `truncated`); `before` if it had already finished and nothing was done.
     """
 
     folder: Path
