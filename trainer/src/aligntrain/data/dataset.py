@@ -104,7 +104,7 @@ class ShardedDataset:
         """Return row `number`, counted from 0 in shard order.
 
         Raises:
-            InputError: a shard is gone or damaged since it was opened.
+            InputError: a shard is missing or damaged since it was opened.
         """
         index = bisect_right(self._firsts, number) - 1
         row_group = self.row_groups[index]

@@ -177,7 +177,7 @@ class _Prepared:
 class Loader:
     """Micro-batches of `shards`, prepared by `workers` processes (0: by this one).
 
-    `counts` covers what has been yielded; `on_rejected` is called with each reject.
+    `counts` covers the yielded batches; `on_rejected` is called with each reject.
     """
 
     def __init__(
@@ -308,7 +308,7 @@ def _next(source: Iterator[object]) -> _Prepared | AlignError | None:
     try:
         item = next(source, None)
     except (RuntimeError, EOFError, ConnectionError) as error:
-        # A dying worker shows as any of these, depending on what it was doing.
+        # A dying worker shows as any of these, depending on its last activity.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]

@@ -128,7 +128,7 @@ def _select_files(benchmark: Benchmark, names: list[str]) -> tuple[list[str], li
 
 
 def _missing_files(benchmark: Benchmark, rows: list[str], images: list[str]) -> str | None:
-    """Describe what is missing; None if the data is complete."""
+    """Describe the missing files; None if the data is complete."""
     if not rows:
         return "no data"
     if benchmark.name == "gqa" and not images:

@@ -50,7 +50,7 @@ class Correlation:
 def t_quantile(degrees: int) -> float:
     """Return the 0.975 quantile of Student's t with `degrees` of freedom, 1 or more.
 
-    Beyond the table, the expansion of Abramowitz and Stegun, 26.7.5, is exact to four places.
+    Beyond the table, the expansion of Abramowitz and Stegun, 26.7.5, is accurate to four places.
     """
     if degrees <= len(_T):
         return _T[degrees - 1]

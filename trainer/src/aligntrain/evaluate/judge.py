@@ -216,7 +216,7 @@ class Judge:
         *,
         retries: int,
     ) -> tuple[str | None, str | None]:
-        """Return the reply's text and finish reason; add to `refused` what the model rejects."""
+        """Return the reply's text and finish reason; add rejected options to `refused`."""
         from openai import APIConnectionError, APIStatusError, Omit, OpenAI, OpenAIError
 
         key = os.environ.get(KEY)

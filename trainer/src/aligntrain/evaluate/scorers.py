@@ -266,7 +266,7 @@ def mme_reading(text: str) -> str:
 def score_mme(records: Sequence[Record]) -> Score:
     """Score the sum over perception subtasks of accuracy and of fully right pairs, in percent.
 
-    Each image has two questions; facts: `category`, `picture`, `answer`. An image that lacks one is
+    Each image has two questions; facts: `category`, `picture`, `answer`. Incomplete images are
     left out, with a note.
     """
     points = [float(mme_reading(r["text"]) == mme_reading(r["facts"]["answer"])) for r in records]

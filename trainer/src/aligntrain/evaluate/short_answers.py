@@ -167,8 +167,8 @@ def questions_of_rows(data: str, share: float) -> list[ShortQuestion]:
     `data.validation_share` `share` holds out, of at most MOST_ROWS rows at equal distances, typed
     as in `aligntrain gate`. Invalid rows are left out.
 
-    A conversation gives its first question alone: later ones may depend on earlier turns, such as a
-    line that asks for a single word.
+    Only a conversation's first question is used: later ones may depend on earlier turns, such as a
+    request for a single word.
     """
     shards, held_out = _held_out_rows(data, share)
     count = min(len(held_out), MOST_ROWS)

@@ -100,10 +100,8 @@ def write_conditions(folder: Path, conditions: dict[str, Any]) -> None:
 
 
 def fingerprint(model: Path) -> str:
-    """Return a digest of the model's configuration and weights (sizes, first and last
-    megabytes).
-
-    Other files in the folder `model`, such as `eval/`, do not matter.
+    """Return a digest of the configuration, and the sizes, first and last megabytes of the
+    weights, in the folder `model`; other files, such as `eval/`, do not matter.
     """
     digest = hashlib.sha256()
     for file in _weights_and_config(model):

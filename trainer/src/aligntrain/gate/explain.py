@@ -76,7 +76,7 @@ def explain_gate(  # noqa: PLR0913 - one argument per option
 
     Raises:
         InputError: the model or the data cannot be used, the model has nothing to report on, or
-            something else lies in `output`.
+            `output` holds something else.
     """
     if batch_size < 1 or sweep_limit < 1:
         raise InputError(

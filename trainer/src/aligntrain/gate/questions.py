@@ -49,11 +49,10 @@ class GateQuestion:
 
 @dataclass(frozen=True, slots=True)
 class GateQuestions:
-    """Questions in the order of the rows, captions if `pairs`; types from column `types_from` or
-    FIRST_WORDS.
+    """Questions in the order of the rows; captions if `pairs`.
 
-    Row counts: `rows` in the dataset, `text_only` without an image, `unusable` selected but
-    unreadable.
+    `types_from` is the column of the types, or FIRST_WORDS; `rows` counts the dataset's rows,
+    `text_only` those without an image, `unusable` the selected but unreadable ones.
     """
 
     questions: list[GateQuestion]
@@ -69,7 +68,7 @@ def read_gate_questions(
 ) -> GateQuestions:
     """Read at most `limit` questions of `shards`, with types from the column `by`.
 
-    With a limit, rows are taken at equal distances and each gives as few questions as possible, in
+    With a limit, evenly spaced rows contribute as few questions as possible each, in
     turn its first, its second and so on, which covers many images and all turns. Without `system`,
     the rows' system messages are dropped. Without `by`, types come from the first of TYPE_COLUMNS
     that is present, else from the levels of pairs, else from the question's first words.

@@ -120,7 +120,9 @@ def highest(
         column, seen = weights[:, level - 1], set[str]()
         found[level] = []
         for at in np.argsort(-column, kind="stable").tolist():
-            image = questions[at].id.partition("#")[0]  # `ingest` tells records on one apart so
+            image = questions[at].id.partition("#")[
+                0
+            ]  # suffix of `ingest` for records of one image
             if image not in seen:
                 seen.add(image)
                 found[level].append((at, float(column[at])))

@@ -73,7 +73,7 @@ class Chat:
         """Stream the answer to `prompt`, about `image` or earlier turns.
 
         `level` forces that level's vector instead of the mix; with `temperature` 0 decoding is
-        greedy. Generation stops when the iterator is closed; the turn then holds what was read.
+        greedy. Generation stops when the iterator is closed; the turn then holds the text read.
 
         Raises:
             InputError: the image cannot be read, the level does not exist or there is no image for

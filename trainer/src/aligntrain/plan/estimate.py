@@ -124,7 +124,7 @@ def plan(
     rows: int | None = None,
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """Return what a run of `recipe` needs on `gpus` GPUs with the dataset `data`, or with `rows`.
+    """Return the needs of a run of `recipe` on `gpus` GPUs with the dataset `data`, or with `rows`.
 
     Reads only configurations of the model and small columns of the dataset.
 

@@ -28,8 +28,7 @@ class Tokens:
 
 
 class Encoder:
-    """Encoder of rows in the template `template` with `tokenizer`, in at most `max_length`
-    tokens.
+    """Encoder of rows in `template` with `tokenizer`, in at most `max_length` tokens.
 
     Raises:
         InputError: the template is unknown or this tokenizer has none, the tokenizer gives no

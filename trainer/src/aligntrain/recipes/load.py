@@ -163,8 +163,7 @@ def _saved(content: Values, where: str) -> Recipe:
 
 
 def _resolve(content: Values, where: str, above: tuple[str, ...]) -> dict[Phase, Values]:
-    """Return the settings of all phases, validated: an error in `finetune` shows before
-    `pretrain`.
+    """Return the validated settings of all phases: errors in `finetune` show before `pretrain`.
 
     `above` are the recipes whose bases led here.
     """

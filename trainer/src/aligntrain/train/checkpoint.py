@@ -111,8 +111,7 @@ def model_identity(config: "AlignGPTConfig") -> dict[str, Any]:
 
 
 def recipe_differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """Return the keys, except the free ones, in which `recipe` differs from the settings
-    `saved`.
+    """Return the keys, except the free ones, that differ between `recipe` and `saved` settings.
 
     Each as `key: value there, value here`.
     """

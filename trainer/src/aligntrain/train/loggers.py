@@ -146,7 +146,7 @@ class Trackio:
 
 
 def _on_stderr() -> AbstractContextManager[Any]:
-    """Redirect what a library prints, since stdout is for results."""
+    """Redirect a library's prints to stderr, since stdout is for results."""
     return redirect_stdout(sys.stderr)
 
 

@@ -76,7 +76,7 @@ def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
     Rank 0 profiles `profile` steps.
 
     Raises:
-        AlignError: the run cannot start or go on, or memory ran out.
+        AlignError: the run cannot start or continue, or memory ran out.
     """
     try:
         _work(run, resume, profile)
@@ -190,7 +190,7 @@ def _join_launcher(run: Path) -> bool:
         with (run / LOGS / f"rank-{rank}.log").open("wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher speaks of Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher reports Ctrl-C
     threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
     return True
 

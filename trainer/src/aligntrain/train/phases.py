@@ -99,8 +99,7 @@ def part_sizes(model: "nn.Module", phase: Phase) -> list[PartSize]:
 
 
 def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Return the parameters of `model` that require gradients, by part, as groups for torch's
-    optimizers.
+    """Return the parameters of `model` that require gradients as optimizer groups by part.
 
     Each group has `name`, `params`, `lr` (the part's own or the common one) and `weight_decay`.
     With weight decay, the parameters exempt from it (biases, norms, the table) form groups of

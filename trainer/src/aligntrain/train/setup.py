@@ -34,8 +34,7 @@ def device_of_rank() -> torch.device:
 
 
 def build_model(spec: RunSpec) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
-    """Return the model and processor of a run, in host memory; trained parameters require
-    gradients.
+    """Return a run's model and processor, in host memory; trained parameters require gradients.
 
     Raises:
         InputError: a part cannot be read, or the start is of another model.
@@ -122,7 +121,7 @@ def build_data(spec: RunSpec, processor: AlignGPTProcessor) -> TrainingData:
         torch.distributed.get_rank(),
         torch.distributed.get_world_size(),
     )
-    # Two loaders, since each counts what it rejects.
+    # Two loaders, since each counts its rejects.
     train, validation = (
         Loader(
             dataset,
@@ -146,7 +145,7 @@ def _evenly_spaced(rows: Rows, count: int | None) -> Rows:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Have every layer of the towers of `model` compiled at its first run.
+    """Compile every layer of the towers of `model` at its first run.
 
     Names of modules and parameters do not change.
 

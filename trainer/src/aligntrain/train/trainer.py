@@ -230,7 +230,7 @@ class Trainer:
             norm = math.nan if reported is None else float(reported)
             if norm < 0:
                 norm = math.nan  # DeepSpeed reports -1 for a norm that is not finite
-            # fp16 skips a step that overflows and goes on with a smaller loss scale.
+            # fp16 skips a step that overflows and continues with a smaller loss scale.
             skipped = self._engine.fp16_enabled() and not self._engine.was_step_applied()
             healthy = skipped or math.isfinite(norm)
         if not healthy:
