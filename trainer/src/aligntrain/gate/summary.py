@@ -120,9 +120,7 @@ def highest(
         column, seen = weights[:, level - 1], set[str]()
         found[level] = []
         for at in np.argsort(-column, kind="stable").tolist():
-            image = questions[at].id.partition("#")[
-                0
-            ]  # suffix of `ingest` for records of one image
+            image = questions[at].id.partition("#")[0]  # `ingest` adds # suffixes
             if image not in seen:
                 seen.add(image)
                 found[level].append((at, float(column[at])))
