@@ -1,4 +1,4 @@
-"""The `aligntrain` command and the list of its subcommands."""
+"""`aligntrain` command and the list of its subcommands."""
 
 from alignshared.console import command_line
 from aligntrain.commands import (
@@ -36,5 +36,5 @@ app = command_line(
 
 
 def main() -> None:
-    """Entry point of the `aligntrain` command."""
+    """Run the `aligntrain` command."""
     app()

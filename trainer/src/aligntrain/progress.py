@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of a run: a bar on a terminal, an occasional plain line in a log."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ LINE_EVERY_S = 10.0
 
 
 class Display:
-    """Shows the steps of a run on `console`; `begun` of `total` were made before. None: nowhere."""
+    """Display of a run's steps on `console`, if any; `begun` of `total` were made before."""
 
     def __init__(self, console: Console | None, task: str, total: int, begun: int) -> None:
         self._console, self._task, self._total = console, task, total
@@ -26,12 +26,12 @@ class Display:
 
     @classmethod
     def silent(cls) -> Self:
-        """A display that shows nothing."""
+        """Return a display that shows nothing."""
         return cls(None, "", 0, 0)
 
     @contextmanager
     def shown(self) -> Iterator[Self]:
-        """Show the bar while the block runs, where there is a terminal."""
+        """Show the bar during the block, if on a terminal."""
         if self._console is None or not self._console.is_terminal:
             yield self
             return
@@ -42,7 +42,7 @@ class Display:
             yield self
 
     def step(self, done: int, loss: float, read: float) -> None:
-        """`done` steps are made; the last had `loss` and read `read` tokens."""
+        """Show that `done` steps are made; the last had `loss` and read `read` tokens."""
         if self._console is None:
             return
         self._read += read
@@ -59,7 +59,7 @@ class Display:
             )
 
     def validated(self, loss: float) -> None:
-        """The loss of the held-out rows is now `loss`."""
+        """Show `loss` as the loss of the held-out rows."""
         self._validation = f" (held out {loss:.4f})"
 
 
@@ -84,7 +84,7 @@ One = TypeVar("One")
 
 
 def watched(items: Iterable[One], title: str, total: int, console: Console | None) -> Iterator[One]:
-    """`items`, `total` of them, their passing shown on `console`; None: nowhere."""
+    """Yield `items`, `total` of them, showing progress on `console`, if any."""
     if console is None:
         yield from items
     elif console.is_terminal:

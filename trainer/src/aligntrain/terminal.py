@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, the log, progress and errors on stderr."""
+"""Output of the commands: results on stdout; the log, progress and errors on stderr."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def hide_loading() -> None:
-    """Have transformers draw no bar while it loads weights."""
+    """Disable transformers' progress bar for loading weights."""
     from transformers.utils import logging as theirs
 
     theirs.disable_progress_bar()
 
 
 def show_run(result: "RunResult") -> None:
-    """Where the run lies and how it ended."""
+    """Print the run's folder and results."""
     from aligntrain.runs.folder import EXPORT
 
     ending = result.ending
@@ -49,7 +49,7 @@ def show_run(result: "RunResult") -> None:
 
 
 def show_plan(plan: "Plan") -> None:
-    """Parameters by part, memory of one GPU by zero stage, steps and tokens."""
+    """Print parameters by part, memory of one GPU by zero stage, steps and tokens."""
     recipe = plan.recipe
     gpus = f"{plan.gpus} GPU" + ("s" if plan.gpus > 1 else "")
     results.print(f"{recipe.name}, {recipe.phase}, on {gpus}")
@@ -91,7 +91,7 @@ def show_plan(plan: "Plan") -> None:
 
 
 def show_converted(done: "Converted") -> None:
-    """What was read, and what of the model is new."""
+    """Print the kind of the source, and the new parts of the model."""
     levels = "no levels" if done.levels is None else f"{done.levels} levels"
     results.print(f"{near(done.output)}: {done.kind}, {levels}, mixing {done.mixing}")
     if done.new:
@@ -99,7 +99,7 @@ def show_converted(done: "Converted") -> None:
 
 
 def show_merged(done: "Merged") -> None:
-    """Where the whole model lies, and what of it LoRA has changed."""
+    """Print the folder of the whole model, and the number of merged matrices."""
     results.print(
         f"{near(done.output)}: {done.parameters:,} parameters, LoRA merged into {done.matrices} "
         "matrices"
@@ -107,13 +107,13 @@ def show_merged(done: "Merged") -> None:
 
 
 def show_evaluation(done: "Evaluation") -> None:
-    """Scores beside the published values, and where the answers lie."""
+    """Print scores beside the published values, and the folder of the answers."""
     from aligntrain.evaluate.run import HEADINGS
 
     rows = [HEADINGS, *(outcome.cells for outcome in done.outcomes)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for place, row in enumerate(rows):
-        # A rich table would cut cells to the terminal's width, and what is cut here is a result.
+        # A rich table would truncate results to the terminal's width.
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         results.print(Text("  ".join(cells).rstrip(), style="" if place else "bold"))
     for outcome in done.outcomes:
@@ -123,17 +123,17 @@ def show_evaluation(done: "Evaluation") -> None:
 
 
 def show_server(name: str, url: str) -> None:
-    """Where the model can be asked."""
+    """Print the server's addresses."""
     results.print(f"{name} answers: {url}/v1 for OpenAI's clients, {url} for a browser")
 
 
 def show_left(left: "Left") -> None:
-    """Where the model lies, and in which form."""
+    """Print the exported model's folder and format."""
     results.print(f"{near(left.output)}: {left.format}, {left.parameters:,} parameters")
 
 
 def show_gate(weights: list[float] | None) -> None:
-    """What the gate gave each local level, as bars."""
+    """Print the gate's weight of each local level as bars."""
     if weights is None:
         notes.print("no gate spoke: there is no picture, the level is forced, or there is no gate.")
         return
@@ -143,8 +143,8 @@ def show_gate(weights: list[float] | None) -> None:
 
 @contextmanager
 def counting() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Bars of what is counted on a terminal, and nothing in a log: called with what begins and how
-    many there are, it gives what is called with how many are done.
+    """Yield a function from a task and its total to its progress callback; bars on a terminal
+    only.
     """
     from rich.progress import (
         BarColumn,
@@ -165,7 +165,7 @@ def counting() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
 
 
 def show_gate_report(report: "GateReport") -> None:
-    """Mean weights by type, what forcing a level came to, and where the report lies."""
+    """Print mean weights by type, the effect of forcing a level, and the path of the report."""
     if report.without is not None:
         notes.print(f"{report.without}.")
     if report.kinds:
@@ -195,7 +195,7 @@ def show_gate_report(report: "GateReport") -> None:
 
 
 def show_planned(planned: "Planned") -> None:
-    """Every run with its state, and how long those take that are left."""
+    """Print every run with its state, and the estimated time for the remaining ones."""
     table = _table("run", "state", "goes on from")
     for cell in planned.ablation.cells:
         took = "" if cell.seconds is None else f"finished in {_duration(cell.seconds)}"
@@ -211,7 +211,7 @@ def show_planned(planned: "Planned") -> None:
 
 
 def show_outcome(outcome: "Outcome") -> None:
-    """A table for each metric, and where the report lies.
+    """Print a table for each metric, and the path of the report.
 
     Raises:
         AlignError: some of the runs failed.
@@ -249,7 +249,7 @@ def show_outcome(outcome: "Outcome") -> None:
 
 
 def _one_line(text: str, limit: int = 30) -> str:
-    """`text` of the data, short and without control characters, which might steer a terminal."""
+    """Return `text` shortened, without control characters that might steer a terminal."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
 

@@ -38,11 +38,11 @@ def chat(
         sys.stdout.write("\n")
         if show_gate:
             terminal.show_gate(conversation.gate_weights)
-        picture = None  # it stays in the conversation
+        picture = None  # kept in the conversation
 
 
 def _prompts() -> Any:
-    """Questions from stdin, with a prompt on a terminal, until it ends."""
+    """Yield questions from stdin until it ends, with a prompt on a terminal."""
     while True:
         if sys.stdin.isatty():
             terminal.notes.print("> ", end="")

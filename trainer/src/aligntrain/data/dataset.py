@@ -1,4 +1,4 @@
-"""Rows of a dataset by number, holding only a few row groups in memory; its levels made anew."""
+"""Rows of a dataset by number, with few row groups in memory and optionally recomputed levels."""
 
 import hashlib
 import os
@@ -26,10 +26,10 @@ Relevel = Callable[["ShardedDataset", int], Levels]
 """Function from a dataset and N to the levels [n] int8, in 1..N, of all its rows."""
 
 CACHE_BYTES = 512 << 20
-"""Most bytes of row groups that a process caches; the newest is kept whatever its size."""
+"""Maximum bytes of row groups cached by a process; the newest is kept whatever its size."""
 
 _MAX_OPEN = 32
-"""Most shards kept open; a file in an object store holds a connection and a footer."""
+"""Maximum open shards; in an object store each holds a connection and a footer."""
 
 
 _COLUMNS = ("id", "image", "caption", "conversations", LEVEL_COLUMN)
@@ -49,9 +49,9 @@ class RowGroup:
 class ShardedDataset:
     """Random access to the rows of the dataset at `location`.
 
-    `levels` is the number of levels that it must have, None for a dataset of captions or, with
-    `conversations`, of conversations. With `relevel`, levels are made anew and its own not read.
-    Pickling and forking leave open files behind.
+    `levels` is the required number of levels, None for a dataset of captions or, with
+    `conversations`, of conversations. `relevel` recomputes levels instead of reading the
+    dataset's own. Open files are dropped on pickling and forking.
 
     Raises:
         InputError: there is no such dataset, its schema has another version, it is empty, lacks a
@@ -101,10 +101,10 @@ class ShardedDataset:
         self._drop_cache()
 
     def row(self, number: int) -> Row:
-        """Return row `number`, counted from 0 in the order of the shards.
+        """Return row `number`, counted from 0 in shard order.
 
         Raises:
-            InputError: a shard is gone or damaged since it was opened.
+            InputError: a shard is missing or damaged since it was opened.
         """
         index = bisect_right(self._firsts, number) - 1
         row_group = self.row_groups[index]
@@ -134,7 +134,7 @@ class ShardedDataset:
         """Compare every shard with its checksum in the manifest; reads all data once.
 
         Raises:
-            ContractError: a shard is not the one that was written.
+            ContractError: a shard has changed.
         """
         for shard in self.dataset.manifest.shards:
             digest = hashlib.sha256()
@@ -191,7 +191,7 @@ class ShardedDataset:
                 first += rows
 
     def _table(self, index: int) -> pa.Table:
-        """Return a row group from the cache, which drops the least recently used."""
+        """Return a row group from the cache, evicting the least recently used."""
         if index in self._cache:
             self._cache.move_to_end(index)
             return self._cache[index]
@@ -233,7 +233,7 @@ def _row(values: dict[str, Any]) -> Row:
 
 
 def open_dataset(recipe: Recipe, location: str | os.PathLike[str]) -> ShardedDataset:
-    """Return the dataset at `location` as a run of `recipe` reads it.
+    """Return the dataset at `location` as read by a run of `recipe`.
 
     Raises:
         InputError: it cannot be trained on with this recipe.
@@ -247,7 +247,7 @@ def open_dataset(recipe: Recipe, location: str | os.PathLike[str]) -> ShardedDat
 
 
 def relevel_of(how: Literal["quantile", "random"] | None, seed: int) -> Relevel | None:
-    """Return the function for `data.levels` of a recipe; `seed` draws random levels."""
+    """Return the function for a recipe's `data.levels`; `seed` draws random levels."""
     if how == "random":
         return lambda shards, levels: random_levels(len(shards), levels, seed)
     return quantile_levels if how == "quantile" else None

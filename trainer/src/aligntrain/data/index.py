@@ -1,7 +1,6 @@
 """Index: length, modality and validation side of every row, without reading images.
 
-One pass over the small columns, 13 bytes kept per row. Each process builds the same index for
-itself.
+One pass over the small columns, 13 bytes kept per row. Each process builds the same index.
 """
 
 import hashlib
@@ -36,7 +35,7 @@ class Index:
     def validation_rows(self, share: float) -> npt.NDArray[np.int64]:
         """Return the numbers, ascending, of the validation rows, about `share` of all.
 
-        The choice depends on a row's id alone: not on the seed, the shards or other rows.
+        The choice depends only on a row's id, not on the seed, the shards or other rows.
         """
         return np.flatnonzero(self._held_out(share))
 
@@ -96,8 +95,8 @@ def read_index(shards: ShardedDataset, *, conversations: bool = False) -> Index:
 def hash_ids(ids: Iterable[str]) -> npt.NDArray[np.uint64]:
     """Return hashes [n] uint64 (BLAKE2b) of `ids` up to their first `#`.
 
-    The suffix that `ingest` adds after `#` tells records of one image apart. Without it they fall
-    on one side of the split, so that no image occurs in both training and validation.
+    `ingest` distinguishes records of one image by a suffix after `#`. Without it they fall on one
+    side of the split, so that no image occurs in both training and validation.
     """
     digests = b"".join(
         hashlib.blake2b(id_.partition("#")[0].encode(), digest_size=8).digest() for id_ in ids

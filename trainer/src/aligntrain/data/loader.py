@@ -28,7 +28,7 @@ from aligntrain.prompts.placeholders import IGNORE_INDEX, Layout
 log = logging.getLogger("aligntrain")
 
 LEAST_SEEN = 100
-"""Fewest rows that rejects are compared with: one reject in the first ten is not a tenth."""
+"""Minimum denominator of the share of rejects: one in the first ten rows is not a tenth."""
 
 _SHOWN = 10
 """Rejects logged as warnings; later ones are logged at level info."""
@@ -40,7 +40,7 @@ Pixels = Callable[[Image.Image], torch.Tensor]
 
 
 class Processor(Protocol):
-    """The part of an AlignGPTProcessor that data preparation uses."""
+    """Part of an AlignGPTProcessor used by data preparation."""
 
     tokenizer: Any
 
@@ -51,7 +51,7 @@ class Processor(Protocol):
 
 
 class Batch(TypedDict):
-    """A micro-batch: B rows padded on the right to T tokens, with I images in all."""
+    """Micro-batch: B rows padded on the right to T tokens, with I images in all."""
 
     input_ids: torch.Tensor  # [B, T] int64
     attention_mask: torch.Tensor  # [B, T] int64
@@ -86,7 +86,7 @@ def collate(samples: Sequence[Sample], pixels: Sequence[torch.Tensor], pad_id: i
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """Everything that turns a row into tensors; sent to the workers."""
+    """Settings and functions that turn a row into tensors; sent to the workers."""
 
     encoder: Encoder
     pixels: Pixels
@@ -116,7 +116,7 @@ class _PixelsOf:
 
 @dataclass(frozen=True, slots=True)
 class RankSlice:
-    """The part of each global batch that `rank` of `ranks` handles, `micro_size` rows at a time."""
+    """Part of each global batch handled by `rank` of `ranks`, `micro_size` rows at a time."""
 
     micro_size: int
     rank: int = 0
@@ -149,7 +149,7 @@ class RankSlice:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that could not become a sample."""
+    """Row that could not become a sample."""
 
     row: int
     id: str
@@ -177,7 +177,7 @@ class _Prepared:
 class Loader:
     """Micro-batches of `shards`, prepared by `workers` processes (0: by this one).
 
-    `counts` covers what has been yielded; `on_rejected` is called with each reject.
+    `counts` covers the yielded batches; `on_rejected` is called with each reject.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class Loader:
             prefetch_factor=_AHEAD if multi else None,
             # A connection to an object store does not survive a fork.
             multiprocessing_context=_context(self._shards.location) if multi else None,
-            # Leave torch's default generator to the training.
+            # Keep torch's default generator for training.
             generator=torch.Generator(),
         )
 
@@ -279,7 +279,7 @@ class _Work(Dataset[object]):
         self._preparation = preparation
 
     def __getitem__(self, rows: list[int]) -> _Prepared | AlignError:
-        """Return the micro-batch, or the error that ends the run, unraised: torch would wrap it."""
+        """Return the micro-batch, or unraised the error that ends the run: torch would wrap it."""
         try:
             return self._prepare(rows)
         except AlignError as error:
@@ -308,7 +308,7 @@ def _next(source: Iterator[object]) -> _Prepared | AlignError | None:
     try:
         item = next(source, None)
     except (RuntimeError, EOFError, ConnectionError) as error:
-        # A dying worker shows as any of these, depending on what it was doing.
+        # A dying worker shows as any of these, depending on its last activity.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -329,7 +329,7 @@ def _context(location: str) -> str:
 
 
 def _begin(loader: DataLoader[object]) -> Iterator[object]:
-    """Start the workers, and restore the handler of SIGCHLD that torch replaces.
+    """Start the workers, and restore the SIGCHLD handler replaced by torch.
 
     torch's would raise in the middle of a training step when a worker dies; without it, the next
     batch reports the death.

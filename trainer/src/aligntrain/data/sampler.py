@@ -1,23 +1,24 @@
 """Sampler: the rows of each global batch, a function of seed, epoch and dataset alone.
 
-Shuffling. Reading a row reads its whole row group, so rows used together must lie together. Each
-epoch shuffles the row groups, takes about WINDOW of them at a time in that order, shuffles their
-rows, and cuts batches from the result; rows that do not fill a batch go on to the next window. With
-row groups of 256, a batch of 256 mixes rows of 16 row groups, and a window takes 16 reads. Within a
-batch, rows stand in the order of their row groups, so that one rank's part comes from few of them.
+Shuffling. Reading a row reads its whole row group, so rows used together must be stored
+together. Each epoch shuffles the row groups, takes about WINDOW of them at a time in that order,
+shuffles their rows, and cuts batches from the result; rows that do not fill a batch go on to the
+next window. With row groups of 256, a batch of 256 mixes rows of 16 row groups, and a window
+takes 16 reads. Within a batch, rows stand in the order of their row groups, so that one rank's
+part comes from few of them.
 
 Grouping. With `group`, a batch holds only rows with images or only text, of similar length: the
 rows of each kind in a window are sorted by length and cut into batches, and the batches are
-shuffled. The last batches of an epoch mix what remains of both kinds.
+shuffled. The last batches of an epoch mix the remaining rows of both kinds.
 
 Batches are all full. Every row occurs at most once per epoch; fewer than a batch are left out at
 its end, different ones each epoch.
 
-Ranks. A batch is split into equal parts, one per rank, in order. The number of ranks decides which
-process handles a row, never when it is used.
+Ranks. A batch is split into equal parts, one per rank, in order. The number of ranks decides
+which process handles a row, never when it is used.
 
-Random numbers are hashes of row numbers (splitmix64), independent of any library's release, so that
-a run can resume after an upgrade.
+Random numbers are hashes of row numbers (splitmix64), independent of any library's release, so
+that a run can resume after an upgrade.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.index import Index
 
 WINDOW = 16
-"""Most row groups whose rows are shuffled together."""
+"""Maximum row groups shuffled together."""
 
 Rows = npt.NDArray[np.int64]
 
@@ -159,7 +160,7 @@ class GlobalBatchSampler:
         """Return the position in `state`; the run that saved it may have had other ranks.
 
         Raises:
-            InputError: it is a position in another order.
+            InputError: the position belongs to another order.
         """
         saved = state["order"]
         for key, value in self._identity.items():
@@ -222,7 +223,7 @@ class _Pools:
         return full
 
     def rest(self) -> list[Rows]:
-        """Return the batches that all waiting rows fill together; the last rows stay out."""
+        """Return the full batches of all waiting rows; the last rows stay out."""
         pool = np.concatenate(self._waiting)
         return self._cut(pool[: len(pool) - len(pool) % self._size])
 
@@ -238,9 +239,9 @@ def row_group_numbers(shards: ShardedDataset) -> Rows:
 
 
 def rank_part(rows: Rows, rank: int, ranks: int) -> Rows:
-    """Return the part of a global batch that `rank` of `ranks` handles, in order.
+    """Return the part of a global batch handled by `rank` of `ranks`, in order.
 
-    If the number does not divide (the last batch of a validation), the first ranks have one more.
+    If not divisible (the last batch of a validation), the first ranks have one more.
     """
     return np.array_split(rows, ranks)[rank]
 
@@ -268,5 +269,5 @@ def _random(salt: tuple[int, ...], values: Rows) -> npt.NDArray[np.uint64]:
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """splitmix64: a bijection; each bit depends on every other."""
+    """Return splitmix64 of the values: a bijection; each bit depends on every other."""
     return scramble(values + np.uint64(GOLDEN_GAMMA))

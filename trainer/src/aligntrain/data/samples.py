@@ -1,4 +1,4 @@
-"""Samples: a row of a dataset as ids, labels, level and the bytes of its images."""
+"""Samples: a dataset row as ids, labels, level and the bytes of its images."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ def decode_sample_image(data: bytes) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row as stored in a shard.
+    """Row as stored in a shard.
 
     `image` is None for text alone and b"" if the shard holds only a path; `turns` is empty without
     a conversation, `level` None without levels.
@@ -40,7 +40,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A training sample: `ids` and `labels` of equal length, `images` in reading order.
+    """Training sample: `ids` and `labels` of equal length, `images` in reading order.
 
     `level` is 1..N, or 0 without an image or a level.
     """
@@ -54,12 +54,12 @@ class Sample:
 
     @property
     def length(self) -> int:
-        """Tokens in the sequence, those of images and of the alignment vector included."""
+        """Tokens in the sequence, including images and the alignment vector."""
         return len(self.ids)
 
     @property
     def has_image(self) -> bool:
-        """Whether it has an image; without one it has no alignment vector either."""
+        """Whether the sample has an image and so an alignment vector."""
         return bool(self.images)
 
 

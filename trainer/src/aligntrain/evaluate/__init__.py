@@ -1,4 +1,4 @@
-"""The paper's benchmarks, asked as the paper asks them."""
+"""The paper's benchmarks with the paper's protocol."""
 
 from aligntrain.evaluate.judge import Judge
 from aligntrain.evaluate.run import Evaluation, Settings, evaluate

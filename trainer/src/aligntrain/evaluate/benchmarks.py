@@ -14,7 +14,7 @@ from aligntrain.evaluate.prompts import Row
 from aligntrain.evaluate.scorers import Record, Score
 
 LOADER_TOKENS, RUNNER_TOKENS = 128, 1024
-"""Longest answers of LLaVA's two kinds of evaluation scripts, in tokens."""
+"""Answer limits, in tokens, of LLaVA's two kinds of evaluation scripts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Benchmark:
     """One benchmark: data, prompt and scorer.
 
     `hub`, `config` and `split` name the data on the Hub, `columns` its required columns beside
-    `image`. `facts` extracts from a row what the scorer needs, `unit` keys rows that are scored
-    together, `rows` filters rows. `score` is None if only a server knows the answers, or a judge
-    grades them (`judged`). `edition` is another known number of questions, with a remark.
+    `image`. `facts` extracts the scorer's inputs from a row, `unit` keys rows scored together,
+    `rows` filters rows. `score` is None if only a server knows the answers, or a judge grades them
+    (`judged`). `edition` is another known number of questions, with a remark.
     """
 
     name: str
@@ -291,7 +291,7 @@ _ALL = (
 
 BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 PAPER = tuple(name for name in BENCHMARKS if not name.endswith("-val"))
-"""The twelve of the paper."""
+"""The paper's twelve benchmarks."""
 
 
 def parse_benchmarks(names: str) -> list[tuple[Benchmark, str | None]]:

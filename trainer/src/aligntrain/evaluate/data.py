@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 GQA_IMAGES = "testdev_balanced_images"
-"""GQA keeps questions and images in two tables."""
+"""Configuration of GQA's separate image table."""
 _NUMBERED = re.compile(r"-\d+-of-(\d+)(?:-[0-9a-f]+)?\.parquet$")
 _LONGEST_REFERENCE = 64
 """Cells up to this length are row indices, as in MMBench's own files; base64 images are longer."""
@@ -43,7 +43,7 @@ class Data:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The commit, or the sizes of files in a folder."""
+        """Commit, or file sizes in a folder."""
         if self.revision is not None:
             return {"revision": self.revision, "files": None}
         sizes = {Path(file).name: Path(file).stat().st_size for file in self.files}
@@ -105,7 +105,7 @@ def fetch(benchmark: Benchmark, data: Data) -> Data:
 
 
 def split_files(names: Iterable[str], benchmark: Benchmark, config: str | None = None) -> list[str]:
-    """Return the Parquet files among `names` that hold the benchmark's split, sorted."""
+    """Return the sorted Parquet files of the benchmark's split among `names`."""
     config = config or benchmark.config
     pattern = re.compile(rf"{re.escape(benchmark.split)}(-\d+-of-\d+(-[0-9a-f]+)?)?\.parquet")
     matching = [name for name in names if pattern.fullmatch(PurePosixPath(name).name)]
@@ -129,7 +129,7 @@ def _select_files(benchmark: Benchmark, names: list[str]) -> tuple[list[str], li
 
 
 def _missing_files(benchmark: Benchmark, rows: list[str], images: list[str]) -> str | None:
-    """Describe what is missing; None if the data is complete."""
+    """Describe the missing files; None if the data is complete."""
     if not rows:
         return "no data"
     if benchmark.name == "gqa" and not images:
@@ -163,7 +163,7 @@ def _from_hub(benchmark: Benchmark, revision: str | None) -> Data:
 
 
 def _from_cache(benchmark: Benchmark, revision: str | None, reason: OSError) -> Data:
-    """Return what an earlier run has fetched, as the Hub does not answer."""
+    """Return previously fetched data, as the Hub does not answer."""
     from huggingface_hub import snapshot_download
 
     try:
@@ -197,7 +197,7 @@ class ImageLookup:
         self._column = column
 
     def cell(self, row: Row) -> Any:
-        """Return the cell that holds the image of `row`.
+        """Return the cell with the image of `row`.
 
         Raises:
             InputError: no row holds it.
@@ -241,9 +241,9 @@ def _decode(cell: Any) -> Image.Image:
 def read_rows(
     benchmark: Benchmark, data: Data, limit: int | None = None
 ) -> tuple["Dataset", ImageLookup | None]:
-    """Read the rows that `benchmark` asks about, and the lookup of images stored elsewhere.
+    """Read the rows of `benchmark`, and the lookup of images stored elsewhere.
 
-    With `limit`, the first `limit` rows and the rest of the unit that they end in.
+    `limit` keeps the first rows, with the last unit complete.
 
     Raises:
         InputError: a file cannot be read, lacks a column or has no rows.

@@ -17,7 +17,7 @@ _T = (
     12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
     2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
 )  # fmt: skip
-"""Quantiles 0.975 of Student's t with 1 to 20 degrees of freedom."""
+"""0.975 quantiles of Student's t with 1 to 20 degrees of freedom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Interval:
 
     @property
     def holds_zero(self) -> bool | None:
-        """Whether 0 lies inside; None without an interval."""
+        """Whether the interval contains 0; None without an interval."""
         return None if self.low is None or self.high is None else self.low <= 0 <= self.high
 
 
@@ -48,9 +48,9 @@ class Correlation:
 
 
 def t_quantile(degrees: int) -> float:
-    """Return the quantile 0.975 of Student's t with `degrees` of freedom, 1 or more.
+    """Return the 0.975 quantile of Student's t with `degrees` of freedom, 1 or more.
 
-    Beyond the table by the expansion of Abramowitz and Stegun, 26.7.5, right to four places there.
+    Beyond the table, the expansion of Abramowitz and Stegun, 26.7.5, is accurate to four places.
     """
     if degrees <= len(_T):
         return _T[degrees - 1]
@@ -68,7 +68,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def share_interval(right: int, asked: int) -> Interval:
-    """Return the share `right` of `asked`, one or more, with Wilson's interval (1927)."""
+    """Return the share `right` / `asked`, `asked` at least 1, with Wilson's interval (1927)."""
     share, z = right / asked, _Z
     middle = (share + z**2 / (2 * asked)) / (1 + z**2 / asked)
     root = (share * (1 - share) / asked + z**2 / (4 * asked**2)) ** 0.5
@@ -77,19 +77,20 @@ def share_interval(right: int, asked: int) -> Interval:
 
 
 def pearson(x: Values, y: Values) -> Correlation:
-    """Pearson's r of `x` [n] and `y` [n]; the interval by Fisher's z with error 1 / sqrt(n - 3)."""
+    """Return Pearson's r of `x` [n] and `y` [n] with Fisher's z interval, error 1 / sqrt(n - 3)."""
     return _correlation(x, y, lambda _: 1.0)
 
 
 def spearman(x: Values, y: Values) -> Correlation:
-    """Spearman's rho of `x` [n] and `y` [n], ties having their mean rank; the interval by Fisher's
-    z with error sqrt((1 + rho^2 / 2) / (n - 3)) (Bonett and Wright 2000).
+    """Return Spearman's rho of `x` [n] and `y` [n], ties at their mean rank.
+
+    Fisher's z interval with error sqrt((1 + rho^2 / 2) / (n - 3)) (Bonett and Wright 2000).
     """
     return _correlation(ranks(x), ranks(y), lambda r: (1 + r**2 / 2) ** 0.5)
 
 
 def ranks(values: Values) -> Values:
-    """Ranks [n] float64 of `values` [n], from 1; equal values share the mean of theirs."""
+    """Return ranks [n] float64 of `values` [n], from 1; ties get their mean rank."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]

@@ -1,4 +1,4 @@
-"""LLM judge behind an OpenAI-compatible endpoint, which may fail or reply without a grade."""
+"""LLM judge behind an OpenAI-compatible endpoint, tolerating failures and ungraded replies."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def _prompt(name: str) -> str:
 
 
 def _ask_llava(record: Record) -> Messages:
-    """Return the caption, the question, the reference answer and then the model's."""
+    """Return the prompt: caption, question, reference answer and the model's answer."""
     facts = record["facts"]
     caption = facts["caption"]
     context = "\n".join(caption) if isinstance(caption, list) else caption
@@ -58,7 +58,7 @@ def _ask_llava(record: Record) -> Messages:
 
 
 def read_pair(reply: str) -> Grade | None:
-    """Return the two grades from 1 to 10 that alone are on the first line of `reply`, else None."""
+    """Return the two grades, 1 to 10, if they are all of the first line of `reply`, else None."""
     words = reply.strip().split("\n", 1)[0].replace(",", " ").split()
     grades = [_number(word) for word in words]
     if len(grades) != 2 or not all(grade is not None and 1 <= grade <= 10 for grade in grades):
@@ -87,7 +87,7 @@ def _ratio(grades: list[Any]) -> float:
 
 
 def _ask_mm_vet(record: Record) -> Messages:
-    """Return the benchmark's graded examples with the answer as the line to complete."""
+    """Return the benchmark's graded examples, with the answer as the line to complete."""
     facts = record["facts"]
     truth = facts["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
     line = f"{facts['question']} | {truth} | {record['text']} |"
@@ -149,7 +149,7 @@ JUDGED = {
 
 
 KEY = "OPENAI_API_KEY"
-"""Environment variable of the endpoint's key, as a command line is visible to other users."""
+"""Environment variable of the endpoint's key; command lines are visible to other users."""
 
 _RETRIES = 2
 _AT_ONCE = 4
@@ -176,10 +176,10 @@ class Judge:
     model: str
 
     refused: set[str] = field(default_factory=set[str], compare=False, repr=False)
-    """Options that the model does not accept, as `ping` has found."""
+    """Options that the model rejected, as found by `ping`."""
 
     def ping(self) -> None:
-        """Ask one short question; any reply will do.
+        """Ask one short question, accepting any reply.
 
         Raises:
             InputError: there is no reply; says why.
@@ -200,7 +200,7 @@ class Judge:
         Raises:
             JudgeError: there is none after three tries, or a further try would not help.
         """
-        # A copy: what is refused here may be one temperature and not the option itself.
+        # A copy: the rejection may concern one temperature, not the option itself.
         refused = {*self.refused}
         text, reason = self._complete(messages, temperature, max_tokens, refused, retries=_RETRIES)
         if text is None:
@@ -216,7 +216,7 @@ class Judge:
         *,
         retries: int,
     ) -> tuple[str | None, str | None]:
-        """Return the reply's text and finish reason; add to `refused` what the model rejects."""
+        """Return the reply's text and finish reason; add rejected options to `refused`."""
         from openai import APIConnectionError, APIStatusError, Omit, OpenAI, OpenAIError
 
         key = os.environ.get(KEY)
@@ -281,7 +281,7 @@ def judge_all(
 
 
 def _graded(judge: Judge, judging: Judging, record: Record) -> dict[str, Any]:
-    """Return `reply` and `grade`, asking again as often as the benchmark's own evaluation."""
+    """Return `reply` and `grade`, retrying as often as the benchmark's own evaluation does."""
     messages = judging.ask(record)
     replies: list[str] = []
     for again in range(judging.asked_again + 1):

@@ -1,7 +1,7 @@
-# lmms-eval types what it passes for its own use, and it is not always installed.
+# lmms-eval's types are meant for internal use, and it is not always installed.
 # pyright: reportArgumentType=false, reportMissingImports=false
 # pyright: reportUnknownVariableType=false, reportUntypedBaseClass=false
-"""Plug-in by which lmms-eval runs its own tasks on our models: `lmms-eval --model aligngpt`.
+"""lmms-eval plug-in to run its tasks on AlignGPT models: `lmms-eval --model aligngpt`.
 
 `aligntrain eval` does not use it. lmms-eval finds `manifest` by the entry point `lmms_eval.models`.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def manifest() -> "ModelManifest":
     """Return the entry of the model `aligngpt` in lmms-eval's registry."""
-    # Imported here: lmms_eval.models asks for this module while it is being imported itself.
+    # Imported here, as lmms_eval.models imports this module while being imported itself.
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("aligngpt", simple_class_path=f"{__name__}.AlignGPTLmm")
@@ -56,7 +56,7 @@ class AlignGPTLmm(lmms):
         self.device = self._loaded[0].device
 
     def generate_until(self, requests: "list[Instance]") -> list[str]:
-        """Answer `requests`, which may come from tasks with different limits, in their order."""
+        """Answer `requests` in order; they may come from tasks with different limits."""
         texts: dict[int, str] = {}
         for limit in {_max_new_tokens(request) for request in requests}:
             indices = [i for i, request in enumerate(requests) if _max_new_tokens(request) == limit]
@@ -86,7 +86,7 @@ class AlignGPTLmm(lmms):
 
 
 def _local_gpu() -> str | None:
-    """Return the GPU of LOCAL_RANK, if a launcher has started several processes."""
+    """Return the GPU of LOCAL_RANK if a launcher started several processes."""
     rank = os.environ.get("LOCAL_RANK")
     return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
 

@@ -1,4 +1,4 @@
-"""Prompts of LLaVA-1.5, and so of the paper, to the byte.
+"""Prompts of LLaVA-1.5, and so of the paper, byte for byte.
 
 The chat template adds the image and a line feed before these texts.
 """
@@ -55,7 +55,7 @@ def seed(row: Row) -> str:
 
 
 def mmbench(row: Row) -> str:
-    """MMBench: hint, question, the options that the row has."""
+    """MMBench: hint, question, the row's options."""
     return _mmbench(row) + LETTER
 
 

@@ -1,4 +1,4 @@
-"""`aligntrain eval`: generate answers, have a judge grade them, score them; each step is stored."""
+"""`aligntrain eval`: generate, judge and score answers, storing each step."""
 
 import json
 import os
@@ -60,7 +60,7 @@ NO_SCORE = "no score"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A benchmark with the content of its `result.json`."""
+    """Benchmark with the content of its `result.json`."""
 
     benchmark: Benchmark
     result: dict[str, Any]
@@ -87,7 +87,7 @@ class Outcome:
 
 
 def comparable(benchmark: Benchmark, result: dict[str, Any]) -> str:
-    """Say whether `result` compares with the published values: yes, nearly or no, and why."""
+    """Return whether `result` compares with the published values (yes, nearly or no), and why."""
     published, questions = benchmark.published, result["questions"]
     if result["score"] is None:
         return NO_SCORE
@@ -117,13 +117,13 @@ def write_table(outcomes: list[Outcome], file: Path) -> None:
 
 
 Loader = Callable[[], tuple["AlignGPTForConditionalGeneration", "AlignGPTProcessor"]]
-"""Loads model and processor at the first call."""
+"""Function that loads model and processor once."""
 _PACKAGES = ("aligntrain", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The output folder, and the outcomes in the order of the request."""
+    """Output folder, and the outcomes in the order of the request."""
 
     output: Path
     outcomes: list[Outcome]
@@ -176,7 +176,7 @@ def evaluate(
     if not all((target / benchmark.name / RESULT).is_file() for benchmark, _ in selected):
         _require("datasets")
     model_id = fingerprint(folder)
-    # All tasks are planned first, so that missing data shows before anything is asked.
+    # Plan all tasks first: missing data must show before any generation.
     tasks = [
         _plan(benchmark, revision, target / benchmark.name, model_id, settings)
         for benchmark, revision in selected
@@ -190,7 +190,7 @@ def evaluate(
 
 
 def _stored_outcomes(model_id: str, target: Path) -> list[Outcome]:
-    """Outcomes of the model in `target`, also of earlier calls, in the order of the paper."""
+    """Return outcomes of the model in `target`, also of earlier calls, in the paper's order."""
     folders = [target / name for name in BENCHMARKS]
     return [
         Outcome.of(json.loads((folder / RESULT).read_bytes()))
@@ -201,7 +201,7 @@ def _stored_outcomes(model_id: str, target: Path) -> list[Outcome]:
 
 @dataclass(frozen=True, slots=True)
 class _Task:
-    """A benchmark to run in `folder` under `conditions`; `data` is None if it is answered."""
+    """Benchmark to run in `folder` under `conditions`; `data` is None if already answered."""
 
     benchmark: Benchmark
     folder: Path
@@ -295,9 +295,7 @@ def _run(task: _Task, settings: Settings, load: Loader) -> Outcome:
 
 
 def _answer(task: _Task, data: Data, settings: Settings, load: Loader) -> list[dict[str, Any]]:
-    """Answer the rows that have no stored answer to the same prompt; return all, with the facts
-    that their scorer needs.
-    """
+    """Answer the rows without a stored answer to the same prompt; return all, with scorer facts."""
     from aligntrain.inference.generate import generate_answers
 
     write_conditions(task.folder, {**task.conditions, "precision": _precision(load)})
@@ -374,7 +372,7 @@ def _facts(benchmark: Benchmark, data: Data, settings: Settings, load: Loader) -
 def _judge(
     benchmark: Benchmark, folder: Path, records: list[dict[str, Any]], settings: Settings
 ) -> None:
-    """Add the judge's grade to each of `records`, asking only for grades that are not stored."""
+    """Add the judge's grade to each of `records`, requesting only missing grades."""
     for record in records:
         record.pop("grade", None)
     judge = settings.judge

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 Record = Mapping[str, Any]
-"""One answered question: the answer `text`, and `facts` of the data for its scorer."""
+"""Answered question: the answer `text`, and `facts` of the data for its scorer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Score:
 
     `value` is the headline in the paper's unit, None if there is none; `points` are the records'
     own scores, None for unscored ones; `details` are further named numbers; `notes` are sentences
-    about what is missing.
+    about missing records.
     """
 
     value: float | None
@@ -53,7 +53,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),+(?=\d)")
 _PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")
 _MOST_PERIODS = 32
-"""Full stops that the server's code removes: it passes a flag where the count belongs."""
+"""Maximum full stops removed: the server's code passes a flag in place of the count."""
 
 _WRITTEN = """
 'ow's'at 'twas I'd've I'm I've ain't aren't can't could've couldn't couldn't've didn't doesn't don't
@@ -104,9 +104,9 @@ def _without_punctuation(text: str) -> str:
 
 
 def vqa_accuracy(answer: str, humans: list[str]) -> float:
-    """Return how far the (usually ten) `humans` agree with `answer`, 0 to 1.
+    """Return the agreement, 0 to 1, of `answer` with the (usually ten) `humans`.
 
-    Each of them is left out in turn; three matches among the others are full agreement. Of ten, 1,
+    Each human is left out in turn; three matches among the others are full agreement. Of ten, 1,
     2, 3 and 4 matches make 0.3, 0.6, 0.9 and 1.
     """
     if not humans:
@@ -156,7 +156,7 @@ def _science_letter(text: str) -> str | None:
 
 
 def score_letter(records: Sequence[Record]) -> Score:
-    """Score answers that are the right letter and nothing else; facts: `answer`, `kind`."""
+    """Score answers that are exactly the right letter; facts: `answer`, `kind`."""
     points = [float(record["text"] == record["facts"]["answer"]) for record in records]
     kinds = grouped(records, "kind")
     details = {str(kind): percent(points[i] for i in places) for (kind,), places in kinds.items()}
@@ -164,7 +164,7 @@ def score_letter(records: Sequence[Record]) -> Score:
 
 
 def chosen_letter(text: str, options: dict[str, str]) -> str | None:
-    """Return the letter of the option that `text` names, None if it names none.
+    """Return the letter of the option named by `text`, or None.
 
     By letter (`B`, `(B)`, `B. a dog`, `The answer is B.`) or by the whole text of an option. `A
     dog` names none: its A is an article.
@@ -266,7 +266,7 @@ def mme_reading(text: str) -> str:
 def score_mme(records: Sequence[Record]) -> Score:
     """Score the sum over perception subtasks of accuracy and of fully right pairs, in percent.
 
-    Each image has two questions; facts: `category`, `picture`, `answer`. An image that lacks one is
+    Each image has two questions; facts: `category`, `picture`, `answer`. Incomplete images are
     left out, with a note.
     """
     points = [float(mme_reading(r["text"]) == mme_reading(r["facts"]["answer"])) for r in records]

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 
 SHORT_WORDS = 3
-"""Maximum words of a reference answer that is compared by exact match."""
+"""Maximum words of a reference answer compared by exact match."""
 
 MOST_ROWS = 500
-"""Maximum rows of a dataset that give questions."""
+"""Maximum dataset rows used for questions."""
 
 LONGEST_ANSWER = 16
 """Maximum tokens of an answer."""
@@ -49,12 +49,12 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """The share of right answers."""
+        """Share of right answers."""
         return self.right / self.asked
 
 
 def is_right(answer: str, expected: str) -> bool:
-    """Whether `answer` is `expected`, ignoring case and a full stop."""
+    """Return whether `answer` equals `expected`, ignoring case and a full stop."""
     return _plain(answer) == _plain(expected)
 
 
@@ -63,7 +63,7 @@ def _plain(answer: str) -> str:
 
 
 def is_short(reference: str | None) -> bool:
-    """Whether `reference` is short enough for an exact match."""
+    """Return whether `reference` is short enough for an exact match."""
     return reference is not None and 0 < len(reference.split()) <= SHORT_WORDS
 
 
@@ -73,10 +73,10 @@ def read_questions(
     """Read the questions of the JSON file `path`: a list of records with `id`, `image` (a path from
     the file's folder), `question`, `answer` and, if there are several, `kind`.
 
-    Only questions of `kinds`, on `pictures` of the images, spread over all; None for all of them.
+    Limited to questions of `kinds`, and to `pictures` evenly spaced images; None for all.
 
     Raises:
-        InputError: there is no such file, or it has another form.
+        InputError: the file is missing or malformed.
     """
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
@@ -141,7 +141,7 @@ def scores(questions: Sequence[ShortQuestion], answers: Sequence[str]) -> dict[s
 
 
 def constant_answers(questions: Sequence[ShortQuestion]) -> dict[str, tuple[int, int]]:
-    """Return by kind the count of `questions`, and how many the best constant answer gets right."""
+    """Return by kind the count of `questions` and the right answers of the best constant answer."""
     expected: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for question in questions:
         expected[question.kind][_plain(question.answer)] += 1
@@ -167,8 +167,8 @@ def questions_of_rows(data: str, share: float) -> list[ShortQuestion]:
     `data.validation_share` `share` holds out, of at most MOST_ROWS rows at equal distances, typed
     as in `aligntrain gate`. Invalid rows are left out.
 
-    A conversation gives its first question alone: later ones may depend on earlier turns, such as a
-    line that asks for a single word.
+    Only a conversation's first question is used: later ones may depend on earlier turns, such as a
+    request for a single word.
     """
     shards, held_out = _held_out_rows(data, share)
     count = min(len(held_out), MOST_ROWS)
@@ -177,7 +177,7 @@ def questions_of_rows(data: str, share: float) -> list[ShortQuestion]:
 
 
 def holds_out(data: str, share: float) -> bool:
-    """Whether a recipe with this `data.validation_share` holds out any row of `data`."""
+    """Return whether a recipe with this `data.validation_share` holds out any row of `data`."""
     return bool(_held_out_rows(data, share)[1])
 
 

@@ -47,7 +47,7 @@ def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 class JsonlLog:
-    """JSONL file that is appended to; `lines` holds its content."""
+    """Append-only JSONL file; `lines` holds its content."""
 
     def __init__(self, file: Path) -> None:
         self.lines = read_lines(file)
@@ -100,8 +100,8 @@ def write_conditions(folder: Path, conditions: dict[str, Any]) -> None:
 
 
 def fingerprint(model: Path) -> str:
-    """Return a digest of the model in the folder `model`: of its configuration, and of the sizes,
-    first and last megabytes of its weights. Other files there, such as `eval/`, do not matter.
+    """Return a digest of the configuration, and the sizes, first and last megabytes of the
+    weights, in the folder `model`; other files, such as `eval/`, do not matter.
     """
     digest = hashlib.sha256()
     for file in _weights_and_config(model):
@@ -122,11 +122,11 @@ def _weights_and_config(model: Path) -> Iterator[Path]:
 
 SUBMISSION = "submission.json"
 ALL_OF_VQAV2 = "v2_OpenEnded_mscoco_test2015_questions.json"
-"""Questions of the whole test set, which the VQA server requires; test-dev is a part of it."""
+"""Questions of the whole test set, required by the VQA server; test-dev is a part of it."""
 
 
 def _vqav2(records: Sequence[Record], folder: Path, data: Path | None) -> tuple[Any, str]:
-    """Return normalised answers, empty ones for the test set's other questions."""
+    """Return normalised answers, empty ones for the other questions of the test set."""
     answers = {int(record["facts"]["id"]): normal_answer(record["text"]) for record in records}
     folders = (folder, *((data, data / "vqav2") if data else ()))
     listing = next((p / ALL_OF_VQAV2 for p in folders if (p / ALL_OF_VQAV2).is_file()), None)

@@ -38,7 +38,7 @@ Progress = Callable[[str, int], Callable[[int], None]]
 
 @dataclass(frozen=True, slots=True)
 class GateReport:
-    """The report's folder and main numbers; `without` says why there are no weights."""
+    """Folder and main numbers of the report; `without` is the reason for missing weights."""
 
     output: Path
     questions: int
@@ -76,7 +76,7 @@ def explain_gate(  # noqa: PLR0913 - one argument per option
 
     Raises:
         InputError: the model or the data cannot be used, the model has nothing to report on, or
-            something else lies in `output`.
+            `output` holds something else.
     """
     if batch_size < 1 or sweep_limit < 1:
         raise InputError(
@@ -168,7 +168,7 @@ def _measure(
     *,
     gate: bool,
 ) -> tuple[list[GateQuestion], Weights | None]:
-    """The questions whose image can be read, and their weights [n, N-1] if there is a `gate`."""
+    """Return the questions with a readable image, and their weights [n, N-1] or None."""
     questions: list[GateQuestion] = []
     rows: list[Any] = []
     done = progress("weights", len(read.questions))
@@ -192,7 +192,7 @@ def _sweep(
     *,
     limit: int,
 ) -> list[SweepResult]:
-    """Force every level on `limit` of `questions`, at equal distances."""
+    """Force every level on `limit` evenly spaced `questions`."""
     count = min(limit, len(questions))
     places = [at * len(questions) // count for at in range(count)]
     asked = with_images(shards, [questions[at] for at in places])
@@ -204,7 +204,7 @@ def _sweep(
 def _shown(
     shards: ShardedDataset, questions: list[GateQuestion], weights: Weights | None
 ) -> dict[int, bytes]:
-    """Return the encoded images of the rows that the report shows."""
+    """Return the encoded images of the rows in the report."""
     if weights is None:
         return {}
     places = {at for found in highest(questions, weights, EXAMPLES).values() for at, _ in found}
@@ -212,7 +212,7 @@ def _shown(
 
 
 def _write(found: Measurements, folder: Path) -> None:
-    """Write `folder` under another name and rename it when it is whole."""
+    """Write `folder` under a temporary name and rename it when complete."""
     summary = summary_of(found)
     with atomic.folder(folder, replace=True) as unfinished:
         pq.write_table(samples_table(found), unfinished / SAMPLES)

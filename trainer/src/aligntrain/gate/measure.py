@@ -21,21 +21,21 @@ from aligntrain.prompts.placeholders import IMAGE_MARK
 T = TypeVar("T")
 
 CAPTION_PROMPT = "Give a short caption."
-"""The sweep's question about a pair; its caption is the reference answer."""
+"""The sweep's question about a pair, whose caption is the reference answer."""
 
 _MAX_LENGTH = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionWithImage:
-    """A question with its decoded image."""
+    """Question with its decoded image."""
 
     question: GateQuestion
     image: Image.Image
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The prompt in the form of a processor's chat template."""
+        """Prompt in the form of a processor's chat template."""
         text = self.question.question.replace(IMAGE_MARK, " ")  # a caption may hold the mark
         content = [{"type": "image", "image": self.image}, {"type": "text", "text": text}]
         system = self.question.system
@@ -46,7 +46,7 @@ class QuestionWithImage:
 def with_images(
     shards: ShardedDataset, questions: Sequence[GateQuestion]
 ) -> Iterator[QuestionWithImage]:
-    """Yield `questions` with their images, without those whose image cannot be decoded."""
+    """Yield `questions` with their images, skipping images that cannot be decoded."""
     for question in questions:
         encoded = shards.row(question.row).image
         try:
@@ -83,7 +83,7 @@ def gate_weights(
     _, weights = model.model.embed(
         inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
     )
-    assert weights is not None  # an adaptive model, whose gate hears every prompt
+    assert weights is not None  # an adaptive model: its gate reads every prompt
     return weights.float().cpu()
 
 
@@ -91,8 +91,8 @@ def gate_weights(
 class SweepResult:
     """Results of question `number` by forced level, None for the model's own mix.
 
-    `losses` are of the reference answer, in nats a token. `said` and `right` hold the answers and
-    whether they match a short reference; they are empty without one.
+    `losses` of the reference answer are in nats per token. `said` and `right` hold the answers and
+    their match with a short reference; both are empty without one.
     """
 
     number: int
@@ -193,7 +193,7 @@ def _losses(
 
 
 def _as_swept(item: QuestionWithImage) -> QuestionWithImage:
-    """Return `item` as the sweep asks it: a pair is asked for its caption."""
+    """Return `item` as asked in the sweep: a pair is asked for its caption."""
     if item.question.answer is not None:
         return item
     return QuestionWithImage(replace(item.question, question=CAPTION_PROMPT), item.image)

@@ -23,17 +23,17 @@ TYPE_COLUMNS = ("question_type", "type", "task", "kind", "category", "source", "
 """Columns that may hold the type of a question; the first one present is used."""
 
 FIRST_WORDS = "first words"
-"""Source of types that no column gives: `evaluate.question_types`."""
+"""Source of types without a column: `evaluate.question_types`."""
 
 _SCORE = "score"
 
 
 @dataclass(frozen=True, slots=True)
 class GateQuestion:
-    """A question about the image of row `row`; `turn` counts those of a conversation from 0.
+    """Question about the image of row `row`; `turn` counts those of a conversation from 0.
 
     `answer` is the reference, None for a pair, whose `question` is its caption. `score` and `level`
-    are the row's, where it has them.
+    are the row's, or None.
     """
 
     row: int
@@ -49,9 +49,10 @@ class GateQuestion:
 
 @dataclass(frozen=True, slots=True)
 class GateQuestions:
-    """The questions, in the order of the rows; `pairs` says that they are captions. `types_from`
-    is the column of the types, or FIRST_WORDS; `rows` counts the dataset's, `text_only` those
-    without a picture, `unusable` what was taken and could not be read.
+    """Questions in the order of the rows; captions if `pairs`.
+
+    `types_from` is the column of the types, or FIRST_WORDS; `rows` counts the dataset's rows,
+    `text_only` those without an image, `unusable` the selected but unreadable ones.
     """
 
     questions: list[GateQuestion]
@@ -67,13 +68,13 @@ def read_gate_questions(
 ) -> GateQuestions:
     """Read at most `limit` questions of `shards`, with types from the column `by`.
 
-    With a limit, rows are taken at equal distances and each gives as few questions as possible, in
+    With a limit, evenly spaced rows contribute as few questions as possible each, in
     turn its first, its second and so on, which covers many images and all turns. Without `system`,
     the rows' system messages are dropped. Without `by`, types come from the first of TYPE_COLUMNS
     that is present, else from the levels of pairs, else from the question's first words.
 
     Raises:
-        InputError: there is no such column, or no row has a picture and a question.
+        InputError: there is no such column, or no row has an image and a question.
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1 (got {limit}).")

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, nothing fetched, every text of the data escaped."""
+"""Report as one HTML file without scripts or external resources; text of the data is escaped."""
 
 import unicodedata
 from dataclasses import asdict
@@ -33,24 +33,24 @@ DASH = "\N{EN DASH}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`value` to `digits` places with a true minus sign, a dash for None."""
+    """Return `value` to `digits` places with a true minus sign, a dash for None."""
     return DASH if value is None else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share of 1 as percent."""
+    """Return the fraction as a percentage."""
     return f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
 
 
 def interval(value: Interval | Correlation, digits: int = 3) -> str:
-    """The ends of an interval, or that there is none."""
+    """Return the ends of an interval, or a note that there is none."""
     if value.low is None or value.high is None:
         return "too few for an interval"
     return f"{number(value.low, digits)} to {number(value.high, digits)}"
 
 
 def clip(text: str, limit: int = TEXT_LIMIT) -> str:
-    """`text` on one line, without control characters; a long one is cut."""
+    """Return `text` on one line, without control characters and of limited length."""
     clean = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text[: 4 * limit])
     head = " ".join(clean.split())
     if len(head) <= limit and len(text) <= 4 * limit:
@@ -59,7 +59,7 @@ def clip(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def relation(r: Correlation) -> str:
-    """Describe a coefficient of correlation in a few words."""
+    """Describe a correlation coefficient in a few words."""
     if r.r is None:
         return "one of the two does not vary, so there is nothing to correlate"
     if r.low is None or r.high is None:
@@ -75,14 +75,14 @@ _STRENGTHS = ((0.5, "strong"), (0.3, "moderate"), (0.1, "weak"), (0.0, "very wea
 
 
 EXAMPLES = 7
-"""Pictures that are shown of each level, at most."""
+"""Maximum images shown of each level."""
 
 _POINTS = 4000
-"""Points of a scatter plot, at most; the coefficients are of all."""
+"""Maximum points of a scatter plot; the coefficients use all."""
 
 
 def render_page(measured: Measurements, summary: dict[str, Any]) -> str:
-    """The HTML of the report on `measured`; `summary` is `summary_of` it."""
+    """Return the HTML of the report on `measured`; `summary` is its `summary_of`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -123,7 +123,7 @@ def _context(measured: Measurements, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plots(measured: Measurements) -> list[tuple[str, Correlation, Correlation, Scatter]]:
-    """For each of score and level: the coefficients, and the points drawn."""
+    """Return for score and level each: the coefficients, and the points drawn."""
     if measured.weights is None:
         return []
     means = mean_levels(measured.weights)
@@ -143,7 +143,7 @@ def _plots(measured: Measurements) -> list[tuple[str, Correlation, Correlation, 
 
 
 def _groups(measured: Measurements) -> list[tuple[int, list[dict[str, Any]]]]:
-    """Cards of the examples with the highest weight for each level, the highest level first."""
+    """Return the example cards with the highest weight of each level, the highest level first."""
     if measured.weights is None:
         return []
     chosen = highest(measured.questions, measured.weights, EXAMPLES)
@@ -180,7 +180,7 @@ def _accuracy_chart(settings: list[Setting]) -> Dots | None:
 
 
 def summary_of(measured: Measurements) -> dict[str, Any]:
-    """All numbers of the report; plain values, as JSON holds them."""
+    """Return all numbers of the report as plain JSON values."""
     config, read = measured.model.config, measured.read
     summary: dict[str, Any] = {
         "model": str(measured.checkpoint.absolute()),
@@ -219,7 +219,7 @@ def summary_of(measured: Measurements) -> dict[str, Any]:
 
 
 def vectors_of(model: Any) -> dict[str, Any]:
-    """Lengths of the N level vectors, and the cosine of each two of them [N][N]."""
+    """Return the lengths of the N level vectors and their pairwise cosines [N][N]."""
     table = model.model.alignment.table.detach().double().cpu().numpy()
     lengths = np.linalg.norm(table, axis=1)
     unit = table / np.maximum(lengths, 1e-12)[:, None]
@@ -227,7 +227,7 @@ def vectors_of(model: Any) -> dict[str, Any]:
 
 
 def samples_table(measured: Measurements) -> pa.Table:
-    """A row for each question: what it is, its weights, and what became of it in the sweep."""
+    """Return a row per question: its data, its weights and its results in the sweep."""
     questions = measured.questions
     columns: dict[str, Any] = {
         "id": pa.array([question.id for question in questions], pa.string()),

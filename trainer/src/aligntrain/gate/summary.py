@@ -23,15 +23,15 @@ from aligntrain.gate.measure import SweepResult
 from aligntrain.gate.questions import GateQuestion, GateQuestions
 
 ALL = "all"
-"""The name of the row for questions of every type."""
+"""Name of the row for questions of every type."""
 
 Weights = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class KindWeights:
-    """Of `count` questions of the type `kind`: the mean `weights` [N-1] of the local levels, the
-    mean of their entropy in nats, and of their mean level.
+    """Means over `count` questions of type `kind`: `weights` [N-1] of the local levels, their
+    entropy in nats, and their mean level.
     """
 
     kind: str
@@ -43,9 +43,10 @@ class KindWeights:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What `count` questions of a type came to with `level` forced, or None with the model's own
-    mix: the mean `loss` in nats a token, its mean difference from that of the own mix, question by
-    question, and the share of right answers of those with a short reference, None without any.
+    """Results of `count` questions of a type with `level` forced, or None for the model's own mix.
+
+    Mean `loss` in nats per token, its mean paired difference from the own mix, and the share of
+    right answers among questions with a short reference, None without any.
     """
 
     level: int | None
@@ -56,13 +57,13 @@ class Setting:
 
 
 def entropies(weights: Weights) -> Weights:
-    """Entropy [n] in nats of `weights` [n, N-1]; ln(N - 1) is no preference, 0 a single level."""
+    """Return the entropy [n] in nats of `weights` [n, N-1], from 0 (one level) to ln(N - 1)."""
     logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
     return -(weights * logs).sum(axis=1)
 
 
 def mean_levels(weights: Weights) -> Weights:
-    """Mean level [n] of `weights` [n, N-1] of the local levels 1..N-1."""
+    """Return the mean level [n] of `weights` [n, N-1] of the local levels 1..N-1."""
     return weights @ np.arange(1, weights.shape[1] + 1)
 
 
@@ -84,8 +85,8 @@ def by_kind(questions: Sequence[GateQuestion], weights: Weights) -> list[KindWei
 def correlations(
     questions: Sequence[GateQuestion], weights: Weights
 ) -> dict[str, tuple[Correlation, Correlation]]:
-    """Pearson's and Spearman's coefficient of the weights' mean level with `score` and `level`,
-    whichever the questions have.
+    """Return Pearson's and Spearman's coefficients of the weights' mean level with `score` and
+    `level`, if the questions have them.
     """
     levels = mean_levels(weights)
     found: dict[str, tuple[Correlation, Correlation]] = {}
@@ -102,7 +103,7 @@ def correlations(
 
 
 def favourite(weights: Weights) -> tuple[int, float]:
-    """The local level that has the highest of `weights` [n, N-1] most often, and in what share."""
+    """Return the local level most often highest in `weights` [n, N-1], and its share."""
     counts = np.bincount(weights.argmax(axis=1), minlength=weights.shape[1])
     level = int(counts.argmax())
     return level + 1, float(counts[level] / len(weights))
@@ -119,7 +120,7 @@ def highest(
         column, seen = weights[:, level - 1], set[str]()
         found[level] = []
         for at in np.argsort(-column, kind="stable").tolist():
-            image = questions[at].id.partition("#")[0]  # `ingest` tells records on one apart so
+            image = questions[at].id.partition("#")[0]  # `ingest` adds # suffixes
             if image not in seen:
                 seen.add(image)
                 found[level].append((at, float(column[at])))
@@ -155,9 +156,7 @@ def _settings(swept: Sequence[SweepResult]) -> list[Setting]:
 
 
 def _groups(kinds: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
-    """Places of each of `kinds`, all of them first, then levels in their order and types by how
-    often they occur.
-    """
+    """Return the indices of each of `kinds`: all, then levels in order, types by frequency."""
     counted = Counter(kinds)
     names = sorted(counted, key=lambda name: (-counted[name], name))
     if all(re.fullmatch(r"level \d+", name) for name in names):
@@ -169,11 +168,11 @@ def _groups(kinds: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """What was measured of `model`, which lies in `checkpoint`, on `dataset`.
+    """Measurements of `model`, in the folder `checkpoint`, on `dataset`.
 
-    `questions` are those of `read` whose image can be read, `weights` [n, N-1] theirs, None where
-    there is no gate, of which `without` then tells. `swept` are those that levels were forced on,
-    none without a sweep; `pictures` are encoded ones, by row, of the questions to show.
+    `questions` are those of `read` with a readable image and `weights` [n, N-1] theirs, None
+    without a gate (`without` is the reason). `swept` holds the results with forced levels, empty
+    without a sweep; `pictures` the encoded images to show, by row.
     """
 
     checkpoint: Path

@@ -1,1 +1,1 @@
-"""Loading a finished run or an export, and answering with it."""
+"""Load a finished run or an export, and generate answers with it."""

@@ -26,10 +26,10 @@ from aligntrain.prompts.placeholders import IMAGE_MARK
 
 
 class Chat:
-    """A conversation with `model`; `reset` begins a new one.
+    """Conversation with `model`; `reset` begins a new one.
 
-    After an answer, `gate_weights` holds its N - 1 weights of the local levels, or None if no gate
-    took part: no image, a forced level, or a mixing without a gate.
+    After an answer, `gate_weights` holds its N - 1 weights of the local levels, or None if no
+    gate took part: no image, a forced level, or a mixing without a gate.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Chat:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> "Chat":
-        """Load the model in `folder`, a run's or one that `save_pretrained` wrote.
+        """Load the model in `folder`, a run's or one written by `save_pretrained`.
 
         It runs on a GPU in the saved dtype if there is one, else on the CPU in float32.
 
@@ -73,7 +73,7 @@ class Chat:
         """Stream the answer to `prompt`, about `image` or earlier turns.
 
         `level` forces that level's vector instead of the mix; with `temperature` 0 decoding is
-        greedy. Generation stops when the iterator is closed; the turn then holds what was read.
+        greedy. Generation stops when the iterator is closed; the turn then holds the text read.
 
         Raises:
             InputError: the image cannot be read, the level does not exist or there is no image for
@@ -115,7 +115,7 @@ class Chat:
                     streamer=streamer,
                     stopping_criteria=StoppingCriteriaList([_StopOn(stop)]),
                 )
-            finally:  # otherwise the reader would wait for ever
+            finally:  # otherwise the reader would wait forever
                 streamer.end()
 
         read: list[str] = []

@@ -19,7 +19,7 @@ Messages = list[dict[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A conversation that ends with a question.
+    """Conversation ending with a question.
 
     `messages` are those of `processor.apply_chat_template`, images included; `level`, 1 to N,
     forces that level's vector instead of the mix; `name` is used in errors.
@@ -32,7 +32,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer of the model.
+    """Answer of the model.
 
     `gate_weights` are the N - 1 weights of the local levels, None if no gate took part: no image, a
     forced level, or a mixing without a gate. `tokens` counts the generated tokens, the end token
@@ -80,7 +80,7 @@ def generate_answers(
 
 
 def captions_only(processor: AlignGPTProcessor) -> bool:
-    """Whether the model is only pretrained: it captions images but answers no questions."""
+    """Return whether the model is only pretrained: it captions images but answers no questions."""
     return processor.template == "plain"
 
 
@@ -204,7 +204,7 @@ def _room(
     questions: Sequence[Question],
     most: int,
 ) -> int:
-    """Return how many new tokens, up to `most`, fit behind each of `questions`.
+    """Return the number of new tokens, up to `most`, that fit after each of `questions`.
 
     Raises:
         InputError: one of them leaves no room.

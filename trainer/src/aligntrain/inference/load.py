@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 
 BASE = "base.json"
-"""File in the export of a LoRA run that names the location of the base weights."""
+"""File in the export of a LoRA run with the location of the base weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Base:
         return self.llm if self.model is None else self.model
 
     def write(self, folder: Path) -> None:
-        """Write it to the export `folder`."""
+        """Write the location to the export `folder`."""
         (folder / BASE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -82,20 +82,20 @@ def model_folder(folder: str | Path) -> Path:
 
 
 def is_lora(place: Path) -> bool:
-    """Whether the model in `place` (see `model_folder`) is the export of a LoRA run."""
+    """Return whether the model in `place` (see `model_folder`) is the export of a LoRA run."""
     return (place / LORA).is_dir()
 
 
 def load_model(
     folder: str | Path, *, dtype: "torch.dtype | str" = "auto", device: str = "cpu"
 ) -> "tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]":
-    """Return model and processor of `folder`: a run's, or one that `save_pretrained` wrote.
+    """Return model and processor of `folder`: a run's, or one written by `save_pretrained`.
 
-    A LoRA run gives its base with LoRA beside the LLM's matrices, in 16 or 32 bits even if it was
+    A LoRA run's model is its base with LoRA beside the LLM's matrices, in 16 or 32 bits even if
     trained in 4. `dtype` "auto" is the saved one.
 
     Raises:
-        InputError: there is no such model, or its base is not where it was.
+        InputError: there is no such model, or its base has moved.
     """
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -119,7 +119,7 @@ def load_for_inference(
 ) -> "tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]":
     """Return model and processor of `folder` on the best device.
 
-    That is a GPU if there is one, in the saved dtype, else the CPU in float32.
+    Uses a GPU if there is one, in the saved dtype, else the CPU in float32.
 
     Raises:
         InputError: there is no such model.
@@ -144,7 +144,7 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
 
 
 def _base_model(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForConditionalGeneration":
-    """Return the model that a LoRA run started from, without its projector, table and gate."""
+    """Return the starting model of a LoRA run, without its projector, table and gate."""
     from aligntrain.model import AlignGPTForConditionalGeneration, build_model
 
     base = Base.read(place)
@@ -161,5 +161,5 @@ def _base_model(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForConditio
 
 
 def _lasting(name: str) -> str:
-    """Return `name` as an absolute path if it is one here, so that it holds from any folder."""
+    """Return `name` as an absolute path if it is a path here, so that it holds from any folder."""
     return os.fspath(Path(name).absolute()) if name != "demo" and Path(name).exists() else name

@@ -1,4 +1,4 @@
-"""The AlignGPT model in transformers' conventions, known to its Auto classes."""
+"""AlignGPT model in transformers' conventions, registered with its Auto classes."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 

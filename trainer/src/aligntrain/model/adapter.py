@@ -1,6 +1,6 @@
-"""The adapter file: projector, table and gate in one safetensors file, with their sizes.
+"""Adapter file: projector, table and gate in one safetensors file, with their sizes.
 
-It holds what pre-training adds to an unchanged vision tower and LLM.
+Contains all that pre-training adds to an unchanged vision tower and LLM.
 """
 
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FORMAT = "aligngpt-adapter-1"
 PARTS = ("model.projector.", "model.alignment.")
-"""The parameters in the file, by the beginnings of their names in the model."""
+"""Prefixes of the file's parameters by their names in the model."""
 
 _SIZES = {
     "vision_hidden_size": ("features in the vision tower's width", "projector"),
@@ -26,11 +26,11 @@ _SIZES = {
     "image_tokens": ("image tokens", "alignment"),
     "gate_hidden": ("features in the gate's width", "alignment"),
 }
-"""What each size counts, and the part of the model that it is checked for."""
+"""Meaning of each size, and the model part it is checked against."""
 
 
 def adapter_weights(model: "AlignGPTForConditionalGeneration") -> dict[str, "torch.Tensor"]:
-    """Return the parameters of `model` that an adapter file holds, by name, not copied."""
+    """Return the parameters of `model` in an adapter file, by name, not copied."""
     return {name: value for name, value in model.state_dict().items() if name.startswith(PARTS)}
 
 
@@ -42,8 +42,8 @@ def save_adapter(
 ) -> None:
     """Write projector, table and gate of `model` to `path`; whole or not at all.
 
-    `weights` are the parameters if the model does not hold them whole (ZeRO-3), with the names of
-    `adapter_weights`.
+    `weights` are the whole parameters by the names of `adapter_weights`, for a model partitioned by
+    ZeRO-3.
     """
     from safetensors.torch import save_file
 
@@ -58,7 +58,7 @@ def save_adapter(
 def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) -> list[str]:
     """Load the file `path` into `model`.
 
-    A part that only one of the two has, such as a gate, is left as it is.
+    A part missing on either side, such as a gate, is unchanged.
 
     Returns:
         The names of the parameters of `model`'s projector, table and gate that the file lacks.

@@ -15,7 +15,7 @@ from aligntrain.model.configuration import AlignGPTConfig
 
 
 class Float32Linear(nn.Linear):
-    """Linear layer that computes in float32, whatever the dtype of its weights.
+    """Linear layer computing in float32, whatever the dtype of its weights.
 
     The gate's inputs are unscaled dot products over the LLM's width, which overflow float16.
     """

@@ -42,9 +42,9 @@ def build_config(
     vision_feature_select: FeatureSelect = "patch",
     vision_scales: list[int] | None = None,
 ) -> AlignGPTConfig:
-    """Return the configuration of the model that `build_model` builds; reads no weights.
+    """Return the configuration of `build_model`'s model; reads no weights.
 
-    `vision_tower` is a transformers folder or hub name, a folder that open_clip saved, or `demo`;
+    `vision_tower` is a transformers folder or hub name, an open_clip folder, or `demo`;
     `llm` a folder or hub name of a causal LM, or `demo`.
 
     Raises:
@@ -157,7 +157,7 @@ def build_processor(
 
 
 def load_tokenizer(llm: str) -> Any:
-    """Load the tokenizer of `llm`, with a padding token even if it names none."""
+    """Load the tokenizer of `llm`, setting a padding token if it has none."""
     folder = _llm_folder(llm)
     with _readable(folder):
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -203,7 +203,7 @@ def text_config(name: str) -> PreTrainedConfig:
 
 
 def _whole(folder: str, auto_class: Any, **options: Any) -> Any:
-    """Load the model in `folder`; fail on a missing weight, which transformers would make up."""
+    """Load the model in `folder`; fail on a missing weight, which transformers would initialise."""
     model, info = auto_class.from_pretrained(folder, output_loading_info=True, **options)
     if info["missing_keys"]:
         raise InputError(

@@ -12,7 +12,7 @@ from alignshared import InputError
 from aligntrain.recipes.schema import FeatureSelect, GateText, Mixing
 
 _HAS_CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
-"""The vision towers that can be used, and whether a class token stands before their patches."""
+"""Supported vision towers, and whether a class token precedes their patches."""
 
 _VIT_L_336 = {
     "hidden_size": 1024,
@@ -40,13 +40,13 @@ class AlignGPTConfig(PreTrainedConfig):
         text_config: of any causal LM, or a dict with its `model_type`.
         levels: N, rows of the level table; level k is row k - 1, the top level the last row.
         mixing: as above.
-        gate_text: text that the gate reads in training: `prompt`, as at inference, or `full`, with
-            the answers, as the authors' code has it.
+        gate_text: text read by the gate in training: `prompt`, as at inference, or `full`, with the
+            answers, as in the authors' code.
         gate_hidden: width of the gate's hidden layer.
         vision_feature_layer: index of the tower's hidden state.
         vision_feature_select: its `patch` tokens, or the `full` sequence.
-        vision_scales: sizes in pixels at which an image is read (S2, see `vision`); None for the
-            tower's own alone.
+        vision_scales: sizes in pixels of reading an image (S2, see `vision`); None for the tower's
+            own alone.
         projector_act: activation of the projector.
         image_token_id, align_token_id: placeholders, never looked up in the LLM's embedding table;
             by default the first two ids beyond its vocabulary.
@@ -100,7 +100,7 @@ class AlignGPTConfig(PreTrainedConfig):
 
     @property
     def image_tokens(self) -> int:
-        """Tokens that one image takes in the sequence."""
+        """Tokens of one image in the sequence."""
         vision = self.vision_config
         height, width = _pair(vision.image_size)
         patch_height, patch_width = _pair(vision.patch_size)
@@ -109,23 +109,23 @@ class AlignGPTConfig(PreTrainedConfig):
 
     @property
     def scales(self) -> list[int] | None:
-        """`vision_scales`, or None if they are no more than the tower's own size."""
+        """`vision_scales`, or None if they are only the tower's own size."""
         own = self.vision_scales in (None, [self.vision_config.image_size])
         return None if own else self.vision_scales
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of the images that the model takes."""
+        """Height and width in pixels of the model's images."""
         return _pair(self.scales[-1] if self.scales else self.vision_config.image_size)
 
     @property
     def feature_width(self) -> int:
-        """Width of the features that the projector reads."""
+        """Width of the projector's input features."""
         return self.vision_config.hidden_size * (len(self.scales) if self.scales else 1)
 
     @property
     def tiles_per_image(self) -> int:
-        """Images of its own size that the vision tower reads for one image."""
+        """Tower-sized images read by the vision tower for one image."""
         size = self.vision_config.image_size
         return sum((scale // size) ** 2 for scale in self.scales) if self.scales else 1
 
@@ -136,7 +136,7 @@ class AlignGPTConfig(PreTrainedConfig):
 
     @property
     def has_table(self) -> bool:
-        """Whether there are alignment vectors at all."""
+        """Whether there are alignment vectors."""
         return self.mixing != "none"
 
     @property
@@ -171,7 +171,7 @@ class AlignGPTConfig(PreTrainedConfig):
 
 
 def _check_scales(scales: Sequence[int], size: Any, select: str) -> None:
-    """Raise InputError unless a tower that reads images of `size` can make `scales` of them."""
+    """Raise InputError unless a tower for images of `size` can make `scales` of them."""
     if not isinstance(size, int):
         raise InputError(f"vision_scales need a tower for squares, not {size}; leave them out.")
     ascending = list(scales) == sorted(set(scales))

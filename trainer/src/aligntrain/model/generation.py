@@ -115,7 +115,7 @@ def count_positions(
     """Return positions [B, T] of the first of `sequences` that is not None.
 
     They count each row's tokens from 0, wherever its padding is. With a cache, the sequence is the
-    end of what the mask covers.
+    end of the one covered by the mask.
     """
     lengths = [sequence.shape[1] for sequence in sequences if sequence is not None]
     if not lengths or not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 
 LORA = "lora"
-"""The folder of LoRA in an export, in peft's own form."""
+"""Folder of LoRA in an export, in peft's own form."""
 
 _ALL = "all-linear"
 _NAME = "default"
@@ -132,7 +132,7 @@ def four_bit_options(precision: Precision, *, keep: tuple[str, ...] = ()) -> dic
 def save_lora(model: Any, folder: Path, weights: dict[str, "torch.Tensor"], *, base: str) -> None:
     """Write the LoRA of `model` to `folder` as peft does, for the LLM called `base`.
 
-    `weights` are its matrices by their names in `model`, whole also where ZeRO-3 spreads them.
+    `weights` are its matrices by their names in `model`, whole also under ZeRO-3.
     peft's `PeftModel.from_pretrained(llm, folder)` reads it.
     """
     from copy import copy

@@ -17,7 +17,7 @@ Losses = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Batch loss (scalar), mean loss of each row [B] float32 and labelled tokens of each row [B]."""
 
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-"""Config keys under which some LLMs cap or scale the logits after their head."""
+"""Config keys of LLMs that cap or scale the logits after their head."""
 
 
 def label_positions(labels: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def rows_per_chunk(vocabulary: int, max_bytes: int) -> int:
 def body_of(language_model: PreTrainedModel) -> nn.Module | None:
     """Return the module whose hidden states [B, T, d] the head reads.
 
-    None if the logits are more than one linear layer of these (scaled or capped).
+    None if the head is more than one linear layer (scaled or capped logits).
     """
     config = language_model.config.get_text_config()
     body, head = language_model.base_model, language_model.get_output_embeddings()

@@ -79,7 +79,7 @@ class AlignGPTOutput(ModelOutput):
 
 
 class AlignGPTPreTrainedModel(PreTrainedModel):
-    """Class attributes and initialisation that transformers expects of a model family."""
+    """Class attributes and initialisation expected by transformers of a model family."""
 
     config_class = AlignGPTConfig
     config: AlignGPTConfig
@@ -109,7 +109,7 @@ class AlignGPTPreTrainedModel(PreTrainedModel):
 
 
 class AlignGPTModel(AlignGPTPreTrainedModel):
-    """Vision tower, projector, alignment and LLM, and the merging of their sequences."""
+    """Vision tower, projector, alignment and LLM, with the merging of their sequences."""
 
     def __init__(self, config: AlignGPTConfig) -> None:
         super().__init__(config)
@@ -206,7 +206,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
             kwargs["position_ids"] = packing.positions  # [1, S]
         llm = body_of(self.language_model) if headless else self.language_model
         assert llm is not None, "the caller has checked `body_of`"
-        # Not every LLM takes these two.
+        # Not every LLM accepts these two.
         accepted = inspect.signature(llm.forward).parameters
         optional = {name: kwargs.pop(name, None) for name in ("position_ids", "logits_to_keep")}
         kwargs |= {
@@ -218,7 +218,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         return output, weights
 
     def _untouched(self, levels: torch.Tensor | None) -> torch.Tensor:
-        """Return a zero that depends on every parameter that only images reach.
+        """Return a zero that depends on every parameter used only by images.
 
         Under ZeRO-3 every rank gathers the same modules in the same order, forward and backward, so
         a batch of text passes through them too, with a black image compared with no text.
@@ -419,12 +419,12 @@ def _scatter(sequence: torch.Tensor, mask: torch.Tensor, vectors: torch.Tensor) 
 def _first_parameter(module: nn.Module) -> nn.Parameter:
     """Return a parameter of `module`, for its dtype and device.
 
-    Under ZeRO-3, `module.weight` from outside the module would gather it at once, on the ranks that
-    get here and no others.
+    Under ZeRO-3, `module.weight` from outside the module would gather it at once, only on the ranks
+    that get here.
     """
     return next(module.parameters())
 
 
 def _is_partitioned(module: nn.Module) -> bool:
-    """Whether DeepSpeed ZeRO-3 holds the parameters, so that ranks must gather them together."""
+    """Return whether ZeRO-3 partitions the parameters, so that ranks must gather them together."""
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())

@@ -1,7 +1,7 @@
 # transformers types its classes for its own use.
 # pyright: reportPrivateImportUsage=false
 # pyright: reportPrivateUsage=false
-"""The vision tower of an open_clip folder as a CLIPVisionModel of transformers.
+"""Vision tower of an open_clip folder as a CLIPVisionModel of transformers.
 
 Reads `open_clip_config.json` and `open_clip_model.safetensors`; open_clip itself is not needed.
 """
@@ -26,11 +26,11 @@ _RESAMPLE = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampli
 _FOREIGN = {
     "act_kwargs", "input_patchnorm", "ls_init_value", "no_ln_pre", "norm_kwargs", "timm_model_name",
 }  # fmt: skip
-"""Options of open_clip's towers that CLIPVisionModel does not have."""
+"""Options of open_clip's towers without an equivalent in CLIPVisionModel."""
 
 
 def is_open_clip(folder: str | Path) -> bool:
-    """Whether open_clip saved `folder`."""
+    """Return whether `folder` was saved by open_clip."""
     return (Path(folder) / CONFIG_FILE).is_file()
 
 
@@ -95,7 +95,7 @@ def image_processor(folder: str | Path) -> CLIPImageProcessorPil:
     """Return the image processor equal to open_clip's evaluation transform of `folder`.
 
     Raises:
-        InputError: it resizes in a way that transformers' CLIP processor lacks.
+        InputError: transformers' CLIP processor cannot resize that way.
     """
     config = _read_config(folder)
     preprocess: dict[str, Any] = config.get("preprocess_cfg", {})

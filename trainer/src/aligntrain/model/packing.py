@@ -1,13 +1,13 @@
 # transformers types its classes for its own use.
 # pyright: reportPrivateUsage=false
-"""Packing: the rows of a batch one behind the other in a single sequence, without padding.
+"""Packing: the rows of a batch concatenated in a single sequence, without padding.
 
 The LLM computes nothing for padding. Attention stays inside each sample and positions restart with
 it, so losses and gradients equal those of the padded batch up to rounding.
 
-The boundaries of the samples travel to the layers in place of the attention mask: transformers
+The boundaries of the samples replace the attention mask: transformers
 passes a 4-dimensional mask through unchanged, under gradient checkpointing too. The attention
-implementation registered here, `segment_attention`, recognises them by their dtype.
+implementation registered here, `segment_attention`, recognises boundaries by their dtype.
 
 Letters in shapes: B rows, T padded positions, S packed positions, H query heads, H' key and value
 heads (H is a multiple of H'), D head size.
@@ -28,7 +28,7 @@ SEGMENTS = "aligntrain_segments"
 
 _BOUNDARIES_DTYPE = torch.int32
 _ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
-"""Layer types in which tokens meet by attention alone. A recurrent layer would carry its state
+"""Layer types that mix tokens by attention alone. A recurrent layer would carry its state
 from one sample into the next.
 """
 
@@ -82,10 +82,10 @@ def prepare_packing(language_model: PreTrainedModel) -> str | None:
 
 
 def obstacle(language_model: PreTrainedModel) -> str | None:
-    """Return the reason why `language_model` cannot separate packed samples, or None.
+    """Return the obstacle to separating packed samples in `language_model`, or None.
 
-    None means that tokens meet by attention alone, so samples may be packed, and rows may join and
-    leave a running batch.
+    With None, only attention mixes tokens: samples may be packed, and rows may join and leave a
+    running batch.
     """
     if "position_ids" not in inspect.signature(language_model.forward).parameters:
         return "it takes no position_ids"

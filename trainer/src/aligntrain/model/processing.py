@@ -23,11 +23,11 @@ from aligntrain.prompts.templates import CHAT_TEMPLATES, TemplateName
 from aligntrain.recipes.schema import Aspect
 
 LARGEST_SQUARE = 4096
-"""Longest side in pixels that is padded without reduction first; no tower reads as many."""
+"""Maximum side in pixels padded without prior reduction; no tower reads that many."""
 
 
 class AlignGPTProcessor(ProcessorMixin):
-    """Image processor and tokenizer in one, writing the placeholders that the model fills.
+    """Image processor and tokenizer in one, writing the placeholders filled by the model.
 
     `aspect` makes an image square: `pad` with the image processor's mean colour, as in the authors'
     fine-tuning, or `crop`, the tower's own way (CLIP's cuts out the centre). `template` is `plain`,
@@ -122,8 +122,8 @@ class AlignGPTProcessor(ProcessorMixin):
         """Convert prompts with `<image>` marks, and their images, to the model's inputs.
 
         Args:
-            images: one, a list, or a list of lists (PIL, arrays, paths or URLs), one for each mark,
-                in reading order.
+            images: one, a list, or a list of lists (PIL, arrays, paths or URLs), one per mark in
+                reading order.
             text: a prompt or a list of them.
             padding: whether to pad shorter rows.
             padding_side: the tokenizer's `padding_side` by default; `generate` accepts both.
@@ -282,7 +282,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """Return `image` in the middle of a square of `colour`, as large as its longer side.
+    """Return `image` centred in a square of `colour`, as large as its longer side.
 
     A side longer than LARGEST_SQUARE is first reduced by a whole number: an image of 100,000 x 500
     pixels, some kilobytes of PNG, would make a square of 30 GB.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ZERO_STAGES = (0, 1, 2, 3)
 
 _CHARACTERS_PER_TOKEN = 4
-"""Approximately, for English in the vocabularies of today's LLMs."""
+"""Approximate value for English in current LLMs' vocabularies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Data:
 class Plan:
     """Needs of a run of `recipe` on `gpus` GPUs; sizes are in bytes.
 
-    `states` has those of one GPU by zero stage; `working` has, by whether activations are
-    checkpointed, those of one micro-batch of the longest sequences with an image each.
+    `states` holds one GPU's by zero stage; `working`, by whether activations are checkpointed,
+    those of one micro-batch of the longest sequences with an image each.
     """
 
     recipe: Recipe
@@ -59,7 +59,7 @@ class Plan:
         return sum(part.parameters for part in self.parts if part.trains)
 
     def memory(self, zero_stage: int | None = None, checkpointing: bool | None = None) -> int:
-        """Return the bytes on one GPU, by default as the recipe sets both."""
+        """Return the bytes on one GPU, by default with the recipe's settings."""
         stage = self.recipe.zero_stage if zero_stage is None else zero_stage
         if checkpointing is None:
             checkpointing = self.recipe.gradient_checkpointing
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def steps(self) -> int | None:
-        """Optimizer steps, or None if the recipe counts epochs of data that is not known."""
+        """Optimizer steps, or None if the recipe counts epochs of unknown data."""
         if self.recipe.max_steps is not None or self.data is None:
             return self.recipe.max_steps
         per_epoch = self.data.samples // self.recipe.batch.global_size
@@ -124,7 +124,7 @@ def plan(
     rows: int | None = None,
     overrides: Sequence[str] = (),
 ) -> Plan:
-    """Return what a run of `recipe` needs on `gpus` GPUs with the dataset `data`, or with `rows`.
+    """Return the needs of a run of `recipe` on `gpus` GPUs with the dataset `data`, or with `rows`.
 
     Reads only configurations of the model and small columns of the dataset.
 
@@ -226,7 +226,7 @@ def _with_lora(model: "AlignGPTForConditionalGeneration", recipe: Recipe) -> tup
     """Add the recipe's LoRA to the empty `model`.
 
     Returns:
-        How many of its weights are in 4 bits, and the bytes LoRA keeps per token of a layer.
+        The number of its weights in 4 bits, and the bytes LoRA keeps per token of a layer.
     """
     settings = recipe.lora
     if settings is None:
@@ -265,7 +265,7 @@ def _data_of(
     from aligntrain.data.index import read_index
 
     talks = recipe.data.template != "plain"
-    # Levels that the run makes anew need not be there, and change no length.
+    # Levels recomputed by the run need not exist, and change no length.
     levels = required_levels(recipe) if recipe.data.levels is None else None
     shards = ShardedDataset(location, levels=levels, conversations=talks)
     index = read_index(shards, conversations=talks)

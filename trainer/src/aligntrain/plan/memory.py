@@ -1,30 +1,30 @@
-"""How much memory a GPU needs for a step, by formula.
+"""Memory of a training step on one GPU, by formula.
 
 Model states are those of the ZeRO paper (Rajbhandari et al. 2020, arXiv 1910.02054, sections 3.1
 and 5.1 to 5.3), where P parameters in mixed precision take 2 P bytes of weights, 2 P of gradients
-and 12 P of optimizer states (a float32 copy, Adam's momentum and variance), of N GPUs each:
+and 12 P of optimizer states (a float32 copy, Adam's momentum and variance), on N GPUs each:
 
     zero_stage 0   2 P + 2 P + 12 P
                1   2 P + 2 P + 12 P / N
                2   2 P + (2 P + 12 P) / N
                3   (2 P + 2 P + 12 P) / N
 
-Parameters that do not train have weights only, and those that QLoRA holds in 4 bits half a byte
-each and 0.127 bits of scales: one of 8 bits for 64 weights, and of these one of 32 for 256
-(Dettmers et al. 2023, arXiv 2305.14314, section 3). In float32 weights and gradients
-take 4 P, and Adam 8 P: there is no copy with zero_stage 0, but DeepSpeed makes one with the others.
+Frozen parameters have weights only; in QLoRA's 4 bits, half a byte each and 0.127 bits of scales:
+one of 8 bits for 64 weights, and one of 32 bits for 256 of these (Dettmers et al. 2023, arXiv
+2305.14314, section 3). In float32, weights and gradients take 4 P, and Adam 8 P: there is no copy
+with zero_stage 0, but DeepSpeed makes one with the others.
 
-Activations are counted from what autograd keeps of one transformer layer, as Korthikanti et al.
-2022 (arXiv 2205.05198, section 4) do for GPT, here for layers of today: float32 norms, rotary
-embeddings, a gated MLP, attention that keeps no [T, T] matrix. With gradient checkpointing the
-input of every layer stays, and one layer's activations at a time. LoRA keeps what its matrices
-read, of a layer that does not train itself.
+Activations are those that autograd keeps of one transformer layer, as Korthikanti et al. 2022
+(arXiv 2205.05198, section 4) count them for GPT, here for current layers: float32 norms, rotary
+embeddings, a gated MLP, attention without a stored [T, T] matrix. With gradient checkpointing the
+input of every layer is kept, and one layer's activations at a time. LoRA keeps the inputs of its
+matrices, also in an otherwise frozen layer.
 
-A step has its peak where the loss is computed, or where its backward begins or ends: on the way
-down gradients come as activations go.
+A step has its peak at the loss, or at the beginning or end of its backward: gradients come as
+activations go.
 
-Not counted: the CUDA context (about half a GB), buffers of communication, the matrix that QLoRA
-unpacks for its turn, what the allocator loses.
+Not counted: the CUDA context (about half a GB), communication buffers, the matrix that QLoRA
+currently unpacks, allocator overhead.
 """
 
 from collections.abc import Mapping
@@ -39,12 +39,12 @@ _FOUR_BITS = 0.5 + (1 + 4 / 256) / 64
 _ADAM, _COPY = 8, 4
 
 _READ_THE_SAME = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-"""Matrices that read what another one reads."""
+"""Matrices with the same input as another one."""
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Bytes of the model's states on one GPU, and of those on the host for one GPU."""
+    """Bytes of the model's states on one GPU, and on the host for one GPU."""
 
     weights: int
     gradients: int
@@ -53,7 +53,7 @@ class States:
 
     @property
     def total(self) -> int:
-        """On the GPU."""
+        """Bytes on the GPU."""
         return self.weights + self.gradients + self.optimizer
 
 
@@ -67,11 +67,11 @@ def model_states(
     offload: Offload = "none",
     quantized: int = 0,
 ) -> States:
-    """What `parameters`, of which `trainable` train and `quantized` are in 4 bits, take with ZeRO
-    on `gpus` GPUs.
+    """Return the states of `parameters`, `trainable` of them trained and `quantized` in 4 bits,
+    with ZeRO on `gpus` GPUs.
 
-    Offloading moves optimizer states, and gradients where they are spread, to the host (Ren et al.
-    2021, ZeRO-Offload, arXiv 2101.06840, section 4); `all` weights too.
+    Offloading moves optimizer states, and partitioned gradients, to the host (Ren et al. 2021,
+    ZeRO-Offload, arXiv 2101.06840, section 4); `all` moves weights too.
     """
     size = _BYTES[precision]
     held = size * (parameters - quantized) + round(_FOUR_BITS * quantized)
@@ -92,7 +92,7 @@ def model_states(
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of an LLM: `width` of the stream, `attention` of all heads together, `mlp` within."""
+    """Sizes of an LLM: `width` of the residual stream, `attention` of all heads, `mlp` inside."""
 
     layers: int
     width: int
@@ -103,7 +103,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Any, *, gated: bool) -> "Shape":
-        """Of a causal LM's configuration; its MLP is four times its width if it does not say."""
+        """Return the shape for a causal LM's config; the MLP defaults to 4 times the width."""
         width, heads = int(config.hidden_size), int(config.num_attention_heads)
         head = getattr(config, "head_dim", None) or width // heads
         return cls(
@@ -117,12 +117,12 @@ class Shape:
 
 
 def layer_activations(shape: Shape, *, precision: Precision, trains: bool) -> int:
-    """Bytes that autograd keeps per token of one layer of an LLM.
+    """Return the bytes that autograd keeps per token of one layer of an LLM.
 
-    Kept whether it trains or not: both norms' inputs in float32; queries, keys (repeated to all
-    heads), values and the result of attention; what the MLP's activation reads and gives, and for a
-    gate what it is multiplied with. A layer that trains keeps the inputs of its matrices and of the
-    norms' weights too.
+    Kept in any case: both norms' inputs in float32; queries, keys (repeated to all heads),
+    values and the output of attention; the input of the MLP's activation and, with a gate, both
+    factors of the product. A trained layer also keeps the inputs of its matrices and of the
+    norms' weights.
     """
     size = _BYTES[precision]
     values = 4 * shape.attention + (3 if shape.gated else 1) * shape.mlp
@@ -134,11 +134,11 @@ def layer_activations(shape: Shape, *, precision: Precision, trains: bool) -> in
 def lora_activations(
     reads: Mapping[str, int], rank: int, *, precision: Precision, dropout: bool
 ) -> int:
-    """Bytes that autograd keeps per token of one layer for its LoRA.
+    """Return the bytes that autograd keeps per token of one layer for its LoRA.
 
-    `reads` has how many features each of its matrices reads, by the matrices' names. Kept are what
-    A reads, once for matrices that read the same, and what B reads; with dropout each A reads
-    something of its own, and a byte says of every feature whether it was dropped.
+    `reads` maps names of its matrices to their input features. Kept are the inputs of A, once
+    for matrices with the same input, and of B; with dropout each A has its own input, and a
+    dropout mask of one byte per feature.
     """
     size = _BYTES[precision]
     kept = size * rank * len(reads)
@@ -150,11 +150,11 @@ def lora_activations(
 
 @dataclass(frozen=True, slots=True)
 class Working:
-    """Bytes that a micro-batch takes on one GPU beside the model's states.
+    """Bytes of a micro-batch on one GPU beside the model's states.
 
-    `kept` is what autograd keeps of the LLM until its backward, `layer` what it keeps of one layer
-    in full, `logits` what the loss takes; `tower` what the vision tower takes while it reads the
-    pictures, which is free again before the LLM works.
+    `kept` is autograd's memory of the LLM until its backward, `layer` that of one layer in full,
+    `logits` the loss's; `tower` is the vision tower's while it reads the images, freed before
+    the LLM runs.
     """
 
     kept: int
@@ -163,11 +163,11 @@ class Working:
     tower: int
 
     def peak(self, states: States, *, gradients_stay: bool, checkpointing: bool) -> int:
-        """What a step takes at most with `states`.
+        """Return the peak bytes of a step with `states`.
 
-        `gradients_stay` says that they are there before the backward: of earlier micro-batches, or
-        because ZeRO-3 never frees them. In the backward a layer takes as much again for the
-        gradients of what it keeps, and with `checkpointing` also for what is computed anew.
+        `gradients_stay`: they exist before the backward, from earlier micro-batches or because
+        ZeRO-3 never frees them. In the backward a layer takes as much again for the gradients of
+        its activations, and with `checkpointing` also for recomputation.
         """
         before = states.total - (0 if gradients_stay else states.gradients)
         begins = self.kept + (2 if checkpointing else 1) * self.layer
@@ -186,7 +186,7 @@ def activations(
     checkpointing: bool,
     lora: int = 0,
 ) -> int:
-    """Bytes that autograd keeps of the LLM for a micro-batch of `tokens` tokens, without logits.
+    """Return the bytes that autograd keeps of the LLM for `tokens` tokens, without logits.
 
     `lora` are those of LoRA per token of one layer.
     """
@@ -200,11 +200,10 @@ def activations(
 
 
 def logits(shape: Shape, tokens: int, *, precision: Precision, pieces: bool) -> int:
-    """Bytes of the scores over the vocabulary and of the loss of `tokens` tokens at once, at its
-    peak.
+    """Return the peak bytes of logits and loss for `tokens` tokens at once.
 
-    There are the scores, and in float32 their log-softmax and going backward the gradients of both;
-    where they are computed in `pieces` the scores in float32 and their gradient alone.
+    Logits, their float32 log-softmax and, in the backward, the gradients of both; computed in
+    `pieces`, only the float32 logits and their gradient.
     """
     size = _BYTES[precision]
     if pieces:

@@ -1,1 +1,1 @@
-"""From a conversation to token ids and labels."""
+"""Token ids and labels of conversations."""

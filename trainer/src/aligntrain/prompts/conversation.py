@@ -25,7 +25,7 @@ class Reason(StrEnum):
 
 
 class InvalidSample(Exception):
-    """A row cannot become a sample: the reason, and a detail for the reader."""
+    """Row that cannot become a sample: the reason, and a detail for the reader."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -53,7 +53,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A question, and the answer that the model learns."""
+    """Question and its answer, which the model learns."""
 
     question: str
     answer: str
@@ -61,7 +61,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """An optional system message and at least one exchange."""
+    """Optional system message and at least one exchange."""
 
     system: str | None
     exchanges: tuple[Exchange, ...]

@@ -1,4 +1,4 @@
-"""Encoding: a row as ids and labels, with placeholders, within the length limit."""
+"""Encode a row as ids and labels, with placeholders, within the length limit."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +19,7 @@ from aligntrain.prompts.templates import ChatTemplate, Script, check_template, p
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One row of `input_ids` and its labels, of equal length.
-
-    `images` is the number of images with placeholders in it; `truncated` whether it was cut.
-    """
+    """`input_ids` of a row and labels of equal length, with `images` images, cut if `truncated`."""
 
     ids: list[int]
     labels: list[int]
@@ -31,7 +28,7 @@ class Tokens:
 
 
 class Encoder:
-    """Encode rows in the template `template` with `tokenizer`, in at most `max_length` tokens.
+    """Encoder of rows in `template` with `tokenizer`, in at most `max_length` tokens.
 
     Raises:
         InputError: the template is unknown or this tokenizer has none, the tokenizer gives no
@@ -58,7 +55,7 @@ class Encoder:
 
     @property
     def needs_conversations(self) -> bool:
-        """Whether rows need `conversations`; with the template `plain` they need a caption."""
+        """Whether rows need `conversations`; the template `plain` needs captions."""
         return self._template != "plain"
 
     def __call__(self, caption: str | None, turns: Sequence[Turn], images: int) -> Tokens:

@@ -1,8 +1,8 @@
 """Placeholders: ids that reserve the positions of image tokens and of the alignment vector.
 
-`input_ids` is as long as the sequence that the LLM reads. Placeholder ids lie beyond the LLM's
-embedding table and are never looked up in it; the model writes its vectors there. Plain Python, so
-that data workers need no torch.
+`input_ids` is as long as the LLM's input sequence. Placeholder ids lie beyond the LLM's embedding
+table and are never looked up; the model writes its vectors there. This module needs no torch, for
+the data workers.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import Any
 from alignshared import InputError
 
 IGNORE_INDEX = -100
-"""Label of a token that carries no loss; the default of torch's cross_entropy."""
+"""Label of a token without loss; the default of torch's cross_entropy."""
 
 IMAGE_MARK = "<image>"
 """Mark of an image in a prompt."""
@@ -20,11 +20,10 @@ IMAGE_MARK = "<image>"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Ids and sizes of the model that a row of `input_ids` depends on.
+    """Ids and sizes of the model that determine a row of `input_ids`.
 
-    `image_tokens` is the number of tokens per image; `bos_token_id` the token that the tokenizer
-    itself puts first (see `own_bos`), or None; `align` is False without an alignment vector (mixing
-    `none`).
+    `image_tokens` is the number of tokens per image; `bos_token_id` the BOS added by the tokenizer
+    itself (see `own_bos`), or None; `align` is False without an alignment vector (mixing `none`).
     """
 
     image_token_id: int
@@ -35,7 +34,7 @@ class Layout:
 
 
 def own_bos(tokenizer: Any) -> int | None:
-    """Return the id that `tokenizer` puts before every text on its own, or None.
+    """Return the id that `tokenizer` itself adds before every text, or None.
 
     A tokenizer may name a BOS token without using it: SmolLM2's opens every chat turn.
     """
@@ -66,7 +65,7 @@ def join(pieces: Sequence[Sequence[int]], layout: Layout) -> list[int]:
     A row without a gap has no image and no alignment placeholder.
 
     Raises:
-        InputError: the text has a token that the model does not know (see `is_foreign`).
+        InputError: the text has a token unknown to the model (see `is_foreign`).
     """
     if any(is_foreign(piece, layout) for piece in pieces):
         raise InputError(
@@ -82,12 +81,12 @@ def join(pieces: Sequence[Sequence[int]], layout: Layout) -> list[int]:
 
 
 def is_foreign(ids: Sequence[int], layout: Layout) -> bool:
-    """Whether any of `ids` lies beyond the LLM's embedding table, among the placeholders."""
+    """Return whether any of `ids` lies beyond the LLM's embedding table, among the placeholders."""
     return max(ids, default=0) >= min(layout.image_token_id, layout.align_token_id)
 
 
 def place_align(ids: Sequence[int], layout: Layout) -> list[int]:
-    """Return `ids` with the alignment placeholder at `align_position`, if it has one."""
+    """Return `ids` with the alignment placeholder at `align_position`, if any."""
     position = align_position(ids, layout)
     if position is None:
         return list(ids)
@@ -95,7 +94,7 @@ def place_align(ids: Sequence[int], layout: Layout) -> list[int]:
 
 
 def align_position(ids: Sequence[int], layout: Layout) -> int | None:
-    """Return where the alignment placeholder goes: right after BOS, else first.
+    """Return the position of the alignment placeholder: right after BOS, else first.
 
     None for rows without an image and for models without alignment vectors.
     """

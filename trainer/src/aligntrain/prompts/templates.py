@@ -1,15 +1,15 @@
 """Templates: a conversation as one text, and the characters of it that carry loss.
 
-The labelled spans are known from how the text is composed, never recovered by counting tokens
-afterwards, so there is no "tokenization mismatch".
+The labelled spans are recorded while composing the text, never recovered by counting tokens, so
+there is no "tokenization mismatch".
 
 - `plain` (LLaVA's pre-training): image, caption, line feed. Caption and line feed are labelled; the
   human's text is dropped.
 - `vicuna_v1`: Vicuna's system sentence, then `USER:` and `ASSISTANT:` turns. Each answer is
   labelled, with the space before it and the end-of-text token after it. As in LLaVA's code, a
   system message of the row is dropped.
-- `chat`: the tokenizer's own template. What it writes for an answer is labelled, up to the answer's
-  last special token.
+- `chat`: the tokenizer's own template. Its text for an answer is labelled, up to the answer's last
+  special token.
 """
 
 from collections.abc import Callable
@@ -63,10 +63,10 @@ CHAT_TEMPLATES: dict[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A text to be tokenized.
+    """Text to be tokenized.
 
     `learned` are the labelled spans [begin, end) of characters, in order; `ends` are the ends of
-    the exchanges, where a text that is too long may be cut.
+    the exchanges, at which a long text may be cut.
     """
 
     text: str
@@ -172,7 +172,7 @@ def _script_of(
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        # The answer is what rendering adds behind the prompt that `generate` would get.
+        # Rendering adds the answer after the prompt that `generate` would get.
         prompt, answered = render(messages[:number], True), render(messages[: number + 1], False)
         if not text.startswith(prompt) or not answered.startswith(prompt):
             raise _rewritten()
@@ -189,11 +189,11 @@ def _script_of(
 def _find_answer(
     text: str, answered: str, begin: int, answer: str, specials: tuple[str, ...]
 ) -> tuple[int, int]:
-    """Return where `answer`, from `begin` on, ends in `text`, without and with trailing space.
+    """Return the end of `answer`, from `begin` on, in `text`, without and with trailing space.
 
-    Both ends include its special token. `answered` is the conversation rendered up to the answer.
-    For templates that write the last answer differently from earlier ones: Phi-3's ends the whole
-    text with an extra token, Qwen3's opens the last answer with an empty thought.
+    Both ends include its special token. `answered` is the conversation rendered up to the
+    answer. For templates that write the last answer differently from earlier ones: Phi-3's ends
+    the whole text with an extra token, Qwen3's opens the last answer with an empty thought.
     """
     core = _without_specials(answered, specials)
     opening = core[begin : len(core) - len(answer)]
@@ -209,9 +209,9 @@ def _find_answer(
 
 
 def _answer_end(text: str, begin: int, specials: tuple[str, ...]) -> int:
-    """Return where the answer from `begin` to the end of `text` ends, its special token included.
+    """Return the end of the answer from `begin`, including its special token.
 
-    What follows that token, a line feed say, is never generated, so it is not labelled.
+    Text after that token, such as a line feed, is never generated, so it is not labelled.
     """
     core = max(begin, len(_without_specials(text, specials)))
     token = _first_special(text[core:], specials)
@@ -219,7 +219,7 @@ def _answer_end(text: str, begin: int, specials: tuple[str, ...]) -> int:
 
 
 def _without_specials(text: str, specials: tuple[str, ...]) -> str:
-    """Return `text` without the special tokens and the space at its end."""
+    """Return `text` without trailing special tokens and space."""
     while True:
         text = text.rstrip()
         token = next((token for token in specials if text.endswith(token)), None)

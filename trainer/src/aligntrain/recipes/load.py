@@ -133,7 +133,7 @@ def loads(text: str, where: str = "the recipe") -> Recipe:
 
 
 def _read(name_or_file: str | Path) -> tuple[str, str]:
-    """Return the recipe's name in errors, and its text."""
+    """Return the recipe's name for errors, and its text."""
     name = str(name_or_file)
     if name in recipe_names():
         return name, files("aligntrain.recipes").joinpath(name + _SUFFIX).read_text("utf-8")
@@ -163,7 +163,7 @@ def _saved(content: Values, where: str) -> Recipe:
 
 
 def _resolve(content: Values, where: str, above: tuple[str, ...]) -> dict[Phase, Values]:
-    """Return the settings of all phases, validated: an error in `finetune` shows before `pretrain`.
+    """Return the validated settings of all phases: errors in `finetune` show before `pretrain`.
 
     `above` are the recipes whose bases led here.
     """

@@ -23,13 +23,13 @@ Track = Literal["tensorboard", "wandb", "trackio"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 Rate = Annotated[float, Field(gt=0)]
-"""A learning rate."""
+"""Learning rate."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A group of keys: typed strictly, so that `lr: "fast"` or `workers: 1.5` is an error."""
+    """Strictly typed group of keys: `lr: "fast"` or `workers: 1.5` is an error."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -44,11 +44,11 @@ class ModelSettings(Section):
     levels: Annotated[int, Field(ge=MIN_LEVELS, le=MAX_LEVELS)] = 8
     """N, equal to that of the pretraining data."""
     mixing: Mixing = "adaptive"
-    """How the alignment vectors are combined; `none` is plain LLaVA."""
+    """Combination of the alignment vectors; `none` is plain LLaVA."""
     gate_text: GateText = "prompt"
-    """Text that the gate reads in training: the prompt, or the `full` text with its answers."""
+    """Text read by the gate in training: the prompt, or the `full` text with its answers."""
     vision_feature_layer: int = -2
-    """Index of the vision tower's hidden state that gives the image features."""
+    """Index of the vision tower's hidden state with the image features."""
     vision_feature_select: FeatureSelect = "patch"
     """The patch tokens, or all of them."""
     vision_scales: list[PositiveInt] | None = None
@@ -63,7 +63,7 @@ class ModelSettings(Section):
 
 
 class DataSettings(Section):
-    """How rows of a dataset become sequences."""
+    """Conversion of dataset rows to sequences."""
 
     max_length: PositiveInt = 2048
     """Tokens in a sequence, images included; longer ones are cut at a turn's end."""
@@ -83,7 +83,7 @@ class DataSettings(Section):
     verify: bool = True
     """Whether to compare every shard with its checksum before a run starts; reads all data."""
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """Largest share of unusable samples before the run stops."""
+    """Maximum share of unusable samples before the run stops."""
 
 
 def _several(names: Any) -> Any:
@@ -91,8 +91,8 @@ def _several(names: Any) -> Any:
 
 
 class LoraSettings(Section):
-    """LoRA (Hu et al. 2021, arXiv 2106.09685): train the product B A of two small matrices beside
-    each matrix of the LLM. The defaults are LLaVA's.
+    """LoRA (Hu et al. 2021, arXiv 2106.09685): train the product B A of two small matrices
+    beside each matrix of the LLM. The defaults are LLaVA's.
     """
 
     rank: PositiveInt = 128
@@ -120,7 +120,7 @@ class OptimizerSettings(Section):
     """AdamW and its schedule."""
 
     lr: Rate
-    """Peak learning rate of every part without its own."""
+    """Peak learning rate of parts without their own."""
     projector_lr: Rate | None = None
     gate_lr: Rate | None = None
     llm_lr: Rate | None = None
@@ -134,7 +134,7 @@ class OptimizerSettings(Section):
     schedule: Schedule = "cosine"
     """After warm-up: a half cosine down to 0, or constant."""
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
-    """Largest global gradient norm; 0 for no clipping."""
+    """Maximum global gradient norm; 0 for no clipping."""
 
 
 class BatchSettings(Section):
@@ -147,7 +147,7 @@ class BatchSettings(Section):
     packing: bool = True
     """Whether the LLM reads the samples of a micro-batch as one row without padding."""
     logits_mb: Annotated[float, Field(gt=0)] = 256.0
-    """Most float32 logits at a time, in MB; longer packed rows are computed in chunks."""
+    """Maximum MB of float32 logits at a time; longer packed rows are computed in chunks."""
 
     @property
     def logits_bytes(self) -> int:
@@ -198,12 +198,12 @@ class Settings(Section):
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the data."""
     max_steps: PositiveInt | None = None
-    """Optimizer steps, instead of `epochs`."""
+    """Optimizer steps, overriding `epochs`."""
     precision: Precision = "bf16"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """Sharded over GPUs by DeepSpeed: 1 optimizer states, 2 gradients too, 3 weights too."""
     offload: Offload = "none"
-    """Kept in host memory: the optimizer states, or everything possible."""
+    """State kept in host memory: the optimizer's, or everything possible."""
     gradient_checkpointing: bool = False
     """Whether to recompute activations in the backward pass, to save memory."""
     compile: bool = False
@@ -234,7 +234,7 @@ class Settings(Section):
 
 
 class Recipe(Settings):
-    """Complete configuration of a run of one phase, as kept in the run folder."""
+    """Complete configuration of a run of one phase, stored in the run folder."""
 
     name: str
     """Name of the recipe, or the stem of its file."""

@@ -1,1 +1,1 @@
-"""The run folder and its model card."""
+"""Run folder and model card."""

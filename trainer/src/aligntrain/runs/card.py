@@ -1,4 +1,4 @@
-"""Model cards: `README.md` beside a model, in the hub's form, with its data and recipe."""
+"""Model cards: `README.md` beside a model, in the Hub's form, with its data and recipe."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ LICENCES = {"demo": "apache-2.0"}
 """Licences of base models without a card: SmolLM2-135M-Instruct and the demo CLIP."""
 
 _MAX_ANCESTORS = 8
-"""Datasets of a lineage that a card names."""
+"""Maximum datasets of a lineage named in a card."""
 
 Facts = Sequence[tuple[str, str]]
 
@@ -40,8 +40,8 @@ def write_card(
 ) -> None:
     """Write the card of the model in `folder`, trained in the run folder `run` (None: unknown).
 
-    `kind` describes the files in a sentence, `use` is Python that loads them, `notes` is anything
-    else a reader must know, and `task` is the hub's name for what the model does.
+    `kind` describes the files in a sentence, `use` is Python that loads them, `notes` are further
+    remarks, and `task` is the Hub's name of the model's task.
     """
     spec = read_run(run) if run is not None and is_run(run) else None
     text = _front_matter(spec, task) + _body(spec, folder, kind, use, notes)
@@ -49,7 +49,7 @@ def write_card(
 
 
 def run_of(model: str | Path) -> Path | None:
-    """Return the run folder that `model` is or is the export of, or None."""
+    """Return the run folder for `model`, a run folder or its export, or None."""
     for folder in (Path(model), Path(model).absolute().parent):
         if is_run(folder):
             return folder
@@ -87,7 +87,7 @@ def _front_matter(spec: RunSpec | None, task: str) -> str:
         recipe = spec.recipe
         matter["tags"] = ["aligntrain", "llava" if recipe.model.mixing == "none" else "aligngpt"]
         bases = (recipe.model.llm, recipe.model.vision_tower)
-        # The hub resolves names; a folder of this machine means nothing there.
+        # The Hub resolves names, not folders of this machine.
         named = [base for base in bases if _is_hub_name(base)]
         if named:
             matter["base_model"] = named
@@ -140,7 +140,7 @@ def _sections(spec: RunSpec) -> list[str]:
 
 
 def _before(spec: RunSpec) -> list[str]:
-    """Describe the data of the run that `spec` started from, if it is at hand and unchanged."""
+    """Describe the data of the run that `spec` started from, if available and unchanged."""
     start = None if spec.start is None else run_of(Path(spec.start.adapter).parent)
     if spec.start is None or start is None or start.absolute() == spec.folder.absolute():
         return []
@@ -165,7 +165,7 @@ def _ending(spec: RunSpec) -> list[tuple[str, str]]:
 
 
 def _last_metrics(run: Path) -> dict[str, Any]:
-    """Return the newest numbers of a run that is not finished, as while it exports."""
+    """Return the newest numbers of an unfinished run, such as one that is exporting."""
     newest: dict[str, Any] = {}
     for line in read_metrics(run):
         newest |= {key: line[key] for key in ("loss", "validation_loss") if key in line}
@@ -174,7 +174,7 @@ def _last_metrics(run: Path) -> dict[str, Any]:
 
 
 def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
-    """Describe the dataset of `spec` and its ancestors, as far as they are at hand."""
+    """Describe the dataset of `spec` and its ancestors, as far as available."""
     facts: list[tuple[str, str]] = []
     anew = spec.recipe.data.levels if required_levels(spec.recipe) is not None else None
     if anew is not None:
@@ -219,7 +219,7 @@ def _text(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Return `text` on one line as inline code, whatever backticks it holds."""
+    """Return `text` on one line as inline code, with any backticks."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     longest, run = 0, 0
     for c in clean:

@@ -1,10 +1,10 @@
-"""The run folder: what a run is, its metrics, and how it ended.
+"""Run folder: a run's settings, metrics and result.
 
 run.json       phase, data and start with their digests, versions
 recipe.yaml    the resolved recipe, every key written out
 metrics.jsonl, tensorboard/, checkpoints/, logs/, errors/
 export/        the trained model
-finished.json  how it ended; written last
+finished.json  the result; written last
 """
 
 import hashlib
@@ -24,17 +24,17 @@ RECIPE = "recipe.yaml"
 METRICS = "metrics.jsonl"
 FINISHED = "finished.json"
 EXPORT = "export"
-"""The folder of the trained model, in transformers' form."""
+"""Folder of the trained model, in transformers' form."""
 ADAPTER = "adapter.safetensors"
-"""Its small adapter file, in that folder."""
+"""Small adapter file in that folder."""
 
 _PACKAGES = ("aligntrain", "torch", "transformers", "deepspeed")
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start of fine-tuning: the adapter file `adapter` with this SHA-256, or the whole model in the
-    folder `model`, of which the adapter is a part.
+    """Start of fine-tuning: the adapter file `adapter` with its SHA-256, or the whole model in
+    the folder `model`, which contains the adapter.
     """
 
     adapter: str
@@ -52,7 +52,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """A run in the folder `folder`: `recipe` on the dataset `data`, whose manifest has the SHA-256
+    """Run in the folder `folder`: `recipe` on the dataset `data`, with the manifest's SHA-256
     `data_sha256`, from `start`.
     """
 
@@ -112,7 +112,7 @@ def read_run(folder: Path) -> RunSpec:
 
 
 def versions_of(folder: Path) -> dict[str, str]:
-    """Return the versions of packages the run was made with, or {} if they cannot be read."""
+    """Return the package versions of the run, or {} if unreadable."""
     try:
         return dict(json.loads((folder / RUN).read_bytes())["versions"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -120,18 +120,18 @@ def versions_of(folder: Path) -> dict[str, str]:
 
 
 def finish(folder: Path, result: dict[str, Any]) -> None:
-    """Record how the run in `folder` ended, which makes it a finished one."""
+    """Record the result of the run in `folder`, which marks it as finished."""
     atomic.write(folder / FINISHED, _json(result))
 
 
 def result_of(folder: Path) -> dict[str, Any] | None:
-    """Return how the run in `folder` ended, or None if it is not finished."""
+    """Return the result of the run in `folder`, or None if unfinished."""
     path = folder / FINISHED
     return json.loads(path.read_bytes()) if path.is_file() else None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of a run's metrics, oldest first, without a last line that is cut off."""
+    """Return the lines of a run's metrics, oldest first, without a truncated last line."""
     path = folder / METRICS
     if not path.exists():
         return []
@@ -140,7 +140,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def required_levels(recipe: Recipe) -> int | None:
-    """Return the number of levels the dataset must have, or None if it needs none."""
+    """Return the required number of levels of the dataset, or None if it needs none."""
     needed = recipe.phase == "pretrain" and recipe.model.mixing != "none"
     return recipe.model.levels if needed else None
 

@@ -1,16 +1,16 @@
-"""Checkpoints, from which a run goes on as if it had never stopped.
+"""Checkpoints that resume a run exactly where it stopped.
 
     checkpoints/step-00000100/complete.json                step, position in the data, model, recipe
-    checkpoints/step-00000100/rank-00000-000.safetensors   of each trained parameter the float32
-                                                           value and both moments, whole
+    checkpoints/step-00000100/rank-00000-000.safetensors   whole float32 value and both moments of
+                                                           each trained parameter
 
-Every rank writes a share of the parameters. Whole tensors fit any number of ranks and any ZeRO
-stage, so a run may go on with others. Frozen parameters are not saved: they are loaded from their
-source again. Random numbers are drawn from the seed in every step and need no state. A folder is
-written under another name, its marker `complete.json` last, with the size of every file, and then
-renamed: a folder with another name, without its marker or with a short file is not a checkpoint.
-Only JSON and safetensors are read, which cannot run code. On several machines the run folder must
-be on storage that all of them see.
+Every rank writes a share of the parameters. Tensors are stored whole, so a run may resume with
+another number of ranks or ZeRO stage. Frozen parameters are not saved but reloaded from their
+source. Random numbers are derived from the seed in every step and need no state. A folder is
+written under a temporary name, its marker `complete.json` last, with the size of every file, and
+then renamed: a folder with another name, without its marker or with a short file is not a
+checkpoint. Only JSON and safetensors are read, which cannot run code. With several machines the run
+folder must be on shared storage.
 """
 
 import json
@@ -55,7 +55,7 @@ FREE_KEYS = frozenset(
         "zero_stage",
     }
 )
-"""Keys of a recipe that may change on resuming: they change what a run learns only by rounding."""
+"""Recipe keys that may change on resuming: they affect training only by rounding."""
 
 _LARGEST_FILE = 2 << 30
 _OLD = ".old-"
@@ -63,25 +63,25 @@ _OLD = ".old-"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint; `meta` is the content of its marker."""
+    """Complete checkpoint; `meta` is the content of its marker."""
 
     folder: Path
     meta: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """Number of steps the run had made."""
+        """Number of steps made by the run."""
         return int(self.meta["step"])
 
 
 def checkpoints(run: Path) -> list[Checkpoint]:
-    """Return the whole checkpoints of the run in the folder `run`, oldest first."""
+    """Return the complete checkpoints of the run in the folder `run`, oldest first."""
     candidates = [_read(folder) for folder in (run / FOLDER).glob("step-*")]
     return sorted((c for c in candidates if c is not None), key=lambda c: c.step)
 
 
 def newest_checkpoint(run: Path) -> Checkpoint | None:
-    """Return the newest whole checkpoint of the run in the folder `run`, or None."""
+    """Return the newest complete checkpoint of the run in the folder `run`, or None."""
     return (checkpoints(run) or [None])[-1]
 
 
@@ -96,7 +96,7 @@ def _read(folder: Path) -> Checkpoint | None:
 
 
 def model_identity(config: "AlignGPTConfig") -> dict[str, Any]:
-    """Return the parts of a model's configuration that a checkpoint must share to fit."""
+    """Return the parts of a model's configuration that must equal a checkpoint's."""
     text, vision = config.get_text_config(), config.vision_config
     return {
         "llm": f"{text.model_type} with {text.num_hidden_layers} layers of {text.hidden_size}",
@@ -111,7 +111,7 @@ def model_identity(config: "AlignGPTConfig") -> dict[str, Any]:
 
 
 def recipe_differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
-    """Return the keys, but the free ones, in which `recipe` differs from the settings `saved`.
+    """Return the keys, except the free ones, that differ between `recipe` and `saved` settings.
 
     Each as `key: value there, value here`.
     """
@@ -124,7 +124,7 @@ def recipe_differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
 
 
 def check_fits(checkpoint: Checkpoint, model: Mapping[str, Any], recipe: Recipe) -> None:
-    """Raise InputError unless `checkpoint` is of such a model (see `model_identity`) and recipe."""
+    """Raise InputError unless `checkpoint` matches this model (see `model_identity`) and recipe."""
     where, meta = checkpoint.folder, checkpoint.meta
     if meta.get("format") != FORMAT:
         raise InputError(
@@ -190,14 +190,14 @@ def save_checkpoint(run: Path, state: "MasterState", meta: Mapping[str, Any], *,
 
 
 def clear_unfinished(run: Path) -> None:
-    """Remove unfinished folders of killed processes; nobody may be writing."""
+    """Remove unfinished folders of killed processes; no process may be writing."""
     for folder in (run / FOLDER).glob(".*"):
         if folder.name.startswith((atomic.UNFINISHED, _OLD)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_weights(checkpoint: Checkpoint, model: "nn.Module") -> None:
-    """Load the parameters of `model` that train, before there is an engine.
+    """Load the trainable parameters of `model`, before the engine is built.
 
     Raises:
         InputError: the checkpoint is damaged or of another model.
@@ -229,7 +229,7 @@ def load_state(checkpoint: Checkpoint, state: "MasterState") -> None:
 
 
 class _Tensors:
-    """The tensors of a checkpoint by name, read one at a time."""
+    """Tensors of a checkpoint by name, read one at a time."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         from safetensors import SafetensorError, safe_open
@@ -303,7 +303,7 @@ def _write_tensors(path: Path, tensors: "dict[str, torch.Tensor]") -> int:
 def _remove(folders: Iterable[Path]) -> None:
     for folder in folders:
         if folder.exists():
-            # Renamed first: half of a checkpoint never bears a checkpoint's name.
+            # Rename first: an incomplete folder never has a checkpoint's name.
             old = folder.with_name(_OLD + folder.name)
             os.rename(folder, old)
             shutil.rmtree(old, ignore_errors=True)

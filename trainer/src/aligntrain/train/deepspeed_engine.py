@@ -1,9 +1,9 @@
-"""DeepSpeed: its configuration from a recipe, its engine, and the state that it spreads over ranks.
+"""DeepSpeed: its configuration from a recipe, its engine, and its partitioned state.
 
-DeepSpeed's own checkpoints are pickles (`torch.load(..., weights_only=False)` in 0.19), and tied to
-the number of ranks and the ZeRO stage. So a run saves by itself what `MasterState` gives: for each
-trained parameter its float32 value and its two moments, whole, whatever the stage. Everything that
-depends on DeepSpeed's insides is in this file.
+DeepSpeed's own checkpoints are pickles (`torch.load(..., weights_only=False)` in 0.19), tied to the
+number of ranks and the ZeRO stage. A run saves `MasterState` instead: the whole float32 value and
+two moments of each trained parameter, at any stage. Everything that depends on DeepSpeed's
+internals is in this file.
 """
 
 import logging
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration, AlignGPTOutput
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's two moments, by the names torch gives them."""
+"""AdamW's two moments, by torch's names."""
 
 State = Literal["master", "exp_avg", "exp_avg_sq"]
 STATES: tuple[State, ...] = ("master", "exp_avg", "exp_avg_sq")
-"""Kept of each trained parameter; `master` is its value in float32."""
+"""States of each trained parameter; `master` is its float32 value."""
 
 _LARGEST_BUCKET = 500_000_000
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class Engine(Protocol):
-    """What training uses of a `deepspeed.DeepSpeedEngine`, which has no types of its own."""
+    """Interface used of a `deepspeed.DeepSpeedEngine`, which is untyped."""
 
     module: "AlignGPTForConditionalGeneration"
     optimizer: Any
@@ -76,7 +76,7 @@ def stop_process() -> None:
 
 
 def choose_accelerator() -> None:
-    """Tell DeepSpeed its device before anything imports it; it warns when it has to guess."""
+    """Set DeepSpeed's device before its first import; it warns when it has to guess."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -89,7 +89,7 @@ def deepspeed_config(
         recipe: the run's recipe.
         ranks: number of processes.
         trainable: number of parameters that train; no communication buffer is larger.
-        on_gpu: whether the ranks work on GPUs.
+        on_gpu: whether the ranks use GPUs.
         micro_batches: micro-batches of each rank in a step (gradient accumulation).
     """
     config: dict[str, Any] = {
@@ -134,7 +134,7 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Eng
     Each group's `lr` is kept as its `highest_lr`.
 
     Raises:
-        InputError: the precision is not to be had here.
+        InputError: the precision is not available here.
     """
     import deepspeed
 
@@ -160,7 +160,7 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Eng
         model=model, optimizer=optimizer, config=config, dist_init_required=False
     )[0]
     if is_plain(engine) and torch.distributed.get_world_size() == 1:
-        # There is nothing to average, and copying every gradient to a bucket and back takes an
+        # With nothing to average, copying every gradient to a bucket and back would take an
         # eighth of the demo's step.
         engine.enable_backward_allreduce = False
     # DeepSpeed 0.19 links parameters to their moments after the first group's first step, when the
@@ -170,20 +170,20 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Eng
 
 
 def is_plain(engine: Engine) -> bool:
-    """Say whether gradients and optimizer are torch's own: without ZeRO, in fp32."""
+    """Return whether gradients and optimizer are torch's own: without ZeRO, in fp32."""
     sixteen = engine.fp16_enabled() or engine.bfloat16_enabled()
     return not sixteen and engine.zero_optimization_stage() == 0
 
 
 def set_rates(engine: Engine, factor: float) -> dict[str, float]:
-    """Set each group's learning rate to `factor` of its highest; the rates by group name."""
+    """Set each group's learning rate to `factor` of its highest; return the rates by group name."""
     for group in engine.optimizer.param_groups:
         group["lr"] = group["highest_lr"] * factor
     return {group["name"]: group["lr"] for group in engine.optimizer.param_groups}
 
 
 def is_partitioned(parameter: torch.Tensor) -> bool:
-    """Say whether ZeRO-3 has spread `parameter` over the ranks."""
+    """Return whether ZeRO-3 has partitioned `parameter` over the ranks."""
     return hasattr(parameter, "ds_id")
 
 
@@ -246,12 +246,12 @@ class MasterState:
         self._own: dict[int, torch.Tensor] = self._float32_copies() if self.stage == 0 else {}
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield name and parameter of all that trains, in the same order on all ranks."""
+        """Yield name and parameter of everything trained, in the same order on all ranks."""
         yield from self._trained
 
     @property
     def steps(self) -> int:
-        """Number of steps the optimizer has made."""
+        """Number of optimizer steps made."""
         states = list(self._base.state.values())
         return int(states[0]["step"].item()) if states else 0
 
@@ -286,7 +286,7 @@ class MasterState:
             safe_set_full_optimizer_state(parameter, value, kind)
 
     def begin(self, steps: int) -> None:
-        """Put the optimizer where it is after `steps` steps, with moments of 0."""
+        """Set the optimizer's state to `steps` steps, with moments of 0."""
         for flat in self._optimized():
             state = self._base.state[flat]
             if not state:
@@ -303,7 +303,7 @@ class MasterState:
         return {field: value for field, value in state.items() if value is not None}
 
     def set_scaler(self, state: dict[str, float]) -> None:
-        """Set what `scaler` returned."""
+        """Restore the state returned by `scaler`."""
         scaler = self._scaler()
         for field, value in state.items():
             if hasattr(scaler, field):
@@ -311,11 +311,11 @@ class MasterState:
 
     @property
     def _base(self) -> torch.optim.Optimizer:
-        """Torch's optimizer, which ZeRO and 16-bit precisions wrap in one of DeepSpeed's."""
+        """Torch's optimizer, wrapped by DeepSpeed's with ZeRO or in 16 bits."""
         return getattr(self._optimizer, "optimizer", self._optimizer)
 
     def _optimized(self) -> list[torch.Tensor]:
-        """Return the tensors that this rank's part of the optimizer updates."""
+        """Return the tensors updated by this rank's part of the optimizer."""
         if self.stage == 3:
             return list(self._optimizer.fp32_partitioned_groups_flat)
         return [tensor for group in self._base.param_groups for tensor in group["params"]]

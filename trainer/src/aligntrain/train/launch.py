@@ -1,7 +1,7 @@
-"""Starting the processes of a run on this machine: one is this process, several are torch's.
+"""Start the processes of a run on this machine: a single one in process, several through torch.
 
-Several are started and watched by the elastic agent of `torch.distributed.run`, as `torchrun
---standalone -m aligntrain.train RUN` would, with no restarts: a run goes on with `--resume`.
+The elastic agent of `torch.distributed.run` starts and watches several processes, like `torchrun
+--standalone -m aligntrain.train RUN` but without restarts: resume a run with `--resume`.
 """
 
 import atexit
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ERRORS = "errors"
 
 _GRACE_S = 10
-"""Seconds that processes have to end after a signal before they are killed."""
+"""Seconds between a signal to the processes and killing them."""
 
 
 def launch(
@@ -36,9 +36,9 @@ def launch(
 ) -> None:
     """Train the run folder `run` with `nproc` processes, by default one per GPU, or one.
 
-    One process is this one, unless `isolated` asks for a child, whose memory is freed and whose
-    death this process survives. Of several, the first writes to this process's output and the
-    others to `logs/` in the folder. `profile` is the number of steps that the first one profiles.
+    A single process is this one, unless `isolated` starts a child, whose memory is freed and whose
+    death this process survives. Of several, the first writes to this process's output, the others
+    to `logs/` in the folder. The first profiles `profile` steps.
 
     Raises:
         AlignError: a process failed.
@@ -103,7 +103,7 @@ def _start_processes(run: Path, arguments: list[str], count: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for file in folder.glob("rank-*"):
             file.unlink()
-    # Its warnings tell of every signal it sends; what went wrong is told once, below.
+    # It warns of every signal it sends; the error is reported once, below.
     agent_log = logging.getLogger("torch.distributed.elastic")
     agent_log.addHandler(logging.NullHandler())
     agent_log.propagate = False
@@ -160,7 +160,7 @@ def _logs(run: Path) -> "LogsSpecs":
 
 
 def _failure(run: Path, error: "ChildFailedError", count: int) -> AlignError:
-    """Return what to raise: the sentence of the first rank that recorded one, or how it ended."""
+    """Return the error to raise: the first rank's recorded message, or how it ended."""
     failures = sorted(error.failures.items(), key=lambda item: item[1].timestamp)
     for _, failure in failures:
         if "exit_code" in failure.error_file_data:

@@ -31,7 +31,7 @@ PROJECT = "aligntrain"
 
 
 class MetricLogger(Protocol):
-    """Receives the numbers of a metrics line by name, grouped by slashes."""
+    """Logger of the numbers of a metrics line, by slash-separated name."""
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         """Record `scalars` of `step`."""
@@ -53,7 +53,7 @@ def check_loggers(recipe: Recipe) -> None:
 
 
 def open_loggers(spec: RunSpec, step: int) -> list[MetricLogger]:
-    """Return the loggers of a run that goes on after `step` steps; for rank 0 alone.
+    """Return the loggers of a run resuming after `step` steps; for rank 0 alone.
 
     Raises:
         InputError: one is not installed.
@@ -90,7 +90,7 @@ class WeightsAndBiases:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb: Any = import_module("wandb")
         mode = os.environ.get("WANDB_MODE", "offline")
-        # Neither the machine nor the code of the user is anybody's business.
+        # Do not upload details of the user's machine or code.
         quiet = wandb.Settings(
             console="off",
             disable_code=True,
@@ -146,7 +146,7 @@ class Trackio:
 
 
 def _on_stderr() -> AbstractContextManager[Any]:
-    """Redirect what a library prints, since stdout is for results."""
+    """Redirect a library's prints to stderr, since stdout is for results."""
     return redirect_stdout(sys.stderr)
 
 
@@ -155,7 +155,7 @@ def _name(spec: RunSpec) -> str:
 
 
 def _id(spec: RunSpec) -> str:
-    """Return the run's id at its loggers, the same after every resume."""
+    """Return the run's id for its loggers, stable across resumes."""
     path = spec.folder / TRACKING
     if path.is_file():
         return str(json.loads(path.read_bytes())["id"])
@@ -165,9 +165,9 @@ def _id(spec: RunSpec) -> str:
 
 
 class Recorder:
-    """Writes to `metrics.jsonl` in `folder` and to `loggers`.
+    """Writer of metrics to `metrics.jsonl` in `folder` and to `loggers`.
 
-    Lines after `step`, written before a run was killed, are removed: those steps are repeated.
+    Removes lines after `step`, written before a run was killed: those steps are repeated.
     """
 
     def __init__(self, folder: Path, step: int, loggers: Sequence[MetricLogger] = ()) -> None:
@@ -193,7 +193,7 @@ class Recorder:
 
 
 def _scalars(value: Any, name: str = "") -> list[tuple[str, float]]:
-    """Return the numbers in `value` by names with slashes; lists count from 1, as levels do."""
+    """Return the numbers in `value` by slash-separated name; lists count from 1, like levels."""
     if isinstance(value, dict):
         items = value.items()
     elif isinstance(value, list):

@@ -33,12 +33,10 @@ if TYPE_CHECKING:
     from aligntrain.train.trainer import TrainingData
 
 LAUNCHER = "ALIGNTRAIN_LAUNCHER"
-"""Environment variable with the process id of `launch`: with it this process ends, and to it this
-process reports errors.
-"""
+"""Environment variable with the id of `launch`'s process, which gets errors and ends this one."""
 
 LOGS = "logs"
-"""Folder in the run folder: the output of every rank that `launch` started, but the first's."""
+"""Folder in the run folder: output of every rank started by `launch` except the first."""
 
 _WATCH_EVERY_S = 0.5
 
@@ -47,7 +45,7 @@ console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train as the command line says; return the exit code."""
+    """Train according to the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m aligntrain.train")
     parser.add_argument("run", type=Path, help="a run folder")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
@@ -65,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             console.print(f"error: {error}")
         return error.exit_code
-    # Not after an error: the others may be waiting for this rank, and it would wait for them.
+    # Not after an error: this rank and the others would wait for each other.
     from aligntrain.train.deepspeed_engine import stop_process
 
     stop_process()
@@ -73,12 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
-    """Train as the run folder `run` says, from the start or from its newest checkpoint.
+    """Train the run folder `run`, from the start or from its newest checkpoint.
 
-    `profile` is the number of steps that rank 0 profiles.
+    Rank 0 profiles `profile` steps.
 
     Raises:
-        AlignError: the run cannot start or go on, or memory ran out.
+        AlignError: the run cannot start or continue, or memory ran out.
     """
     try:
         _work(run, resume, profile)
@@ -136,7 +134,7 @@ def _checkpoint_to_resume(run: Path, resume: bool) -> checkpoints.Checkpoint | N
 def _train(
     spec: RunSpec, engine: "Engine", data: "TrainingData", start: int, profile: int | None
 ) -> dict[str, Any]:
-    """Make the steps after `start`; return how the run ended."""
+    """Make the steps after `start`; return the run's result."""
     from aligntrain.progress import Display
     from aligntrain.train.loggers import Recorder, open_loggers
     from aligntrain.train.metrics import sentence
@@ -167,7 +165,7 @@ def set_environment(local_rank: int | None = None) -> None:
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",  # any free one: nobody else asks for it
+        "MASTER_PORT": "0",  # any free port
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "DO_NOT_TRACK": "1",
@@ -183,7 +181,7 @@ def set_environment(local_rank: int | None = None) -> None:
 
 
 def _join_launcher(run: Path) -> bool:
-    """Tie this process to `launch` if that started it, and say whether it did."""
+    """Tie this process to `launch` if started by it, and return whether it was."""
     launcher = os.environ.pop(LAUNCHER, None)
     if launcher is None:
         return False
@@ -192,7 +190,7 @@ def _join_launcher(run: Path) -> bool:
         with (run / LOGS / f"rank-{rank}.log").open("wb") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher speaks of Ctrl-C
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the launcher reports Ctrl-C
     threading.Thread(target=_end_with, args=(int(launcher),), daemon=True).start()
     return True
 
@@ -207,7 +205,7 @@ def _end_with(launcher: int) -> None:
 
 
 def _report(error: AlignError) -> None:
-    """Leave the sentence and exit code where torch's agent reads them (`ProcessFailure`)."""
+    """Write the message and exit code to torch's agent's file (`ProcessFailure`)."""
     report = {"message": str(error), "timestamp": int(time.time()), "exit_code": error.exit_code}
     atomic.write(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(report))
 
@@ -219,7 +217,7 @@ class _Log(logging.Handler):
 
 
 def _log_to_console() -> None:
-    """Show this package's log alone, and of ranks but the first only its warnings."""
+    """Show only this package's log, and only its warnings on ranks other than the first."""
     log.setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
     log.handlers = [_Log()]
     log.propagate = False

@@ -1,24 +1,24 @@
-"""What a run records: sums over a step, and what the lines of metrics say.
+"""Metrics of a run: sums over a step, and the lines of `metrics.jsonl`.
 
 A line of `metrics.jsonl` is the mean over the steps since the line before, over all ranks:
 
     step                number of the step of the optimizer, from 1
-    epoch               how often the data has been seen
+    epoch               passes over the data
     loss                mean over the labelled tokens
-    loss_by_level       the same for each level that occurred; its key is the level
+    loss_by_level       the same for each level present, by level
     learning_rate       of each group of parameters
     gradient_norm       of all gradients together, before clipping
     tokens_per_s        tokens read, images' included and padding not; of all ranks together
     samples_per_s       rows
-    padding             share of the places that the LLM computed and that hold no token
-    data_wait_s         seconds a step in which a rank waited for its data, mean over ranks
-    step_s              seconds a step
-    mfu                 model FLOPs per second as a share of what the GPUs can do, on known ones
+    padding             share of positions computed by the LLM that hold no token
+    data_wait_s         seconds per step waiting for data, mean over ranks
+    step_s              seconds per step
+    mfu                 model FLOPs per second as a share of the peak, on known GPUs
     gate_weights        mean weight of each local level in fine-tuning, lowest level first
     gate_entropy        mean entropy of these weights, in nats: ln(N - 1) is no preference
 
-A line with `validation_loss` (and `validation_loss_by_level`, `validation_samples`) is that of the
-held-out rows after that step; null where it is no finite number.
+A line with `validation_loss` (and `validation_loss_by_level`, `validation_samples`) covers the
+held-out rows after that step; null if not finite.
 """
 
 from dataclasses import dataclass
@@ -40,9 +40,7 @@ PEAK_FLOPS = {
     "RTX 4090": 165e12,
     "V100": 125e12,
 }
-"""Dense 16-bit FLOPs per second by a part of the GPU's name, from NVIDIA's data sheets; the first
-that fits counts.
-"""
+"""Dense 16-bit FLOPs per second by part of the GPU's name (NVIDIA's data sheets); first match."""
 
 _COUNTS = (
     "loss",
@@ -72,9 +70,7 @@ class Sums:
 
     @torch.no_grad()
     def add(self, batch: Any, output: Any, *, packed: bool = False) -> None:
-        """Count the micro-batch `batch` and the model's `output` for it, made of `packed` rows or
-        padded ones.
-        """
+        """Count the micro-batch `batch` and the model's `output`, of `packed` or padded rows."""
         tokens = output.sample_tokens.double()
         losses = output.sample_loss.double() * tokens
         mask = batch["attention_mask"]
@@ -108,13 +104,13 @@ class Sums:
         return self.vector[first : first + size]
 
     def reduce(self) -> "Sums":
-        """Add up those of all ranks, on each of them; call it on all."""
+        """Replace by the sums over all ranks; all ranks call it."""
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.vector)
         return self
 
     def merge(self, other: "Sums") -> None:
-        """Add those of another step."""
+        """Add the sums of another step."""
         self.vector += other.vector
 
     def __getitem__(self, name: str) -> float:
@@ -130,7 +126,7 @@ class Sums:
 
     @property
     def loss_by_level(self) -> dict[str, float]:
-        """Mean loss of each level that occurred."""
+        """Mean loss of each level present."""
         losses, tokens = self._by_level(0).tolist(), self._by_level(1).tolist()
         return {
             str(level): losses[level] / tokens[level]
@@ -140,7 +136,7 @@ class Sums:
 
     @property
     def gate(self) -> dict[str, Any]:
-        """Mean weights and entropy of the gate, empty where it did not speak."""
+        """Mean weights and entropy of the gate, empty if it took no part."""
         rows = self["gated"]
         if not rows:
             return {}
@@ -152,28 +148,28 @@ class Sums:
 class Flops:
     """Floating point operations of training, from the sizes of the model.
 
-    A matrix of n parameters costs 2 n per token forward, as much to pass gradients on, and as much
-    again for its own gradient; scores and weighted sums of attention cost 4 L d T per token
-    forward, twice that backward (Chowdhery et al. 2022, PaLM, appendix B). What gradient
-    checkpointing computes twice counts once.
+    A matrix of n parameters costs 2 n per token forward, as much for the gradient of its input,
+    and as much again for its own gradient; scores and weighted sums of attention cost 4 L d T
+    per token forward, twice that backward (Chowdhery et al. 2022, PaLM, appendix B).
+    Recomputation by gradient checkpointing is not counted.
     """
 
     llm: int
     """Parameters of the LLM's layers."""
     head: int
-    """Those of its head, which the loop asks only for positions behind which a label stands."""
+    """Parameters of its head, which runs only at positions that predict a label."""
     llm_trains: bool
     attention: int
     """L d of the LLM."""
     vision: int
     vision_tokens: int
-    """That the vision tower reads for an image, of all scales."""
+    """Tokens read by the vision tower for an image, at all scales."""
     lora: int = 0
-    """Parameters of LoRA, which train where the LLM's do not."""
+    """Parameters of LoRA, trained in place of the LLM's."""
 
     @classmethod
     def of(cls, model: Any) -> "Flops":
-        """Those of `model` as its parameters now train."""
+        """Return the FLOPs of `model` with its current trainable parameters."""
         sizes = {"llm": 0, "vision_tower": 0, "lora": 0}
         trains = False
         for name, parameter in model.named_parameters():
@@ -195,7 +191,7 @@ class Flops:
         )
 
     def count(self, sums: Sums) -> float:
-        """Of all ranks, for what `sums` counts."""
+        """Return the FLOPs of all ranks for the counts in `sums`."""
         length = sums["read"] / max(sums["rows"], 1.0)
         passes = 6 if self.llm_trains else 4
         per_token = passes * self.llm + 6 * self.lora + 12 * self.attention * length
@@ -207,7 +203,7 @@ class Flops:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """What the GPU `device` can do in a second in 16 bits; None on a CPU or an unknown GPU."""
+    """Return the peak 16-bit FLOPs per second of `device`; None on a CPU or unknown GPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -216,16 +212,14 @@ def peak_flops(device: torch.device) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Turns sums into rates. `peak` is what the GPU of each of `ranks` can do in a second, None
-    where that is not known.
-    """
+    """Rates from sums; `peak` is the FLOPs per second of each of `ranks` GPUs, None if unknown."""
 
     ranks: int
     flops: Flops
     peak: float | None
 
     def over(self, sums: Sums, steps: int, seconds: float) -> dict[str, float]:
-        """The rates of `steps` steps in `seconds`, as `metrics` names them."""
+        """Return the rates of `steps` steps in `seconds`, named as in `metrics`."""
         rates = {
             "tokens_per_s": sums["read"] / seconds,
             "samples_per_s": sums["rows"] / seconds,
@@ -239,7 +233,7 @@ class Speed:
 
 
 def sentence(rates: dict[str, Any]) -> str:
-    """What `Speed.over` gave, for people."""
+    """Describe the result of `Speed.over` in a sentence."""
     parts = [f"{rates['tokens_per_s']:,.0f} tokens/s", f"{rates['samples_per_s']:,.1f} samples/s"]
     if "mfu" in rates:
         parts.append(f"MFU {rates['mfu']:.1%}")

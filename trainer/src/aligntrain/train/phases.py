@@ -1,4 +1,4 @@
-"""What trains when: the stage rules of the paper, in one table."""
+"""Trainable parts by phase: the stage rules of the paper, in one table."""
 
 import re
 from collections.abc import Iterable
@@ -32,15 +32,15 @@ _PREFIXES: dict[Part, str] = {
     "gate": "model.alignment.gate.",
     "llm": "model.language_model.",
 }
-"""Where the parameters of each part are found, by the beginnings of their names."""
+"""Parameter name prefixes of each part."""
 
 _LORA = re.compile(r"model\.language_model\..*\.lora_[AB]\.")
-"""Names of the matrices that peft puts beside the LLM's own."""
+"""Names of peft's matrices beside the LLM's own."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartSize:
-    """How many parameters a part has, and whether they train."""
+    """Number of parameters of a part, and whether they train."""
 
     part: Part
     parameters: int
@@ -48,7 +48,7 @@ class PartSize:
 
 
 def trained_parts(phase: Phase, *, lora: bool = False) -> tuple[Part, ...]:
-    """The parts that train in `phase`, in the order of PARTS; `lora` says whether there is LoRA.
+    """Return the parts that train in `phase`, in the order of PARTS, with or without `lora`.
 
     Raises:
         AlignError: LoRA in pre-training, where the LLM does not train.
@@ -61,7 +61,7 @@ def trained_parts(phase: Phase, *, lora: bool = False) -> tuple[Part, ...]:
 
 
 def part_of(name: str) -> Part:
-    """The part that the parameter `name` of a model belongs to.
+    """Return the part of the model's parameter `name`.
 
     Raises:
         AlignError: it belongs to none.
@@ -78,10 +78,10 @@ def part_of(name: str) -> Part:
 
 
 def apply_phase(model: "nn.Module", phase: Phase) -> list[PartSize]:
-    """Have exactly those parameters of `model` require gradients that train in `phase`.
+    """Make exactly the parameters of `model` that train in `phase` require gradients.
 
     Returns:
-        The sizes of the parts that the model has; with mixing `none` it has no table, say.
+        The sizes of the model's parts; with mixing `none` there is no table, for example.
     """
     trained = _trained(model, phase)
     for name, parameter in model.named_parameters():
@@ -90,7 +90,7 @@ def apply_phase(model: "nn.Module", phase: Phase) -> list[PartSize]:
 
 
 def part_sizes(model: "nn.Module", phase: Phase) -> list[PartSize]:
-    """Sizes of the parts of `model`, on any device or partitioned by ZeRO-3; nothing is changed."""
+    """Return the sizes of the parts of `model`, on any device or partitioned by ZeRO-3."""
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         sizes[part_of(name)] += int(getattr(parameter, "ds_numel", parameter.numel()))
@@ -99,11 +99,11 @@ def part_sizes(model: "nn.Module", phase: Phase) -> list[PartSize]:
 
 
 def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """The parameters of `model` that require gradients, by part, as torch's optimizers take them.
+    """Return the parameters of `model` that require gradients as optimizer groups by part.
 
-    Each group has `name`, `params`, `lr` (the part's own or the common one) and `weight_decay`;
-    what decays and what does not (biases, norms, the table) are groups apart where something
-    decays.
+    Each group has `name`, `params`, `lr` (the part's own or the common one) and `weight_decay`.
+    With weight decay, the parameters exempt from it (biases, norms, the table) form groups of
+    their own.
     """
     own = {
         "projector": settings.projector_lr,
@@ -130,7 +130,7 @@ def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[di
 
 
 def _trained(model: "nn.Module", phase: Phase) -> tuple[Part, ...]:
-    """The parts of `model` that train in `phase`: of the LLM its LoRA alone where it has one."""
+    """Return the parts of `model` that train in `phase`; of an LLM with LoRA, the LoRA alone."""
     lora = any(part_of(name) == "lora" for name, _ in model.named_parameters())
     return trained_parts(phase, lora=lora)
 

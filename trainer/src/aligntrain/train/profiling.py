@@ -16,7 +16,7 @@ TABLE = "profile.txt"
 TRACE = "profile.json.gz"
 
 PARTS = ("data", "forward", "backward", "optimizer")
-"""The parts of a step that the trainer marks with `part`."""
+"""Parts of a step, marked by the trainer with `part`."""
 
 _PREFIX = "step: "
 _WARM_UP = 3
@@ -32,11 +32,11 @@ def part(name: str) -> Any:
 
 @contextmanager
 def profiling(folder: Path, steps: int | None, remaining: int) -> Iterator[Callable[[], None]]:
-    """Profile `steps` of this process's `remaining` steps (None: no step); yield what to call after
-    each of them.
+    """Profile `steps` of this process's `remaining` steps (None: no step); yield a callback for
+    the end of each.
 
-    The first ones are skipped, if there are enough, and one warms the profiler up. A table of the
-    longest operations and a trace in Chrome's format are written to `folder`.
+    The first steps are skipped, if there are enough, and one is a warm-up. A table of the longest
+    operations and a trace in Chrome's format are written to `folder`.
     """
     if steps is None or remaining < 1:
         yield lambda: None
@@ -50,7 +50,7 @@ def profiling(folder: Path, steps: int | None, remaining: int) -> Iterator[Calla
     active = max(1, min(steps, remaining - 1))
     skipped = min(_WARM_UP, remaining - active)
     with warnings.catch_warnings():
-        # Of a run of one step, that it is not warmed up.
+        # For a run of one step, torch warns that there is no warm-up.
         warnings.simplefilter("ignore")
         when = schedule(wait=max(0, skipped - 1), warmup=min(1, skipped), active=active, repeat=1)
     done = profile(
@@ -77,7 +77,7 @@ def _write(folder: Path, profiled: Any, steps: int) -> None:
 
 
 def _table(events: Any, steps: int) -> str:
-    """Time by part of a step, then by operation, the longest first."""
+    """Return the time by part of a step, then by operation, the longest first."""
     by_name = {event.key: event for event in events}
     on_gpu = any(event.device_time_total for event in events)
     lines = [f"{steps} steps on rank 0, milliseconds a step", ""]

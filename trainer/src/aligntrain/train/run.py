@@ -30,15 +30,15 @@ RUNS = Path("runs")
 """Folder of runs without an `output`: `runs/<recipe>-<phase>`."""
 
 NOTHING = "none"
-"""A start that fine-tunes a new projector, table and gate."""
+"""Value of `start` for fine-tuning a new projector, table and gate."""
 
 _IGNORED_FILES = frozenset({".DS_Store"})
 
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A finished run: its folder and how it ended (`steps`, `loss`, `validation_loss`, `seconds`,
-    `rejected`, `truncated`). `before`: it had finished before, and nothing was done.
+    """Finished run: folder and results (`steps`, `loss`, `validation_loss`, `seconds`,
+    `rejected`, `truncated`); `before` if it had already finished and nothing was done.
     """
 
     folder: Path
@@ -67,12 +67,12 @@ def run(  # noqa: PLR0913 - the options of a run
         recipe: a recipe's name or file.
         overrides: `a.b=value`, as `--set` takes them.
         output: the run folder, by default `runs/<recipe>-<phase>`.
-        resume: go on from the newest whole checkpoint, if the run has one.
+        resume: continue from the newest complete checkpoint, if any.
         nproc: processes; by default one for each GPU of this machine, or one.
         start: start of fine-tuning: a run folder, a model that `merge` wrote, an adapter file, or
             `none` for a new projector and table. By default the newest finished pretrain run beside
             `output`.
-        profile: number of steps that the first process profiles, into the run folder.
+        profile: number of steps profiled by the first process, into the run folder.
         isolated: train even with one process in a child (see `launch`), as for run after run.
 
     Raises:
@@ -88,7 +88,7 @@ def run(  # noqa: PLR0913 - the options of a run
     write_run(spec)
     launch(spec.folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
     ending = result_of(spec.folder)
-    assert ending is not None  # rank 0 writes it before it ends well
+    assert ending is not None  # written by rank 0 on success
     return RunResult(spec.folder, ending)
 
 
@@ -121,7 +121,7 @@ def _check(
     resume: bool,
     start: str | Path | None,
 ) -> tuple[RunSpec, dict[str, Any] | None]:
-    """Return the run, checked as far as possible without a model, and how it ended if it has."""
+    """Return the run, checked as far as possible without a model, and its result if finished."""
     if phase not in PHASES:
         raise InputError(f"the phase {phase} is unknown; give {' or '.join(PHASES)}.")
     resolved = load_recipe(recipe, phase, overrides)
@@ -157,7 +157,7 @@ def _folder(recipe: Recipe, output: str | Path | None) -> Path:
 
 
 def _has_begun(folder: Path) -> bool:
-    """Return whether the run in `folder` has made a step; until then it may be rewritten."""
+    """Return whether the run in `folder` has made a step; until then it may be overwritten."""
     metrics = folder / METRICS
     return is_run(folder) and metrics.is_file() and metrics.stat().st_size > 0
 
@@ -173,7 +173,7 @@ def _check_batch(recipe: Recipe, processes: int) -> None:
 
 
 def _check_same(existing: RunSpec, spec: RunSpec) -> None:
-    """Raise InputError unless the run that is in the folder is `spec`."""
+    """Raise InputError unless the existing run in the folder is `spec`."""
     differences = checkpoint.recipe_differences(existing.recipe.settings, spec.recipe)
     if existing.data_sha256 != spec.data_sha256:
         differences.append(f"data: {existing.data!r} there, {spec.data!r} here, of other content")
@@ -225,7 +225,7 @@ def _resolve_start(phase: Phase, start: str | Path | None, folder: Path) -> Star
 
 
 def _refuse_lora(model: Path, named: Path) -> None:
-    """Raise InputError if `model` is a LoRA export, whose adapter is half of the model."""
+    """Raise InputError if `model` is a LoRA export, whose adapter is only half of the model."""
     from aligntrain.model.lora import LORA
 
     if (model / LORA).is_dir():
@@ -236,7 +236,7 @@ def _refuse_lora(model: Path, named: Path) -> None:
 
 
 def _newest_pretrained(folder: Path) -> Path:
-    """Return the pretrain run beside `folder` that finished last."""
+    """Return the most recently finished pretrain run beside `folder`."""
     beside = [p for p in folder.parent.glob("*") if is_run(p) and result_of(p) is not None]
     runs = [p for p in beside if read_run(p).recipe.phase == "pretrain"]
     if not runs:

@@ -1,7 +1,7 @@
-"""What a finished run leaves: the model in transformers' form, and its small adapter file.
+"""Export of a finished run: the model in transformers' form, and its small adapter file.
 
-Of a LoRA run only what was learned, some hundred MB where the model has many GB: LoRA in peft's
-form, the adapter file, and where the rest lies. `aligntrain merge` makes a whole model of it.
+A LoRA run exports only its trained part, some hundred MB instead of many GB: LoRA in peft's form,
+the adapter file, and the location of the base. `aligntrain merge` makes a whole model of it.
 """
 
 import logging
@@ -66,7 +66,7 @@ def _export_lora(
 ) -> None:
     """Write `export/` of a LoRA run on `base`: LoRA, adapter, configuration, processor.
 
-    All ranks call it; only what trains is gathered, and the table.
+    All ranks call it; only trained parameters and the table are gathered.
     """
     parts = ("projector", "table", "gate", "lora")
     state = full_state(model, {n for n, _ in model.named_parameters() if part_of(n) in parts})
@@ -94,7 +94,7 @@ def write_model(
     folder: Path,
     state: "dict[str, torch.Tensor]",
 ) -> None:
-    """Write `model`, whose whole tensors are `state`, to `folder`, with processor and adapter."""
+    """Write `model`, with the whole tensors `state`, to `folder`, with processor and adapter."""
     adapter = _adapter(state)
     model.save_pretrained(folder, state_dict=state)  # which takes the state apart
     processor.save_pretrained(folder)
@@ -102,7 +102,7 @@ def write_model(
 
 
 def _card(folder: Path, run: Path, **options: str) -> None:
-    """Write the card of an export; a lineage that cannot be read costs the card and not the run."""
+    """Write the card of an export; an unreadable lineage costs the card, not the run."""
     try:
         write_card(folder, run, **options)
     except (AlignError, OSError, LookupError, TypeError, ValueError) as error:
@@ -114,7 +114,7 @@ def _adapter(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
 
 
 def _on_rank_0(run: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill the export of `run` under another name, on rank 0, while others wait."""
+    """Run `write` on rank 0 to fill the export of `run` under a temporary name; others wait."""
     import torch.distributed as ranks
 
     if ranks.get_rank() == 0:

@@ -1,4 +1,4 @@
-"""Building what a run trains with, as its folder says: device, model, processor and data."""
+"""Build a run's device, model, processor and data from its folder."""
 
 import os
 from typing import Any
@@ -25,7 +25,7 @@ from aligntrain.train.phases import apply_phase
 from aligntrain.train.trainer import TrainingData
 
 _KEPT_WHOLE = ("vision_tower", "projector", "alignment", "lm_head")
-"""Parts of a whole model that QLoRA leaves in 16 bits."""
+"""Model parts that QLoRA leaves in 16 bits."""
 
 
 def device_of_rank() -> torch.device:
@@ -35,7 +35,7 @@ def device_of_rank() -> torch.device:
 
 
 def build_model(spec: RunSpec) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
-    """Return the model and processor of a run, in host memory; what trains requires gradients.
+    """Return a run's model and processor, in host memory; trained parameters require gradients.
 
     Raises:
         InputError: a part cannot be read, or the start is of another model.
@@ -122,7 +122,7 @@ def build_data(spec: RunSpec, processor: AlignGPTProcessor) -> TrainingData:
         torch.distributed.get_rank(),
         torch.distributed.get_world_size(),
     )
-    # Two loaders, since each counts what it rejects.
+    # Two loaders, since each counts its rejects.
     train, validation = (
         Loader(
             dataset,
@@ -139,16 +139,16 @@ def build_data(spec: RunSpec, processor: AlignGPTProcessor) -> TrainingData:
 
 
 def _evenly_spaced(rows: Rows, count: int | None) -> Rows:
-    """Return `count` of `rows` at equal distances, or all of them for None."""
+    """Return `count` evenly spaced `rows`, or all of them for None."""
     if count is None or count >= len(rows):
         return rows
     return rows[np.arange(count) * len(rows) // count]
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Have every layer of the towers of `model` compiled when it first runs.
+    """Compile every layer of the towers of `model` at its first run.
 
-    Names of modules and parameters stay what they are.
+    Names of modules and parameters do not change.
 
     Raises:
         InputError: nothing can be compiled here.
@@ -160,7 +160,7 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """Compile next to nothing, so that a missing compiler shows before the first step."""
+    """Compile a trivial function, so that a missing compiler shows before the first step."""
     try:
         torch.compile(torch.neg)(torch.ones(2, device=device))
     except RuntimeError as error:

@@ -1,9 +1,9 @@
-"""The training loop: optimizer steps, validations and checkpoints, from where the run stands.
+"""Training loop: optimizer steps, validations and checkpoints, from the run's current position.
 
-The loss of a step is the mean over the labelled tokens of its whole global batch, on whatever ranks
-and in whatever micro-batches they lie. So neither the number of ranks nor `batch.micro_size`
-changes the loss or the gradients, but for rounding; averaging the means of micro-batches, as
-LLaVA's trainer does, would give the tokens of short answers more weight with more ranks.
+The loss of a step is the mean over the labelled tokens of its whole global batch, across ranks and
+micro-batches. So neither the number of ranks nor `batch.micro_size` changes the loss or the
+gradients, except by rounding; averaging the means of micro-batches, as LLaVA's trainer does, would
+give the tokens of short answers more weight with more ranks.
 """
 
 import itertools
@@ -44,21 +44,21 @@ log = logging.getLogger("aligntrain")
 
 
 def total_steps(max_steps: int | None, epochs: float, steps_per_epoch: int) -> int:
-    """Steps of the optimizer: `max_steps`, or what `epochs` come to, rounded down; at least one."""
+    """Return the optimizer steps: `max_steps`, or those of `epochs` rounded down, at least one."""
     return max_steps or max(1, int(epochs * steps_per_epoch))
 
 
 def warmup_steps(total: int, ratio: float) -> int:
-    """Steps in which the rate rises: `ratio` of all, rounded up as in transformers."""
+    """Return the warm-up steps: `ratio` of all, rounded up as in transformers."""
     return min(math.ceil(total * ratio), total)
 
 
 def rate_factor(step: int, total: int, warmup_ratio: float, schedule: Schedule) -> float:
-    """By what the highest learning rate is multiplied in step `step` of 0..`total` - 1.
+    """Return the multiplier of the highest learning rate in step `step` of 0..`total` - 1.
 
     It rises in equal parts from 1 / (warm-up + 1) to 1, then stays there (`constant`) or falls to 0
     along a half cosine, which it would reach in step `total` (Loshchilov and Hutter 2017, without
-    restarts). transformers begins at 0 instead, so that a run's first step teaches nothing.
+    restarts). transformers begins at 0 instead, which wastes a run's first step.
 
     Raises:
         ValueError: there is no such step.
@@ -97,9 +97,9 @@ class Interval:
 
 
 class Trainer:
-    """Trains the model in `engine` on `data`, as `recipe` says, in the run folder `folder`.
+    """Trainer of the model in `engine` on `data` by `recipe`, in the run folder `folder`.
 
-    Rank 0 alone has a `recorder`.
+    Only rank 0 has a `recorder`.
     """
 
     def __init__(
@@ -152,10 +152,10 @@ class Trainer:
                 profiled()
 
     def result(self) -> dict[str, Any]:
-        """Return how the run ended, over all ranks.
+        """Return the run's result over all ranks.
 
-        Its last losses and, since it was last started, how many rows were rejected or truncated and
-        how fast it was (`throughput`, None without a step).
+        Its last losses and, since the last start, the counts of rejected and truncated rows and the
+        speed (`throughput`, None without a step).
         """
         counts: list[Counts] = [Counts()] * self._ranks
         torch.distributed.all_gather_object(counts, self._data.train.counts)
@@ -230,7 +230,7 @@ class Trainer:
             norm = math.nan if reported is None else float(reported)
             if norm < 0:
                 norm = math.nan  # DeepSpeed reports -1 for a norm that is not finite
-            # fp16 skips a step that overflows and goes on with a smaller loss scale.
+            # fp16 skips a step that overflows and continues with a smaller loss scale.
             skipped = self._engine.fp16_enabled() and not self._engine.was_step_applied()
             healthy = skipped or math.isfinite(norm)
         if not healthy:
@@ -259,7 +259,7 @@ class Trainer:
 
     def _count_labels(self, micro: list[Batch]) -> int:
         """Return the number of labelled tokens in the micro-batches of all ranks, at least 1."""
-        # A label says what comes after the place before it, so one in the first place is not read.
+        # A label is predicted from the position before it, so one at the first position is ignored.
         count = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro)
         tokens = torch.tensor(count, device=self._device)
         torch.distributed.all_reduce(tokens)
@@ -273,7 +273,7 @@ class Trainer:
             value = batch[name]
             inputs[name] = None if value is None else value.to(self._device, non_blocking=True)
         if self._recipe.phase != "pretrain" or self._recipe.model.mixing == "none":
-            inputs["levels"] = None  # mixed by the gate, or not at all
+            inputs["levels"] = None  # mixed by the gate, or unused
         if self._packed:
             most = self._recipe.batch.logits_bytes
             return {**inputs, "packed": True, "logits_bytes": most, "use_cache": False}
