@@ -31,7 +31,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest, by which children name this dataset."""
+        """SHA-256 of the manifest, which identifies this dataset in its children."""
         return manifest_digest(self.storage)
 
     @property
@@ -68,8 +68,8 @@ class Dataset:
         batch_size: int = 65_536,
         row_groups: list[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Rows of `shard`, open as `parquet`, as record batches of `columns`, one at a time; of
-        `row_groups` only, if they are given.
+        """Yield record batches of `columns` of `shard`, open as `parquet`; only of `row_groups` if
+        given.
 
         Raises:
             ContractError: the file is damaged or cannot be read.

@@ -16,10 +16,10 @@ class AlignError(Exception):
 
 
 class InputError(AlignError):
-    """The arguments or the input cannot be used as they are."""
+    """The arguments or the input are unusable."""
 
     exit_code = 2
 
 
 class ContractError(InputError):
-    """A dataset lacks something that the contract promises, or has it wrong."""
+    """A dataset violates the contract."""

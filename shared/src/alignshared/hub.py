@@ -1,4 +1,4 @@
-"""`hf://` locations: datasets of the Hugging Face Hub, for reading."""
+"""`hf://` locations: reading datasets from the Hugging Face Hub."""
 
 import os
 import urllib.error
@@ -16,7 +16,7 @@ _PROBE_TIMEOUT_S = 10
 
 
 def require_hub() -> None:
-    """Raise OSError, which says why, unless the Hub answers.
+    """Raise OSError with the cause unless the Hub responds.
 
     The Hub's own client tries for half a minute, a line of log for each try.
     """

@@ -1,11 +1,11 @@
-"""From the bytes of a picture to an RGB image as a viewer shows it, or the reason why not.
+"""Decode image bytes to RGB as a viewer shows them, or give the reason for rejecting them.
 
-Curation, training and chat see a picture alike.
+Curation, training and chat share this code.
 
-Differences from what open_clip's transform sees, all of them where Pillow's plain conversion would
-lose the picture: the EXIF rotation is applied, transparent pixels lie over white, 16-bit grey is
-scaled to 8 bits, and palette and CMYK pictures become RGB before they are resized rather than
-after. RGB and grey pictures give the same pixels to the bit.
+It differs from open_clip's transform only where Pillow's plain conversion would damage the image:
+EXIF rotation is applied, transparent pixels are laid over white, 16-bit grey is scaled to 8 bits,
+and palette and CMYK images become RGB before resizing instead of after. RGB and grey images give
+bit-identical pixels.
 """
 
 import io
@@ -21,18 +21,18 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from alignshared.rejects import Reason
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit, past which it warns of a decompression bomb; checked before decoding."""
+"""Pillow's own decompression bomb limit; checked before decoding."""
 
 MAX_ASPECT_RATIO = 200
-"""Longer side to shorter. A model has the shorter side resized to its own, 336 pixels say, which
-makes a line of 1 x 100,000 pixels a picture of 11 billion.
+"""Maximum ratio of longer to shorter side. Resizing the shorter side to, say, 336 pixels would turn
+1 x 100,000 pixels into 11 billion.
 """
 
 _FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
     "QOI", "SGI", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-"""What pictures come in. Not EPS, which is a program: Pillow would have Ghostscript run it."""
+"""Accepted image formats. EPS is excluded: it is a program, and Pillow would run Ghostscript."""
 
 # What Pillow warns of is either mended by it (a damaged EXIF block) or rejected below; a line for
 # each such picture of a million helps nobody.
@@ -59,7 +59,7 @@ _DECODE_ERRORS = (
 
 
 class ImageError(Exception):
-    """A picture that cannot be used: the reason for the reject, and a detail for the reader."""
+    """An unusable image: the reject reason and a detail for the reader."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -80,11 +80,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def decode_sized(
     data: bytes, shorter_side: int | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """What `decode_image` gives, and the picture's full width and height as displayed.
+    """Decode like `decode_image`; also return the full width and height as displayed.
 
-    With `shorter_side`, a JPEG may come at a half, a quarter or an eighth of its scale, as far as
-    its shorter side keeps that many pixels: its decoder then computes fewer of them (Pillow's
-    `Image.draft`), and they differ a little from those that resizing would give.
+    With `shorter_side`, a JPEG may be decoded at 1/2, 1/4 or 1/8 scale as long as its shorter side
+    keeps that many pixels (Pillow's `Image.draft`): faster, with slightly different pixels than
+    resizing.
 
     Raises:
         ImageError: as `decode_image` does.
@@ -112,7 +112,7 @@ def decode_sized(
 
 
 def picture_format(data: bytes) -> str | None:
-    """Pillow's name of the format that the bytes are in, from their first ones; None if unknown."""
+    """Pillow's name of the image format, from the leading bytes; None if unknown."""
     try:
         with _open(data) as image:
             return image.format
@@ -161,14 +161,14 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether EXIF says to turn `image` by a quarter, so that its sides change places."""
+    """Whether EXIF rotates `image` by a quarter turn, which swaps its sides."""
     with suppress(*_DECODE_ERRORS):
         return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` upright and in RGB, as this module's docstring says."""
+    """Return `image` upright and in RGB, as the module docstring describes."""
     image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

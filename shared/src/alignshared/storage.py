@@ -1,12 +1,11 @@
 """A folder, on disk or in an object store, addressed by relative POSIX paths.
 
-A reader never meets half a file. On disk a file is written under a temporary name and renamed when
-it is whole. An object store has no renaming, only copying and deleting, and pyarrow cannot abandon
-an upload: closing it, which also happens when the writer fails, puts what was sent so far under the
-name. So for an object store a file is gathered in a temporary file on this machine, and sent at
-once when it is whole.
+Readers never see partial files. On disk a file is written under a temporary name and renamed when
+complete. Object stores cannot rename, and pyarrow cannot abort an upload: closing it, even after an
+error, publishes what was sent so far. Files for an object store are therefore written to a local
+temporary file and uploaded once complete.
 
-pyarrow's file systems do the work; `storage_options` says how stores are reached.
+Access goes through pyarrow file systems; `storage_options` holds the connection settings.
 """
 
 import errno
@@ -31,7 +30,7 @@ from alignshared.storage_options import current_storage_options
 
 
 class HashingSink:
-    """A binary file that counts and hashes (SHA-256) what is written through it."""
+    """A binary file that counts and hashes (SHA-256) everything written to it."""
 
     def __init__(self, raw: pa.NativeFile | IO[bytes], location: str) -> None:
         self._raw = raw
@@ -116,7 +115,7 @@ class Storage:
         return self._filesystem_and_root[0]
 
     def path(self, name: str = "") -> str:
-        """Where `name` lies in the file system.
+        """Path of `name` in the file system.
 
         Raises:
             InputError: `name` is absolute or leaves the folder.
@@ -194,7 +193,7 @@ class Storage:
 
     @contextmanager
     def writing(self, name: str, *, durable: bool = True) -> Iterator[HashingSink]:
-        """Write `name` whole or not at all: it appears under its name only when the block succeeds.
+        """Write `name` atomically: it appears only when the block succeeds.
 
         On disk it is flushed before it appears, unless it need not be `durable`.
 
@@ -239,13 +238,13 @@ class Storage:
         return InputError(f"{self.location} cannot be reached: {one_line(error)}.")
 
     def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> str:
-        """Write `data` as the file `name` as `writing` does; return its SHA-256."""
+        """Write `data` atomically as the file `name`; return its SHA-256."""
         with self.writing(name, durable=durable) as sink:
             sink.write(data)
         return sink.sha256
 
     def write_json(self, name: str, data: Any) -> str:
-        """Write `data` as indented JSON; returns the file's SHA-256."""
+        """Write `data` as indented JSON; return the file's SHA-256."""
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
         return self.write_bytes(name, text.encode() + b"\n")
 
@@ -261,7 +260,7 @@ class Storage:
             raise InputError(f"{name} in {self.location} is not JSON: {error}.") from error
 
     def delete(self, name: str) -> None:
-        """Delete the file or folder `name`; fine if it is not there."""
+        """Delete the file or folder `name`, if it exists."""
         path = self.path(name)
         kind = self.filesystem.get_file_info(path).type
         if kind == fs.FileType.Directory:
