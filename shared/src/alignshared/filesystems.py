@@ -1,4 +1,4 @@
-"""From a location to the pyarrow file system that holds it and the path there."""
+"""pyarrow file systems for locations."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def is_remote(location: str) -> bool:
 
 
 def normal_location(location: str | os.PathLike[str]) -> str:
-    """`location` as an absolute path, or as a URI without a slash at its end.
+    """Return `location` as an absolute path, or as a URI without trailing slash.
 
     Raises:
         InputError: it is a URI that carries options or credentials, or names no bucket.
@@ -49,13 +49,13 @@ def normal_location(location: str | os.PathLike[str]) -> str:
 
 
 def lies_within(location: str, folder: str) -> bool:
-    """Whether `location` is `folder` or something in it, links on this machine followed."""
+    """Whether `location` is `folder` or inside it, after resolving local links."""
     inner, outer = (_real(normal_location(place)) for place in (location, folder))
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def open_filesystem(location: str, options: StorageOptions) -> tuple[fs.FileSystem, str]:
-    """The file system of `location`, which `normal_location` gave, and its path there.
+    """Return the file system of `location`, as normalised by `normal_location`, and its path there.
 
     Raises:
         InputError: there is none of its kind, or it cannot be reached.
@@ -78,7 +78,7 @@ def open_filesystem(location: str, options: StorageOptions) -> tuple[fs.FileSyst
 
 
 def one_line(error: BaseException) -> str:
-    """What `error` says, as one line that may end a sentence."""
+    """Message of `error` on one line."""
     return " ".join(str(error).split()).rstrip(".")
 
 
@@ -114,7 +114,7 @@ def _s3(options: StorageOptions, region: str, _process: int) -> fs.FileSystem:
 
 
 def _endpoint(options: StorageOptions) -> tuple[str | None, str | None]:
-    """`host:port` and the scheme; those of the options go before the environment's."""
+    """`host:port` and scheme; options take precedence over the environment."""
     given = (
         options.endpoint_override
         or os.environ.get("AWS_ENDPOINT_URL_S3")
