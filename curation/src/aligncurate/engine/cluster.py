@@ -1,7 +1,7 @@
-"""The Ray cluster: one that runs, or one of this machine's own.
+"""The Ray cluster: an existing one, or a local one.
 
-A local cluster is started with two logical CPUs more than there are workers: actors that hold all
-CPUs leave none for reading, and Ray Data then waits for ever without a message.
+A local cluster gets two logical CPUs more than workers: if actors hold all CPUs, none is left
+for reading and Ray Data waits forever without a message.
 """
 
 import logging
@@ -43,7 +43,7 @@ def connected(address: str | None, local_workers: int, *, verbose: bool) -> Iter
     """Connect to the Ray cluster at `address`, or start one on this machine for `local_workers`
     workers.
 
-    A connection that the caller has made before is used and left open.
+    An existing connection of the caller is used and left open.
 
     Raises:
         InputError: there is no cluster at `address`, or it has fewer than two CPUs.

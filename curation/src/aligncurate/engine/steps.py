@@ -30,7 +30,7 @@ from alignshared.storage_options import carrying_storage_options
 
 _LOOK_EVERY_S = 5.0
 _GRACE_S = 180.0
-"""Beyond the time-out of an item, for Ray to start another worker, on a busy machine too."""
+"""Added to an item's time-out, for Ray to start another worker on a busy machine."""
 
 _GIB = 2**30
 
@@ -53,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`timeout_s`: how long an item may go without progress, in seconds."""
+    """`timeout_s`: maximum time without progress of an item, in seconds."""
 
     timeout_s: float = 600.0
 
@@ -61,8 +61,8 @@ class Limits:
 def map_on_ray(
     steps: Sequence[Step], items: Sequence[Any], limits: Limits = Limits()
 ) -> Iterator[Any]:
-    """Put `items` through `steps` on the connected cluster; results as they are ready, in any
-    order, and an ItemFailure for each item that could not be done.
+    """Pass `items` through `steps` on the connected cluster; yield results in order of
+    completion, with an ItemFailure for each failed item.
 
     Raises:
         AlignError: a step raised it, no item made progress for too long, or the cluster failed.
@@ -113,7 +113,7 @@ def _actor(make: Callable[[], Function], bench: Bench) -> type:
     # The class carries `make` itself: a constructor argument may be gone from the object store by
     # the time that an actor is restarted.
     class Worker:
-        """Holds what a step's `make` built, a model for instance."""
+        """Holds the function made by a step, with its model for instance."""
 
         def __init__(self) -> None:
             self._function = make_or_fail(make)
@@ -169,7 +169,7 @@ def _fetch(dataset: Any, results: "queue.Queue[Any]", over: threading.Event) -> 
 
 
 def _look(ledger: Any, timeout_s: float) -> None:
-    """Check that some item made progress lately."""
+    """Check for recent progress of any item."""
     import ray
 
     standing: Standing = ray.get(ledger.standing.remote(), timeout=timeout_s + _GRACE_S)

@@ -21,18 +21,18 @@ PAIRS_PER_FOLDER = 1_000
 
 _COLUMNS = ("id", "image", "caption", "conversations", "score", LEVEL_COLUMN)
 _REQUEST = "Provide a brief description of the given image."
-"""One of those in LLaVA-Pretrain; the template that pre-training uses throws it away."""
+"""A prompt of LLaVA-Pretrain; the pre-training template discards it."""
 
 
 class LlavaExporter:
-    """`pairs.json`, and the images in `images/`, a folder for each span."""
+    """`pairs.json` plus images in `images/`, one folder per span."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._columns = [name for name in _COLUMNS if name in dataset.schema.names]
 
     def write(self, span: Span, output: Storage) -> WrittenSpan:
-        """Write the images of `span`, and its records to a part of the list to come."""
+        """Write the images of `span`, and its records to a partial list."""
         pictures = rows = 0
         with output.writing(_part(span.index)) as part:
             for number, row in row_dicts(self._dataset, span, self._columns):
@@ -49,7 +49,7 @@ class LlavaExporter:
         return WrittenSpan(span.index, rows, [], pictures, rows - pictures)
 
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
-        """Write `pairs.json`, record by record, from the parts."""
+        """Merge the partial lists into `pairs.json`, record by record."""
         with output.writing(PAIRS_FILE) as whole:
             separator = b"[\n"
             for span in spans:
@@ -84,7 +84,7 @@ def _record(row: dict[str, Any], image: str | None) -> dict[str, Any]:
 
 
 def _turns(row: dict[str, Any], image: str | None) -> list[dict[str, str]]:
-    """A plain pair as LLaVA-Pretrain has it."""
+    """Conversation of a plain pair, as in LLaVA-Pretrain."""
     request = _REQUEST if image is None else f"{_REQUEST}\n<image>"
     return [
         {"from": "human", "value": request},

@@ -100,7 +100,7 @@ def opened(location: str) -> Iterator[pa.NativeFile]:
 
 
 def static_folder(location: str) -> str:
-    """Return the folder itself, the folder of a file, or the one above the first wildcard or brace."""
+    """Return a folder, the folder of a file, or the one above the first wildcard or brace."""
     whole = normal_location(location)
     kind = _kind(whole)
     if kind == fs.FileType.Directory:
@@ -121,7 +121,7 @@ def dataset_name(location: str, suffix: str) -> str:
 
 
 def names_below(files: list[FoundFile], suffix: str) -> list[str]:
-    """Return a name for each file, without `suffix`, including folders where needed to be unique."""
+    """Return a unique name for each file, without `suffix` and with folders only if needed."""
     common = files[0].location.split("/")[:-1]
     for file in files:
         same = takewhile(

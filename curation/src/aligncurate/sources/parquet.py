@@ -105,7 +105,7 @@ class ParquetSource:
         return self.columns.own
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """Read the rows of `unit`; rows without usable text, id or image reference become rejects."""
+        """Read `unit`; rows without usable text, id or image reference become rejects."""
         duplicates = frozenset(unit.duplicates)
         for first, batch in parquet_rows(unit, self.columns.names(), batch_rows):
             yield self._checked(unit, first, batch, duplicates)
