@@ -1,4 +1,4 @@
-"""Which models score: from the options --model, --weights and --main to models by name."""
+"""Scoring models from the options --model, --weights and --main."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ _NAMED = re.compile(r"(\w+)=(.+)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The main model and, where there are several, all of them by name."""
+    """The main model and, if there are several, all of them by name."""
 
     main: ResolvedClip
     several: dict[str, ResolvedClip]
@@ -23,7 +23,7 @@ class Models:
 def resolve_models(
     models: Sequence[str], weights: Sequence[str], main: str | None, view: View | None = None
 ) -> Models:
-    """Find the models and their weights.
+    """Resolve the models and their weights.
 
     Args:
         models: `MODEL` or `NAME=MODEL` each; without a name it is the model's own, made safe.
@@ -47,10 +47,9 @@ def resolve_models(
 
 
 def refuse_taken_columns(models: Iterable[str], own_columns: Sequence[str]) -> None:
-    """Raise InputError where the input has a column of its own that the scores of one of `models`
-    are to have.
+    """Raise InputError if the input already has a score column of one of `models`.
 
-    Names are compared without case, as databases do.
+    Names are compared case-insensitively, as in databases.
     """
     taken = {column.lower() for column in own_columns}
     for name in models:
@@ -62,8 +61,8 @@ def refuse_taken_columns(models: Iterable[str], own_columns: Sequence[str]) -> N
 
 
 def safe_name(model: str) -> str:
-    """A name for columns from the name of a model: `ViT-B-32` gives `vit_b_32`, a folder or an
-    `hf-hub:` name its last part.
+    """Column-safe form of a model name: `vit_b_32` for `ViT-B-32`, the last part of a folder or
+    `hf-hub:` name.
     """
     last = model.rstrip("/").replace(":", "/").rpartition("/")[2]
     return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "model"
