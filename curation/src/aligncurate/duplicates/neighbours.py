@@ -2,10 +2,10 @@
 
 Few rows are compared exhaustively (faiss IndexFlatIP). Many are sorted into cells around
 centroids, as in an inverted file (faiss Kmeans and IndexFlatIP), and compared only with the rows
-of the nearest cells. The number of cells is chosen so that recall against an exhaustive search,
-measured on a sample of rows, reaches a target; the recall is reported. All rows probing a cell
-are compared with its rows by one matrix product, several times as fast on a CPU as faiss's
-search query by query.
+of the nearest cells. The number of cells probed is chosen so that recall against an exhaustive
+search, measured on a sample of rows, reaches a target; the recall is reported. All rows probing
+a cell are compared with its rows by one matrix product, several times as fast on a CPU as
+faiss's search query by query.
 
 With GPUs and faiss-gpu, the exhaustive search runs there, up to many more rows. Nothing else
 imports faiss.

@@ -19,7 +19,7 @@ scores of photographs change by more than with bf16 (`benchmarks/jpeg_draft.py`)
 
 @dataclass(frozen=True, slots=True)
 class ScoringSpec:
-    """Everything a worker needs for scoring, without tensors and therefore cheap to send.
+    """Everything a worker needs for scoring, without tensors so that it can be sent.
 
     `clip` gives `score` and the embeddings. With several models, `models` holds all of them by
     name, including `clip`, each with a column `score_<name>`; with one it is empty.

@@ -1,11 +1,11 @@
-"""Cutting the tokens of a long caption into windows that the text tower can read."""
+"""Splitting tokens of long captions into windows that fit the text tower."""
 
 from typing import Any
 
 import torch
 
 MAX_WINDOWS = 16
-"""Windows of one caption; what lies beyond them is cut off. For CLIP these are 1,200 tokens."""
+"""Maximum windows per caption; the rest is cut off. For CLIP this is 1,200 tokens."""
 
 _PROBE = "a " * 64
 _PROBE_LENGTH = 8
@@ -14,8 +14,8 @@ _PROBE_LENGTH = 8
 class CaptionWindows:
     """Windows of `context_length` tokens under an open_clip `tokenizer`.
 
-    A window has the marks (begin, end) that the tokenizer puts around any caption, and in between
-    as many of the caption's tokens as fit; each token is in one window.
+    A window has the tokenizer's begin and end tokens, with as many caption tokens as fit
+    between; each token is in one window.
     """
 
     def __init__(self, tokenizer: Any, context_length: int) -> None:
@@ -29,9 +29,9 @@ class CaptionWindows:
         self._begin, self._end = row[:first], row[last:]
 
     def __call__(self, captions: list[str]) -> list[torch.Tensor]:
-        """For each caption its windows [W, context_length], W from 1 to MAX_WINDOWS.
+        """Return each caption's windows [W, context_length], W from 1 to MAX_WINDOWS.
 
-        The first window is what the tokenizer gives for the caption, cut to the context.
+        The first window is the tokenizer's output for the caption, cut to the context.
         """
         marks = len(self._begin) + len(self._end)
         inside = self._context_length - marks
@@ -53,7 +53,7 @@ class CaptionWindows:
 
 
 def padding_of(tokenizer: Any) -> int:
-    """The token that an open_clip `tokenizer` fills a row up with."""
+    """Padding token of an open_clip `tokenizer`."""
     return getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", 0) or 0
 
 
