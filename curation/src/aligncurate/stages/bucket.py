@@ -34,11 +34,10 @@ def bucket(
 ) -> Dataset:
     """Write the scored dataset `input` to `output` with a `level` for every pair.
 
-    The edges between levels are exact quantiles of all finite scores (`aligncurate.core.quantiles`
-    defines them), equal intervals of their range with `scheme` "equal-width", or those of an
-    earlier run. Equal scores share a level. Memory does not grow with the number of rows. Pairs
-    without a finite score become rejects. A finished `output` of the same configuration is left as
-    it is.
+    Edges are exact quantiles of all finite scores (see `aligncurate.core.quantiles`), equal
+    intervals of their range with `scheme` "equal-width", or those of an earlier run. Equal
+    scores share a level. Memory is constant. Pairs without a finite score become rejects. A
+    finished `output` of the same configuration is left as it is.
 
     Args:
         input: a scored dataset; by default the newest one under `data/`.

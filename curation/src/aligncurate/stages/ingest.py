@@ -1,4 +1,4 @@
-"""ingest: LLaVA instruction data into shards, images inside, unscored."""
+"""ingest: write LLaVA instruction data as shards with images, unscored."""
 
 import os
 import time
@@ -40,8 +40,8 @@ def ingest(  # noqa: PLR0913 the command's options
 ) -> Dataset:
     """Write the conversations of `input` and their images as a dataset, unscored.
 
-    Images are decoded once, as a check, and stored as they are. A record without image is text
-    alone; one whose image is missing or broken becomes a reject. An unfinished run is resumed.
+    Images are decoded once as a check and stored unchanged. Records without image are text only;
+    those with a missing or broken image become rejects. An unfinished run is resumed.
 
     Args:
         input: a LLaVA `.json` or `.jsonl` file with `conversations`.
@@ -112,7 +112,7 @@ def _ingest_units(
 
 
 def _with_images(raw: RawBatch, image_root: str | None) -> FinishedBatch:
-    """`raw` with the bytes and sizes of images; records whose image is unusable are rejects."""
+    """Return `raw` with image bytes and sizes; records with unusable images become rejects."""
     began = time.perf_counter()
     rejects = list(raw.rejects)
     keep: list[int] = []

@@ -1,4 +1,4 @@
-"""report: the scores and levels of a dataset as one HTML file and as figures."""
+"""report: scores and levels of a dataset as one HTML file and figures."""
 
 import logging
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ _log = logging.getLogger("aligncurate")
 
 @dataclass(frozen=True, slots=True)
 class DriftFiles:
-    """The comparison with another dataset: its figure, and what moved in plain sentences."""
+    """Comparison with another dataset: its figure, and the changes in plain sentences."""
 
     against: str
     figure: str
@@ -42,8 +42,8 @@ class DriftFiles:
 
 @dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """Locations of the report's files; a figure is None where there is nothing to draw in it,
-    `drift` where no other dataset was compared.
+    """Locations of the report's files; a figure without data is None, as is `drift` without another
+    dataset.
     """
 
     dataset: str
@@ -63,7 +63,7 @@ def report(
     examples: int = 8,
     on_progress: OnProgress = silent,
 ) -> ReportFiles:
-    """Write `report.html`, one file that opens offline, and its figures as PNG.
+    """Write `report.html`, one file that works offline, and its figures as PNG.
 
     Args:
         input: a scored or levelled dataset; by default the newest one under `data/`.
@@ -180,7 +180,7 @@ def _compare(content: "ReportContent", other: Dataset, on_progress: OnProgress) 
 
 
 def _draw(content: "ReportContent") -> dict[str, bytes]:
-    """The figures by file name; those without anything to show are left out."""
+    """Figures by file name; empty ones are left out."""
     from aligncurate.reporting import figures
 
     edges, summary, drift = content.dataset.manifest.level_edges, content.summary, content.drift
