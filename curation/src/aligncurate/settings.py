@@ -54,7 +54,7 @@ def require_at_least(least: float, **options: float | None) -> None:
     """Refuse options below `least`; None counts as unset.
 
     Raises:
-        InputError: naming the first of them.
+        InputError: an option is too small; the message names the first.
     """
     for name, value in options.items():
         if value is not None and value < least:
@@ -65,7 +65,7 @@ def require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
     """Refuse a `value` not in `known`.
 
     Raises:
-        InputError: it is not.
+        InputError: the value is unknown.
     """
     if value not in known:
         choices = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
@@ -149,7 +149,7 @@ def pool_of(option: str, value: int | str | None, *, least: int) -> Pool | None:
     """Parse `4` or `2..8`.
 
     Raises:
-        InputError: it is neither, or below `least`.
+        InputError: the text is neither, or below `least`.
     """
     if value is None:
         return None

@@ -38,7 +38,7 @@ def file(path: Path, *, shared: bool = False, durable: bool = True) -> Iterator[
             flush(unfinished)
         os.replace(unfinished, path)
     except BaseException:
-        with suppress(OSError):  # not even made, or the disk is gone: `raise` tells of it
+        with suppress(OSError):  # never created, or the disk is gone: `raise` reports it
             unfinished.unlink()
         raise
     if durable:
@@ -87,7 +87,7 @@ def flush(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # unsupported by some file systems
             raise
     finally:
         os.close(handle)

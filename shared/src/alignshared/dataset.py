@@ -17,7 +17,7 @@ class Dataset:
     """A finished dataset at `location`, a local folder or an object store URI.
 
     Raises:
-        ContractError: the folder holds no dataset that this version reads.
+        ContractError: the folder holds no dataset readable by this version.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -50,7 +50,7 @@ class Dataset:
         """The shard as an open Parquet file.
 
         Raises:
-            ContractError: the file is not there or is not Parquet.
+            ContractError: the file is missing or not Parquet.
         """
         if not self.storage.exists(shard.file):
             raise ContractError(
@@ -72,7 +72,7 @@ class Dataset:
         given.
 
         Raises:
-            ContractError: the file is damaged or cannot be read.
+            ContractError: the file is damaged or unreadable.
         """
         with self._naming_damage(shard):
             batches = parquet.iter_batches(
@@ -95,11 +95,11 @@ class Dataset:
 
     @contextmanager
     def _naming_damage(self, shard: ShardInfo) -> Iterator[None]:
-        # pyarrow reports a damaged file as either of these, and never its name.
+        # pyarrow raises either for a damaged file, without its name.
         try:
             yield
         except (pa.ArrowInvalid, OSError) as error:
-            # It may quote the damage itself, control characters and all.
+            # The message may quote damaged bytes, including control characters.
             reason = " ".join(word for word in str(error).split() if word.isprintable()).rstrip(".")
             raise ContractError(
                 f"{shard.file} in {self.location} is not a whole Parquet file or cannot be read "

@@ -39,7 +39,7 @@ def normal_location(location: str | os.PathLike[str]) -> str:
     rest = rest.rstrip("/")
     bucket = rest.partition("/")[0]
     if scheme in (*_S3, *_GCS) and (_QUERY.search(rest) or "@" in bucket or ":" in bucket):
-        raise InputError(  # which repeats nothing: there may be a secret in it
+        raise InputError(  # does not quote the location, which may hold a secret
             f"a location {scheme}://… may not carry options or credentials; give them with "
             "--storage-options, or in the environment."
         )
@@ -58,7 +58,7 @@ def open_filesystem(location: str, options: StorageOptions) -> tuple[fs.FileSyst
     """Return the file system of `location`, as normalised by `normal_location`, and its path there.
 
     Raises:
-        InputError: there is none of its kind, or it cannot be reached.
+        InputError: the file system is unknown or unreachable.
     """
     if not is_remote(location):
         return fs.LocalFileSystem(), location
@@ -93,8 +93,8 @@ def _real(location: str) -> str:
     return location if is_remote(location) else os.path.realpath(location)
 
 
-# A client costs a thread pool and a handshake, so it is shared; never with a process that was
-# forked off, whose threads are gone.
+# A client costs a thread pool and a handshake, so it is shared, but not with a forked process,
+# which lacks the threads.
 @lru_cache(_OPEN_AT_ONCE)
 def _s3(options: StorageOptions, region: str, _process: int) -> fs.FileSystem:
     endpoint, scheme = _endpoint(options)
@@ -109,7 +109,7 @@ def _s3(options: StorageOptions, region: str, _process: int) -> fs.FileSystem:
         connect_timeout=options.connect_timeout,
         request_timeout=options.request_timeout,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=options.retries),
-        allow_delayed_open=True,  # a small file is then one request, not three
+        allow_delayed_open=True,  # one request instead of three for a small file
     )
 
 

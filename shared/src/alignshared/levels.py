@@ -56,7 +56,7 @@ class LevelEdges:
         """Levels [n] int8 in 1..N of finite `scores` [n] float32; a score on an edge goes up."""
         levels = np.ones(len(scores), dtype=np.int8)
         # Comparing with every edge runs in vector registers: for 8 levels 16 times as fast as a
-        # binary search, whose branches cannot be predicted, and still twice as fast for 127.
+        # binary search with its unpredictable branches, and still twice as fast for 127.
         for edge in np.asarray(self.edges, dtype=np.float32):
             levels += (scores >= edge).view(np.int8)
         return levels
@@ -88,7 +88,7 @@ def edges_from_json(data: Any, where: str) -> LevelEdges:
     """Read edges from parsed `levels.json` or `manifest.json`; `where` names the file in errors.
 
     Raises:
-        InputError: there are no edges in it, or they cannot be edges.
+        InputError: edges are missing or invalid.
     """
     remedy = "give a levels.json that a bucket run wrote"
     edges = data.get("edges") if isinstance(data, dict) else None

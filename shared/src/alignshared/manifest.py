@@ -103,7 +103,7 @@ def write_manifest(storage: Storage, manifest: Manifest) -> str:
     """Write `manifest.json`, which completes the dataset; return its SHA-256."""
     fields = asdict(manifest)
     models = [model for model in (fields["model"], *(fields["models"] or {}).values()) if model]
-    # What came to the schema later is left out where it is not used, so that older readers go on.
+    # Unused newer fields are left out, so that older readers still work.
     for record, names in [(fields, ("models",)), *((m, _OPTIONAL_OF_MODEL) for m in models)]:
         for name in names:
             if record[name] is None:
@@ -115,7 +115,7 @@ def read_manifest(storage: Storage) -> Manifest:
     """Read the manifest of the dataset in `storage`.
 
     Raises:
-        ContractError: there is none, it is not one, or another schema version wrote it.
+        ContractError: the manifest is missing, invalid or of another schema version.
     """
     return _parse(_manifest_bytes(storage), storage.location)
 
@@ -154,7 +154,7 @@ def _parse(data: bytes, location: str) -> Manifest:
             f"{location} has schema version {version}, this version reads {SCHEMA_VERSION}; "
             f"{remedy}."
         )
-    # Null where they are not used, but never left out.
+    # Null if unused, but always present.
     lacking = [name for name in ("model", "level_statistics") if name not in fields]
     try:
         if not lacking:

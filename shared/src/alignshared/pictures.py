@@ -34,14 +34,14 @@ _FORMATS = (
 )  # fmt: skip
 """Accepted image formats. EPS is excluded: it is a program, and Pillow would run Ghostscript."""
 
-# What Pillow warns of is either mended by it (a damaged EXIF block) or rejected below; a line for
-# each such picture of a million helps nobody.
+# Pillow repairs what it warns about (damaged EXIF), or it is rejected below; a line for
+# each such image of a million is useless.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
-# What Pillow's decoders raise on damaged files, gathered from its own fuzzing targets.
+# Errors of Pillow's decoders on damaged files, from its own fuzzing targets.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -54,7 +54,7 @@ _DECODE_ERRORS = (
     NotImplementedError,
     struct.error,
     zlib.error,
-    UserWarning,  # where the caller has made warnings errors
+    UserWarning,  # if the caller turns warnings into errors
 )
 
 
@@ -68,10 +68,10 @@ class ImageError(Exception):
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an encoded picture to RGB; of an animation, the first frame.
+    """Decode an encoded image to RGB; the first frame of an animation.
 
     Raises:
-        ImageError: the bytes are empty, no picture, damaged, of more than `max_pixels` or
+        ImageError: the bytes are empty, not an image, damaged, of more than `max_pixels` or
             MAX_PIXELS pixels, or longer than MAX_ASPECT_RATIO times its width.
     """
     return decode_sized(data, max_pixels=max_pixels)[0]
@@ -99,7 +99,7 @@ def decode_sized(
             image.draft(None, (shorter_side, shorter_side))
         reduced = image.size != full
         image.load()
-        _check_size(*image.size, max_pixels)  # an icon's size is known only now
+        _check_size(*image.size, max_pixels)  # an icon's size is only known now
         upright = to_rgb(image)
         if not reduced:
             return upright, upright.size
@@ -138,7 +138,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 @cache
 def _formats() -> list[str]:
-    Image.init()  # A format that this Pillow was built without would make every file corrupt.
+    Image.init()  # without a format's plug-in, all its files would look corrupt
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
@@ -154,8 +154,8 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    with suppress(*_DECODE_ERRORS):  # A damaged EXIF block does not make the picture unusable.
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # or it would be copied
+    with suppress(*_DECODE_ERRORS):  # a damaged EXIF block is harmless
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # avoids a copy
             return ImageOps.exif_transpose(image)
     return image
 

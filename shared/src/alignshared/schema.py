@@ -77,7 +77,7 @@ def scored_schema(
 
 
 def ingested_schema() -> pa.Schema:
-    """Schema of an ingested dataset: source columns and the pictures' sizes, no scores.
+    """Schema of an ingested dataset: source columns and image sizes, no scores.
 
     `image`, `width` and `height` are null where a record is text alone.
     """

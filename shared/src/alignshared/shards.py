@@ -104,8 +104,8 @@ def writing_shard(
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    # Encoded pictures do not compress further, and their statistics are pictures again; scores and
-    # ids are all different, so a dictionary only costs time there, while levels are few.
+    # Encoded images do not compress further, and their statistics would be images; scores and
+    # ids are mostly distinct, so a dictionary only costs time, while levels are few.
     leaves = _leaf_paths(schema)
     return {
         "compression": {path: _compression(path) for path in leaves},

@@ -137,7 +137,7 @@ class Storage:
         """Names of the files and folders directly inside, sorted; empty when there is no folder.
 
         Raises:
-            InputError: there is a file in its place.
+            InputError: it is a file.
         """
         return sorted(info.base_name for info in self.infos())
 
@@ -145,7 +145,7 @@ class Storage:
         """The files and folders directly inside, or, if `recursive`, at any depth, in no order.
 
         Raises:
-            InputError: there is a file in its place, or the store does not answer.
+            InputError: it is a file, or the store does not respond.
         """
         selector = fs.FileSelector(self.path(), allow_not_found=True, recursive=recursive)
         try:
@@ -159,7 +159,7 @@ class Storage:
         """Type, size and time of the file or folder `name`, or of this folder itself.
 
         Raises:
-            InputError: the store does not answer.
+            InputError: the store does not respond.
         """
         path = self.path(name)
         try:
@@ -175,7 +175,7 @@ class Storage:
         """Open `name` for reading at any position.
 
         Raises:
-            InputError: there is no such file, or it cannot be read.
+            InputError: the file is missing or unreadable.
         """
         try:
             return self.filesystem.open_input_file(self.path(name))
@@ -198,7 +198,7 @@ class Storage:
         On disk it is flushed before it appears, unless it need not be `durable`.
 
         Raises:
-            InputError: the folder cannot be written to.
+            InputError: the folder is not writable.
             AlignError: the disk is full.
         """
         if self.location.startswith("hf://"):
@@ -211,7 +211,7 @@ class Storage:
 
     @contextmanager
     def _renaming(self, final: str, durable: bool) -> Iterator[HashingSink]:
-        # Shared: a writer that was given up may still be at the same file.
+        # Shared: an abandoned writer may still be writing the same file.
         with atomic.file(Path(final), shared=True, durable=durable) as unfinished:
             try:
                 self.filesystem.create_dir(os.path.dirname(final), recursive=True)
@@ -230,7 +230,7 @@ class Storage:
             yield sink
             gathered.flush()
             with self.filesystem.open_output_stream(final) as stream:
-                if sink.bytes_written:  # One call, so that nothing comes in between.
+                if sink.bytes_written:  # one call, so that nothing comes in between
                     with mmap.mmap(gathered.fileno(), 0, access=mmap.ACCESS_READ) as content:
                         stream.write(content)
 
@@ -252,7 +252,7 @@ class Storage:
         """The parsed JSON file `name`.
 
         Raises:
-            InputError: there is no such file, or it is not JSON.
+            InputError: the file is missing or not JSON.
         """
         try:
             return json.loads(self.read_bytes(name))

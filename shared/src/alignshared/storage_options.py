@@ -47,7 +47,7 @@ def parse_storage_options(pairs: Iterable[str]) -> StorageOptions:
     """Parse `pairs` of the form `KEY=VALUE`.
 
     Raises:
-        InputError: a key is not known, or a value cannot be; the message never repeats a value.
+        InputError: unknown key or invalid value; the message never repeats a value.
     """
     values: dict[str, Any] = {}
     for pair in pairs:

@@ -28,7 +28,7 @@ def thumbnail(data: bytes, longest_side: int = LONGEST_SIDE) -> Image.Image | No
 def data_uri(picture: Image.Image) -> str:
     """Return `picture`, RGB, as a data URI: JPEG, or PNG if smaller."""
     jpeg, png = io.BytesIO(), io.BytesIO()
-    # A picture keeps the EXIF and colour profile of its file, which may be large or private.
+    # Pillow keeps the file's EXIF and colour profile, which may be large or private.
     bare = Image.frombytes("RGB", picture.size, picture.tobytes())
     bare.save(jpeg, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     bare.save(png, "PNG", optimize=True)

@@ -25,7 +25,7 @@ def open_parquet(storage: Storage, file: str) -> Iterator[pq.ParquetFile]:
     """The Parquet file `file`, open for the length of the block.
 
     Raises:
-        OSError, ValueError, ArrowException: it cannot be read, now or later in the block.
+        OSError, ValueError, ArrowException: the file is unreadable, now or later in the block.
     """
     with storage.open(file) as source, pq.ParquetFile(source) as parquet:
         yield parquet

@@ -70,7 +70,7 @@ def _id_batches(dataset: Dataset, shard: ShardInfo) -> Iterator[tuple[int, pa.Ar
                 yield first_row, batch.column(0)
                 first_row += batch.num_rows
     except (*UNREADABLE, InputError):
-        return  # told when its rows were checked
+        return  # reported by the check of rows
 
 
 def _positions(

@@ -11,8 +11,8 @@ def open_dataset(location: str | os.PathLike[str]) -> Dataset:
     """Open the dataset at `location`, local or remote.
 
     Raises:
-        ContractError: the folder holds no dataset, or one whose manifest cannot be read.
-        InputError: there is no such folder, or it cannot be read.
+        ContractError: the folder holds no dataset with a readable manifest.
+        InputError: the folder is missing or unreadable.
     """
     storage = Storage(location)
     try:

@@ -20,7 +20,7 @@ def check_rejects(dataset: Dataset, shards: list[ShardInfo]) -> list[Problem]:
         problems += faults
         whole &= reasons is not None
         counts.update(reasons or {})
-    # Where a file could not be read the counts differ, and why has been told.
+    # Counts differ if a file was unreadable, which has been reported.
     if whole:
         problems += _check_counts(dataset.manifest.rejects, counts)
     return problems

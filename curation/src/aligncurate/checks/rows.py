@@ -81,7 +81,7 @@ class RowChecker:
             if difference := check_same_columns(schema, self._schema, shard.file):
                 findings.problems.append(difference)
             names = [name for name in ("id", "score", LEVEL_COLUMN) if usable(schema, name)]
-            if not names:  # pyarrow would make up as many empty rows as a damaged footer claims
+            if not names:  # pyarrow would invent as many empty rows as a damaged footer claims
                 return
             batches = _BatchChecker(shard.file, self._edges)
             findings.levels = batches.levels

@@ -18,7 +18,7 @@ BIN_WIDTH = 1 / _PER_UNIT
 """Width of a fine bin, in units of score."""
 
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
-"""Bin widths in fine bins: each divides their number and has round ends."""
+"""Bin widths in fine bins: each divides 20,000 and has round ends."""
 
 _PER_OCTAVE = 16
 _OCTAVES = 32
@@ -55,7 +55,7 @@ class Histogram:
         finite = scores[np.isfinite(scores)].astype(np.float64)
         if not len(finite):
             return
-        # A float32 times 10,000 is exact in float64, so each score is in the bin that it is in.
+        # A float32 times 10,000 is exact in float64, so each score gets its true bin.
         at = np.floor(finite * _PER_UNIT).astype(np.int64) + _PER_UNIT
         self._fine += np.bincount(np.clip(at, 0, _FINE_BINS - 1), minlength=_FINE_BINS)
         self._moments.add(finite)
@@ -109,7 +109,7 @@ class Histogram:
         """Restore from the output of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError: it did not write this.
+            KeyError, TypeError, ValueError, IndexError: invalid data.
         """
         histogram = cls()
         histogram._moments = Moments.from_json(fields["moments"])
@@ -200,7 +200,7 @@ class LogHistogram:
         """Restore from the output of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError: it did not write this.
+            KeyError, TypeError, ValueError, IndexError: invalid data.
         """
         histogram = cls()
         histogram._moments = Moments.from_json(fields["moments"])
@@ -218,7 +218,7 @@ def _fill(counts: npt.NDArray[np.int64], fields: dict[str, Any]) -> None:
     """Restore `counts` from the output of `_sparse`.
 
     Raises:
-        KeyError, TypeError, ValueError, IndexError: it told something else.
+        KeyError, TypeError, ValueError, IndexError: invalid data.
     """
     at = np.asarray(fields["bins"], dtype=np.int64)
     values = np.asarray(fields["counts"], dtype=np.int64)

@@ -18,7 +18,7 @@ def hub_file(repo: str, names: Sequence[str], kind: Literal["model", "dataset"] 
     """Return the first file of `names` in `repo`.
 
     Raises:
-        HubError: none is in the cache, and the Hub has none or does not answer.
+        HubError: none is cached, and the Hub has none or does not respond.
     """
     for name in names:
         cached = try_to_load_from_cache(repo, name, repo_type=kind)

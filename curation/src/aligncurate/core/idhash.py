@@ -62,7 +62,7 @@ def _hash_chunk(
     data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint64]:
     # With S the running sum of value[j] * base^j, the bytes from s to e sum to (S[e] - S[s]) and
-    # dividing by base^s makes that independent of where the id lies. All arithmetic is modulo 2^64.
+    # dividing by base^s makes that independent of the id's position. Arithmetic is modulo 2^64.
     powers, inverses = _powers(_BASE, len(data)), _powers(_BASE_INVERSE, len(data) + 1)
     running = np.zeros(len(data) + 1, dtype=np.uint64)
     np.cumsum(_BYTE_VALUES[data] * powers, out=running[1:])

@@ -92,7 +92,7 @@ class Moments:
         """Restore from the output of `to_json`.
 
         Raises:
-            ValueError, TypeError: it did not write this.
+            ValueError, TypeError: invalid data.
         """
         moments = cls(len(rows))
         for group, (count, mean, squared_deviations, least, greatest) in enumerate(rows):

@@ -127,7 +127,7 @@ class FineCounts:
             rows = self._row_of_bin[keys >> 16]
             inside = rows >= 0
             at = rows[inside].astype(np.intp) << 16 | (keys[inside] & 0xFFFF)
-            # bincount would make and add an array of all bins for every chunk.
+            # bincount would create and add an array of all bins for every chunk.
             np.add.at(flat, at, 1)
 
     def merge(self, other: Self) -> None:
@@ -149,7 +149,7 @@ class OrderedScores:
         """The score with 0-based `rank` in ascending order.
 
         Raises:
-            KeyError: the rank lies in a bin that the second pass did not look into.
+            KeyError: the rank is in an unresolved bin.
         """
         coarse_bin = int(np.searchsorted(self._upto, rank, side="right"))
         before = int(self._upto[coarse_bin - 1]) if coarse_bin else 0
@@ -161,7 +161,7 @@ class OrderedScores:
         """Number of scores less than `score`.
 
         Raises:
-            KeyError: the score lies in a bin that the second pass did not look into.
+            KeyError: the score is in an unresolved bin.
         """
         key = int(sortable_keys(np.array([score], dtype=np.float32))[0])
         coarse_bin, low = key >> 16, key & 0xFFFF

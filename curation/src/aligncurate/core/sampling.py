@@ -76,7 +76,7 @@ class Draw:
     def __init__(self, counts: KeyCounts, quotas: Sequence[int]) -> None:
         upto = counts.counts.cumsum(axis=1)
         ranks = np.asarray(quotas) - 1
-        # The bin of the last key to draw; -1 where none is drawn, BINS where all are.
+        # Bin of the last key to draw; -1 if none is drawn, BINS if all are.
         self._last_bin = np.array(
             [
                 np.searchsorted(row, rank, side="right") if rank >= 0 else -1

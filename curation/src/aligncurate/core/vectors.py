@@ -26,7 +26,7 @@ def embedding_rows(column: pa.FixedSizeListArray, where: str) -> npt.NDArray[np.
     """Return the embeddings [n, d] float16 of a column.
 
     Raises:
-        ContractError: a row has none; `where` names the place.
+        ContractError: a row has no embedding; `where` names the place.
     """
     if column.null_count:
         raise ContractError(
@@ -88,7 +88,7 @@ class TopK:
 
 def column_values(column: pa.Array, null: float) -> npt.NDArray[Any]:
     """Values [n] of a numeric column, nulls replaced by `null`."""
-    # to_numpy would import pandas where it is installed: up to a second and 70 MB for nothing.
+    # to_numpy would import pandas if installed: up to a second and 70 MB.
     return np.from_dlpack(column.fill_null(null) if column.null_count else column)
 
 

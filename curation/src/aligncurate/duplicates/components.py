@@ -21,7 +21,7 @@ class Components:
             first, second = self._roots(first), self._roots(second)
             apart = first != second
             first, second = first[apart], second[apart]
-            # The greater root hooks to the least root that it meets, so that no circle can arise.
+            # The greater root hooks to the least root it meets, which prevents cycles.
             np.minimum.at(self._parent, np.maximum(first, second), np.minimum(first, second))
 
     def labels(self) -> npt.NDArray[np.int64]:

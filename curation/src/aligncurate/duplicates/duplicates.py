@@ -84,13 +84,13 @@ def near_duplicates(
     one row of each component is kept, whatever the cosine.
 
     Args:
-        exact: what `exact_duplicates` found.
+        exact: result of `exact_duplicates`.
         components: of the pairs with a cosine of at least `threshold`.
         rows: the row of each node, ascending.
         rank: place of each row in the order of preference.
         vectors: the embeddings of the nodes.
-        threshold: least cosine of a row with the one that stands for it.
-        whole_chains: see above.
+        threshold: least cosine of a dropped row with its kept row.
+        whole_chains: keep one row per component.
     """
     kept, cosine = exact.kept.copy(), exact.cosine.copy()
     verdict = exact.verdict.copy()
@@ -103,7 +103,7 @@ def near_duplicates(
         kept[members] = members[leader]
         cosine[members] = alike
         verdict[members[gone]] = Verdict.NEAR
-    # A row whose equal is gone for a near one is near to that one too.
+    # An exact duplicate of a row dropped as near is near to the same kept row.
     behind = np.flatnonzero(verdict == Verdict.EXACT)
     behind = behind[verdict[kept[behind]] == Verdict.NEAR]
     cosine[behind], kept[behind] = cosine[kept[behind]], kept[kept[behind]]

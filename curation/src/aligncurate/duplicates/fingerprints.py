@@ -22,7 +22,7 @@ from aligncurate.threads import map_ordered
 from alignshared import Dataset, ShardInfo
 from alignshared.schema import EMBEDDING_COLUMNS
 
-_compute: Any = pc  # pyarrow makes these functions when it is imported: no checker sees them
+_compute: Any = pc  # generated at import, invisible to type checkers
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -49,7 +49,7 @@ class Fingerprints:
         count = len(self.scores)
         rank = np.arange(count)
         if by_score:
-            # Arrow puts NaN behind every number, in either direction.
+            # Arrow sorts NaN last in either direction.
             table = pa.table({"score": column_of(self.scores), "id": self.ids})
             keys = [("score", "descending"), ("id", "ascending")]
             order = column_values(_compute.sort_indices(table, sort_keys=keys), 0)
@@ -72,7 +72,7 @@ def read_fingerprints(
     A row takes 36 bytes and its id in memory, and 2 d bytes in the file.
 
     Raises:
-        ContractError: a shard is not what the manifest says, or a row lacks its embedding.
+        ContractError: a shard does not match the manifest, or a row lacks its embedding.
     """
     reader = _Reader(dataset, scratch, scores=scores, embeddings=embeddings)
     shards = dataset.manifest.shards
@@ -136,7 +136,9 @@ class _Reader:
         if self._dim:
             rows = embedding_rows(batch.column(IMAGE_EMBEDDING), where)
             data, at = rows.tobytes(), 2 * self._dim * first
-            while data:  # written rather than mapped: a full disk is then an error, no crash
+            while (
+                data
+            ):  # written, not mapped, so that a full disk raises an error instead of crashing
                 written = os.pwrite(self._file, data, at)
                 data, at = data[written:], at + written
 

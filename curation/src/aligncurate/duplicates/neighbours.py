@@ -78,9 +78,9 @@ class NeighbourSearch:
     otherwise, plus one block of rows and its pairs.
 
     Args:
-        target: recall to reach at least, in (0, 1].
-        exact_max: rows up to which the search is exact; None takes what suits the device.
-        threads: of faiss; 0 leaves them as they are.
+        target: minimum recall, in (0, 1].
+        exact_max: maximum rows for an exact search; None depends on the device.
+        threads: of faiss; 0 leaves the number unchanged.
         seed: of the samples for centroids and recall.
     """
 
@@ -121,18 +121,18 @@ class NeighbourSearch:
 
     def _all_pairs(self) -> Iterator[PairBlock]:
         index = self._faiss.IndexFlatIP(self._vectors.dim)
-        # faiss takes what is greater than the radius, we what is not less than the threshold.
+        # faiss returns values > radius; this search needs values >= threshold.
         radius = float(np.nextafter(np.float32(self._threshold), np.float32(-2)))
         begin, size = 0, _FIRST_BLOCK_ROWS
         while begin < len(self._vectors):
             rows = self._vectors.units(slice(begin, begin + size))
-            index.add(rows)  # rows before it are all that a row has to be compared with
+            index.add(rows)  # each row is only compared with those before it
             starts, _, neighbours = index.range_search(rows, radius)
             per_row = np.diff(starts.astype(np.int64))
             first = np.repeat(np.arange(begin, begin + len(rows)), per_row)
             yield _without_itself(len(rows), first, neighbours)
             begin += len(rows)
-            # Crowds of like images lie together in many collections.
+            # Many collections store similar images next to each other.
             size = int(np.clip(_MOST_PAIRS // max(int(per_row.max()), 1), 16, _BLOCK_ROWS))
 
     def _centroids(self, rng: np.random.Generator) -> Any:

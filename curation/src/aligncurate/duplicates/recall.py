@@ -74,8 +74,8 @@ def probes_for(
     Args:
         sample: pairs to find.
         target: in (0, 1].
-        cells: how many there are.
-        nearest: from units [m, d] and a number to so many nearest cells, the own one first.
+        cells: number of cells.
+        nearest: function from units [m, d] and k to the k nearest cells, own cell first.
     """
     most = min(_PROBES_AT_FIRST, cells)
     while True:

@@ -20,12 +20,12 @@ _CONNECT_TIMEOUT_S = 10
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers would build the environment anew
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers would rebuild the environment
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _QUIET = {
     "RAY_DATA_LOG_LEVEL": "ERROR",
-    # Ray's C++ core reports on its own use by Ray Data as an error, at every start of an actor.
+    # Ray's C++ core logs Ray Data's use of it as an error at every start of an actor.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
@@ -87,7 +87,7 @@ def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
             _require_answer(address)
         with nullcontext() if verbose else _muted_stderr():
             ray.init(**options)
-    except Exception as error:  # among them plain ones, when a slow machine takes too long
+    except Exception as error:  # including plain Exception, after a time-out on a slow machine
         detail = " ".join(str(error).split())[:200]
         if not address:
             raise AlignError(
@@ -114,7 +114,7 @@ def _muted_stderr() -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    # Ray itself retries for six minutes where nothing listens.
+    # Ray itself retries for six minutes if nothing listens.
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()

@@ -110,8 +110,8 @@ def _map_options(step: Step, bench: Bench) -> dict[str, Any]:
 
 
 def _actor(make: Callable[[], Function], bench: Bench) -> type:
-    # The class carries `make` itself: a constructor argument may be gone from the object store by
-    # the time that an actor is restarted.
+    # The class carries `make` itself, since a constructor argument may have left the object store
+    # when an actor is restarted.
     class Worker:
         """Holds the function made by a step, with its model for instance."""
 
@@ -164,7 +164,7 @@ def _fetch(dataset: Any, results: "queue.Queue[Any]", over: threading.Event) -> 
         results.put(_END)
     except RayError as error:
         results.put(_explained(error))
-    except BaseException as error:  # noqa: BLE001 raised again where the results are awaited
+    except BaseException as error:  # noqa: BLE001 raised again by the consumer
         results.put(error)
 
 

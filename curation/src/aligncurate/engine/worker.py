@@ -115,7 +115,7 @@ def _result(function: Function, bench: Bench, position: int, pickled: bytes) -> 
     import ray
 
     item = pickle.loads(pickled)
-    if isinstance(item, AlignError | ItemFailure):  # of the step before
+    if isinstance(item, AlignError | ItemFailure):  # from the previous step
         return item
     reason: Any = ray.get(bench.ledger.begin.remote(position, bench.step, socket.gethostname()))
     if reason is not None:

@@ -118,7 +118,7 @@ def _text(dataset: Dataset, rows: int) -> Iterator[str]:
     )
     yield "|---|--:|--:|--:|---|"
     yield _lineage_row(dataset.digest, dataset)
-    # Without locations: these are folders on the machine that wrote the card.
+    # Locations are left out: they are local to the machine that wrote the card.
     for ancestor in ancestors(dataset):
         yield _lineage_row(ancestor.parent.sha256, ancestor.dataset)
     yield from ("", f"Written by {_cell(manifest.package)}.", "", "## Licence", "")

@@ -41,7 +41,7 @@ class LlavaExporter:
                 if content is not None:
                     name = f"{row_name(number)}.{image_suffix(content)}"
                     image = f"{IMAGES_FOLDER}/{span.index:05d}/{name}"
-                    # Waiting for the disk image by image would take longer than all else.
+                    # Syncing every image to disk would dominate the run time.
                     output.write_bytes(image, content, durable=False)
                     pictures += 1
                 part.write(json_line(_record(row, image)) + b"\n")

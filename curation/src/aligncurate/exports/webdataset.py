@@ -39,7 +39,7 @@ class WebdatasetExporter:
 
 
 def _tar_into(sink: Any) -> tarfile.TarFile:
-    # A stream of ustar: nothing is sought in, and no time or user makes the bytes differ.
+    # A ustar stream without seeking, times or users, so that the bytes are reproducible.
     return tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT)
 
 

@@ -55,7 +55,7 @@ def count_scores(dataset: Dataset, workers: int) -> CoarseCounts:
     """First pass over the scores of `dataset`, on `workers` threads.
 
     Raises:
-        InputError: there is not one finite score.
+        InputError: there is no finite score.
     """
     coarse = _count(dataset, CoarseCounts, workers)
     if coarse.finite == 0:
@@ -106,7 +106,7 @@ def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> TopCut:
     """Find the least of the top `fraction` of all finite scores of `dataset`, in two passes.
 
     Raises:
-        InputError: there is not one finite score.
+        InputError: there is no finite score.
     """
     coarse = count_scores(dataset, workers)
     wanted = top_count(fraction, coarse.finite)
@@ -142,10 +142,10 @@ def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
     """Read edges from a `levels.json` or `manifest.json`, or from the folder of a bucket run.
 
     Raises:
-        InputError: there is no such file, or it holds no edges.
+        InputError: the file is missing or holds no edges.
     """
     location = Storage(path).location.rstrip("/")
-    for file in (MANIFEST_FILE, LEVELS_FILE):  # of the two, the manifest also names the weights
+    for file in (MANIFEST_FILE, LEVELS_FILE):  # the manifest first, since it also names the weights
         if Storage(location).exists(file):
             location = f"{location}/{file}"
             break

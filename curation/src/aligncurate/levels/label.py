@@ -34,7 +34,7 @@ def label(
     Pairs whose score is null, NaN or infinite go to `rejects/` instead.
 
     Raises:
-        ContractError: a shard is not what the manifest says.
+        ContractError: a shard does not match the manifest.
     """
     schema = dataset.schema
     shards = dataset.manifest.shards
@@ -57,7 +57,7 @@ def label(
         storage, units, finished, label_unit, workers=workers, on_progress=on_progress
     )
     total = LevelAccumulator(edges.levels)
-    # Added in the order of the shards: the same sums, to the bit, for any number of workers.
+    # Added in shard order: bit-identical sums for any number of workers.
     for record in records:
         total.merge(LevelAccumulator.from_json(record.counts))
     return Labelled(records, total.statistics())

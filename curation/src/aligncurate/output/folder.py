@@ -59,7 +59,7 @@ def input_and_output(
     `data/`, and its output folder, by default `stage` beside the input.
 
     Raises:
-        InputError: there is no such dataset, or the output would overwrite it.
+        InputError: the dataset is missing, or the output would overwrite it.
     """
     dataset = open(newest_dataset(*newest).location if input is None else input)
     storage = Storage(sibling_output(dataset, stage) if output is None else output)
@@ -84,7 +84,7 @@ def finished_already(
     is to be overwritten.
 
     Raises:
-        InputError: it holds the result of another configuration.
+        InputError: the folder holds the result of another configuration.
     """
     if overwrite or not storage.exists(MANIFEST_FILE):
         return None
@@ -105,7 +105,7 @@ def open_output(
     the run's `config`.
 
     Raises:
-        InputError: the folder holds something else, or cannot be written to.
+        InputError: the folder holds something else, or is not writable.
         AlignError: another run is writing there.
     """
     try:
@@ -164,7 +164,7 @@ def _claim(
         storage.write_json(_CONFIG_FILE, config)
     elif state is OutputState.BEGUN:
         _sweep(storage)
-    else:  # another run finished it just now
+    else:  # just finished by another run
         storage.delete(RUN_FOLDER)
         release(storage)
     return state
@@ -182,7 +182,7 @@ def _empty(storage: Storage) -> None:
 
 def _sweep(storage: Storage) -> None:
     """Delete temporary files of killed writers."""
-    if storage.is_remote:  # a half-written object has no name
+    if storage.is_remote:  # partial objects never get a name
         return
     root = storage.path()
     for info in storage.infos(recursive=True):

@@ -25,7 +25,7 @@ def sibling_output(dataset: Dataset, stage: str) -> str:
     """Return the folder `stage` beside `dataset`: `data/demo/bucket` for `data/demo/score`.
 
     Raises:
-        InputError: the dataset is a whole bucket of an object store, and nothing lies beside it.
+        InputError: the dataset is a whole object store bucket, with nothing beside it.
     """
     parent, _, _ = dataset.location.rstrip("/").rpartition("/")
     if is_remote(dataset.location) and parent.endswith(":/"):

@@ -85,7 +85,7 @@ def check_held(storage: Storage) -> None:
     """Check that this run still holds the lock.
 
     Raises:
-        AlignError: this run was thought dead and another one writes there now.
+        AlignError: this run was presumed dead and another one writes there now.
     """
     held = _held.get(storage.location)
     if held is not None:
@@ -96,7 +96,7 @@ def _take(storage: Storage, name: str) -> _Lock:
     if "://" not in storage.location:
         try:
             return _FileLock(storage, name)
-        except ImportError:  # no flock in this system
+        except ImportError:  # no flock on this system
             pass
         except OSError as error:
             if error.errno not in _NO_FLOCK:
@@ -123,7 +123,7 @@ class _FileLock:
                 raise
             if self._is_at(path):
                 break
-            os.close(self._file)  # its last holder has finished and deleted it
+            os.close(self._file)  # deleted by its last holder on finishing
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(asdict(_this_process())).encode(), 0)
 
@@ -170,7 +170,7 @@ class _Lease:
                     self._taken_by = owner
                     return
                 self._write()
-            except (AlignError, OSError):  # a server that fails now may answer next time
+            except (AlignError, OSError):  # may be transient
                 continue
 
     def check(self) -> None:
@@ -184,7 +184,7 @@ class _Lease:
         self._over.set()
         self._renewal.join(_SETTLE_S)
         if self._taken_by is None:
-            with suppress(AlignError, OSError):  # then it runs out
+            with suppress(AlignError, OSError):  # the lease then expires
                 self._storage.delete(self._name)
 
 

@@ -21,7 +21,7 @@ def open_checked(dataset: Dataset, shard: ShardInfo) -> pq.ParquetFile:
     """Open `shard` and check its number of rows against the manifest.
 
     Raises:
-        ContractError: it has not.
+        ContractError: they differ.
     """
     parquet = dataset.open_shard(shard)
     rows = parquet.metadata.num_rows
@@ -42,7 +42,7 @@ def open_matching(
     `schema`.
 
     Raises:
-        ContractError: it has not.
+        ContractError: they differ.
     """
     with open_checked(dataset, shard) as parquet:
         if not parquet.schema_arrow.equals(schema):

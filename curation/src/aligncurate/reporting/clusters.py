@@ -18,7 +18,7 @@ _CLUSTERS = 6
 _SHOWN_OF_EACH = 7
 _BATCH_ROWS = 1 << 16
 
-_compute: Any = pc  # pyarrow makes these functions when it is imported: no checker sees them
+_compute: Any = pc  # generated at import, invisible to type checkers
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def _largest(dataset: Dataset, source: Dataset) -> list[Cluster]:
         for entry in batch.column(0).value_counts():
             id_ = entry["values"].as_py()
             sizes[id_] = sizes.get(id_, 1) + entry["counts"].as_py()
-    # Of equal sizes those with the greater ids, for want of something better: always the same.
+    # Ties go to the greater id: arbitrary, but reproducible.
     top = nlargest(_CLUSTERS, sizes.items(), key=lambda item: (item[1], item[0]))
     members: dict[str, list[Member]] = {id_: [Member(id_, None, None, None)] for id_, _ in top}
     chosen = pa.array(list(members), pa.string())

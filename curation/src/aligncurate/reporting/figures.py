@@ -221,7 +221,7 @@ def png(figure: "Figure") -> bytes:
         text.set_fontfamily(families)
     target = io.BytesIO()
     with warnings.catch_warnings():
-        # A caption in a script without an installed font shows boxes: no news for the terminal.
+        # Captions without an installed font show boxes; no warnings on the terminal.
         warnings.filterwarnings(
             "ignore", message=r"Glyph \d+|Matplotlib currently does not support"
         )
@@ -245,7 +245,7 @@ def svg(figure: "Figure") -> str:
     text = text[text.index("<svg") :]
     extras = r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; "
     text = re.sub(extras, "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # a page with several figures has each id once
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids must be unique on a page with several figures
     for colour, name in ((_INK, "ink"), (_MUTED, "muted"), (_RULE, "rule"), (_PAPER, "paper")):
         text = text.replace(colour, f"var(--{name})")
     return text

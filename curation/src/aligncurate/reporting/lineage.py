@@ -54,7 +54,7 @@ def _look_up(generation: int, parent: Parent, *, may_be_source: bool) -> Ancesto
         dataset = Dataset(parent.location)
         same = dataset.digest == parent.sha256
     except (AlignError, OSError, TypeError, ValueError):
-        # It may be gone or on another machine, which is worth a word and no more.
+        # It may be gone or on another machine, which is no error here.
         state = "source" if may_be_source else "not readable from here"
         return Ancestor(generation, parent, None, state)
     if not same:

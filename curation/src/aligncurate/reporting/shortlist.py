@@ -148,7 +148,7 @@ class Shortlist:
         """Restore a closed shortlist from the output of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError: it did not write this of this dataset.
+            KeyError, TypeError, ValueError, IndexError: invalid, or of another dataset.
         """
         shortlist = cls(manifest, int(fields["capacity"]))
         shortlist.picks = [

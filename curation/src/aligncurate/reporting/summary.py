@@ -123,7 +123,7 @@ class ScoreSummary:
         """Restore from the output of `to_json` for this dataset.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError: it did not.
+            KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError: invalid.
         """
         if (fields["statistics_version"], fields["manifest_sha256"]) != (_VERSION, digest):
             raise ValueError("it describes another dataset")
@@ -151,14 +151,14 @@ def summary_of(
     rows if none needs reading.
 
     Raises:
-        ContractError: a shard lacks a column, or has a level that the edges do not make.
+        ContractError: a shard lacks a column, or has an invalid level.
     """
     known = known_summary(dataset)
     if known and known.shortlist.capacity >= examples:
         on_progress(dataset.manifest.rows)
         return known
     summary = summarise(dataset, max(examples, _SHORTLIST), on_progress)
-    with suppress(AlignError, OSError):  # a dataset that others own can still be read
+    with suppress(AlignError, OSError):  # the folder may be read-only
         dataset.storage.write_json(STATISTICS_FILE, summary.to_json(dataset.digest))
     return summary
 
@@ -184,13 +184,13 @@ def summarise(
     result is identical for any number of threads.
 
     Raises:
-        ContractError: a shard lacks a column, or has a level that the edges do not make.
+        ContractError: a shard lacks a column, or has an invalid level.
     """
     summary = ScoreSummary(dataset.manifest, examples)
     bounds = summary.shortlist.bounds()
 
     def read(numbered: tuple[int, ShardInfo]) -> ScoreSummary:
-        # Whatever bounds are known by now, they only spare rows that would be dropped later.
+        # Bounds known by now only skip rows that would be dropped later.
         return _summarise_shard(dataset, *numbered, examples, bounds)
 
     shards = dataset.manifest.shards
@@ -228,7 +228,7 @@ def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[
     """Levels [n] int8 of `batch`.
 
     Raises:
-        ContractError: one of them is null or not in 1..`levels`.
+        ContractError: a level is null or not in 1..`levels`.
     """
     values = column_values(batch.column(LEVEL_COLUMN), 0)
     if len(values) and not (values.min() >= 1 and values.max() <= levels):

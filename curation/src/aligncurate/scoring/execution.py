@@ -44,7 +44,7 @@ def device_of(execution: Execution) -> str:
     machine's.
 
     Raises:
-        InputError: --gpus asks for more than there are.
+        InputError: --gpus exceeds the GPUs available.
     """
     pool = execution.gpu_pool
     if pool is not None and pool.most == 0:

@@ -26,13 +26,13 @@ def resolve_models(
     """Resolve the models and their weights.
 
     Args:
-        models: `MODEL` or `NAME=MODEL` each; without a name it is the model's own, made safe.
+        models: `MODEL` or `NAME=MODEL` each; the default name is the model's own, made safe.
         weights: `WEIGHTS` for one model, `NAME=WEIGHTS` for one of several.
         main: name of the model behind `score`; by default the first.
         view: framing of images for all of them; None is each model's own.
 
     Raises:
-        InputError: two models have one name, or a name or a model is not known.
+        InputError: two models share a name, or a name or model is unknown.
     """
     sources = _by_name(models)
     weights_of = _weights_by_name(list(sources), weights)
@@ -89,7 +89,7 @@ def _by_name(models: Sequence[str]) -> dict[str, str]:
 
 def _weights_by_name(names: list[str], weights: Sequence[str]) -> dict[str, str]:
     if len(names) == 1 and len(weights) == 1:
-        # `NAME=` may stand here too, and a path may have an equals sign.
+        # `NAME=` is allowed here too, and a path may contain an equals sign.
         return {names[0]: weights[0].removeprefix(f"{names[0]}=")}
     named: dict[str, str] = {}
     for given in weights:

@@ -77,7 +77,7 @@ def _without_nonfinite(table: pa.Table, columns: list[str]) -> tuple[pa.Table, l
     bad = table.filter(pa.array(~finite_N))
     rejects: list[Reject] = []
     for row, values in enumerate(scores[~finite_N]):
-        # Where several models score, the last column that is not finite names one of them.
+        # With several models, the last non-finite column names one of them.
         index = len(columns) - 1 - int(np.argmin(np.isfinite(values[::-1])))
         column = "" if len(columns) == 1 else f" in {columns[index]}"
         detail = f"the model gives the score {values[index]}{column}"

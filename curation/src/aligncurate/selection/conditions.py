@@ -88,7 +88,7 @@ def conditions_over(conditions: Conditions, dataset: Dataset, workers: int) -> l
     `top` reads all scores, twice, on `workers` threads.
 
     Raises:
-        InputError: a condition names what the dataset does not have.
+        InputError: a condition names something the dataset lacks.
     """
     schema, location = dataset.schema, dataset.location
     bounds = list(_bounds(conditions, dataset))
@@ -121,7 +121,7 @@ def _bounds(c: Conditions, dataset: Dataset) -> Iterator[tuple[str, tuple[str, .
         sql = f"width >= {c.min_size} AND height >= {c.min_size}"
         yield f"shorter side >= {c.min_size} px", _SIDES, sql
     if c.max_aspect is not None:
-        # The quotient is the float64 nearest to it, as the limit is: an image of exactly 1.1 : 1
+        # Quotient and limit are both rounded to float64: an image of exactly 1.1 : 1
         # is not above 1.1.
         ratio = "greatest(width, height)::DOUBLE / least(width, height)::DOUBLE"
         sql = f"width > 0 AND height > 0 AND {ratio} <= {_number(c.max_aspect, 'DOUBLE')}"
@@ -139,7 +139,7 @@ def _bounds(c: Conditions, dataset: Dataset) -> Iterator[tuple[str, tuple[str, .
 
 
 def _score_sql(sign: str, bound: float) -> str:
-    # DuckDB holds NaN to be the greatest of numbers.
+    # DuckDB orders NaN above all numbers.
     score = "score::FLOAT"
     return f"{score} {sign} {_number(float(np.float32(bound)), 'FLOAT')} AND NOT isnan({score})"
 
@@ -151,7 +151,7 @@ def _number(value: float, kind: str) -> str:
 
 def _top(share: float, dataset: Dataset, workers: int) -> tuple[str, float]:
     """Label and minimum score of the top `share`."""
-    # The share as it is written: 0.1 is a tenth, though no float is.
+    # The share as written: 0.1 is exactly a tenth, which no float is.
     cut = find_top_cut(dataset, Fraction(str(share)), workers)
     ties = f", {cut.kept:,} with equal scores" if cut.kept > cut.wanted else ""
     label = f"top {share}: score >= {float(cut.score):.6g} ({cut.wanted:,} wanted{ties})"
@@ -162,7 +162,7 @@ def _levels(text: str, dataset: Dataset) -> list[int]:
     """Parse levels of `dataset` from `3-8` or `1,5-8`.
 
     Raises:
-        InputError: `text` is not written so, or names a level that the dataset does not have.
+        InputError: invalid syntax, or a level that the dataset lacks.
     """
     edges = dataset.manifest.level_edges
     if edges is None:
@@ -187,7 +187,7 @@ def _language(text: str, dataset: Dataset) -> tuple[str, list[str]]:
     """Parse column and values from `COLUMN=en,de`.
 
     Raises:
-        InputError: `text` is not written so, or the dataset has no such column of text.
+        InputError: invalid syntax, or the dataset has no such text column.
     """
     column, _, names = text.rpartition("=")
     values = [name.strip() for name in names.split(",") if name.strip()]

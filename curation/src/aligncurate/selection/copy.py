@@ -106,17 +106,17 @@ def write_chosen(
     finish it as a dataset.
 
     Args:
-        dataset: what to copy from.
-        storage: the folder to write; claimed for `config`.
-        stage: what the manifest calls the stage.
-        config: the full configuration; what stands under `execution` changes no row.
+        dataset: dataset to copy from.
+        storage: folder to write, claimed for `config`.
+        stage: name of the stage in the manifest.
+        config: full configuration; `execution` changes no row.
         masks: one bit for each row of each shard of `dataset`, in the order of its manifest.
         workers: threads; their number changes no byte of a shard.
         overwrite: replace a dataset or unfinished run in `storage`.
-        on_progress: called with rows of the input that are dealt with, kept or not.
+        on_progress: called with the number of input rows processed, kept or not.
 
     Raises:
-        ContractError: a shard is not what the manifest says.
+        ContractError: a shard does not match the manifest.
     """
 
     def write() -> Manifest:
@@ -144,7 +144,7 @@ def copy_chosen(
     configuration is resumed.
 
     Raises:
-        ContractError: a shard is not what the manifest says.
+        ContractError: a shard does not match the manifest.
     """
     schema = dataset.schema
     records = _copy(dataset, storage, schema, _parts(dataset, masks), workers, on_progress)
@@ -235,7 +235,7 @@ def level_statistics(
         for shard, mask in zip(dataset.manifest.shards, masks, strict=True)
         if mask.true_count
     ]
-    # Added in the order of the shards: the same sums, to the bit, for any number of workers.
+    # Added in shard order: bit-identical sums for any number of workers.
     for part in map_ordered(count, some, workers):
         total.merge(part)
     return total.statistics()

@@ -22,8 +22,8 @@ _LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     "enable_external_access": "false",
     "lock_configuration": "true",
-    "python_enable_replacements": "false",  # or a subquery could read this process's variables
-    "threads": "1",  # there is a thread for each shard already
+    "python_enable_replacements": "false",  # else subqueries could read this process's variables
+    "threads": "1",  # each shard already has a thread
 }
 _ROW = f"row {uuid4()}"
 """Row number column added to each batch, under an unguessable name."""
@@ -37,7 +37,7 @@ class Predicate:
     not given, `sql` is a user's, which is checked and searched for columns. Thread-safe.
 
     Raises:
-        InputError: `sql` is no predicate over these columns; DuckDB's own message says why.
+        InputError: `sql` is not a predicate over these columns; includes DuckDB's message.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Predicate:
         """Return a mask [n] bool of the rows of `batch`, with at least `columns`, that pass.
 
         Raises:
-            InputError: a value cannot be computed: a text that is no number cast to one, say.
+            InputError: a value cannot be computed, such as a non-numeric text cast to a number.
         """
         keep = np.zeros(batch.num_rows, dtype=np.bool_)
         keep[self._rows(_readable(pa.Table.from_batches([batch]).select(self._tops)))] = True
@@ -134,7 +134,7 @@ class _Names:
         if names == ["image", "path"]:
             self.words.add("image")
             return
-        # A method call has its column as a schema (`tags.len()`), so all words count.
+        # Method calls parse their column as a schema (`tags.len()`), so all words count.
         words = {name for value in node.values() for name in _strings(value)} | set(names)
         self.words |= words
         self._only_path &= "image" not in words
@@ -159,7 +159,7 @@ class _Names:
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
-        if value.get("class") == "CONSTANT":  # a text that looks like a column
+        if value.get("class") == "CONSTANT":  # a string that looks like a column
             return
         yield value
     for child in value.values() if isinstance(value, dict) else value:

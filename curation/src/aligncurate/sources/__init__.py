@@ -16,7 +16,7 @@ def open_source(source: str, image_root: str | None = None) -> Source:
     Parquet.
 
     Raises:
-        InputError: nothing of the kind is there.
+        InputError: no such source exists.
     """
     from aligncurate.sources.folder import FolderSource, is_image
     from aligncurate.sources.listing import find_files, is_folder

@@ -34,7 +34,7 @@ def find_columns(schema: pa.Schema, where: str, *, is_dataset: bool) -> Columns:
     """Find the parts of a pair in `schema`; columns added by earlier stages are left out.
 
     Raises:
-        InputError: a part is missing or of a type that it cannot have, or a name is taken.
+        InputError: a part is missing or of the wrong type, or a name is taken.
     """
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:

@@ -41,7 +41,7 @@ def repeated_rows(ids: Iterable[Sequence[str | None]]) -> Iterator[int]:
 
 
 def _hashes(values: list[str]) -> npt.NDArray[np.uint64]:
-    # An id that is no valid text is rejected later and must not fail here.
+    # Ids that are invalid text are rejected later and must not fail here.
     return hash_ids(pa.array([v.encode("utf-8", "surrogatepass") for v in values], pa.binary()))
 
 

@@ -31,7 +31,7 @@ def resolve_image_root(image_root: str | None, default: str) -> str:
     """Return the folder `image_root`, or `default`, as a path without links or as a URI.
 
     Raises:
-        InputError: `image_root` is no folder.
+        InputError: `image_root` is not a folder.
     """
     root = normal_location(default if image_root is None else image_root)
     if not is_remote(root):
@@ -48,7 +48,7 @@ def read_image(root: str | None, path: str) -> bytes:
 
     Raises:
         ImageError: the path leaves the root (by `..`, by being absolute elsewhere, through a link),
-            or there is no readable file.
+            or the file is missing or unreadable.
         AlignError: the disk or the object store fails, which says nothing about the image.
     """
     if root is None:
@@ -71,7 +71,7 @@ def _read_file(root: str, path: str, limit: int) -> bytes:
         full = os.path.realpath(os.path.join(real_root, _plain_path(path)))
         if os.path.commonpath([real_root, full]) != real_root:
             raise ImageError(Reason.PATH_OUTSIDE_ROOT, f"leads out of {root}")
-        if not os.path.isfile(full) and os.path.exists(full):  # opening a pipe would wait for ever
+        if not os.path.isfile(full) and os.path.exists(full):  # opening a pipe would block forever
             raise ImageError(Reason.MISSING_FILE, f"is no file under {root}")
         _require_size(os.path.getsize(full), limit)
         with open(full, "rb") as stream:

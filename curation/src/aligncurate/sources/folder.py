@@ -36,7 +36,7 @@ class FolderSource:
     caption in `a/b.txt`.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        InputError: the folder is missing or has no images.
     """
 
     def __init__(self, location: str, files: list[FoundFile] | None = None) -> None:

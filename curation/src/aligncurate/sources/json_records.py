@@ -35,7 +35,7 @@ def records_of(location: str) -> Iterator[Any]:
     One record is held in memory.
 
     Raises:
-        InputError: the file is not there, or a `.json` is no list or is damaged.
+        InputError: the file is missing, or a `.json` is not a list or damaged.
     """
     with opened(location) as raw:
         lines = location.endswith(".jsonl")
@@ -69,7 +69,7 @@ def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
         events = ijson.basic_parse(stream, use_float=True)
         next(events)  # the beginning of the list
         yield from _Values().of(events)
-    except (ijson.JSONError, ValueError, RecursionError) as error:  # also of endless numbers
+    except (ijson.JSONError, ValueError, RecursionError) as error:  # ValueError: endless numbers
         raise InputError(
             f"{location} is damaged JSON ({one_line(error)[:120]}); "
             "it may have been cut short, fetch it again."

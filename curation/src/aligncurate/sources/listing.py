@@ -41,7 +41,7 @@ def find_files(location: str) -> list[FoundFile]:
     Links to files count as files; links to folders are not followed.
 
     Raises:
-        InputError: a folder cannot be listed, or a file that braces name is not there.
+        InputError: a folder cannot be listed, or a file named by braces is missing.
     """
     whole = normal_location(location)
     if (files := _at(whole)) is not None:
@@ -87,7 +87,7 @@ def opened(location: str) -> Iterator[pa.NativeFile]:
 
     Raises:
         InputError: it is not there.
-        AlignError: it can no longer be read, because of a fault of the disk or the store.
+        AlignError: a disk or store failure.
     """
     storage, name = split_location(location)
     try:

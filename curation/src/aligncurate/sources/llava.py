@@ -47,7 +47,7 @@ class LlavaSource:
     duplicate if an earlier usable record has it.
 
     Raises:
-        InputError: the file or the folder is not there.
+        InputError: the file or the folder is missing.
     """
 
     def __init__(self, location: str, image_root: str | None = None, name: str = "") -> None:
@@ -118,7 +118,7 @@ class LlavaSource:
 def _row_or_reject(row_of: RowMaker, record: Any, derived_id: str) -> dict[str, Any]:
     try:
         return row_of(record, derived_id)
-    except (RecursionError, ValueError) as error:  # lists in lists without end, endless numbers
+    except (RecursionError, ValueError) as error:  # extreme nesting, endless numbers
         detail = f"the record cannot be read: {one_line(error)}"
         return rejected_row(derived_id, None, Reason.MALFORMED_RECORD, detail)
 
@@ -206,7 +206,7 @@ def laion_cc_sbu(image_root: str | None = None) -> LlavaSource:
     (28 GB, plus 28 GB unpacked).
 
     Raises:
-        InputError: they are not there and cannot be downloaded.
+        InputError: the data is missing and cannot be downloaded.
     """
     if image_root is not None:
         records = f"{normal_location(image_root)}/{_RECORDS}"

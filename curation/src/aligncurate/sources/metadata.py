@@ -91,7 +91,7 @@ def parsed_metadata(data: bytes) -> dict[str, Any]:
     """Parse the fields of a JSON object.
 
     Raises:
-        ValueError: it is not JSON, or no object, or nested beyond reason.
+        ValueError: the text is not JSON, not an object, or nested too deeply.
     """
     try:
         fields = json.loads(data)

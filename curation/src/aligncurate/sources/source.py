@@ -125,7 +125,7 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
         ):
             yield parquet
     except (pa.ArrowException, OSError) as error:
-        # Of a damaged file pyarrow says the same as of a store that does not answer.
+        # pyarrow raises the same for a damaged file and for an unreachable store.
         unread = " or cannot be read" if is_remote(location) else ""
         raise InputError(
             f"{location} is not a whole Parquet file{unread}: {one_line(error)[:200]}; fetch "

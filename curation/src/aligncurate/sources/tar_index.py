@@ -126,8 +126,8 @@ def index_tar(location: str, prefix: str) -> TarIndex:
     Samples before any damage are kept; the loss is recorded as one row with a reason.
 
     Raises:
-        InputError: the tar is not there, or is compressed.
-        AlignError: it can no longer be read.
+        InputError: the tar is missing or compressed.
+        AlignError: the tar is no longer readable.
     """
     with opened(location) as stream:
         data = TarBytes(stream, _REMOTE_WINDOW if is_remote(location) else _LOCAL_WINDOW)
@@ -267,7 +267,7 @@ def tar_members(data: TarBytes, location: str) -> Iterator[tarfile.TarInfo]:
 
     Raises:
         InputError: the tar is compressed.
-        TarDamage: it is cut short or damaged; all members before have been given.
+        TarDamage: the tar is truncated or damaged; earlier members have been yielded.
     """
     _require_plain(data, location)
     position = -1

@@ -101,7 +101,7 @@ class WebDatasetSource:
         self._own = own_columns(kinds)
         sizes = [(location, summary.rows) for location, summary in summaries]
         units = cut_into_units(sizes, shard_rows)
-        if "str" not in kinds.get("id", ()):  # keys are told apart already
+        if "str" not in kinds.get("id", ()):  # keys are already unique
             return units
         return marked_duplicates(units, sizes, IdColumn([file for file, _ in sizes], "id"))
 

@@ -98,20 +98,20 @@ def dedup(  # noqa: PLR0913 the command's options
             `data/`.
         output: a new folder; by default `dedup` beside `input`.
         threshold: least cosine of near duplicates, above 0 and up to 1.
-        keep: prefer the pair with the highest score, of equal ones that with the least id; or the
+        keep: prefer the pair with the highest score, ties by least id; or the
             first in the dataset.
-        exact_only: leave near duplicates in; no embeddings are needed.
-        chains: "whole" keeps one pair of each component, whatever its cosine with the others.
-        recall: share of the pairs to find at least where not all are compared, in (0, 1].
+        exact_only: keep near duplicates; needs no embeddings.
+        chains: "whole" keeps one pair per component, whatever its cosine with the others.
+        recall: minimum share of pairs to find if not all are compared, in (0, 1].
         workers: threads; by default one per core.
         overwrite: replace a dataset or unfinished run in `output`.
         on_progress: called with the rows read, then compared (not with `exact_only`), then written.
 
     Returns:
-        The dataset; what was found stands in its manifest under `duplicates`.
+        The dataset; the result is in its manifest under `duplicates`.
 
     Raises:
-        InputError: the arguments, the input or the folders cannot be used as they are.
+        InputError: invalid arguments or unusable input or folders.
     """
     threads = thread_count(workers)
     _check_arguments(threshold, keep, chains, recall)
@@ -186,7 +186,7 @@ def _find(
         found, facts = exact_duplicates(prints.digests, rank), None
         if near is not None:
             found, facts = _find_near(prints, found, rank, near, workers, on_progress)
-    # Written before the shards: what took longest is not lost when the run is interrupted.
+    # Written before the shards, so that an interrupted run keeps the slowest step.
     storage.write_bytes(_KEPT_FILE, np.packbits(found.verdict == Verdict.KEPT).tobytes())
     shards = list(_write_duplicates(dataset, storage, prints.ids, found))
     storage.write_json(_FOUND_FILE, asdict(_info(found, facts, shards)))

@@ -88,7 +88,7 @@ def export(
         on_progress: called with the number of pairs written.
 
     Raises:
-        InputError: the arguments or the folders cannot be used as they are.
+        InputError: invalid arguments or unusable folders.
     """
     require_one_of("--format", format, get_args(Format))
     require_at_least(1, pairs_per_file=pairs_per_file)
@@ -112,7 +112,7 @@ def read_export(location: Location) -> Export:
     """Read the finished export at `location`.
 
     Raises:
-        InputError: there is none, or an unfinished one.
+        InputError: the export is missing or unfinished.
     """
     marker = Storage(location).read_json(MARKER)
     try:

@@ -71,10 +71,10 @@ def filter(
         on_progress: called with the number of pairs read; every pair is read twice.
 
     Returns:
-        The filtered dataset; `condition_counts` tells what each condition drops.
+        The filtered dataset; `condition_counts` gives what each condition drops.
 
     Raises:
-        InputError: the conditions or the folders cannot be used as they are, or no pair is kept.
+        InputError: unusable conditions or folders, or no pair is kept.
     """
     threads = thread_count(workers)
     dataset = _input(input)
@@ -88,7 +88,7 @@ def filter(
     }
     if finished := finished_already(storage, config, overwrite=overwrite):
         return finished
-    # Conditions that cannot be used are refused before the output folder is claimed or replaced.
+    # Invalid conditions are refused before the output folder is claimed or replaced.
     masks, counts = _choose(conditions, dataset, threads, on_progress)
     if not any(mask.true_count for mask in masks):
         labels = " and ".join(count.condition for count in counts)
@@ -110,7 +110,7 @@ def count_filter(
     """Count what `filter` would keep of `input`, without writing.
 
     Raises:
-        InputError: the conditions or the input cannot be used as they are.
+        InputError: the conditions or the input are unusable.
     """
     threads = thread_count(workers)
     dataset = _input(input)

@@ -80,7 +80,7 @@ def _unfinished(storage: Storage) -> Inspection:
         records = list(finished_units(storage))
         config = storage.child(RUN_FOLDER).read_json("config.json")
     except (AlignError, OSError, ValueError, KeyError, TypeError):
-        # What a killed run left may be anything; what can be told is told.
+        # A killed run may leave anything; report what is readable.
         pass
     files = [record.shard for record in records]
     files += [record.rejects.info for record in records if record.rejects.info]

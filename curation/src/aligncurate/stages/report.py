@@ -24,7 +24,7 @@ HISTOGRAM = "histogram.png"
 LEVELS = "levels.png"
 GALLERY = "gallery.png"
 DRIFT = "drift.png"
-_FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY, DRIFT, "drift.html")  # the last by earlier versions
+_FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY, DRIFT, "drift.html")  # the last from earlier versions
 
 _REJECT_EXAMPLES = 3
 
@@ -69,8 +69,8 @@ def report(
         input: a scored or levelled dataset; by default the newest one under `data/`.
         output: a folder of an earlier report or a new one; by default `report` beside `input`.
         against: another scored dataset to compare `input` with: the report gets a section on
-            drift, and `drift.png`. A warning is logged where scores of other weights are compared.
-        examples: pairs to show of each level; the same ones every time.
+            drift, and `drift.png`. A warning is logged if scores of other weights are compared.
+        examples: pairs to show of each level, reproducibly.
         on_progress: called with the number of pairs read. Every pair is read once, and the summary
             is left beside the manifest, so that no later report reads them again.
 
@@ -95,7 +95,7 @@ def report(
             storage.write_bytes(name, files[name])
         else:
             storage.delete(name)
-    # Last, since the page is what marks the folder as a report.
+    # Last, since the page marks the folder as a report.
     storage.write_bytes(PAGE, render_page(content).encode())
     locations = {name: storage.child(name).location for name in (PAGE, *files)}
     drift = content.drift

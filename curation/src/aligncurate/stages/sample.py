@@ -57,18 +57,18 @@ def sample(
     Args:
         input: a dataset; by default the newest filtered or levelled one under `data/`.
         output: a new folder; by default `sample` beside `input`.
-        rows: how many pairs in all.
-        per_level: how many pairs of each level; instead of `rows`.
-        seed: another one draws other pairs.
+        rows: total number of pairs.
+        per_level: number of pairs per level, instead of `rows`.
+        seed: seed of the draw.
         workers: threads; by default one per core.
         overwrite: replace a dataset or unfinished run in `output`.
-        on_progress: called with the number of pairs read; every pair is dealt with twice.
+        on_progress: called with the number of pairs read; every pair is processed twice.
 
     Returns:
-        The sample; a warning is logged for each level that has too few.
+        The sample; a warning is logged for each level with too few pairs.
 
     Raises:
-        InputError: the arguments or the folders cannot be used as they are.
+        InputError: invalid arguments or unusable folders.
     """
     _check_arguments(rows, per_level, seed, workers)
     dataset = newest_dataset(*SAMPLED_STAGES) if input is None else Dataset(input)

@@ -152,7 +152,7 @@ def _config(spec: ScoringSpec, shard_rows: int | None) -> dict[str, Any]:
         "shard_rows": shard_rows,
         "embeddings": spec.embeddings,
     }
-    # Later options are left out at their defaults: a dataset from before them is still the same.
+    # Newer options are left out at their defaults, so that older datasets still match.
     if spec.models:
         config["models"] = {name: _model_config(clip) for name, clip in spec.models.items()}
     if spec.clip.view:

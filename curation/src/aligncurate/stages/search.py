@@ -80,17 +80,17 @@ def search(
     embedding. Memory is constant.
 
     Args:
-        input: a dataset that was scored with embeddings; by default the newest one under `data/`.
-        text: what to look for, or
-        image: a file with an image to look for.
-        top: pairs to give; of equal cosines the earlier rows.
+        input: a dataset scored with embeddings; by default the newest one under `data/`.
+        text: text to search for, or
+        image: file of an image to search for.
+        top: number of results; ties go to the earlier rows.
         over: compare with the embeddings of the pairs' images or captions.
-        weights: where the weights of the CLIP lie now, if not where they lay: a file, or the folder
-            of a model that was given as one.
+        weights: new path of the CLIP's weights, if moved: a file, or the folder
+            of a model given as one.
         on_progress: called with the number of pairs compared.
 
     Raises:
-        InputError: the query, the dataset or the weights cannot be used as they are.
+        InputError: the query, the dataset or the weights are unusable.
     """
     _check_arguments(text, image, top, over)
     location = newest_dataset("bucket", "score").location if input is None else input

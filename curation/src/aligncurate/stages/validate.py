@@ -60,7 +60,7 @@ def validate(
         on_progress: called with the number of rows checked, of `manifest.rows`.
 
     Raises:
-        InputError: there is no dataset in `input` whose manifest can be read.
+        InputError: `input` holds no dataset with a readable manifest.
     """
     location = newest_dataset(*READABLE_STAGES).location if input is None else input
     dataset = open_dataset(location)
@@ -111,7 +111,7 @@ def _check_rows(
             if findings.levels and edges:
                 levels.merge(findings.levels)
         problems.add(check_unique(dataset, shards, repeats))
-    # With rows missing, statistics differ for a reason that has been told.
+    # With rows missing, statistics differ for a reason already reported.
     if edges and whole:
         listed = dataset.manifest.level_statistics or []
         problems.add(check_statistics(listed, levels.statistics()))

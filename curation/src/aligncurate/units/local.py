@@ -67,7 +67,7 @@ def run_in_process(
     abandoned, since they cannot be stopped.
 
     Raises:
-        AlignError: the output cannot be written to.
+        AlignError: the output is not writable.
     """
     remaining = deque(units)
     attempt = 1
@@ -175,7 +175,7 @@ class _Line(Generic[Item, Result]):
             number, item = taken
             try:
                 outcome = False, self._function(item)
-            except BaseException as error:  # noqa: BLE001 raised again by who takes it
+            except BaseException as error:  # noqa: BLE001 raised again by the consumer
                 outcome = True, error
             self._put(number, outcome)
 
@@ -190,7 +190,7 @@ class _Line(Generic[Item, Result]):
                 return number, next(self._items)
             except StopIteration:
                 outcome = False, _END
-            except BaseException as error:  # noqa: BLE001 raised again by who takes it
+            except BaseException as error:  # noqa: BLE001 raised again by the consumer
                 outcome = True, error
             self._put(number, outcome)
             self.stop()
@@ -222,4 +222,4 @@ class _Line(Generic[Item, Result]):
     def stop(self) -> None:
         """Start no further items."""
         self._stopped = True
-        self._room.release()  # one worker wakes, and each that ends wakes the next
+        self._room.release()  # wakes one worker, and each that ends wakes the next

@@ -151,7 +151,7 @@ def write_unit(
 
     Raises:
         UnitError: `batches` raised something.
-        AlignError: the disk is full, or the output cannot be written to any more.
+        AlignError: the disk is full, or the output is no longer writable.
     """
     name = file or shard_name(index)
     rejects: list[Reject] = []
@@ -232,7 +232,7 @@ def released_if_empty(output: Storage) -> Generator[None, None, None]:
     try:
         yield
     except BaseException:
-        # A server that is gone must not hide why the run failed.
+        # An unreachable server must not hide why the run failed.
         with suppress(AlignError, OSError):
             if not output.child(_RECORDS_FOLDER).names() and not failed_units(output):
                 release_output(output)
@@ -245,7 +245,7 @@ def record_failure(output: Storage, failure: UnitFailure) -> None:
     """Record a unit's failure; later runs skip it unless told to retry failed units.
 
     Raises:
-        AlignError: the output cannot be written to any more.
+        AlignError: the output is no longer writable.
     """
     name = f"{_FAILURES_FOLDER}/{failure.index:07d}.json"
     try:

@@ -204,7 +204,7 @@ def write_shard_unit(
     its first shard in messages.
 
     Raises:
-        AlignError: it cannot be read or written.
+        AlignError: the unit cannot be read or written.
     """
     try:
         return write_unit(output, index, schema, batches, file=file, counts=counts)
@@ -223,7 +223,7 @@ def write_dataset(
     `write`.
 
     Raises:
-        InputError: `output` holds something else, or cannot be written to.
+        InputError: `output` holds something else, or is not writable.
         AlignError: another run is writing there, or `write` raises it.
     """
     if open_output(output, config, overwrite=overwrite) is OutputState.FINISHED:

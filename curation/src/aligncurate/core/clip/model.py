@@ -24,7 +24,7 @@ from alignshared import AlignError, InputError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_DETAIL = 300
-# What torch and safetensors raise for what is no weights file, KeyError for an unknown opcode.
+# Errors of torch and safetensors for other files; KeyError is an unknown opcode.
 _UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -32,7 +32,7 @@ _UNREADABLE = (
     EOFError,
     KeyError,
 )
-# What open_clip raises for weights of another shape or kind.
+# Errors of open_clip for weights of another shape or kind.
 _MISFITS = (
     RuntimeError,
     IndexError,
@@ -68,7 +68,7 @@ class ClipModel:
         self.device = torch.device(device)
         self.dtype = _DTYPES[precision]
         self._name = resolved.name
-        # open_clip's towers carry no types.
+        # open_clip's towers are untyped.
         self._model: Any = _load(resolved).to(device=self.device, dtype=self.dtype).eval()
         self._tokenizer: Any = _tokenizer(resolved)
         self._causal_text = _causal_text_tower(self._model)
@@ -128,8 +128,8 @@ class ClipModel:
         return (total_ND / lengths).astype(np.float32)
 
     def _truncated(self, captions: Sequence[str], tokens_NL: torch.Tensor) -> npt.NDArray[np.bool_]:
-        # A caption that fills its row either fits exactly or was cut; a longer row tells which.
-        # Some tokenizers end with the token they pad with, so the last place alone says nothing.
+        # A caption that fills its row either fits exactly or was cut; a longer row shows which.
+        # Some tokenizers end with their padding token, so the last position alone is inconclusive.
         pad = padding_of(self._tokenizer)
         used_N = used_tokens(tokens_NL, pad)
         truncated = np.zeros(len(captions), dtype=np.bool_)
@@ -145,7 +145,7 @@ class ClipModel:
         that trimming padding changes nothing.
 
         Raises:
-            AlignError: one of these fails, so the scores would mean nothing.
+            AlignError: a check fails, so the scores would be meaningless.
         """
         tolerance = 1e-4 if self.dtype == torch.float32 else 2e-2
         if self._model.training:

@@ -17,7 +17,7 @@ def resolve_recorded(info: ModelInfo, lies_at: str | None = None) -> ResolvedCli
     folder.
 
     Raises:
-        InputError: it cannot be found, or what is there has other weights.
+        InputError: the model is missing or has other weights.
     """
     resolved = _found(info, lies_at)
     if resolved.weights_sha256 != info.weights_sha256:
@@ -47,7 +47,7 @@ def _found(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
     tag = open_clip.get_pretrained_cfg(info.name, info.weights)
     if not tag:
         return resolved
-    # A file cannot say how it was trained; the tag that it was known by then does.
+    # A file does not say how it was trained; its recorded tag does.
     preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), tag)
     return replace(
         resolved,

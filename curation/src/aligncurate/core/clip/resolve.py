@@ -77,7 +77,7 @@ def resolve_clip(name: str, weights: str | None = None) -> ResolvedClip:
     (safetensors, or a PyTorch file that loads without running code), for architectures only.
 
     Raises:
-        InputError: no such model or tag, or the weights are neither here nor to be downloaded.
+        InputError: no such model or tag, or the weights are neither here nor downloadable.
     """
     if name == "demo":
         return _from_folder("demo", demo.clip_path(), weights)

@@ -22,7 +22,7 @@ class CaptionWindows:
         self._tokenizer = tokenizer
         self._context_length = context_length
         self._pad = padding_of(tokenizer)
-        # One word over and over, cut to a few tokens, shows which marks stand around the words.
+        # A repeated word, cut to a few tokens, reveals the begin and end tokens.
         row: list[int] = tokenizer([_PROBE], context_length=_PROBE_LENGTH)[0].tolist()
         word = max(row, key=row.count)
         first, last = row.index(word), _PROBE_LENGTH - row[::-1].index(word)
@@ -43,7 +43,7 @@ class CaptionWindows:
 
     def _cut(self, tokens: list[int], inside: int) -> torch.Tensor:
         words = tokens[len(self._begin) :]
-        if self._end and words[-len(self._end) :] == self._end:  # it may be the padding as well
+        if self._end and words[-len(self._end) :] == self._end:  # may equal the padding
             words = words[: -len(self._end)]
         windows = torch.full((max(-(-len(words) // inside), 1), self._context_length), self._pad)
         for i, window in enumerate(windows):
@@ -59,6 +59,6 @@ def padding_of(tokenizer: Any) -> int:
 
 def used_tokens(tokens_NL: torch.Tensor, pad: int) -> torch.Tensor:
     """Number of tokens [N] before the padding of each row."""
-    # A caption may hold the padding's token as well, so tokens are not counted one by one.
+    # A caption may contain the padding token, so tokens are not counted individually.
     is_token = tokens_NL != pad
     return (tokens_NL.shape[1] - is_token.flip(-1).int().argmax(-1)) * is_token.any(-1)
