@@ -79,7 +79,7 @@ def scored_schema(
 def ingested_schema() -> pa.Schema:
     """Schema of an ingested dataset: source columns and image sizes, no scores.
 
-    `image`, `width` and `height` are null where a record is text alone.
+    `image`, `width` and `height` are null for text-only records.
     """
     sizes = {name: SCORE_COLUMNS[name] for name in ("width", "height")}
     return with_features(pa.schema((SOURCE_COLUMNS | sizes).items()))

@@ -83,8 +83,7 @@ class HashingSink:
 class Storage:
     """A folder at `location`: a local path or a URI such as `s3://bucket/prefix`.
 
-    It is reached with the storage options that hold where it is made, and takes them along when it
-    is sent to another process.
+    It keeps the storage options in force at its creation, also when sent to another process.
 
     Raises:
         InputError: the URI carries options or credentials, or names no bucket.

@@ -2,12 +2,12 @@
 
 - Steps with different resources are not fused, so decoding stays apart from a GPU; a single step on
   CPU keeps pixels inside the actor.
-- An AlignError in a step comes back as a result and is raised here: of what is raised in a worker,
-  Ray gives back the text alone when it happens while an actor starts.
+- An AlignError in a step is returned as a result and raised here, since Ray returns only the text
+  of an error raised while an actor starts.
 - Errors of single rows are handled inside the steps, those of single items by the worker. Ray's own
   tolerance (`max_errored_blocks`) would drop a whole block for one bad row and call it success.
-- Ray repeats what dead workers had in hand without end; the ledger counts, and gives an item up.
-- Ray Data can wait for ever for a lost item, so the ledger is checked while results are awaited.
+- Ray retries items of dead workers endlessly; the ledger counts the deaths and fails the item.
+- Ray Data can wait forever for a lost item, so the ledger is checked while results are awaited.
 - One item at a time in each actor, and one waiting: more would be lost with it.
 """
 
@@ -37,10 +37,10 @@ _GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the work: `make()` builds the function that is then called with item after item.
+    """One step of the work: `make()` builds a function that is called with each item.
 
-    With `actors`, it is built once in each of so many actors, or of up to `most` where there is
-    work and room for more; without, in every task, so it must be cheap. `gpus` (of one, if it is a
+    With `actors`, it is built once in each of that many actors, or up to `most` if work and
+    resources allow; without, in every task, so it must be cheap. `gpus` (of one GPU, if a
     fraction) and `memory_gib` are per actor.
     """
 

@@ -1,9 +1,9 @@
-"""LLaVA's JSON, with the field `similarity` from which AlignGPT's authors take the level.
+"""LLaVA's JSON, with the level in the field `similarity` for the AlignGPT authors' trainer.
 
     {"id": ..., "image": "images/00000/000000000.jpg", "conversations": [...], "similarity": 7}
 
-`similarity` is the level counted from 0, as their trainer does; the score stands beside it under
-`score`, which theirs does not look at. Paths of images start from the folder of the JSON.
+`similarity` is the level counted from 0, as in their trainer, which ignores `score`. Image paths
+are relative to the folder of the JSON.
 """
 
 from collections.abc import Iterator
