@@ -1,7 +1,7 @@
 """Score image-text pairs with CLIP, sort them into alignment levels, report on them; ingest
 instruction data.
 
-Everything that a command does can be called: `from aligncurate import score, bucket, report`.
+Every command is also a function: `from aligncurate import score, bucket, report`.
 """
 
 import typing
@@ -44,9 +44,7 @@ _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import a stage when it is first asked for: torch and ray take seconds, `--help` should
-    not.
-    """
+    """Import stages on first use: torch and ray take seconds, too slow for `--help`."""
     from importlib import import_module
 
     if name not in _HOME:

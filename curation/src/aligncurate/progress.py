@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal, occasional plain lines in a log."""
 
 import time
 from collections.abc import Iterator
@@ -19,20 +19,20 @@ LINE_EVERY_S = 10.0
 
 
 class OnProgress(Protocol):
-    """What work calls as it goes on: so many more pairs done, so many of them rejected."""
+    """Progress callback: numbers of pairs newly done and, of those, rejected."""
 
     def __call__(self, done: int, rejects: int = 0) -> None: ...
 
 
 def silent(done: int, rejects: int = 0) -> None:
-    """An OnProgress that shows nothing: the default of library calls."""
+    """Default OnProgress of library calls; shows nothing."""
 
 
 @contextmanager
 def showing(
     task: str, total: int | None, unit: str, console: Console, begun: int = 0
 ) -> Iterator[OnProgress]:
-    """Show progress of `task` over `total` pairs; `begun` of them were done by an earlier run."""
+    """Show progress of `task` over `total` pairs, `begun` of them done by an earlier run."""
     meter = _Meter(unit)
     with _bar(console) as bar:
         row = bar.add_task(task, total=total, completed=begun, rate="", visible=console.is_terminal)
@@ -66,7 +66,7 @@ def _bar(console: Console) -> Progress:
 
 
 class _Meter:
-    """Counts and the rate since the first report, so that start-up does not weigh on it."""
+    """Counts and rate since the first report, excluding start-up time."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit

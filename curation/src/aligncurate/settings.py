@@ -1,8 +1,8 @@
-"""Settings of a scoring run, spelled once: the keyword arguments of `score` and, with their texts,
-the options of its command. Light to import, since `--help` reads it.
+"""Settings of a scoring run, defined once as keyword arguments of `score` and options of its
+command. Imports little, for a fast `--help`.
 
-A field `Annotated[TYPE, HELP]` is an option; a third part is the type that the command line has
-where Python takes more.
+A field `Annotated[TYPE, HELP]` is an option; a third part gives the command-line type where
+Python accepts more.
 """
 
 import inspect
@@ -19,26 +19,26 @@ Location = str | os.PathLike[str]
 """A path or a URI."""
 
 Decode = Literal["exact", "fast"]
-"""All pixels of an image, or, of a JPEG much larger than the models' input, those that its decoder
-gives at a half, a quarter or an eighth of the scale.
+"""Decode all pixels of an image or, for JPEGs much larger than the models' input, decode at 1/2,
+1/4 or 1/8 scale.
 """
 
 Engine = Literal["auto", "local", "ray"]
 
 LongCaptions = Literal["truncate", "mean"]
-"""Embedding of a caption that is longer than the text tower reads: of its beginning, or the mean of
-the unit embeddings of its windows, made a unit vector again.
+"""Embedding of a caption longer than the text tower's context: its beginning, or the normalised
+mean of the unit embeddings of its windows.
 """
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 View = Literal["crop", "pad"]
-"""How an image that is not square is framed, where that is not left to the model.
+"""Framing of images that are not square, overriding the model's own.
 
-`crop` resizes the shorter side and crops the centre, as CLIPs are trained. `pad` resizes the longer
-side and fills the square with the mean colour of the model's normalisation, so that all of the
-image is seen. Either replaces the squashing of SigLIP-type models, whose images lose their aspect
-ratio.
+`crop` resizes the shorter side and crops the centre, as CLIPs are trained. `pad` resizes the
+longer side and fills the square with the mean colour of the model's normalisation, so that the
+whole image is visible. Either replaces the squashing of SigLIP-type models, which distorts the
+aspect ratio.
 """
 
 ShowProgress = Callable[[str, int, int], AbstractContextManager[Callable[..., None]]]
@@ -51,10 +51,10 @@ UNIT_TIMEOUT_S = 600.0
 
 
 def require_at_least(least: float, **options: float | None) -> None:
-    """Refuse options below `least`; None is not given.
+    """Refuse options below `least`; None counts as unset.
 
     Raises:
-        InputError: naming the first of them.
+        InputError: an option is too small; the message names the first.
     """
     for name, value in options.items():
         if value is not None and value < least:
@@ -62,10 +62,10 @@ def require_at_least(least: float, **options: float | None) -> None:
 
 
 def require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Refuse a `value` that is not one of `known`.
+    """Refuse a `value` not in `known`.
 
     Raises:
-        InputError: it is not.
+        InputError: the value is unknown.
     """
     if value not in known:
         choices = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
@@ -73,26 +73,26 @@ def require_one_of(option: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def option_of(name: str) -> str:
-    """The option of a setting: `batch_size` is `--batch-size`."""
+    """Option name of a setting: `batch_size` is `--batch-size`."""
     return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Between `least` and `most` workers, as there is work and room."""
+    """Between `least` and `most` workers, depending on work and resources."""
 
     least: int
     most: int
 
     @property
     def is_range(self) -> bool:
-        """Whether the number may change."""
+        """Whether the number may vary."""
         return self.least < self.most
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a run is executed; nothing here changes a row, so a run may be resumed another way."""
+    """Execution of a run; nothing here changes a row, so a run may be resumed with other values."""
 
     engine: Annotated[Engine, "auto: this process for small inputs on one device, else Ray."] = (
         "auto"
@@ -136,20 +136,20 @@ class Execution:
 
     @property
     def worker_pool(self) -> Pool | None:
-        """`workers` as numbers."""
+        """Parsed `workers`."""
         return pool_of("--workers", self.workers, least=1)
 
     @property
     def gpu_pool(self) -> Pool | None:
-        """`gpus` as numbers."""
+        """Parsed `gpus`."""
         return pool_of("--gpus", self.gpus, least=0)
 
 
 def pool_of(option: str, value: int | str | None, *, least: int) -> Pool | None:
-    """`4` or `2..8` as numbers.
+    """Parse `4` or `2..8`.
 
     Raises:
-        InputError: it is neither, or below `least`.
+        InputError: the text is neither, or below `least`.
     """
     if value is None:
         return None
@@ -167,7 +167,7 @@ def pool_of(option: str, value: int | str | None, *, least: int) -> Pool | None:
 
 @dataclass(frozen=True, slots=True)
 class ScoreSettings:
-    """Arguments of `score`, and the options of `aligncurate score`."""
+    """Arguments of `score` and options of `aligncurate score`."""
 
     input: Annotated[
         Location,
@@ -241,7 +241,7 @@ _Result = TypeVar("_Result")
 def called_with(
     settings: Callable[_Arguments, _Settings],
 ) -> Callable[[Callable[[_Settings], _Result]], Callable[_Arguments, _Result]]:
-    """Decorator: a function of `settings` that is called with the arguments that make them."""
+    """Decorator: turn a function of a `settings` object into one of its fields."""
 
     def decorate(function: Callable[[_Settings], _Result]) -> Callable[_Arguments, _Result]:
         @wraps(function)

@@ -1,4 +1,4 @@
-"""What the commands print: results on stdout, the log, progress and errors on stderr."""
+"""Command output: results on stdout; log, progress and errors on stderr."""
 
 import os
 from typing import TYPE_CHECKING
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def show_scored(dataset: "Dataset") -> None:
-    """Where the scored pairs lie, that none is lost, and what to do next."""
+    """Print the location and counts of the scored pairs, and the next command."""
     _show_sum(dataset, "pairs", "scored")
     show_next("bucket --levels 8", dataset.location)
 
 
 def show_ingested(dataset: "Dataset") -> None:
-    """Where the ingested records lie, and that none is lost."""
+    """Print the location and counts of the ingested records."""
     _show_sum(dataset, "records", "ingested")
 
 
@@ -39,7 +39,7 @@ def _show_sum(dataset: "Dataset", what: str, done: str) -> None:
 
 
 def show_levels(found: "Inspection") -> None:
-    """The table of levels, best aligned first."""
+    """Print the table of levels, best aligned first."""
     results.print(
         f"{near(found.location)}: {found.rows:,} pairs in {len(found.levels)} levels"
         + (f", {found.reject_count:,} rejects" if found.rejects else "")
@@ -49,14 +49,14 @@ def show_levels(found: "Inspection") -> None:
 
 
 def show_files(files: list[str | None]) -> None:
-    """One line for each file that was written."""
+    """Print one line for each written file."""
     for file in files:
         if file is not None:
             results.print(near(file))
 
 
 def show_inspection(found: "Inspection") -> None:
-    """Everything that is known of a dataset, section by section."""
+    """Print the full description of a dataset, section by section."""
     from aligncurate.reporting.inspection import config_rows, facts, lineage_rows, reject_rows
 
     results.print(_columns(facts(found)))
@@ -73,7 +73,7 @@ def show_inspection(found: "Inspection") -> None:
 
 
 def show_validation(found: "Validation") -> None:
-    """What is wrong with a dataset, one problem a line, or that nothing is."""
+    """Print a dataset's problems, one per line, or that there are none."""
     where = near(found.location)
     for problem in found.problems:
         results.print(str(problem))
@@ -100,7 +100,7 @@ def _level_table(found: "Inspection") -> "Table":
 
 
 def _columns(rows: list[tuple[str, str]]) -> Text:
-    """Names and values; a value is never cut, so that digests and paths can be copied."""
+    """Print names and values; values are never cut, so that digests and paths can be copied."""
     width = max((len(name) for name, _ in rows), default=0)
     lines = [
         Text(f"{name:<{width}}  ", style="dim").append(value, "default") for name, value in rows
@@ -115,7 +115,7 @@ def _section(title: str, content: "Table | Text") -> None:
 
 
 def show_next(command: str, location: str) -> None:
-    """The command that comes next; without --input where it would take `location` by itself."""
+    """Print the next command, without --input if `location` is its default."""
     from aligncurate.output.locations import DATA_ROOT
 
     here = near(location)

@@ -1,4 +1,4 @@
-"""Threads of this process: how many, `map` on them in order, and the heartbeat of their work."""
+"""Threads of this process: their number, an ordered `map`, and a heartbeat."""
 
 import os
 from collections import deque
@@ -13,12 +13,12 @@ Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has."""
+    """Cores available to this process; in a container fewer than the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_count(workers: int | None) -> int:
-    """The value of --workers, or one thread for each core.
+    """Return --workers, or one thread per core.
 
     Raises:
         InputError: it is below 1.
@@ -30,9 +30,9 @@ def thread_count(workers: int | None) -> int:
 def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int = 1
 ) -> Iterator[Result]:
-    """`map` on `workers` threads, with at most `workers + ahead` items begun and not yet taken.
+    """`map` on `workers` threads, with at most `workers + ahead` items in flight.
 
-    The first exception of `function` is raised here; items not begun by then are never begun.
+    The first exception of `function` is raised here; no further items are started.
     """
     with ThreadPoolExecutor(workers) as pool:
         begun: deque[Future[Result]] = deque()
@@ -52,7 +52,7 @@ _listeners: list[Callable[[], None]] = []
 
 
 def heartbeat() -> None:
-    """Tell the listeners that work in this process makes progress."""
+    """Notify the listeners of progress in this process."""
     for listener in _listeners:
         listener()
 

@@ -53,7 +53,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import what is asked for: pyarrow takes a third of a second, which `--help` should not."""
+    """Import names on first use: pyarrow takes a third of a second, too slow for `--help`."""
     from importlib import import_module
 
     if name not in _HOME:

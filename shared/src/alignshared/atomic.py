@@ -1,7 +1,7 @@
-"""Files and folders that appear under their names whole or not at all, power cuts included.
+"""Atomic writes of files and folders, safe against power cuts.
 
-Each is written under a temporary name beside its final one, flushed to the disk, and renamed; the
-folder that holds it is flushed after that.
+Each is written under a temporary name beside its final one, flushed to disk and renamed; then the
+parent folder is flushed.
 """
 
 import errno
@@ -13,18 +13,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = ".unfinished-"
-"""What temporary names begin with."""
+"""Prefix of temporary names."""
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write `content` to the file `path`; text as UTF-8, its line ends as they are."""
+    """Write `content` to the file `path`; text as UTF-8, line endings unchanged."""
     with file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def file(path: Path, *, shared: bool = False, durable: bool = True) -> Iterator[Path]:
-    """Path of a temporary file, which becomes the file `path` when the block succeeds.
+    """Yield the path of a temporary file, renamed to `path` when the block succeeds.
 
     Args:
         path: any file there is replaced.
@@ -38,7 +38,7 @@ def file(path: Path, *, shared: bool = False, durable: bool = True) -> Iterator[
             flush(unfinished)
         os.replace(unfinished, path)
     except BaseException:
-        with suppress(OSError):  # not even made, or the disk is gone: `raise` tells of it
+        with suppress(OSError):  # never created, or the disk is gone: `raise` reports it
             unfinished.unlink()
         raise
     if durable:
@@ -47,7 +47,7 @@ def file(path: Path, *, shared: bool = False, durable: bool = True) -> Iterator[
 
 @contextmanager
 def folder(path: Path, *, replace: bool = False, shared: bool = False) -> Iterator[Path]:
-    """Path of a temporary folder, which becomes the folder `path` when the block succeeds.
+    """Yield the path of a temporary folder, renamed to `path` when the block succeeds.
 
     Args:
         path: an empty folder there is replaced, any other only with `replace`.
@@ -76,18 +76,18 @@ def folder(path: Path, *, replace: bool = False, shared: bool = False) -> Iterat
 
 
 def temporary_name(path: Path, *, shared: bool = False) -> Path:
-    """Where the file or folder `path` is written; another place each time if `shared`."""
+    """Temporary path for the file or folder `path`; unique if `shared`."""
     ending = f"-{secrets.token_hex(4)}" if shared else ""
     return path.with_name(f"{UNFINISHED}{path.name}{ending}")
 
 
 def flush(path: Path) -> None:
-    """Wait until the file `path`, or the list of names in the folder `path`, is on the disk."""
+    """Sync the file `path`, or the entries of the folder `path`, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # unsupported by some file systems
             raise
     finally:
         os.close(handle)

@@ -1,6 +1,6 @@
-"""The command line that both packages share: global options, errors, the log, exit codes.
+"""Command-line parts shared by both packages: global options, errors, the log, exit codes.
 
-Nothing heavy is imported here, so that `--help` answers at once.
+Imports nothing heavy, so that `--help` is fast.
 """
 
 import logging
@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from alignshared.errors import AlignError
 
 INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C stopped, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -27,13 +27,13 @@ notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wr
 def command_line(
     package: str, summary: str, stopped: str, commands: Sequence[Callable[..., None]]
 ) -> typer.Typer:
-    """The command `package`, with `--debug`, `--version` and the subcommands `commands`.
+    """Build the command `package` with `--debug`, `--version` and the subcommands `commands`.
 
-    `stopped` is the sentence that Ctrl-C ends with.
+    `stopped` is the sentence printed after Ctrl-C.
     """
 
     class Commands(TyperGroup):
-        """Turns errors that users can meet into one line on stderr and an exit code."""
+        """Turns user-facing errors into one line on stderr and an exit code."""
 
         def invoke(self, ctx: Any) -> Any:
             try:
@@ -87,7 +87,7 @@ class _Log(logging.Handler):
 
 
 def show_log(package: str, level: int) -> None:
-    """Send the log of `package`, from `level` up, to stderr as plain sentences."""
+    """Log messages of `package` at `level` and above to stderr as plain sentences."""
     log = logging.getLogger(package)
     log.handlers = [_Log()]
     log.setLevel(level)
@@ -95,12 +95,12 @@ def show_log(package: str, level: int) -> None:
 
 
 def show_error(sentence: str) -> None:
-    """Print what is wrong, where, and what to do."""
+    """Print an error to stderr."""
     notes.print(Text("error: ", style="bold red").append(sentence, style="default"))
 
 
 def near(location: str | os.PathLike[str]) -> str:
-    """`location` as one would type it here: relative if it lies below the current folder."""
+    """Return `location` relative to the current folder if it is below it."""
     text = os.fspath(location)
     if "://" in text:
         return text

@@ -17,7 +17,7 @@ class Dataset:
     """A finished dataset at `location`, a local folder or an object store URI.
 
     Raises:
-        ContractError: the folder holds no dataset that this version reads.
+        ContractError: the folder holds no dataset readable by this version.
     """
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
@@ -31,7 +31,7 @@ class Dataset:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest, by which children name this dataset."""
+        """SHA-256 of the manifest, which identifies this dataset in its children."""
         return manifest_digest(self.storage)
 
     @property
@@ -50,7 +50,7 @@ class Dataset:
         """The shard as an open Parquet file.
 
         Raises:
-            ContractError: the file is not there or is not Parquet.
+            ContractError: the file is missing or not Parquet.
         """
         if not self.storage.exists(shard.file):
             raise ContractError(
@@ -68,11 +68,11 @@ class Dataset:
         batch_size: int = 65_536,
         row_groups: list[int] | None = None,
     ) -> Iterator[pa.RecordBatch]:
-        """Rows of `shard`, open as `parquet`, as record batches of `columns`, one at a time; of
-        `row_groups` only, if they are given.
+        """Yield record batches of `columns` of `shard`, open as `parquet`; only of `row_groups` if
+        given.
 
         Raises:
-            ContractError: the file is damaged or cannot be read.
+            ContractError: the file is damaged or unreadable.
         """
         with self._naming_damage(shard):
             batches = parquet.iter_batches(
@@ -95,11 +95,11 @@ class Dataset:
 
     @contextmanager
     def _naming_damage(self, shard: ShardInfo) -> Iterator[None]:
-        # pyarrow reports a damaged file as either of these, and never its name.
+        # pyarrow raises either for a damaged file, without its name.
         try:
             yield
         except (pa.ArrowInvalid, OSError) as error:
-            # It may quote the damage itself, control characters and all.
+            # The message may quote damaged bytes, including control characters.
             reason = " ".join(word for word in str(error).split() if word.isprintable()).rstrip(".")
             raise ContractError(
                 f"{shard.file} in {self.location} is not a whole Parquet file or cannot be read "

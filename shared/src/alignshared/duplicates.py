@@ -1,4 +1,4 @@
-"""Duplicates: pairs that were left out because another pair, which was kept, has their picture."""
+"""Duplicates: pairs left out because a kept pair has the same or nearly the same image."""
 
 from enum import StrEnum
 from typing import Any
@@ -13,7 +13,7 @@ DUPLICATES_FOLDER = "duplicates"
 
 
 class Likeness(StrEnum):
-    """How a pair is like the one that was kept: the same bytes of picture, or near it."""
+    """Kind of duplicate: identical image bytes, or near-identical embeddings."""
 
     EXACT = "exact"
     NEAR = "near"
@@ -27,18 +27,18 @@ DUPLICATE_SCHEMA = pa.schema(
         ("kind", pa.string()),
     ]
 )
-"""A row for each pair that was left out: its id, the id of the pair that stands for it, the cosine
-of their image embeddings (1 for equal bytes), and a word of `Likeness`.
+"""One row per pair left out: its id, the id of the pair kept instead, the cosine of their image
+embeddings (1 for equal bytes) and a value of `Likeness`.
 """
 
 
 @dataclass(frozen=True, slots=True, config=CONTRACT)
 class DuplicateInfo:
-    """What a dedup run found; `exact` + `near` pairs were left out.
+    """Result of a dedup run; `exact` + `near` pairs were left out.
 
-    `clusters` pairs were kept that stand for others, the one with the most for `largest` - 1 of
-    them. `chains` components of near pairs were found, `longest` pairs in the longest. `search`
-    says how near pairs were searched for and what share of them is found; None if they were not.
+    `clusters` kept pairs represent others, the largest representing `largest` - 1. Near pairs form
+    `chains` components, the longest with `longest` pairs. `search` records the method and recall of
+    the near-duplicate search; None if there was none.
     """
 
     exact: Count
@@ -52,5 +52,5 @@ class DuplicateInfo:
 
     @property
     def count(self) -> int:
-        """How many pairs were left out."""
+        """Number of pairs left out."""
         return self.exact + self.near

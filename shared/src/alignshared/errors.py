@@ -16,13 +16,13 @@ class AlignError(Exception):
 
 
 class InputError(AlignError):
-    """The arguments or the input cannot be used as they are."""
+    """The arguments or the input are unusable."""
 
     exit_code = 2
 
 
 class ContractError(InputError):
-    """A dataset lacks something that the contract promises, or has it wrong."""
+    """A dataset violates the contract."""
 
 
 def one_line(error: object, limit: int | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on the hashed values alone, not on the release of a library."""
+"""Hash-based random numbers that do not depend on a library's version."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,11 +1,11 @@
-"""From the bytes of a picture to an RGB image as a viewer shows it, or the reason why not.
+"""Decode image bytes to RGB as a viewer shows them, or give the reason for rejecting them.
 
-Curation, training and chat see a picture alike.
+Curation, training and chat share this code.
 
-Differences from what open_clip's transform sees, all of them where Pillow's plain conversion would
-lose the picture: the EXIF rotation is applied, transparent pixels lie over white, 16-bit grey is
-scaled to 8 bits, and palette and CMYK pictures become RGB before they are resized rather than
-after. RGB and grey pictures give the same pixels to the bit.
+It differs from open_clip's transform only where Pillow's plain conversion would damage the image:
+EXIF rotation is applied, transparent pixels are laid over white, 16-bit grey is scaled to 8 bits,
+and palette and CMYK images become RGB before resizing instead of after. RGB and grey images give
+bit-identical pixels.
 """
 
 import io
@@ -21,27 +21,27 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from alignshared.rejects import Reason
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit, past which it warns of a decompression bomb; checked before decoding."""
+"""Pillow's own decompression bomb limit; checked before decoding."""
 
 MAX_ASPECT_RATIO = 200
-"""Longer side to shorter. A model has the shorter side resized to its own, 336 pixels say, which
-makes a line of 1 x 100,000 pixels a picture of 11 billion.
+"""Maximum ratio of longer to shorter side. Resizing the shorter side to, say, 336 pixels would turn
+1 x 100,000 pixels into 11 billion.
 """
 
 _FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
     "QOI", "SGI", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
-"""What pictures come in. Not EPS, which is a program: Pillow would have Ghostscript run it."""
+"""Accepted image formats. EPS is excluded: it is a program, and Pillow would run Ghostscript."""
 
-# What Pillow warns of is either mended by it (a damaged EXIF block) or rejected below; a line for
-# each such picture of a million helps nobody.
+# Pillow repairs what it warns about (damaged EXIF), or it is rejected below; a line for
+# each such image of a million is useless.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
-# What Pillow's decoders raise on damaged files, gathered from its own fuzzing targets.
+# Errors of Pillow's decoders on damaged files, from its own fuzzing targets.
 _DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -54,12 +54,12 @@ _DECODE_ERRORS = (
     NotImplementedError,
     struct.error,
     zlib.error,
-    UserWarning,  # where the caller has made warnings errors
+    UserWarning,  # if the caller turns warnings into errors
 )
 
 
 class ImageError(Exception):
-    """A picture that cannot be used: the reason for the reject, and a detail for the reader."""
+    """An unusable image: the reject reason and a detail for the reader."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -68,10 +68,10 @@ class ImageError(Exception):
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an encoded picture to RGB; of an animation, the first frame.
+    """Decode an encoded image to RGB; the first frame of an animation.
 
     Raises:
-        ImageError: the bytes are empty, no picture, damaged, of more than `max_pixels` or
+        ImageError: the bytes are empty, not an image, damaged, of more than `max_pixels` or
             MAX_PIXELS pixels, or longer than MAX_ASPECT_RATIO times its width.
     """
     return decode_sized(data, max_pixels=max_pixels)[0]
@@ -80,11 +80,11 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def decode_sized(
     data: bytes, shorter_side: int | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """What `decode_image` gives, and the picture's full width and height as displayed.
+    """Decode like `decode_image`; also return the full width and height as displayed.
 
-    With `shorter_side`, a JPEG may come at a half, a quarter or an eighth of its scale, as far as
-    its shorter side keeps that many pixels: its decoder then computes fewer of them (Pillow's
-    `Image.draft`), and they differ a little from those that resizing would give.
+    With `shorter_side`, a JPEG may be decoded at 1/2, 1/4 or 1/8 scale as long as its shorter side
+    keeps that many pixels (Pillow's `Image.draft`): faster, with slightly different pixels than
+    resizing.
 
     Raises:
         ImageError: as `decode_image` does.
@@ -99,7 +99,7 @@ def decode_sized(
             image.draft(None, (shorter_side, shorter_side))
         reduced = image.size != full
         image.load()
-        _check_size(*image.size, max_pixels)  # an icon's size is known only now
+        _check_size(*image.size, max_pixels)  # an icon's size is only known now
         upright = to_rgb(image)
         if not reduced:
             return upright, upright.size
@@ -112,7 +112,7 @@ def decode_sized(
 
 
 def picture_format(data: bytes) -> str | None:
-    """Pillow's name of the format that the bytes are in, from their first ones; None if unknown."""
+    """Pillow's name of the image format, from the leading bytes; None if unknown."""
     try:
         with _open(data) as image:
             return image.format
@@ -138,7 +138,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 @cache
 def _formats() -> list[str]:
-    Image.init()  # A format that this Pillow was built without would make every file corrupt.
+    Image.init()  # without a format's plug-in, all its files would look corrupt
     return [name for name in _FORMATS if name in Image.OPEN]
 
 
@@ -154,21 +154,21 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    with suppress(*_DECODE_ERRORS):  # A damaged EXIF block does not make the picture unusable.
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # or it would be copied
+    with suppress(*_DECODE_ERRORS):  # a damaged EXIF block is harmless
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # avoids a copy
             return ImageOps.exif_transpose(image)
     return image
 
 
 def _is_turned(image: Image.Image) -> bool:
-    """Whether EXIF says to turn `image` by a quarter, so that its sides change places."""
+    """Whether EXIF rotates `image` by a quarter turn, which swaps its sides."""
     with suppress(*_DECODE_ERRORS):
         return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return False
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` upright and in RGB, as this module's docstring says."""
+    """Return `image` upright and in RGB, as the module docstring describes."""
     image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image

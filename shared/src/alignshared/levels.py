@@ -1,4 +1,4 @@
-"""Alignment levels: the edges between them and what each level holds.
+"""Alignment levels: their edges and statistics.
 
 A level is an integer 1..N and N is the best aligned: level = 1 + number of edges <= score. Equal
 scores share a level by construction.
@@ -22,7 +22,7 @@ Scheme = Literal["quantile", "equal-width"]
 
 
 def check_level_count(levels: int) -> None:
-    """Raise InputError unless `levels` is a number of levels that the contract can hold."""
+    """Raise InputError unless `levels` is a valid number of levels."""
     if not MIN_LEVELS <= levels <= MAX_LEVELS:
         raise InputError(
             f"--levels {levels} cannot be: give a number from {MIN_LEVELS} to {MAX_LEVELS}."
@@ -56,7 +56,7 @@ class LevelEdges:
         """Levels [n] int8 in 1..N of finite `scores` [n] float32; a score on an edge goes up."""
         levels = np.ones(len(scores), dtype=np.int8)
         # Comparing with every edge runs in vector registers: for 8 levels 16 times as fast as a
-        # binary search, whose branches cannot be predicted, and still twice as fast for 127.
+        # binary search with its unpredictable branches, and still twice as fast for 127.
         for edge in np.asarray(self.edges, dtype=np.float32):
             levels += (scores >= edge).view(np.int8)
         return levels
@@ -64,7 +64,7 @@ class LevelEdges:
 
 @pydantic.dataclasses.dataclass(frozen=True, slots=True, config=CONTRACT)
 class LevelStatistics:
-    """What one level holds; the scores are None for a level without pairs."""
+    """Statistics of one level; the scores are None for an empty level."""
 
     level: Count
     count: Count
@@ -85,10 +85,10 @@ def levels_to_json(edges: LevelEdges, statistics: list[LevelStatistics]) -> dict
 
 
 def edges_from_json(data: Any, where: str) -> LevelEdges:
-    """Edges from the content of a `levels.json` or `manifest.json`; `where` names it in errors.
+    """Read edges from parsed `levels.json` or `manifest.json`; `where` names the file in errors.
 
     Raises:
-        InputError: there are no edges in it, or they cannot be edges.
+        InputError: edges are missing or invalid.
     """
     remedy = "give a levels.json that a bucket run wrote"
     edges = data.get("edges") if isinstance(data, dict) else None
@@ -108,7 +108,7 @@ def edges_from_json(data: Any, where: str) -> LevelEdges:
 
 
 class LevelAccumulator:
-    """Per-level count, sum, least and greatest score; sums of parts add up to the whole's."""
+    """Per-level count, sum, minimum and maximum score; mergeable across parts."""
 
     def __init__(self, levels: int) -> None:
         self._count = np.zeros(levels, dtype=np.int64)
@@ -133,14 +133,14 @@ class LevelAccumulator:
         np.maximum(self._max, other._max, out=self._max)
 
     def to_json(self) -> list[list[float]]:
-        """Count and, of levels with pairs, sum, least and greatest score, exactly."""
+        """Return each level's count and, unless empty, its exact sum, minimum and maximum."""
         columns = (self._count, self._sum, self._min, self._max)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [list(row) if row[0] else [0] for row in rows]
 
     @classmethod
     def from_json(cls, rows: list[list[float]]) -> Self:
-        """The accumulator that `to_json` gave `rows` of."""
+        """Restore an accumulator from the `rows` of `to_json`."""
         levels = cls(len(rows))
         for i, (count, *scores) in enumerate(rows):
             levels._count[i] = count

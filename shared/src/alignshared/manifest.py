@@ -1,5 +1,5 @@
-"""The manifest: what a dataset is and where it came from. It is written last; without it a folder
-is an unfinished run.
+"""The manifest: contents and provenance of a dataset. It is written last; a folder without it is an
+unfinished run.
 """
 
 import hashlib
@@ -22,20 +22,20 @@ MANIFEST_FILE = "manifest.json"
 LEVELS_FILE = "levels.json"
 REJECTS_FOLDER = "rejects"
 STATISTICS_FILE = "statistics.json"
-"""A summary that readers of a finished dataset leave beside its manifest; it may be deleted."""
+"""Summary cached beside the manifest by readers; safe to delete."""
 
 _OTHER_FIELDS = ("missing", "missing_argument", "unexpected_keyword_argument")
-"""Pydantic's words for a field too few or too many."""
+"""Pydantic's error types for missing and extra fields."""
 
 _OPTIONAL_OF_MODEL = ("view", "long_captions", "decode")
 
 
 @dataclass(frozen=True, slots=True, config=CONTRACT)
 class ModelInfo:
-    """The CLIP that gave the scores: enough to have the same scores again.
+    """The CLIP used for scoring, with everything needed to reproduce the scores.
 
-    `view` is `crop` or `pad`, `long_captions` `mean`, `decode` `fast`; each of them is None where
-    the usual was done: the model's own framing, truncation, decoding every pixel.
+    `view` is `crop` or `pad`, `long_captions` `mean`, `decode` `fast`; None is the default: the
+    model's own framing, truncation, decoding every pixel.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True, config=CONTRACT)
 class Parent:
-    """A dataset or source that this one was made from; `sha256` is that manifest's digest."""
+    """A dataset or source that this dataset was made from; `sha256` is its manifest's digest."""
 
     location: str
     sha256: str | None
@@ -58,14 +58,14 @@ class Parent:
 
 @dataclass(frozen=True, slots=True, config=CONTRACT)
 class Manifest:
-    """A dataset's description; `rejects` counts by reason, `config` is the full configuration.
+    """Description of a dataset; `rejects` counts by reason, `config` is the full configuration.
 
-    `models` holds, where several models scored the pairs, all of them by name, the one behind
-    `score` (which is `model`) included; the scores of `name` stand in the column `score_<name>`.
+    With several scoring models, `models` holds all of them by name, including `model`, the one
+    behind `score`; scores of `name` are in the column `score_<name>`.
 
-    `left_out` counts usable pairs of the input that the stage was asked not to take (what a filter
-    drops, what a sample does not draw): rows in = rows + rejects + left out. `duplicates` describes
-    those of a dedup run, which are all that it left out.
+    `left_out` counts usable input pairs that the stage was configured to drop (filter) or did not
+    draw (sample): rows in = rows + rejects + left out. `duplicates` describes a dedup run, whose
+    `left_out` are all duplicates.
     """
 
     stage: str
@@ -88,22 +88,22 @@ class Manifest:
 
     @property
     def reject_count(self) -> int:
-        """How many pairs were rejected, for any reason."""
+        """Number of pairs rejected, for any reason."""
         return sum(self.rejects.values())
 
     @property
     def level_edges(self) -> LevelEdges | None:
-        """The edges of a levelled dataset, None of another."""
+        """Edges of a levelled dataset; None without levels."""
         if self.edges is None or self.scheme is None:
             return None
         return LevelEdges(tuple(self.edges), cast(Scheme, self.scheme))
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> str:
-    """Write `manifest.json`, which makes the folder a dataset; returns its SHA-256."""
+    """Write `manifest.json`, which completes the dataset; return its SHA-256."""
     fields = asdict(manifest)
     models = [model for model in (fields["model"], *(fields["models"] or {}).values()) if model]
-    # What came to the schema later is left out where it is not used, so that older readers go on.
+    # Unused newer fields are left out, so that older readers still work.
     for record, names in [(fields, ("models",)), *((m, _OPTIONAL_OF_MODEL) for m in models)]:
         for name in names:
             if record[name] is None:
@@ -112,16 +112,16 @@ def write_manifest(storage: Storage, manifest: Manifest) -> str:
 
 
 def read_manifest(storage: Storage) -> Manifest:
-    """The manifest of the dataset in `storage`.
+    """Read the manifest of the dataset in `storage`.
 
     Raises:
-        ContractError: there is none, it is not one, or another schema version wrote it.
+        ContractError: the manifest is missing, invalid or of another schema version.
     """
     return _parse(_manifest_bytes(storage), storage.location)
 
 
 def manifest_digest(storage: Storage) -> str:
-    """SHA-256 of `manifest.json`: what children write down as lineage."""
+    """SHA-256 of `manifest.json`, recorded by children as lineage."""
     return hashlib.sha256(_manifest_bytes(storage)).hexdigest()
 
 
@@ -154,7 +154,7 @@ def _parse(data: bytes, location: str) -> Manifest:
             f"{location} has schema version {version}, this version reads {SCHEMA_VERSION}; "
             f"{remedy}."
         )
-    # Null where they are not used, but never left out.
+    # Null if unused, but always present.
     lacking = [name for name in ("model", "level_statistics") if name not in fields]
     try:
         if not lacking:
@@ -166,7 +166,7 @@ def _parse(data: bytes, location: str) -> Manifest:
 
 
 def _problem(error: ValidationError) -> str:
-    """What is wrong with a manifest, by the names of its fields."""
+    """Describe what is wrong with a manifest, by field name."""
     problems = [problem for problem in error.errors(include_url=False) if problem["loc"]]
     other = [problem for problem in problems if problem["type"] in _OTHER_FIELDS]
     names = [".".join(map(str, problem["loc"])) for problem in (other or problems)[:4]]

@@ -1,7 +1,6 @@
-"""The colours of the levels, from clay (least aligned) over sand to teal (best aligned).
+"""Colours of the levels, from clay (least aligned) over sand to teal (best aligned).
 
-The ramp keeps apart for all common kinds of colour blindness, and no colour is so light or so dark
-that it is lost on white or on near-black.
+The ramp is safe for all common kinds of colour blindness and stays visible on white and near-black.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Rejects: pairs that could not be used, kept with the reason beside the shards."""
+"""Rejects: unusable pairs, stored with the reason beside the shards."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ import pyarrow as pa
 
 
 class Reason(StrEnum):
-    """Why a pair was rejected; the words are part of the contract."""
+    """Reason for a reject; the values are part of the contract."""
 
     MALFORMED_RECORD = "malformed_record"
     NO_IMAGE = "no_image"
@@ -33,7 +33,7 @@ REJECT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One rejected pair: its id, where its image was to come from, and why it could not be used."""
+    """One rejected pair: its id, the source of its image, and the reason."""
 
     id: str
     path: str | None

@@ -1,8 +1,8 @@
 """The columns of a pair dataset and their Arrow types.
 
-Stages add columns, none renames one. `image` follows the Hugging Face Image convention, and the
-schema carries the `huggingface` metadata, so `datasets` and its viewers show pictures without being
-told.
+Stages add columns and never rename them. `image` follows the Hugging Face Image convention, and the
+schema carries the `huggingface` metadata, so that `datasets` and its viewers show images without
+configuration.
 """
 
 import json
@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field
 from alignshared.errors import ContractError
 
 CONTRACT = ConfigDict(extra="forbid", strict=True)
-"""How pydantic reads the contract's records: no field too many, no value of another type."""
+"""Pydantic configuration of the contract's records: no extra fields, strict types."""
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -30,7 +30,7 @@ SOURCE_COLUMNS: dict[str, pa.DataType] = {
     "caption": pa.string(),
     "conversations": CONVERSATIONS_TYPE,
 }
-"""What every source yields for a pair; `conversations` is null for plain pairs."""
+"""Columns from every source; `conversations` is null for plain pairs."""
 
 SCORE_COLUMNS: dict[str, pa.DataType] = {
     "width": pa.int32(),
@@ -38,8 +38,8 @@ SCORE_COLUMNS: dict[str, pa.DataType] = {
     "score": pa.float32(),
     "caption_truncated": pa.bool_(),
 }
-"""What scoring adds: size in pixels as displayed, CLIP cosine in [-1, 1], whether the caption was
-cut.
+"""Columns added by scoring: size in pixels as displayed, CLIP cosine in [-1, 1], whether the
+caption was truncated.
 """
 
 EMBEDDING_COLUMNS = ("image_embedding", "text_embedding")
@@ -47,11 +47,11 @@ LEVEL_COLUMN = "level"
 LEVEL_TYPE = pa.int8()
 
 STAGE_COLUMNS = (*SCORE_COLUMNS, *EMBEDDING_COLUMNS, LEVEL_COLUMN)
-"""Names that belong to stages: a source may not bring columns of its own under them."""
+"""Column names reserved for stages; sources may not use them for columns of their own."""
 
 
 def score_column(model: str) -> str:
-    """The column that holds the scores of the model called `model`, where there are several."""
+    """Name of the score column of `model` in a dataset scored by several models."""
     return f"score_{model}"
 
 
@@ -63,7 +63,7 @@ def embedding_type(dim: int) -> pa.DataType:
 def scored_schema(
     extra: pa.Schema | None = None, embedding_dim: int | None = None, models: Iterable[str] = ()
 ) -> pa.Schema:
-    """Schema of a scored dataset: source and score columns, one score more for each of `models`,
+    """Schema of a scored dataset: source and score columns, a score column for each of `models`,
     embeddings if `embedding_dim`, then `extra`.
 
     `extra` holds the source's own columns (a url, a language tag); they pass through all stages.
@@ -77,22 +77,24 @@ def scored_schema(
 
 
 def ingested_schema() -> pa.Schema:
-    """Schema of an ingested dataset: source columns and the pictures' sizes, no scores.
+    """Schema of an ingested dataset: source columns and image sizes, no scores.
 
-    `image`, `width` and `height` are null where a record is text alone.
+    `image`, `width` and `height` are null for text-only records.
     """
     sizes = {name: SCORE_COLUMNS[name] for name in ("width", "height")}
     return with_features(pa.schema((SOURCE_COLUMNS | sizes).items()))
 
 
 def with_level(schema: pa.Schema) -> pa.Schema:
-    """The same columns with `level` last; a level that is there already is replaced."""
+    """Return the schema with `level` as its last column, replacing an existing one."""
     fields = [field for field in schema if field.name != LEVEL_COLUMN]
     return with_features(pa.schema([*fields, pa.field(LEVEL_COLUMN, LEVEL_TYPE)]))
 
 
 def with_features(schema: pa.Schema) -> pa.Schema:
-    """`schema` with the metadata from which Hugging Face `datasets` restores its feature types."""
+    """Return `schema` with the metadata from which Hugging Face `datasets` restores its feature
+    types.
+    """
     features = {field.name: _feature(field) for field in schema}
     info = json.dumps({"info": {"features": features}})
     return schema.with_metadata({"huggingface": info})
@@ -119,7 +121,7 @@ def _feature_of_type(kind: pa.DataType) -> Any:
 
 
 def type_name(kind: pa.DataType) -> str:
-    """What Hugging Face `datasets` calls a plain Arrow type."""
+    """Hugging Face `datasets` name of a plain Arrow type."""
     return _DTYPE_NAMES.get(str(kind), str(kind))
 
 
@@ -134,7 +136,7 @@ _DTYPE_NAMES = {
 
 
 def require_columns(schema: pa.Schema, names: Iterable[str], where: str) -> None:
-    """Raise ContractError unless `schema` has every column of `names` with its contract type."""
+    """Raise ContractError unless `schema` has all columns `names` with their contract types."""
     known = SOURCE_COLUMNS | SCORE_COLUMNS | {LEVEL_COLUMN: LEVEL_TYPE}
     missing = [name for name in names if name not in schema.names]
     if missing:

@@ -1,4 +1,4 @@
-"""Writing one shard: a Parquet file whose size and SHA-256 are known when it is closed."""
+"""Writing a shard: a Parquet file with its size and SHA-256 known on closing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,10 @@ from alignshared.schema import CONTRACT, Count
 from alignshared.stores.storage import Storage
 
 IMAGE_ROW_GROUP = 256
-"""Rows per row group where images are inside: small enough to read a few rows without the shard."""
+"""Rows per row group with images: small enough to read a few rows without the whole shard."""
 
 PLAIN_ROW_GROUP = 1 << 17
-"""Rows per row group of datasets without images: a writer holds one in memory, and captions may be
-long.
-"""
+"""Rows per row group without images: writers buffer one, and captions may be long."""
 
 
 @dataclass(frozen=True, slots=True, config=CONTRACT)
@@ -31,7 +29,7 @@ class ShardInfo:
 
 
 def row_groups(parquet: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
-    """Number of each row group, its first row, and the row after its last."""
+    """Yield each row group's number, first row and end row (exclusive)."""
     first = 0
     for group in range(parquet.num_row_groups):
         end = first + parquet.metadata.row_group(group).num_rows
@@ -40,7 +38,7 @@ def row_groups(parquet: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
 
 
 def groups_of_rows(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[int], int]:
-    """Row groups that hold rows `first` to `end`, and how many rows to skip in them."""
+    """Row groups containing rows `first` to `end`, and the number of leading rows to skip."""
     groups = [
         (group, begin) for group, begin, stop in row_groups(parquet) if begin < end and stop > first
     ]
@@ -48,7 +46,7 @@ def groups_of_rows(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[
 
 
 class ShardWriter:
-    """Takes tables and writes them as row groups of one shard."""
+    """Writes tables as row groups of one shard."""
 
     def __init__(self, writer: pq.ParquetWriter, row_group_size: int) -> None:
         self._writer = writer
@@ -66,7 +64,7 @@ class ShardWriter:
             self._flush(whole_groups_only=True)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self._flush(whole_groups_only=False)
 
     def _flush(self, *, whole_groups_only: bool) -> None:
@@ -83,7 +81,7 @@ class ShardWriter:
 
 
 class ShardResult:
-    """Where `writing_shard` leaves the finished shard's description."""
+    """Receives the description of the shard finished by `writing_shard`."""
 
     info: ShardInfo
 
@@ -92,7 +90,7 @@ class ShardResult:
 def writing_shard(
     storage: Storage, file: str, schema: pa.Schema
 ) -> Iterator[tuple[ShardWriter, ShardResult]]:
-    """Write the shard `file` whole or not at all; `result.info` is set when the block has ended."""
+    """Write the shard `file` atomically; `result.info` is set after the block."""
     result = ShardResult()
     with (
         storage.writing(file) as sink,
@@ -106,8 +104,8 @@ def writing_shard(
 
 
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
-    # Encoded pictures do not compress further, and their statistics are pictures again; scores and
-    # ids are all different, so a dictionary only costs time there, while levels are few.
+    # Encoded images do not compress further, and their statistics would be images; scores and
+    # ids are mostly distinct, so a dictionary only costs time, while levels are few.
     leaves = _leaf_paths(schema)
     return {
         "compression": {path: _compression(path) for path in leaves},

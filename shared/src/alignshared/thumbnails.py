@@ -1,6 +1,4 @@
-"""Small copies of pictures, made again from their pixels so that nothing else of the file is passed
-on.
-"""
+"""Thumbnails, re-encoded from pixels so that no metadata of the file is passed on."""
 
 import base64
 import io
@@ -10,13 +8,13 @@ from PIL import Image
 from alignshared.images import ImageError, decode_image
 
 LONGEST_SIDE = 160
-"""Pixels; more than the page shows them at, for dense screens."""
+"""Pixels; larger than displayed, for dense screens."""
 
 _JPEG_QUALITY = 82
 
 
 def thumbnail(data: bytes, longest_side: int = LONGEST_SIDE) -> Image.Image | None:
-    """The picture as CLIP was shown it, at most `longest_side` pixels; None if it cannot be
+    """Return the image as CLIP sees it, at most `longest_side` pixels; None if it cannot be
     decoded.
     """
     try:
@@ -28,9 +26,9 @@ def thumbnail(data: bytes, longest_side: int = LONGEST_SIDE) -> Image.Image | No
 
 
 def data_uri(picture: Image.Image) -> str:
-    """`picture`, RGB, as a data URI: JPEG, or PNG where that is smaller."""
+    """Return `picture`, RGB, as a data URI: JPEG, or PNG if smaller."""
     jpeg, png = io.BytesIO(), io.BytesIO()
-    # A picture keeps the EXIF and colour profile of its file, which may be large or private.
+    # Pillow keeps the file's EXIF and colour profile, which may be large or private.
     bare = Image.frombytes("RGB", picture.size, picture.tobytes())
     bare.save(jpeg, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     bare.save(png, "PNG", optimize=True)

@@ -1,1 +1,1 @@
-"""Whether a dataset keeps the contract: each file checks one promise and goes on after a fault."""
+"""Contract checks: each file checks one promise and continues after a fault."""

@@ -1,4 +1,4 @@
-"""The columns of the shards: those of the contract, with its types, and the same in every shard."""
+"""Columns of the shards: the contract's, with its types, the same in every shard."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ _REQUIRED_OF_STAGE = {
 
 
 def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
-    """Problems where `schema`, that of the first shard, differs from the contract."""
+    """Problems where `schema`, of the first shard, differs from the contract."""
     required = set(_REQUIRED_OF_STAGE.get(manifest.stage, ("id",)))
     if manifest.edges is not None:
         required.add(LEVEL_COLUMN)
@@ -62,7 +62,7 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
 
 
 def _mistyped(schema: pa.Schema) -> Iterator[tuple[pa.Field, object]]:
-    """Fields of other types than the contract's, and what the contract says of each."""
+    """Fields whose types differ from the contract's, with the expected types."""
     for field in schema:
         if field.name in EMBEDDING_COLUMNS and not _is_embedding(field.type):
             yield field, "fixed_size_list<float16>"
@@ -79,7 +79,7 @@ def _is_embedding(kind: pa.DataType) -> bool:
 
 
 def check_same_columns(schema: pa.Schema, first: pa.Schema, file: str) -> Problem | None:
-    """Problem if the columns of `file` are not those of the first shard."""
+    """Problem if the columns of `file` differ from the first shard's."""
     if schema.equals(first):
         return None
     if schema.names != first.names:

@@ -1,4 +1,4 @@
-"""The duplicates that a dedup run left out: kept whole, and counted by kind."""
+"""Checks of `duplicates/`, the pairs left out by a dedup run."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from alignshared.duplicates import DUPLICATE_SCHEMA, Likeness
 
 
 def check_duplicates(dataset: Dataset) -> list[Problem]:
-    """Problems of the files in `duplicates/` and of their counts in the manifest."""
+    """Problems of the files in `duplicates/` and their counts in the manifest."""
     listed = dataset.manifest.duplicates
     if listed is None:
         return []

@@ -1,4 +1,4 @@
-"""Files of a dataset: the listed ones exist and are whole, and there are no others."""
+"""Files of a dataset: listed ones exist and are intact, and there are no others."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from alignshared.errors import one_line
 from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, STATISTICS_FILE
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
-"""Errors that reading a damaged Parquet file raises, from its footer to its last page."""
+"""Errors raised on damaged Parquet files, from footer to last page."""
 
 _BLOCK_BYTES = 1 << 22
 _COPY_AGAIN = "copy it again or write the dataset again"
@@ -26,14 +26,14 @@ def open_parquet(storage: Storage, file: str) -> Iterator[pq.ParquetFile]:
     """The Parquet file `file`, open for the length of the block.
 
     Raises:
-        OSError, ValueError, ArrowException: it cannot be read, now or later in the block.
+        OSError, ValueError, ArrowException: the file is unreadable, now or later in the block.
     """
     with storage.open(file) as source, pq.ParquetFile(source) as parquet:
         yield parquet
 
 
 def check_file(storage: Storage, shard: ShardInfo, kind: Kind = Kind.FILES) -> Problem | None:
-    """Problem with the bytes of `shard`; None if they are those that were written."""
+    """Problem with the bytes of `shard`; None if they match the manifest."""
     try:
         info = storage.filesystem.get_file_info(storage.path(shard.file))
         if info.type != fs.FileType.File:
@@ -58,7 +58,7 @@ def check_file(storage: Storage, shard: ShardInfo, kind: Kind = Kind.FILES) -> P
 
 
 def unreadable(file: str, error: Exception, kind: Kind = Kind.FILES) -> Problem:
-    """The problem of a file that is there and cannot be read."""
+    """Problem for a file that exists but cannot be read."""
     cause = one_line(error)
     return Problem(kind, f"{file} cannot be read: {cause[:300]}; {_COPY_AGAIN}.")
 
@@ -72,7 +72,7 @@ def _sha256(storage: Storage, file: str) -> str:
 
 
 def distinct_shards(shards: list[ShardInfo]) -> tuple[list[ShardInfo], list[Problem]]:
-    """`shards` without those whose file is listed before, and a problem for each of these."""
+    """Return `shards` without repeated files, and a problem for each repeat."""
     by_file: dict[str, ShardInfo] = {}
     problems: list[Problem] = []
     for shard in shards:
@@ -88,7 +88,7 @@ def distinct_shards(shards: list[ShardInfo]) -> tuple[list[ShardInfo], list[Prob
 
 
 def check_strays(dataset: Dataset) -> list[Problem]:
-    """A problem for each file in the folder that the manifest does not account for."""
+    """Problems for files in the folder that the manifest does not list."""
     manifest, storage = dataset.manifest, dataset.storage
     duplicates = manifest.duplicates.shards if manifest.duplicates else []
     listed = (*manifest.shards, *manifest.reject_shards, *duplicates)

@@ -1,4 +1,4 @@
-"""Ids are unique over all shards: candidates by their hashes, then certainty by the ids."""
+"""Uniqueness of ids over all shards: candidates by hash, confirmed by id."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from aligncurate.core.vectors import column_values
 from alignshared import Dataset, InputError, ShardInfo
 
 _MOST_CONFIRMED = 10_000
-"""Repeated hashes of which the ids are read again; each id stands in memory until the end."""
+"""Repeated hashes whose ids are read again; each id stays in memory until the end."""
 
 
 @dataclass(slots=True)
 class _Seen:
-    """An id that may be there twice: how often, and the first two places."""
+    """A possibly repeated id: its count and first two places."""
 
     shown: str
     count: int
@@ -30,9 +30,9 @@ class _Seen:
 
 
 def check_unique(dataset: Dataset, shards: list[ShardInfo], repeats: RepeatFinder) -> list[Problem]:
-    """The first ids of `shards` that occur more than once, and how many there are in all.
+    """Return the first repeated ids of `shards`, and the number of all repeated ids.
 
-    `repeats` has the hashes of all ids. Different ids with the same hash are no problem.
+    `repeats` holds the hashes of all ids. Hash collisions are not reported.
     """
     candidates = repeats.repeated(_MOST_CONFIRMED)
     if not len(candidates):
@@ -60,7 +60,7 @@ def _told(entry: _Seen, shards: list[ShardInfo]) -> Problem:
 
 
 def _id_batches(dataset: Dataset, shard: ShardInfo) -> Iterator[tuple[int, pa.Array]]:
-    """First row and ids of each batch of `shard`, as far as it can be read."""
+    """Yield first row and ids of each readable batch of `shard`."""
     first_row = 0
     try:
         with open_parquet(dataset.storage, shard.file) as parquet:
@@ -70,7 +70,7 @@ def _id_batches(dataset: Dataset, shard: ShardInfo) -> Iterator[tuple[int, pa.Ar
                 yield first_row, batch.column(0)
                 first_row += batch.num_rows
     except (*UNREADABLE, InputError):
-        return  # told when its rows were checked
+        return  # reported by the check of rows
 
 
 def _positions(
@@ -87,7 +87,9 @@ def _note(
     rows: npt.NDArray[np.intp],
     where: tuple[int, int],
 ) -> None:
-    """Count the ids in `rows` of a batch; `where` is its shard's index and its first row."""
+    """Count the ids in `rows` of a batch; `where` is the shard's index and the batch's first
+    row.
+    """
     if not len(rows):
         return
     shard, first_row = where

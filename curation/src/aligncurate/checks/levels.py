@@ -1,4 +1,4 @@
-"""Levels in the manifest and in `levels.json`: whether they agree with the rows."""
+"""Consistency of the levels in the manifest, `levels.json` and the rows."""
 
 from dataclasses import asdict
 from math import isclose
@@ -9,11 +9,11 @@ from alignshared.levels import levels_to_json
 from alignshared.manifest import LEVELS_FILE
 
 _RELATIVE = 1e-6
-"""Tolerance of a mean against a recount, which adds the scores in another order."""
+"""Tolerance of a mean against a recount in another order of summation."""
 
 
 def edges_of(dataset: Dataset) -> tuple[LevelEdges | None, list[Problem]]:
-    """The edges between the levels, None without levels or with edges that cannot be."""
+    """Edges between the levels; None without levels or with invalid edges."""
     manifest = dataset.manifest
     if manifest.edges is None and manifest.stage != "bucket":
         return None, []
@@ -39,7 +39,7 @@ def _of_manifest(what: str) -> Problem:
 def check_statistics(
     listed: list[LevelStatistics], counted: list[LevelStatistics]
 ) -> list[Problem]:
-    """Problems where the manifest's statistics are not those `counted` in all rows."""
+    """Problems where the manifest's statistics differ from `counted`, those of all rows."""
     problems: list[Problem] = []
     for statistics, recounted in zip(listed, counted, strict=False):
         for name, value in asdict(statistics).items():
@@ -59,7 +59,7 @@ def _agree(name: str, listed: float | None, counted: float | None) -> bool:
 
 
 def check_levels_file(dataset: Dataset, edges: LevelEdges) -> list[Problem]:
-    """Whether `levels.json` is there and says what the manifest says."""
+    """Problems with `levels.json`: missing, or different from the manifest."""
     try:
         if not dataset.storage.exists(LEVELS_FILE):
             if dataset.manifest.stage != "bucket":

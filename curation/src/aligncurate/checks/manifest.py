@@ -1,4 +1,4 @@
-"""Opening a dataset; a folder that holds none is described in one sentence."""
+"""Opening a dataset, with a one-sentence error for folders that hold none."""
 
 import os
 
@@ -8,11 +8,11 @@ from alignshared.manifest import MANIFEST_FILE
 
 
 def open_dataset(location: str | os.PathLike[str]) -> Dataset:
-    """The dataset at `location`, local or in an object store.
+    """Open the dataset at `location`, local or remote.
 
     Raises:
-        ContractError: the folder holds no dataset, or one whose manifest cannot be read.
-        InputError: there is no such folder, or it cannot be read.
+        ContractError: the folder holds no dataset with a readable manifest.
+        InputError: the folder is missing or unreadable.
     """
     storage = Storage(location)
     try:
@@ -26,7 +26,7 @@ def open_dataset(location: str | os.PathLike[str]) -> Dataset:
 
 
 def is_unfinished(storage: Storage) -> bool:
-    """Whether the folder holds what a run left before it wrote its manifest."""
+    """Whether the folder holds a run without a manifest."""
     names = storage.names()
     return RUN_FOLDER in names and MANIFEST_FILE not in names
 

@@ -1,4 +1,4 @@
-"""Problems of a dataset: one sentence each; of many alike the first few and a count."""
+"""Problems of a dataset: one sentence each, the first few of a kind and a count."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ LISTED_PER_KIND = 5
 
 
 class Kind(StrEnum):
-    """The promise of the contract that is broken."""
+    """The contract promise that is broken."""
 
     FILES = "files"
     COLUMNS = "columns"
@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem: what, where and, where that is not plain, what to do.
+    """One problem: what, where and, unless obvious, what to do.
 
     Rows in `text` count from 0.
     """
@@ -43,7 +43,7 @@ class ProblemList:
         self._counts: Counter[Kind] = Counter()
 
     def add(self, problems: Iterable[Problem]) -> None:
-        """Add `problems`, in the order in which they are to be listed."""
+        """Add `problems` in listing order."""
         for problem in problems:
             self._counts[problem.kind] += 1
             if self._counts[problem.kind] <= LISTED_PER_KIND:
@@ -55,7 +55,7 @@ class ProblemList:
         return self._counts.total()
 
     def listed(self) -> list[Problem]:
-        """The problems by kind; the last of a kind tells how many more there are."""
+        """Problems by kind; the last of a kind gives the number left out."""
         problems: list[Problem] = []
         for kind in Kind:
             problems += [problem for problem in self._listed if problem.kind is kind]

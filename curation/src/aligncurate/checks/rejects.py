@@ -1,4 +1,4 @@
-"""Rejects: whole, counted by reason, and with the rows as many as came in."""
+"""Rejects: intact, counted by reason, and adding up with the rows to the input."""
 
 from collections import Counter
 from itertools import chain
@@ -11,7 +11,7 @@ from alignshared.rejects import REJECT_SCHEMA
 
 
 def check_rejects(dataset: Dataset, shards: list[ShardInfo]) -> list[Problem]:
-    """Problems of the files in `rejects/`, which `shards` lists, and of their counts."""
+    """Problems of the reject files `shards` and of their counts."""
     counts: Counter[str] = Counter()
     problems: list[Problem] = []
     whole = True
@@ -20,14 +20,14 @@ def check_rejects(dataset: Dataset, shards: list[ShardInfo]) -> list[Problem]:
         problems += faults
         whole &= reasons is not None
         counts.update(reasons or {})
-    # Where a file could not be read the counts differ, and why has been told.
+    # Counts differ if a file was unreadable, which has been reported.
     if whole:
         problems += _check_counts(dataset.manifest.rejects, counts)
     return problems
 
 
 def _check_shard(dataset: Dataset, shard: ShardInfo) -> tuple[list[Problem], Counter[str] | None]:
-    """Faults of one file, and its rejects by reason; None if they cannot be read."""
+    """Problems of one file, and its rejects by reason; None if unreadable."""
     damage = check_file(dataset.storage, shard, Kind.REJECTS)
     problems = [damage] if damage else []
     try:
@@ -71,8 +71,8 @@ def _written_again(what: str) -> Problem:
 
 
 def check_sums(dataset: Dataset) -> list[Problem]:
-    """Whether rows add up: of the shards, and rows in = rows + rejects + what was left out on
-    purpose, where the parent tells.
+    """Problems if the shards' rows do not add up, or rows in differ from rows + rejects + left out
+    (where the parent is known).
     """
     manifest = dataset.manifest
     problems: list[Problem] = []
@@ -93,7 +93,7 @@ def check_sums(dataset: Dataset) -> list[Problem]:
 
 
 def _rows_in(dataset: Dataset) -> int | None:
-    """Rows of the one dataset that this was made from, if it can still be read unchanged."""
+    """Rows of the single parent dataset, if still readable and unchanged."""
     if len(dataset.manifest.parents) != 1:
         return None
     (parent,) = dataset.manifest.parents

@@ -1,4 +1,4 @@
-"""The rows of the shards: as many as listed, with ids, scores in [-1, 1] and the right levels."""
+"""Checks of shard rows: their number, ids, scores in [-1, 1] and levels."""
 
 from dataclasses import dataclass, field
 from threading import Lock
@@ -20,14 +20,14 @@ from alignshared.schema import LEVEL_COLUMN
 BATCH_ROWS = 1 << 16
 
 _TOLERANCE = 1e-4
-"""Tolerance by which rounding can put the cosine of two float32 unit vectors outside [-1, 1]."""
+"""Rounding tolerance for the cosine of two float32 unit vectors beyond [-1, 1]."""
 
 _ID_CHARACTERS = 60
 
 
 @dataclass(slots=True)
 class ShardFindings:
-    """Findings in one shard; `whole` tells whether every row of it could be read."""
+    """Findings in one shard; `whole` is True if every row could be read."""
 
     problems: list[Problem] = field(default_factory=list[Problem])
     rows: int = 0
@@ -36,10 +36,10 @@ class ShardFindings:
 
 
 class RowChecker:
-    """Checks shards, several at a time if called from several threads.
+    """Checks shards; may be called from several threads.
 
-    The hashes of all ids go to `repeats`; the rest is in the findings of each shard. `schema` is
-    that of the first shard that can be opened.
+    Hashes of all ids go to `repeats`; everything else is in the findings of each shard. `schema`
+    is that of the first readable shard.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RowChecker:
         self._lock = Lock()
 
     def __call__(self, shard: ShardInfo) -> ShardFindings:
-        """The findings in `shard`: its bytes, its columns, its rows."""
+        """Check the bytes, columns and rows of `shard`."""
         findings = ShardFindings()
         damage = check_file(self._storage, shard)
         if damage:
@@ -81,7 +81,7 @@ class RowChecker:
             if difference := check_same_columns(schema, self._schema, shard.file):
                 findings.problems.append(difference)
             names = [name for name in ("id", "score", LEVEL_COLUMN) if usable(schema, name)]
-            if not names:  # pyarrow would make up as many empty rows as a damaged footer claims
+            if not names:  # pyarrow would invent as many empty rows as a damaged footer claims
                 return
             batches = _BatchChecker(shard.file, self._edges)
             findings.levels = batches.levels
@@ -101,7 +101,7 @@ class RowChecker:
 
 
 class _Tally:
-    """Number of rows with one fault, and the first of them."""
+    """Number of rows with one fault, and the first such row."""
 
     def __init__(self, kind: Kind, what: str) -> None:
         self._kind = kind
@@ -110,7 +110,7 @@ class _Tally:
         self._first = ""
 
     def add(self, faulty: npt.NDArray[np.bool_], batch: pa.RecordBatch, first_row: int) -> None:
-        """Count the rows of `batch` that are True in `faulty` [n]."""
+        """Count the rows of `batch` flagged in `faulty` [n]."""
         count = int(np.count_nonzero(faulty))
         if count and not self._count:
             row = int(np.argmax(faulty))
@@ -144,7 +144,7 @@ class _BatchChecker:
         self._other_level = _Tally(Kind.LEVELS, "another level than the edges give the score")
 
     def check(self, batch: pa.RecordBatch) -> npt.NDArray[np.uint64]:
-        """Take in `batch`; returns the hashes of its ids that are not null."""
+        """Check `batch`; return the hashes of its non-null ids."""
         names = batch.schema.names
         hashes = self._check_ids(batch) if "id" in names else np.empty(0, np.uint64)
         if "score" in names:
@@ -185,7 +185,7 @@ class _BatchChecker:
         totals.add(scores[countable], levels[countable])
 
     def problems(self) -> list[Problem]:
-        """One problem for each fault that any row has."""
+        """One problem for each fault found."""
         tallies = (
             self._null_ids,
             self._not_utf8,
@@ -207,7 +207,7 @@ def _is_invalid(ids: pa.Array) -> bool:
 
 
 def id_text(value: pa.Scalar) -> str:
-    """An id as a sentence can hold it: quoted, escaped, not too long."""
+    """An id for use in a sentence: quoted, escaped, shortened."""
     raw: bytes | None = value.cast(pa.binary()).as_py()
     if raw is None:
         return "its id is null"
@@ -217,7 +217,7 @@ def id_text(value: pa.Scalar) -> str:
 
 
 def first_schema(dataset: Dataset, shards: list[ShardInfo]) -> pa.Schema | None:
-    """Columns of the first of `shards` that can be opened."""
+    """Schema of the first readable shard of `shards`."""
     return next(
         (schema for shard in shards if (schema := _schema_of(dataset, shard)) is not None), None
     )

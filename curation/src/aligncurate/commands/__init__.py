@@ -1,1 +1,1 @@
-"""The commands: one short file each, that parses, calls one library function and prints."""
+"""Commands: one short file each, which parses options, calls one library function and prints."""

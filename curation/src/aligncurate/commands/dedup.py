@@ -71,7 +71,7 @@ def dedup(
 def _show(dataset: "Dataset") -> None:
     manifest = dataset.manifest
     found, where = manifest.duplicates, terminal.near(dataset.location)
-    if found is None:  # a dataset that another stage wrote is refused before
+    if found is None:  # other stages' datasets were refused before
         return
     terminal.results.print(
         f"{where}: {manifest.rows + manifest.left_out:,} pairs in = {manifest.rows:,} kept + "

@@ -47,7 +47,7 @@ def export(
 
 
 def _show(done: "Export") -> None:
-    """Print the size and place of the export."""
+    """Print the size and location of the export."""
     from aligncurate.reporting.format import bytes_text, count_text
 
     size = sum(file.bytes for file in done.files)

@@ -9,5 +9,5 @@ def inspect(input: DatasetOption = None, storage_options: StorageOption = None) 
     from aligncurate.output.locations import READABLE_STAGES
     from aligncurate.stages.inspect import inspect
 
-    # Not opened as a dataset if it is named: an unfinished run can be inspected too.
+    # Not opened as a dataset if given: unfinished runs can be inspected too.
     terminal.show_inspection(inspect(input or dataset_at(None, *READABLE_STAGES).location))

@@ -1,4 +1,4 @@
-"""Options that several commands share, and commands made from classes of settings."""
+"""Options shared by commands, and commands generated from settings classes."""
 
 import inspect
 import logging
@@ -55,11 +55,11 @@ StorageOption = Annotated[
         "anonymous=true, retries=…; keys by default from the environment.",
     ),
 ]
-"""Taken by every command that reads or writes datasets; it applies to the whole process."""
+"""Option of all commands that access datasets; applies to the whole process."""
 
 
 def dataset_at(input: str | None, *stages: str) -> "Dataset":
-    """The dataset at `input`, or the newest one under `data/` that one of `stages` wrote."""
+    """Return the dataset at `input`, or the newest one under `data/` of one of `stages`."""
     from aligncurate.output.locations import newest_dataset
     from alignshared import Dataset
 
@@ -71,8 +71,8 @@ def dataset_at(input: str | None, *stages: str) -> "Dataset":
 
 
 def options_from(*classes: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorator: a command with an option for each field of `classes` that has a help text, and
-    --storage-options; the function gets the values of each class by name.
+    """Decorator: give a command --storage-options and an option for each field of `classes` with a
+    help text; the function receives each class's values by name.
     """
     parameters = [parameter for settings in classes for parameter in _parameters(settings)]
     storage = inspect.Parameter(

@@ -49,7 +49,7 @@ def sample(
 
 
 def _show(dataset: "Dataset") -> None:
-    """Print how many pairs were drawn, in all and from each level."""
+    """Print the number of pairs drawn, in total and per level."""
     from rich.table import Table
 
     from aligncurate.stages.sample import drawn_by_level

@@ -10,7 +10,7 @@ from aligncurate.settings import Execution, ScoreSettings
 @options_from(ScoreSettings, Execution)
 def score(settings: dict[str, Any], execution: dict[str, Any]) -> None:
     """Score pairs: write each with the cosine of its image and caption under CLIP."""
-    # Refused before torch is loaded, where an option is wrong.
+    # Wrong options are refused before torch is loaded.
     execution_settings = Execution(**execution)
     ScoreSettings(**settings)
 

@@ -1,1 +1,1 @@
-"""Pure functions and the model: nothing here knows of datasets, commands or clusters."""
+"""Pure functions and the model, independent of datasets, commands and clusters."""

@@ -9,10 +9,10 @@ Counts = npt.NDArray[np.int64]
 def population_stability_index(base: Counts, other: Counts) -> float:
     """PSI = sum over bins of (q - p) ln(q / p), p and q the shares of `base` and `other` [b].
 
-    It is the symmetric divergence of Jeffreys (1946), "An Invariant Form for the Prior Probability
-    in Estimation Problems", under the name that Siddiqi (2006), "Credit Risk Scorecards", gives it.
-    A bin that is empty on one side counts as half a pair there, since the formula would be
-    infinite; one that is empty on both sides adds nothing.
+    This is the symmetric divergence of Jeffreys (1946), "An Invariant Form for the Prior
+    Probability in Estimation Problems", named PSI by Siddiqi (2006), "Credit Risk Scorecards". A
+    bin empty on one side counts as half a pair there, since the formula would be infinite; one
+    empty on both sides adds nothing.
 
     Raises:
         ValueError: one side is empty.
@@ -25,10 +25,9 @@ def population_stability_index(base: Counts, other: Counts) -> float:
 
 
 def kolmogorov_smirnov(base: Counts, other: Counts) -> float:
-    """Greatest difference of the two cumulative shares at an end of a bin.
+    """Greatest difference of the two cumulative shares at the end of a bin.
 
-    It is exact there; the distance of the numbers themselves is greater by at most the share of one
-    bin.
+    The distance of the underlying numbers is greater by at most one bin's share.
 
     Raises:
         ValueError: one side is empty.

@@ -1,6 +1,4 @@
-"""Histograms of scores, and of whole numbers of any size, built batch by batch and merged across
-shards.
-"""
+"""Histograms of scores and of integers of any size, built batch by batch and mergeable."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -12,15 +10,15 @@ from aligncurate.core.moments import Moment, Moments
 
 _FINE_BINS = 20_000
 _PER_UNIT = _FINE_BINS // 2
-"""Fine bins per unit of score. A power of ten, so that bins of 0.001, 0.002, 0.005, ... are whole
-sums.
+"""Fine bins per unit of score: a power of ten, so that bins of 0.001, 0.002, 0.005, ... are exact
+multiples.
 """
 
 BIN_WIDTH = 1 / _PER_UNIT
 """Width of a fine bin, in units of score."""
 
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
-"""Widths of a bin, in fine bins: each divides them all, and has round ends."""
+"""Bin widths in fine bins: each divides 20,000 and has round ends."""
 
 _PER_OCTAVE = 16
 _OCTAVES = 32
@@ -45,8 +43,7 @@ class Bins:
 class Histogram:
     """Counts of float32 scores in 20,000 bins over [-1, 1], with their moments.
 
-    Memory does not depend on the number of scores, and adding batches in any order, or merging the
-    histograms of parts, gives the same counts.
+    Memory is constant, and counts do not depend on the order or partition of scores.
     """
 
     def __init__(self) -> None:
@@ -54,13 +51,11 @@ class Histogram:
         self._moments = Moments()
 
     def add(self, scores: npt.NDArray[np.float32]) -> None:
-        """Count the finite ones of `scores` [n]; what lies beyond [-1, 1] counts in the outermost
-        bin.
-        """
+        """Count the finite `scores` [n]; those beyond [-1, 1] go to the outermost bin."""
         finite = scores[np.isfinite(scores)].astype(np.float64)
         if not len(finite):
             return
-        # A float32 times 10,000 is exact in float64, so each score is in the bin that it is in.
+        # A float32 times 10,000 is exact in float64, so each score gets its true bin.
         at = np.floor(finite * _PER_UNIT).astype(np.int64) + _PER_UNIT
         self._fine += np.bincount(np.clip(at, 0, _FINE_BINS - 1), minlength=_FINE_BINS)
         self._moments.add(finite)
@@ -87,34 +82,34 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """Mean score; NaN when none was counted."""
+        """Mean score; NaN if empty."""
         return _or_nan(self._moments[0].mean)
 
     @property
     def deviation(self) -> float:
-        """Standard deviation of the scores; NaN when none was counted."""
+        """Standard deviation of the scores; NaN if empty."""
         return _or_nan(self._moments[0].std)
 
     @property
     def min(self) -> float:
-        """The least score; NaN when none was counted."""
+        """Minimum score; NaN if empty."""
         return _or_nan(self._moments[0].min)
 
     @property
     def max(self) -> float:
-        """The greatest score; NaN when none was counted."""
+        """Maximum score; NaN if empty."""
         return _or_nan(self._moments[0].max)
 
     def to_json(self) -> dict[str, Any]:
-        """Counts of the bins that hold any, and the moments; read again to the bit."""
+        """Counts of non-empty bins, and the moments; exact when read back."""
         return {"moments": self._moments.to_json(), **_sparse(self._fine)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """Read what `to_json` wrote.
+        """Restore from the output of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError: it did not write this.
+            KeyError, TypeError, ValueError, IndexError: invalid data.
         """
         histogram = cls()
         histogram._moments = Moments.from_json(fields["moments"])
@@ -122,7 +117,7 @@ class Histogram:
         return histogram
 
     def quantile(self, share: float) -> float:
-        """The score below which `share` of the scores lie, to within one fine bin (0.0001).
+        """Score below which `share` of the scores are, to within one fine bin (0.0001).
 
         Raises:
             ValueError: no score was counted.
@@ -134,8 +129,8 @@ class Histogram:
         return min(max(middle, self.min), self.max)
 
     def bins(self, at_most: int = 80, beside: Self | None = None) -> Bins:
-        """At most `at_most` (at least 1) bins with round ends over the range of the scores, and of
-        those of `beside`, so that both have the same bins.
+        """At most `at_most` (at least 1) bins with round ends over the range of the scores and
+        of those of `beside`, so that both have the same bins.
 
         Raises:
             ValueError: no score was counted.
@@ -155,10 +150,10 @@ def _or_nan(value: float | None) -> float:
 
 
 class LogHistogram:
-    """Counts in 16 bins between any two powers of two, with exact moments.
+    """Counts in 16 bins per power of two, with exact moments.
 
-    Each number below 32 has a bin of its own and larger ones share a bin with what is at most 1/16
-    more. Memory is constant, and counts of parts add up to those of the whole.
+    Each number below 32 has its own bin; larger ones share a bin with numbers at most 1/16
+    greater. Memory is constant, and counts of parts add up.
     """
 
     def __init__(self) -> None:
@@ -166,7 +161,7 @@ class LogHistogram:
         self._moments = Moments()
 
     def add(self, sizes: npt.NDArray[Any]) -> None:
-        """Count `sizes` [n], whole numbers from 0 to 2^32."""
+        """Count `sizes` [n], integers from 0 to 2^32."""
         if not len(sizes):
             return
         mantissa, exponent = np.frexp(np.maximum(sizes, 0).astype(np.float64))
@@ -182,12 +177,12 @@ class LogHistogram:
 
     @property
     def moment(self) -> Moment:
-        """Count, mean, spread, least and greatest."""
+        """Count, mean, standard deviation, minimum and maximum."""
         return self._moments[0]
 
     @property
     def median(self) -> int | None:
-        """The number that half of them are below, to within its bin; None of nothing."""
+        """Median, to within its bin; None if empty."""
         total = int(self.counts.sum())
         if not total:
             return None
@@ -197,15 +192,15 @@ class LogHistogram:
         return int(np.ceil(least))
 
     def to_json(self) -> dict[str, Any]:
-        """Counts of the bins that hold any, and the moments; read again to the bit."""
+        """Counts of non-empty bins, and the moments; exact when read back."""
         return {"moments": self._moments.to_json(), **_sparse(self.counts)}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """Read what `to_json` wrote.
+        """Restore from the output of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError: it did not write this.
+            KeyError, TypeError, ValueError, IndexError: invalid data.
         """
         histogram = cls()
         histogram._moments = Moments.from_json(fields["moments"])
@@ -214,16 +209,16 @@ class LogHistogram:
 
 
 def _sparse(counts: npt.NDArray[np.int64]) -> dict[str, list[int]]:
-    """The bins that hold anything, and their counts."""
+    """Return the non-empty bins and their counts."""
     filled = np.flatnonzero(counts)
     return {"bins": filled.tolist(), "counts": counts[filled].tolist()}
 
 
 def _fill(counts: npt.NDArray[np.int64], fields: dict[str, Any]) -> None:
-    """Set `counts` to what `sparse` told.
+    """Restore `counts` from the output of `_sparse`.
 
     Raises:
-        KeyError, TypeError, ValueError, IndexError: it told something else.
+        KeyError, TypeError, ValueError, IndexError: invalid data.
     """
     at = np.asarray(fields["bins"], dtype=np.int64)
     values = np.asarray(fields["counts"], dtype=np.int64)

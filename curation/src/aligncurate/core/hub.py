@@ -1,4 +1,4 @@
-"""Files of the Hugging Face Hub: from its cache on this machine, else by download."""
+"""Files of the Hugging Face Hub: cached or downloaded."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from alignshared.stores.hub import require_hub
 
 
 class HubError(Exception):
-    """A file is neither in the cache nor to be had; the message is a clause that says why."""
+    """A file is neither cached nor available; the message is a clause with the reason."""
 
 
 def hub_file(repo: str, names: Sequence[str], kind: Literal["model", "dataset"] = "model") -> Path:
-    """The first file of `names` that `repo` has.
+    """Return the first file of `names` in `repo`.
 
     Raises:
-        HubError: none is in the cache, and the Hub has none or does not answer.
+        HubError: none is cached, and the Hub has none or does not respond.
     """
     for name in names:
         cached = try_to_load_from_cache(repo, name, repo_type=kind)

@@ -1,10 +1,9 @@
-"""A 64-bit hash of many ids at once, for sampling and for finding duplicates.
+"""A vectorised 64-bit hash of ids, for sampling and finding duplicates.
 
-Python's and hashlib's hashes work one string at a time, which over hundreds of millions of ids
-takes longer than reading them. A polynomial over the bytes, taken for all ids together from one
-running sum, costs a few nanoseconds per byte. It depends on nothing but the id's bytes: the same on
-every machine and for every layout of shards. It is no defence against ids that were made to
-collide.
+Python's and hashlib's hashes take one string at a time, which for hundreds of millions of ids is
+slower than reading them. A polynomial over the bytes, computed for all ids from one running sum,
+costs a few nanoseconds per byte. It depends only on the id's bytes, not on the machine or shard
+layout. It does not resist deliberate collisions.
 """
 
 from collections.abc import Iterator
@@ -19,10 +18,10 @@ import pyarrow as pa
 from alignshared.hashing import GOLDEN_GAMMA, scramble
 
 _CHUNK_BYTES = 1 << 20
-"""Bytes hashed at a time; the arrays beside them take some 40 bytes for each."""
+"""Bytes hashed at a time; temporary arrays take some 40 bytes each."""
 
 _IN_MEMORY = 1 << 22
-"""Hashes that wait before they are written out: 32 MB."""
+"""Hashes buffered before writing: 32 MB."""
 
 _PARTS = 256
 _PART_SHIFT = np.uint64(64 - 8)
@@ -50,7 +49,7 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
 
 
 def _chunks(offsets: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that hold about _CHUNK_BYTES, and at least one row, each."""
+    """Yield row ranges of about _CHUNK_BYTES, at least one row each."""
     rows, begin = len(offsets) - 1, 0
     while begin < rows:
         fits = int(np.searchsorted(offsets, offsets[begin] + _CHUNK_BYTES, side="right")) - 1
@@ -63,7 +62,7 @@ def _hash_chunk(
     data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint64]:
     # With S the running sum of value[j] * base^j, the bytes from s to e sum to (S[e] - S[s]) and
-    # dividing by base^s makes that independent of where the id lies. All arithmetic is modulo 2^64.
+    # dividing by base^s makes that independent of the id's position. Arithmetic is modulo 2^64.
     powers, inverses = _powers(_BASE, len(data)), _powers(_BASE_INVERSE, len(data) + 1)
     running = np.zeros(len(data) + 1, dtype=np.uint64)
     np.cumsum(_BYTE_VALUES[data] * powers, out=running[1:])
@@ -80,11 +79,10 @@ def _powers(base: int, count: int) -> npt.NDArray[np.uint64]:
 
 
 class RepeatFinder:
-    """Finds the hashes that were added more than once, in memory that does not grow with them.
+    """Finds hashes added more than once, in constant memory.
 
-    Beyond `in_memory` hashes they go to a temporary folder of 8 bytes per hash, parted by their
-    leading bits, and are sorted part by part. Close it, or use it in a `with` block, to delete the
-    folder.
+    Beyond `in_memory`, hashes go to a temporary folder, 8 bytes each, partitioned by leading
+    bits and sorted part by part. Closing, or leaving a `with` block, deletes the folder.
     """
 
     def __init__(self, in_memory: int = _IN_MEMORY) -> None:
@@ -100,21 +98,21 @@ class RepeatFinder:
         self.close()
 
     def close(self) -> None:
-        """Forget everything and delete the temporary folder."""
+        """Drop all hashes and delete the temporary folder."""
         self._waiting, self._waiting_count = [], 0
         if self._folder:
             self._folder.cleanup()
             self._folder = None
 
     def add(self, hashes: npt.NDArray[np.uint64]) -> None:
-        """Take in `hashes` [n]."""
+        """Add `hashes` [n]."""
         self._waiting.append(hashes)
         self._waiting_count += len(hashes)
         if self._waiting_count > self._in_memory:
             self._write_out()
 
     def repeated(self, at_most: int) -> npt.NDArray[np.uint64]:
-        """The hashes that were added more than once, ascending: the least `at_most` of them."""
+        """Return the hashes added more than once, ascending: the least `at_most` of them."""
         repeated: list[npt.NDArray[np.uint64]] = []
         missing = at_most
         for part in self._parts():
@@ -127,7 +125,7 @@ class RepeatFinder:
         return np.concatenate(repeated) if repeated else np.empty(0, dtype=np.uint64)
 
     def _parts(self) -> Iterator[npt.NDArray[np.uint64]]:
-        """Disjoint parts of all hashes, ascending; equal ones are in the same part."""
+        """Yield disjoint, ascending parts of all hashes; equal hashes share a part."""
         if self._folder is None:
             yield np.concatenate([np.empty(0, dtype=np.uint64), *self._waiting])
             return

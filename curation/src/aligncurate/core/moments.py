@@ -1,8 +1,8 @@
-"""Count, mean, spread, least and greatest of numbers, batch by batch and merged across shards.
+"""Streaming count, mean, standard deviation, minimum and maximum, mergeable across shards.
 
-Sums of squares lose all digits where the spread is small beside the mean, so means and squared
-deviations are kept and joined by the formula of Chan, Golub and LeVeque (1979), "Updating Formulae
-and a Pairwise Algorithm for Computing Sample Variances", equations 2.1a and 2.1b.
+Sums of squares lose precision when the spread is small compared to the mean, so means and
+squared deviations are merged with the formula of Chan, Golub and LeVeque (1979), "Updating
+Formulae and a Pairwise Algorithm for Computing Sample Variances", equations 2.1a and 2.1b.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Moment:
 
 
 class Moments:
-    """Moments of `groups` groups of numbers, in memory that does not grow with the numbers."""
+    """Moments of `groups` groups of numbers, in constant memory."""
 
     def __init__(self, groups: int = 1) -> None:
         self._count = np.zeros(groups, dtype=np.int64)
@@ -39,7 +39,7 @@ class Moments:
         self._max = np.full(groups, -np.inf)
 
     def add(self, values: npt.NDArray[Any], groups: npt.NDArray[np.intp] | None = None) -> None:
-        """Take in finite `values` [n], each under its group of `groups` [n], counted from 0."""
+        """Add finite `values` [n] to their groups `groups` [n], counted from 0."""
         numbers = values.astype(np.float64)
         at = np.zeros(len(numbers), dtype=np.intp) if groups is None else groups
         size = len(self._count)
@@ -53,7 +53,7 @@ class Moments:
         self.merge(part)
 
     def merge(self, other: Self) -> None:
-        """Take in what `other` took in."""
+        """Merge `other`."""
         count = self._count + other._count
         step = other._mean - self._mean
         share = _divided(other._count.astype(np.float64), count)
@@ -80,8 +80,8 @@ class Moments:
         )
 
     def to_json(self) -> list[list[float | int | None]]:
-        """Per group: count, mean, sum of squared deviations, least, greatest; read again to the
-        bit.
+        """Per group: count, mean, sum of squared deviations, minimum, maximum; exact when read
+        back.
         """
         columns = (self._count, self._mean, self._squared_deviations, self._min, self._max)
         rows = zip(*(column.tolist() for column in columns), strict=True)
@@ -89,10 +89,10 @@ class Moments:
 
     @classmethod
     def from_json(cls, rows: list[list[Any]]) -> Self:
-        """Read what `to_json` wrote.
+        """Restore from the output of `to_json`.
 
         Raises:
-            ValueError, TypeError: it did not write this.
+            ValueError, TypeError: invalid data.
         """
         moments = cls(len(rows))
         for group, (count, mean, squared_deviations, least, greatest) in enumerate(rows):
@@ -106,5 +106,5 @@ class Moments:
 
 
 def _divided(numbers: npt.NDArray[Any], by: npt.NDArray[np.int64]) -> Floats:
-    """`numbers` / `by`, 0 where that is 0."""
+    """Return `numbers` / `by`, 0 where `by` is 0."""
     return np.divide(numbers, by, out=np.zeros(len(numbers)), where=by > 0)

@@ -1,15 +1,14 @@
 """Exact order statistics of any number of float32 scores, in constant memory.
 
-float32 has 2^32 values and their bits, read as in `sortable_keys`, are in the order of the
-numbers. One pass counts scores by the upper 16 bits of their key, which says in which of 2^16 bins
-each wanted rank lies; a second pass counts the lower 16 bits of the scores in just those bins,
-which says the score itself. Counts of parts add up to the counts of the whole, so the result is
-the same, to the bit, for any division of the scores into parts and any order of the parts.
+The 2^32 float32 values are ordered like their bits, mapped by `sortable_keys`. A first pass
+counts scores by the upper 16 bits of their key, which locates each requested rank in one of 2^16
+bins; a second pass counts the lower 16 bits of scores in those bins and finds the score itself.
+Counts of parts add up, so the result is identical for any partition and order of the scores.
 
 Edge k of N (k = 1..N-1) over n finite scores is the score with 0-based rank floor(k*n/N) in
-ascending order. With level = 1 + number of edges <= score, level k then holds the ranks from
-floor((k-1)*n/N) up to, not including, floor(k*n/N): without ties the levels' sizes differ by at
-most 1.
+ascending order. With level = 1 + number of edges <= score, level k holds the ranks from
+floor((k-1)*n/N) up to, not including, floor(k*n/N): without ties, level sizes differ by at most
+1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,10 +22,10 @@ import numpy.typing as npt
 from alignshared.levels import edge_ranks
 
 BINS = 1 << 16
-"""Values that 16 bits can have: coarse bins, and scores within one of them."""
+"""Values of 16 bits: coarse bins, and scores within one of them."""
 
 _CHUNK = 1 << 17
-"""Scores at a time: the temporary arrays of that many stay in a core's cache."""
+"""Scores at a time, so that temporary arrays fit in a core's cache."""
 
 _SIGN = np.uint32(0x8000_0000)
 _NEGATIVE_ZERO_KEY = np.uint32(0x7FFF_FFFF)
@@ -38,10 +37,10 @@ _LAST_FINITE_BIN = 0xFF7F
 
 
 def sortable_keys(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
-    """Keys [n] uint32 in the order of `scores` [n] float32, the same for -0.0 as for 0.0.
+    """Keys [n] uint32 in the order of `scores` [n] float32, equal for -0.0 and 0.0.
 
-    A negative number's bits grow with its magnitude, so all of them are flipped; of any other
-    number only the sign bit is, which puts it above the negative ones.
+    A negative number's bits grow with its magnitude, so all are flipped; for other numbers only
+    the sign bit is, which orders them above the negative ones.
     """
     bits = scores.view(np.uint32)
     all_ones_if_negative = (bits.view(np.int32) >> 31).view(np.uint32)
@@ -64,13 +63,13 @@ def _key_chunks(scores: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.uint
 
 
 class CoarseCounts:
-    """First pass: how many scores have each upper half of a key."""
+    """First pass: counts of scores by the upper half of their key."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(BINS, dtype=np.int64)
 
     def add(self, scores: npt.NDArray[np.float32]) -> None:
-        """Count `scores` [n] float32; those that are not finite are counted apart."""
+        """Count `scores` [n] float32; non-finite ones separately."""
         for keys in _key_chunks(scores):
             self.counts += np.bincount(keys >> 16, minlength=BINS)
 
@@ -96,10 +95,10 @@ class CoarseCounts:
         return counts
 
     def bins_to_resolve(self, levels: int) -> npt.NDArray[np.intp]:
-        """Bins that a second pass must look into for the edges of `levels` levels, ascending.
+        """Bins, ascending, that the second pass must resolve for the edges of `levels` levels.
 
-        They are those of the edges and of the least and greatest score; or all that hold a score,
-        where these are fewer than the levels, so that the number of distinct scores can be told.
+        These are the bins of the edges and of the minimum and maximum; or all non-empty bins, if
+        fewer than the levels, to determine the number of distinct scores.
         """
         counts = self.finite_counts()
         occupied = np.flatnonzero(counts)
@@ -108,12 +107,12 @@ class CoarseCounts:
         return self.bins_of_ranks([0, *edge_ranks(levels, self.finite), self.finite - 1])
 
     def bins_of_ranks(self, ranks: Sequence[int]) -> npt.NDArray[np.intp]:
-        """Bins in which the finite scores with these 0-based ranks lie, ascending."""
+        """Bins, ascending, of the finite scores with these 0-based ranks."""
         return np.unique(np.searchsorted(np.cumsum(self.finite_counts()), ranks, side="right"))
 
 
 class FineCounts:
-    """Second pass: how many scores of the given coarse bins have each lower half of a key."""
+    """Second pass: counts of scores in given coarse bins by the lower half of their key."""
 
     def __init__(self, bins: npt.NDArray[np.intp]) -> None:
         self.bins = bins
@@ -122,22 +121,22 @@ class FineCounts:
         self._row_of_bin[bins] = np.arange(len(bins))
 
     def add(self, scores: npt.NDArray[np.float32]) -> None:
-        """Count `scores` [n] float32; those outside the bins are passed over."""
+        """Count `scores` [n] float32, ignoring those outside the bins."""
         flat = self.counts.reshape(-1)
         for keys in _key_chunks(scores):
             rows = self._row_of_bin[keys >> 16]
             inside = rows >= 0
             at = rows[inside].astype(np.intp) << 16 | (keys[inside] & 0xFFFF)
-            # bincount would make and add an array of all bins for every chunk.
+            # bincount would create and add an array of all bins for every chunk.
             np.add.at(flat, at, 1)
 
     def merge(self, other: Self) -> None:
-        """Add the counts of another part, counted over the same bins."""
+        """Add the counts of another part over the same bins."""
         self.counts += other.counts
 
 
 class OrderedScores:
-    """Finite scores in resolved bins, by their rank, as the two passes counted them."""
+    """Finite scores in resolved bins by rank, from the counts of both passes."""
 
     def __init__(self, coarse: CoarseCounts, fine: FineCounts) -> None:
         counts = coarse.finite_counts()
@@ -150,7 +149,7 @@ class OrderedScores:
         """The score with 0-based `rank` in ascending order.
 
         Raises:
-            KeyError: the rank lies in a bin that the second pass did not look into.
+            KeyError: the rank is in an unresolved bin.
         """
         coarse_bin = int(np.searchsorted(self._upto, rank, side="right"))
         before = int(self._upto[coarse_bin - 1]) if coarse_bin else 0
@@ -162,7 +161,7 @@ class OrderedScores:
         """Number of scores less than `score`.
 
         Raises:
-            KeyError: the score lies in a bin that the second pass did not look into.
+            KeyError: the score is in an unresolved bin.
         """
         key = int(sortable_keys(np.array([score], dtype=np.float32))[0])
         coarse_bin, low = key >> 16, key & 0xFFFF
@@ -171,7 +170,7 @@ class OrderedScores:
 
     @property
     def distinct_at_least(self) -> int:
-        """At most the number of distinct scores; that very number, if all bins were resolved."""
+        """Lower bound on the number of distinct scores; exact if all bins were resolved."""
         return int(np.count_nonzero(self._fine.counts)) + int(self._unresolved)
 
     def _row(self, coarse_bin: int) -> int:
@@ -182,7 +181,7 @@ class OrderedScores:
 
 
 def quantile_edges(ordered: OrderedScores, levels: int) -> npt.NDArray[np.float32]:
-    """The N-1 exact edges [N-1] float32 between N `levels`, as the module's text defines them."""
+    """The N-1 exact edges [N-1] float32 between N `levels`, as defined in the module docstring."""
     ranks = edge_ranks(levels, ordered.count)
     return np.array([ordered.at_rank(rank) for rank in ranks], dtype=np.float32)
 
@@ -190,7 +189,7 @@ def quantile_edges(ordered: OrderedScores, levels: int) -> npt.NDArray[np.float3
 def top_count(fraction: Fraction, count: int) -> int:
     """Number of scores in the top `fraction` of `count`: ceil(fraction * count).
 
-    The top 1/N are then those of level N of N quantile levels.
+    The top 1/N are level N of N quantile levels.
     """
     return -(-fraction.numerator * count // fraction.denominator)
 
@@ -198,13 +197,13 @@ def top_count(fraction: Fraction, count: int) -> int:
 def equal_width_edges(
     least: np.float32, greatest: np.float32, levels: int
 ) -> npt.NDArray[np.float32]:
-    """N-1 edges [N-1] float32 that part the range `least` to `greatest` in N equal intervals."""
+    """N-1 edges [N-1] float32 dividing the range `least` to `greatest` into N equal intervals."""
     steps = np.arange(1, levels, dtype=np.float64) / levels
     # float64, in which the difference of any two float32 is finite.
     return (np.float64(least) * (1 - steps) + np.float64(greatest) * steps).astype(np.float32)
 
 
 def level_sizes(ordered: OrderedScores, edges: Sequence[np.float32]) -> list[int]:
-    """Number of scores in each level of quantile `edges`, known before any score is labelled."""
+    """Number of scores in each level of quantile `edges`, before labelling."""
     bounds = [0, *(ordered.below(edge) for edge in edges), ordered.count]
     return [upper - lower for lower, upper in pairwise(bounds)]

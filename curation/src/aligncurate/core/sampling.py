@@ -1,10 +1,10 @@
-"""Drawing an exact number of rows from each of several groups, by their ids alone.
+"""Drawing an exact number of rows from each of several groups, based only on their ids.
 
-Every id has a 64-bit key that depends on it and on a seed; of each group the rows with the least
-keys are drawn. So the same rows are drawn from any layout of the same rows, by any number of
-workers. One pass counts keys by their upper 16 bits, which says in which of 2^16 bins the last
-key to draw lies; a second pass collects the keys of just those bins, one in 65,536, which says the
-key itself: exact, in memory that does not grow with what is drawn.
+Each id has a 64-bit key derived from it and a seed; the rows with the least keys of each group
+are drawn. The result is independent of the layout of rows and the number of workers. A first
+pass counts keys by their upper 16 bits, which locates the last key to draw in one of 2^16 bins;
+a second pass collects the keys of just those bins, one in 65,536, and finds the key: exact, in
+memory independent of the number drawn.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ from alignshared.hashing import GOLDEN_GAMMA, scramble
 BINS = 1 << 16
 _BIN_SHIFT = np.uint64(64 - 16)
 _SEED_OFFSET = GOLDEN_GAMMA
-"""Added so that seed 0, whose scramble is 0, is a seed like others."""
+"""Added since seed 0 would scramble to 0."""
 
 MAX_SEED = (1 << 64) - 1
 
@@ -28,16 +28,16 @@ Groups = npt.NDArray[np.intp]
 
 
 def sampling_keys(ids: pa.Array, seed: int) -> Keys:
-    """Keys [n] uint64 of `ids` [n] under `seed`, from 0 to MAX_SEED."""
+    """Return keys [n] uint64 of `ids` [n] under `seed`, from 0 to MAX_SEED."""
     mask = scramble(np.array([(seed + _SEED_OFFSET) & MAX_SEED], dtype=np.uint64))
     return scramble(hash_ids(ids) ^ mask)
 
 
 def balanced_quotas(sizes: Sequence[int], rows: int) -> list[int]:
-    """Rows to draw from each group of `sizes`, as evenly as they allow.
+    """Number of rows to draw from each group of `sizes`, as even as possible.
 
-    A group that has too few gives all it has and the others share the rest; what cannot be shared
-    evenly goes to the last groups, one row each. The sum is `rows`, or all there are.
+    Groups that are too small give all their rows and the others share the rest; a remainder goes
+    to the last groups, one row each. The sum is `rows`, or the total if smaller.
     """
     quotas = [0] * len(sizes)
     left = min(rows, sum(sizes))
@@ -51,7 +51,7 @@ def balanced_quotas(sizes: Sequence[int], rows: int) -> list[int]:
 
 
 class KeyCounts:
-    """First pass: how many keys of each group have each value of their upper 16 bits."""
+    """First pass: counts of each group's keys by their upper 16 bits."""
 
     def __init__(self, groups: int) -> None:
         self.counts = np.zeros((groups, BINS), dtype=np.int64)
@@ -63,20 +63,20 @@ class KeyCounts:
 
     @property
     def sizes(self) -> list[int]:
-        """Rows of each group."""
+        """Number of rows in each group."""
         return self.counts.sum(axis=1).tolist()
 
 
 class Draw:
-    """Choice of the keys to draw: those of bins below the last one, and of the last one the least.
+    """Selection of keys: all bins below the last one, and the least keys of the last one.
 
-    `quotas` say how many of each group; `sizes` are at least as many.
+    `quotas` are the numbers to draw per group, at most `sizes`.
     """
 
     def __init__(self, counts: KeyCounts, quotas: Sequence[int]) -> None:
         upto = counts.counts.cumsum(axis=1)
         ranks = np.asarray(quotas) - 1
-        # The bin of the last key to draw; -1 where none is drawn, BINS where all are.
+        # Bin of the last key to draw; -1 if none is drawn, BINS if all are.
         self._last_bin = np.array(
             [
                 np.searchsorted(row, rank, side="right") if rank >= 0 else -1
@@ -91,15 +91,16 @@ class Draw:
         self._ties: dict[tuple[int, int], int] = {}
 
     def of_last_bin(self, keys: Keys, groups: Groups) -> list[tuple[int, Keys]]:
-        """The groups of which some of `keys` [n] lie in the bin of its last key, and those keys."""
+        """Return the groups and values of those `keys` [n] that are in their group's last bin."""
         within = (keys >> _BIN_SHIFT).astype(np.intp) == self._last_bin[groups]
         some, of = keys[within], groups[within]
         return [(int(group), some[of == group]) for group in np.unique(of)]
 
     def resolve(self, parts: Iterable[list[tuple[int, Keys]]]) -> None:
-        """Second pass: find the last keys, given `of_last_bin` of each part of the rows in order.
+        """Second pass: find the last keys from the `of_last_bin` of each part of the rows, in
+        order.
 
-        Rows with equal keys, should ids be equal, are drawn in the order of the parts.
+        Rows with equal keys, should ids repeat, are drawn in the order of the parts.
         """
         keys_of: list[list[tuple[int, Keys]]] = [[] for _ in self._missing]
         for part, of_part in enumerate(parts):
@@ -119,7 +120,7 @@ class Draw:
                     left -= taken
 
     def drawn(self, part: int, keys: Keys, groups: Groups) -> npt.NDArray[np.bool_]:
-        """Return which rows [n] of part `part` of the rows, all of them in order, are drawn."""
+        """Return a mask of the drawn rows [n] of part `part`, complete and in order."""
         last, bins = self._last_bin[groups], (keys >> _BIN_SHIFT).astype(np.intp)
         inside = bins == last
         drawn = (bins < last) | (inside & (keys < self._last_key[groups]))

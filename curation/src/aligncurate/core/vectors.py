@@ -1,4 +1,4 @@
-"""Embeddings of many rows, of which a few at a time are wanted as unit vectors."""
+"""Embeddings of many rows, converted to unit vectors a few at a time."""
 
 from typing import Any, Self
 
@@ -13,8 +13,8 @@ Units = npt.NDArray[np.float32]
 
 
 def unit_rows(embeddings_ND: npt.NDArray[Any]) -> Units:
-    """`embeddings_ND` [N, d] of any float type as unit vectors, float32; what has no direction
-    becomes zeros, which are like nothing.
+    """Normalise `embeddings_ND` [N, d] of any float type to float32; rows without direction become
+    zeros and match nothing.
     """
     rows = embeddings_ND.astype(np.float32)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
@@ -23,10 +23,10 @@ def unit_rows(embeddings_ND: npt.NDArray[Any]) -> Units:
 
 
 def embedding_rows(column: pa.FixedSizeListArray, where: str) -> npt.NDArray[np.float16]:
-    """The embeddings [n, d] float16 of a column.
+    """Return the embeddings [n, d] float16 of a column.
 
     Raises:
-        ContractError: a row has none; `where` names the place.
+        ContractError: a row has no embedding; `where` names the place.
     """
     if column.null_count:
         raise ContractError(
@@ -37,7 +37,7 @@ def embedding_rows(column: pa.FixedSizeListArray, where: str) -> npt.NDArray[np.
 
 
 class Vectors:
-    """The rows of `matrix` [N, d] float16, in memory or mapped, that `chosen` [n] names, or all."""
+    """Rows of `matrix` [N, d] float16, in memory or mapped: those in `chosen` [n], or all."""
 
     def __init__(self, matrix: npt.NDArray[np.float16], chosen: Rows | None = None) -> None:
         self._matrix = matrix
@@ -48,7 +48,7 @@ class Vectors:
 
     @property
     def dim(self) -> int:
-        """Values of a vector."""
+        """Dimension of a vector."""
         return self._matrix.shape[1]
 
     def units(self, rows: slice | Rows) -> Units:
@@ -57,9 +57,9 @@ class Vectors:
 
 
 class TopK:
-    """The `count` greatest values met so far and their places, whatever the order of the blocks.
+    """The `count` greatest values so far and their positions, independent of block order.
 
-    Of equal values the one with the lesser place comes first.
+    Ties go to the lesser position.
     """
 
     def __init__(self, count: int) -> None:
@@ -68,7 +68,7 @@ class TopK:
         self.places = np.empty(0, np.int64)
 
     def add(self, values: npt.NDArray[np.float32], first: int) -> None:
-        """Take in `values` [n] of the places from `first` on; NaN is never among the greatest."""
+        """Add `values` [n] at positions from `first` on; NaN is ignored."""
         if len(self.values) == self._count:
             better = np.flatnonzero(values >= self.values[-1])
         else:
@@ -76,7 +76,7 @@ class TopK:
         self._keep(values[better], better + first)
 
     def merge(self, other: Self) -> None:
-        """Take in what another part of the stream had."""
+        """Merge another part of the stream."""
         self._keep(other.values, other.places)
 
     def _keep(self, values: npt.NDArray[np.float32], places: npt.NDArray[np.int64]) -> None:
@@ -87,13 +87,13 @@ class TopK:
 
 
 def column_values(column: pa.Array, null: float) -> npt.NDArray[Any]:
-    """The values [n] of a column of numbers, with `null` in place of each null."""
-    # to_numpy would import pandas where it is installed: up to a second and 70 MB for nothing.
+    """Values [n] of a numeric column, nulls replaced by `null`."""
+    # to_numpy would import pandas if installed: up to a second and 70 MB.
     return np.from_dlpack(column.fill_null(null) if column.null_count else column)
 
 
 def column_of(values: npt.NDArray[Any]) -> pa.Array:
-    """The Arrow column of `values` [n], numbers without nulls; it shares their memory."""
+    """Arrow column sharing the memory of `values` [n], numbers without nulls."""
     # pa.array would import pandas, as to_numpy does.
     plain = np.ascontiguousarray(values)
     kind = pa.from_numpy_dtype(plain.dtype)

@@ -1,15 +1,15 @@
-"""Connected components of a graph whose edges come block by block; no edge is kept."""
+"""Connected components of a graph streamed as blocks of edges, which are not stored."""
 
 import numpy as np
 import numpy.typing as npt
 
 
 class Components:
-    """The connected components of `size` nodes, in 8 bytes for each, however many edges there are.
+    """Connected components of `size` nodes, in 8 bytes per node, whatever the number of edges.
 
-    Union-find over arrays: each node points to one of its component with a smaller number, and the
-    smallest points to itself. Whole blocks of edges are joined at a time (hooking and pointer
-    jumping, after Shiloach and Vishkin 1982).
+    Union-find over arrays: each node points to a smaller node of its component, and the smallest
+    to itself. Whole blocks of edges are joined at once (hooking and pointer jumping, after
+    Shiloach and Vishkin 1982).
     """
 
     def __init__(self, size: int) -> None:
@@ -21,15 +21,15 @@ class Components:
             first, second = self._roots(first), self._roots(second)
             apart = first != second
             first, second = first[apart], second[apart]
-            # The greater root hooks to the least root that it meets, so that no circle can arise.
+            # The greater root hooks to the least root it meets, which prevents cycles.
             np.minimum.at(self._parent, np.maximum(first, second), np.minimum(first, second))
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """For every node [n] the least node of its component."""
+        """Return the least node of each node's component [n]."""
         return self._roots(np.arange(len(self._parent)))
 
     def groups(self) -> list[npt.NDArray[np.int64]]:
-        """The components of two and more nodes, each ascending, by their least nodes."""
+        """Return components of two or more nodes, each ascending, ordered by least node."""
         labels = self.labels()
         sizes = np.bincount(labels, minlength=len(labels))
         members = np.flatnonzero(sizes[labels] > 1)

@@ -1,8 +1,8 @@
-"""Duplicates among the rows of a dataset, and the row of each group that stays.
+"""Duplicates among a dataset's rows, and the row kept of each group.
 
-Rows come in an order of preference. A row is a duplicate only of a row that stays and that is
-itself the same or near enough: where A is like B and B like C, but A not like C, A does not stand
-for C, however long the chain.
+Rows have an order of preference. A row is only a duplicate of a kept row that it equals or is
+near itself: if A is like B and B like C, but A not like C, A does not stand for C, however long
+the chain.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _LEADERS_AT_A_TIME = 1024
 
 
 class Verdict(IntEnum):
-    """Verdict on a row: it stays, or goes as a duplicate of one that does."""
+    """Verdict on a row: kept, or dropped as a duplicate of a kept row."""
 
     KEPT = 0
     EXACT = 1
@@ -28,10 +28,10 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Duplicates:
-    """For every row [n]: the row that stands for it (itself if it stays), the cosine of the two
-    images (1 where they are equal to the byte), and what it is.
+    """Per row [n]: the row kept for it (itself if kept), the cosine of the two images (1 if
+    byte-identical), and its verdict.
 
-    `components` are those of more than one row, exact duplicates apart, and `largest` the rows of
+    `components` counts those of several rows, exact duplicates aside; `largest` is the size of
     the largest.
     """
 
@@ -47,9 +47,10 @@ class Duplicates:
 
 
 def exact_duplicates(digests: npt.NDArray[np.uint8], rank: Rows) -> Duplicates:
-    """Rows with equal `digests` [n, b]; of each such group the one with the least `rank` [n] stays.
+    """Find rows with equal `digests` [n, b], keeping the one with the least `rank` [n] of each
+    group.
 
-    A digest of zeros stands for no image, which is like nothing.
+    A digest of zeros means no image and matches nothing.
     """
     count, width = digests.shape
     verdict = np.zeros(count, np.int8)
@@ -75,20 +76,21 @@ def near_duplicates(
     *,
     whole_chains: bool = False,
 ) -> Duplicates:
-    """`exact` and what `components` join: their nodes are `rows` [m], those that differ.
+    """Add near duplicates to `exact`; the nodes of `components` are `rows` [m], the distinct
+    ones.
 
-    Of each component the row with the least `rank` [n] stays. Of the others those go whose cosine
-    with it is at least `threshold`; of the rest again the first stays, and so on. With
-    `whole_chains` one row of each component stays, whatever the cosine.
+    Of each component the row with the least `rank` [n] is kept, and rows whose cosine with it is
+    at least `threshold` are dropped; this repeats with the remaining rows. With `whole_chains`
+    one row of each component is kept, whatever the cosine.
 
     Args:
-        exact: what `exact_duplicates` found.
+        exact: result of `exact_duplicates`.
         components: of the pairs with a cosine of at least `threshold`.
         rows: the row of each node, ascending.
         rank: place of each row in the order of preference.
         vectors: the embeddings of the nodes.
-        threshold: least cosine of a row with the one that stands for it.
-        whole_chains: see above.
+        threshold: least cosine of a dropped row with its kept row.
+        whole_chains: keep one row per component.
     """
     kept, cosine = exact.kept.copy(), exact.cosine.copy()
     verdict = exact.verdict.copy()
@@ -101,7 +103,7 @@ def near_duplicates(
         kept[members] = members[leader]
         cosine[members] = alike
         verdict[members[gone]] = Verdict.NEAR
-    # A row whose equal is gone for a near one is near to that one too.
+    # An exact duplicate of a row dropped as near is near to the same kept row.
     behind = np.flatnonzero(verdict == Verdict.EXACT)
     behind = behind[verdict[kept[behind]] == Verdict.NEAR]
     cosine[behind], kept[behind] = cosine[kept[behind]], kept[kept[behind]]
@@ -112,11 +114,11 @@ def near_duplicates(
 def lead(
     nodes: Rows, vectors: Vectors, threshold: float
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """For each of `nodes` [m], the most preferred first, the place among them of the one that
-    stands for it, and their cosine.
+    """For each of `nodes` [m], most preferred first, return the position of its leader among
+    them, and their cosine.
 
-    A node that no leader before it is near becomes a leader; another follows the nearest of them.
-    A block of nodes at a time is in memory, beside the leaders.
+    A node that is near no earlier leader becomes a leader; others follow the nearest one. Memory
+    holds one block of nodes beside the leaders.
     """
     leader = np.arange(len(nodes))
     alike = np.ones(len(nodes), np.float32)
@@ -148,7 +150,7 @@ def _lead_within(
     leader: npt.NDArray[np.intp],
     threshold: float,
 ) -> None:
-    """Go through one block in order; `best` is the cosine with the nearest leader so far."""
+    """Process one block in order; `best` is the cosine with the nearest leader so far."""
     among = units @ units.T
     for row in range(len(units)):
         if best[row] >= threshold:
@@ -161,7 +163,7 @@ def _lead_within(
 
 
 def _blocks_of(led: list[Units]) -> Iterator[tuple[int, Units]]:
-    """The leaders in blocks, and the place of the first of each."""
+    """Yield the leaders in blocks, with the position of each block's first."""
     first = 0
     for block in led:
         if len(block):

@@ -1,5 +1,5 @@
-"""Fingerprints of pairs, read in one pass over a dataset: ids, scores, SHA-256 of the images, and
-image embeddings.
+"""Fingerprints of pairs, read in one pass over a dataset: ids, scores, SHA-256 of images, and image
+embeddings.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from aligncurate.threads import map_ordered
 from alignshared import Dataset, ShardInfo
 from alignshared.schema import EMBEDDING_COLUMNS
 
-_compute: Any = pc  # pyarrow makes these functions when it is imported: no checker sees them
+_compute: Any = pc  # generated at import, invisible to type checkers
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -31,10 +31,10 @@ IMAGE_EMBEDDING, TEXT_EMBEDDING = EMBEDDING_COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Fingerprints:
-    """Fingerprints of the n rows of a dataset, in order.
+    """Fingerprints of a dataset's n rows, in order.
 
-    `scores` [n] float32, NaN where there is none; `digests` [n, 32] uint8, zeros where there are no
-    bytes; `embeddings` [n, d] float16, mapped from a file, None if they were not asked for.
+    `scores` [n] float32, NaN if missing; `digests` [n, 32] uint8, zeros without image bytes;
+    `embeddings` [n, d] float16, memory-mapped, None if not requested.
     """
 
     ids: pa.ChunkedArray
@@ -43,13 +43,13 @@ class Fingerprints:
     embeddings: npt.NDArray[np.float16] | None
 
     def preference(self, *, by_score: bool) -> npt.NDArray[np.int64]:
-        """The place [n] of each row when the highest scores come first, rows with equal scores by
-        their ids, those without a score last; or else the place in the dataset.
+        """Rank [n] of each row by descending score, then id, rows without score last; or by
+        position in the dataset.
         """
         count = len(self.scores)
         rank = np.arange(count)
         if by_score:
-            # Arrow puts NaN behind every number, in either direction.
+            # Arrow sorts NaN last in either direction.
             table = pa.table({"score": column_of(self.scores), "id": self.ids})
             keys = [("score", "descending"), ("id", "ascending")]
             order = column_values(_compute.sort_indices(table, sort_keys=keys), 0)
@@ -69,10 +69,10 @@ def read_fingerprints(
 ) -> Fingerprints:
     """Read every row of `dataset` once; embeddings go to a new file `scratch`.
 
-    In memory a row takes 36 bytes and its id, in the file 2 d.
+    A row takes 36 bytes and its id in memory, and 2 d bytes in the file.
 
     Raises:
-        ContractError: a shard is not what the manifest says, or a row lacks its embedding.
+        ContractError: a shard does not match the manifest, or a row lacks its embedding.
     """
     reader = _Reader(dataset, scratch, scores=scores, embeddings=embeddings)
     shards = dataset.manifest.shards
@@ -89,7 +89,7 @@ def read_fingerprints(
 
 
 class _Reader:
-    """Takes shards from several threads, each of which fills in rows of its own."""
+    """Reads shards on several threads, each filling its own rows."""
 
     def __init__(self, dataset: Dataset, scratch: Path, *, scores: bool, embeddings: bool) -> None:
         rows = dataset.manifest.rows
@@ -111,7 +111,7 @@ class _Reader:
             self._file = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
 
     def __call__(self, first: int, shard: ShardInfo) -> list[pa.Array]:
-        """Read `shard`, whose first row is the dataset's row `first`; returns the ids."""
+        """Read `shard`, starting at the dataset's row `first`; return the ids."""
         ids: list[pa.Array] = []
         where = f"{shard.file} in {self._dataset.location}"
         with open_matching(self._dataset, shard, self._schema) as parquet:
@@ -136,7 +136,9 @@ class _Reader:
         if self._dim:
             rows = embedding_rows(batch.column(IMAGE_EMBEDDING), where)
             data, at = rows.tobytes(), 2 * self._dim * first
-            while data:  # written rather than mapped: a full disk is then an error, no crash
+            while (
+                data
+            ):  # written, not mapped, so that a full disk raises an error instead of crashing
                 written = os.pwrite(self._file, data, at)
                 data, at = data[written:], at + written
 

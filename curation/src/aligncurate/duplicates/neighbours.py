@@ -1,14 +1,14 @@
 """Pairs of rows whose unit embeddings have a cosine of at least a threshold.
 
-Few rows are compared each with each (faiss IndexFlatIP). Many are sorted into cells around
-centroids, as an inverted file is (faiss Kmeans and IndexFlatIP), and each is compared with the rows
-of the cells nearest to it alone: so many cells that on a sample of the rows the share of pairs that
-are found, against a comparison with all rows, reaches a target. That share is told. All rows that
-look into a cell are compared with its rows by one product of matrices, which on a CPU is several
-times as fast as faiss's own search of one query after another.
+Few rows are compared exhaustively (faiss IndexFlatIP). Many are sorted into cells around
+centroids, as in an inverted file (faiss Kmeans and IndexFlatIP), and compared only with the rows
+of the nearest cells. The number of cells probed is chosen so that recall against an exhaustive
+search, measured on a sample of rows, reaches a target; the recall is reported. All rows probing
+a cell are compared with its rows by one matrix product, several times as fast on a CPU as
+faiss's search query by query.
 
-With GPUs and faiss-gpu each row is compared with each on them, up to many more rows. The only place
-that imports faiss.
+With GPUs and faiss-gpu, the exhaustive search runs there, up to many more rows. Nothing else
+imports faiss.
 """
 
 from collections.abc import Iterator
@@ -21,10 +21,12 @@ from aligncurate.core.vectors import Rows, Units, Vectors
 from aligncurate.duplicates.recall import PairSample, probes_for, sample_pairs
 
 EXACT_MAX_ROWS = 20_000
-"""Up to so many rows each is compared with each, which takes seconds."""
+"""Maximum rows for an exhaustive search, which takes seconds."""
 
 GPU_EXACT_MAX_ROWS = 10_000_000
-"""The same on GPUs: 10 GB of float16 at 512 dimensions, and minutes."""
+"""Maximum rows for an exhaustive search on GPUs: 10 GB of float16 at 512 dimensions, and
+minutes.
+"""
 
 _TRAINING_ROUNDS = 8
 _TRAINING_ROWS_PER_CELL = 40
@@ -32,17 +34,17 @@ _BLOCK_ROWS = 2048
 _FIRST_BLOCK_ROWS = 256
 _MEMBERS_AT_A_TIME = 4096
 _MOST_PAIRS = 1 << 22
-"""Pairs of a block that are aimed at: 50 MB of what faiss returns."""
+"""Target number of pairs per block: 50 MB of faiss results."""
 
 _FIRST_K, _MOST_K = 32, 2048
-"""Neighbours asked of a GPU at first, and the most that faiss has it give."""
+"""Initial and maximum number of neighbours requested from a GPU; the maximum is faiss's."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairBlock:
-    """Pairs found with `rows` more rows done: `first` [m] and `second` [m] int64, never equal.
+    """Pairs found among `rows` more rows: `first` [m] and `second` [m] int64, never equal.
 
-    A pair may come twice, once from either side.
+    A pair may occur twice, once from either side.
     """
 
     rows: int
@@ -52,11 +54,11 @@ class PairBlock:
 
 @dataclass(frozen=True, slots=True)
 class SearchFacts:
-    """Method of the search, and the recall it reaches.
+    """Method of the search, and its recall.
 
-    `recall` is 1 for an exact search. Else it was measured on `recall_pairs` pairs, found by
-    comparing `recall_rows` rows with all; with `planted`, on copies that were turned away from
-    these rows up to the threshold, since too few pairs were found.
+    `recall` is 1 for an exact search. Otherwise it was measured on `recall_pairs` pairs, found
+    by comparing `recall_rows` rows with all; with `planted`, on copies of these rows rotated to
+    the threshold, since too few pairs were found.
     """
 
     method: Literal["exact", "ivf"]
@@ -72,13 +74,13 @@ class SearchFacts:
 class NeighbourSearch:
     """Finds the pairs of `vectors`, n of d values, with a cosine of at least `threshold` > 0.
 
-    The index of an exact search takes 4 d bytes for each row; of a search in cells 24 bytes for
-    each row and each cell that it looks into. Beside it stands a block of rows and its pairs.
+    The index takes 4 d bytes per row for an exact search, and 24 bytes per row and probed cell
+    otherwise, plus one block of rows and its pairs.
 
     Args:
-        target: recall to reach at least, in (0, 1].
-        exact_max: rows up to which the search is exact; None takes what suits the device.
-        threads: of faiss; 0 leaves them as they are.
+        target: minimum recall, in (0, 1].
+        exact_max: maximum rows for an exact search; None depends on the device.
+        threads: of faiss; 0 leaves the number unchanged.
         seed: of the samples for centroids and recall.
     """
 
@@ -112,29 +114,29 @@ class NeighbourSearch:
         self.facts = self._facts_of(sample, target)
 
     def pairs(self) -> Iterator[PairBlock]:
-        """All pairs, block by block."""
+        """Yield all pairs, block by block."""
         if self.facts.method == "ivf":
             return self._pairs_in_cells(self.facts.probes or 1)
         return self._pairs_on_gpu() if self.facts.device == "gpu" else self._all_pairs()
 
     def _all_pairs(self) -> Iterator[PairBlock]:
         index = self._faiss.IndexFlatIP(self._vectors.dim)
-        # faiss takes what is greater than the radius, we what is not less than the threshold.
+        # faiss returns values > radius; this search needs values >= threshold.
         radius = float(np.nextafter(np.float32(self._threshold), np.float32(-2)))
         begin, size = 0, _FIRST_BLOCK_ROWS
         while begin < len(self._vectors):
             rows = self._vectors.units(slice(begin, begin + size))
-            index.add(rows)  # rows before it are all that a row has to be compared with
+            index.add(rows)  # each row is only compared with those before it
             starts, _, neighbours = index.range_search(rows, radius)
             per_row = np.diff(starts.astype(np.int64))
             first = np.repeat(np.arange(begin, begin + len(rows)), per_row)
             yield _without_itself(len(rows), first, neighbours)
             begin += len(rows)
-            # Crowds of like images lie together in many collections.
+            # Many collections store similar images next to each other.
             size = int(np.clip(_MOST_PAIRS // max(int(per_row.max()), 1), 16, _BLOCK_ROWS))
 
     def _centroids(self, rng: np.random.Generator) -> Any:
-        """An index of the centroids, 3 √n of them, of a sample of the rows."""
+        """Return an index of 3 √n centroids of a sample of the rows."""
         count = len(self._vectors)
         cells = max(int(3 * count**0.5), 1)
         chosen = rng.choice(count, min(count, cells * _TRAINING_ROWS_PER_CELL), replace=False)
@@ -154,7 +156,9 @@ class NeighbourSearch:
         )
 
     def _nearest_cells(self, units: Units, probes: int) -> Rows:
-        """The `probes` cells nearest to each of `units` [m, d]: [m, probes], the own one first."""
+        """Return the `probes` cells nearest to each of `units` [m, d]: [m, probes], own cell
+        first.
+        """
         return self._cells.search(units, probes)[1]
 
     def _pairs_in_cells(self, probes: int) -> Iterator[PairBlock]:
@@ -174,7 +178,9 @@ class NeighbourSearch:
             yield PairBlock(len(members), members[:0], members[:0])
 
     def _pairs_on_gpu(self) -> Iterator[PairBlock]:
-        """A GPU gives the k nearest, not all within a range: k grows where they do not suffice."""
+        """Yield pairs from a GPU, which returns the k nearest instead of a range: k grows as
+        needed.
+        """
         faiss, options = self._faiss, self._faiss.GpuMultipleClonerOptions()
         options.useFloat16 = options.shard = True
         empty = faiss.IndexFlatIP(self._vectors.dim)
@@ -191,7 +197,7 @@ class NeighbourSearch:
 
 
 def _by_cell(looked_into: np.ndarray[Any, Any], cells: int) -> Iterator[tuple[Rows, Rows]]:
-    """For each cell the rows whose own it is, and all rows that look into it, both ascending."""
+    """For each cell, return the rows assigned to it and all rows probing it, both ascending."""
     own = np.argsort(looked_into[:, 0], kind="stable")
     own_ends = np.cumsum(np.bincount(looked_into[:, 0], minlength=cells))
     flat = looked_into.reshape(-1)
@@ -207,8 +213,8 @@ def nearest_pairs(
 ) -> tuple[Rows, Rows]:
     """Pairs of `queries` [q, d] and rows of `index` with a cosine of at least `threshold`.
 
-    Works on any faiss index that can name the nearest; a query with more neighbours than a GPU can
-    name is compared with all `vectors`.
+    This works on any faiss index with nearest-neighbour search; a query with more neighbours
+    than a GPU returns is compared with all `vectors`.
     """
     firsts, seconds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     waiting, k = np.arange(len(queries)), _FIRST_K

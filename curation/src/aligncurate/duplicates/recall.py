@@ -20,10 +20,10 @@ _BLOCK_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class PairSample:
-    """Pairs that exist: unit vectors `queries` [q, d], the row of each in the data [q], and pairs
-    of a query `first` [m] and a row `second` [m], whose vectors are `others` [m, d].
+    """A sample of true pairs: unit vectors `queries` [q, d], each query's row in the data [q],
+    and pairs of a query `first` [m] and a row `second` [m], whose vectors are `others` [m, d].
 
-    `rows` were compared with all. With `planted`, queries are no rows of the data.
+    `rows` were compared with all. With `planted`, queries are not rows of the data.
     """
 
     queries: Units
@@ -36,11 +36,11 @@ class PairSample:
 
 
 def sample_pairs(vectors: Vectors, threshold: float, rng: np.random.Generator) -> PairSample:
-    """Pairs of random rows of `vectors` with all others, by comparing with every row.
+    """Find pairs of random rows of `vectors` by comparing them with every row.
 
-    More rows are drawn until there are enough pairs for a standard error of 0.006 at a recall of
-    0.99, or 4,096 rows. Where hardly any pair is found, pairs are made: from each row one that is
-    turned away from it, in a random direction, to a cosine just above `threshold`.
+    Rows are added until there are enough pairs for a standard error of 0.006 at a recall of
+    0.99, or 4,096 rows. If hardly any pair is found, pairs are planted: each row is rotated in a
+    random direction to a cosine just above `threshold`.
     """
     count = len(vectors)
     order = rng.permutation(count)[:_MOST_QUERIES]
@@ -65,16 +65,17 @@ def sample_pairs(vectors: Vectors, threshold: float, rng: np.random.Generator) -
 def probes_for(
     sample: PairSample, target: float, cells: int, nearest: Callable[[Units, int], Rows]
 ) -> tuple[int, float]:
-    """Return the least number of cells to probe for a recall of `target`, and the recall reached.
+    """Return the least number of cells to probe for a recall of `target`, and the recall
+    reached.
 
-    A pair is found if either row looks into the other's own cell; of planted ones, if the query
-    looks into the row's.
+    A pair is found if either row probes the other's cell; a planted one, if the query probes the
+    row's.
 
     Args:
         sample: pairs to find.
         target: in (0, 1].
-        cells: how many there are.
-        nearest: from units [m, d] and a number to so many nearest cells, the own one first.
+        cells: number of cells.
+        nearest: function from units [m, d] and k to the k nearest cells, own cell first.
     """
     most = min(_PROBES_AT_FIRST, cells)
     while True:
@@ -110,7 +111,7 @@ def _all_pairs(vectors: Vectors, rows: Rows, threshold: float) -> tuple[Rows, Ro
 
 
 def _few_of_each(first: Rows, second: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """At most a few random pairs of each query."""
+    """Return a few random pairs of each query at most."""
     shuffled = rng.permutation(len(first))
     shuffled = shuffled[np.argsort(first[shuffled], kind="stable")]
     first, second = first[shuffled], second[shuffled]
@@ -120,7 +121,7 @@ def _few_of_each(first: Rows, second: Rows, rng: np.random.Generator) -> tuple[R
 
 
 def _turned(rows: Units, cosine: float, rng: np.random.Generator) -> Units:
-    """Unit vectors [n, d] at exactly `cosine` to `rows` [n, d], in random directions."""
+    """Return unit vectors [n, d] at exactly `cosine` to `rows` [n, d], in random directions."""
     aside = rng.standard_normal(rows.shape).astype(np.float32)
     aside -= np.einsum("nd,nd->n", aside, rows)[:, None] * rows
     aside /= np.linalg.norm(aside, axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""Ray Data: the only place that imports ray.
+"""Ray Data; nothing else imports ray.
 
-Items (units of work) go through one or more steps. An item is one row of the Ray dataset, so Ray
-never cuts it in two, and results come back as they are ready.
+Items (units of work) pass through one or more steps. An item is one row of the Ray dataset, so
+it is never split; results arrive in order of completion.
 """
 
 from aligncurate.engine.cluster import Cluster, connected

@@ -1,7 +1,7 @@
-"""The Ray cluster: one that runs, or one of this machine's own.
+"""The Ray cluster: an existing one, or a local one.
 
-A local cluster is started with two logical CPUs more than there are workers: actors that hold all
-CPUs leave none for reading, and Ray Data then waits for ever without a message.
+A local cluster gets two logical CPUs more than workers: if actors hold all CPUs, none is left
+for reading and Ray Data waits forever without a message.
 """
 
 import logging
@@ -21,12 +21,12 @@ _CONNECT_TIMEOUT_S = 10
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers would build the environment anew
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # workers would rebuild the environment
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _QUIET = {
     "RAY_DATA_LOG_LEVEL": "ERROR",
-    # Ray's C++ core reports on its own use by Ray Data as an error, at every start of an actor.
+    # Ray's C++ core logs Ray Data's use of it as an error at every start of an actor.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
@@ -44,7 +44,7 @@ def connected(address: str | None, local_workers: int, *, verbose: bool) -> Iter
     """Connect to the Ray cluster at `address`, or start one on this machine for `local_workers`
     workers.
 
-    A connection that the caller has made before is used and left open.
+    An existing connection of the caller is used and left open.
 
     Raises:
         InputError: there is no cluster at `address`, or it has fewer than two CPUs.
@@ -88,7 +88,7 @@ def _connect(address: str | None, local_workers: int, *, verbose: bool) -> None:
             _require_answer(address)
         with nullcontext() if verbose else _muted_stderr():
             ray.init(**options)
-    except Exception as error:  # among them plain ones, when a slow machine takes too long
+    except Exception as error:  # including plain Exception, after a time-out on a slow machine
         detail = one_line(error, 200)
         if not address:
             raise AlignError(
@@ -115,7 +115,7 @@ def _muted_stderr() -> Iterator[None]:
 
 
 def _require_answer(address: str) -> None:
-    # Ray itself retries for six minutes where nothing listens.
+    # Ray itself retries for six minutes if nothing listens.
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()

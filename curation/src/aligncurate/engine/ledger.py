@@ -1,7 +1,7 @@
-"""The ledger of a run: which worker has which item, how often its worker died, which items failed.
+"""Ledger of a run: items in progress by worker, worker deaths per item, failed items.
 
-It is an actor of its own beside the driver and needs no CPU. Without it a fault would have no end:
-Ray gives a task whose worker died to the next worker, again and again, whatever killed it.
+It is an actor beside the driver and needs no CPU. Without it Ray would pass an item that kills
+its worker to the next worker without end.
 """
 
 import time
@@ -19,7 +19,7 @@ class Standing:
 
 
 class Ledger:
-    """Counts of one run. An item is named by its position in the run's list."""
+    """Counts of one run. Items are identified by their position in the run's list."""
 
     def __init__(self, attempts: int) -> None:
         self._attempts = attempts
@@ -29,7 +29,9 @@ class Ledger:
         self._moved = time.monotonic()
 
     def begin(self, item: int, step: int, place: str) -> str | None:
-        """A worker on host `place` takes `item`; return the reason not to, if it has failed."""
+        """Register `item` with a worker on host `place`; return the failure reason if it has
+        failed.
+        """
         self._moved = time.monotonic()
         key = item, step
         if item in self._failed:
@@ -47,20 +49,20 @@ class Ledger:
         return None
 
     def end(self, item: int, step: int) -> None:
-        """A worker is done with `item`; its earlier deaths no longer count."""
+        """Mark `item` as done; its earlier worker deaths no longer count."""
         self._moved = time.monotonic()
         self._in_hand.pop((item, step), None)
         self._begun.pop((item, step), None)
 
     def fail(self, item: int, reason: str) -> None:
-        """Record that `item` is not to be tried again."""
+        """Mark `item` as failed, not to be retried."""
         self._moved = time.monotonic()
         self._failed.setdefault(item, reason)
         for key in [key for key in self._in_hand if key[0] == item]:
             del self._in_hand[key]
 
     def heartbeat(self) -> None:
-        """Some item has made progress."""
+        """Record progress of some item."""
         self._moved = time.monotonic()
 
     def standing(self) -> Standing:
@@ -70,7 +72,7 @@ class Ledger:
 
 
 def start_ledger(attempts: int) -> Any:
-    """The handle of a new ledger on this node."""
+    """Start a ledger on this node; return its handle."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -2,12 +2,12 @@
 
 - Steps with different resources are not fused, so decoding stays apart from a GPU; a single step on
   CPU keeps pixels inside the actor.
-- An AlignError in a step comes back as a result and is raised here: of what is raised in a worker,
-  Ray gives back the text alone when it happens while an actor starts.
+- An AlignError in a step is returned as a result and raised here, since Ray returns only the text
+  of an error raised while an actor starts.
 - Errors of single rows are handled inside the steps, those of single items by the worker. Ray's own
   tolerance (`max_errored_blocks`) would drop a whole block for one bad row and call it success.
-- Ray repeats what dead workers had in hand without end; the ledger counts, and gives an item up.
-- Ray Data can wait for ever for a lost item, so the ledger is checked while results are awaited.
+- Ray retries items of dead workers endlessly; the ledger counts the deaths and fails the item.
+- Ray Data can wait forever for a lost item, so the ledger is checked while results are awaited.
 - One item at a time in each actor, and one waiting: more would be lost with it.
 """
 
@@ -30,17 +30,17 @@ from alignshared.stores.options import carrying_storage_options
 
 _LOOK_EVERY_S = 5.0
 _GRACE_S = 180.0
-"""Beyond the time-out of an item, for Ray to start another worker, on a busy machine too."""
+"""Added to an item's time-out, for Ray to start another worker on a busy machine."""
 
 _GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the work: `make()` builds the function that is then called with item after item.
+    """One step of the work: `make()` builds a function that is called with each item.
 
-    With `actors`, it is built once in each of so many actors, or of up to `most` where there is
-    work and room for more; without, in every task, so it must be cheap. `gpus` (of one, if it is a
+    With `actors`, it is built once in each of that many actors, or up to `most` if work and
+    resources allow; without, in every task, so it must be cheap. `gpus` (of one GPU, if a
     fraction) and `memory_gib` are per actor.
     """
 
@@ -53,7 +53,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`timeout_s`: how long an item may go without progress, in seconds."""
+    """`timeout_s`: maximum time without progress of an item, in seconds."""
 
     timeout_s: float = 600.0
 
@@ -61,8 +61,8 @@ class Limits:
 def map_on_ray(
     steps: Sequence[Step], items: Sequence[Any], limits: Limits = Limits()
 ) -> Iterator[Any]:
-    """Put `items` through `steps` on the connected cluster; results as they are ready, in any
-    order, and an ItemFailure for each item that could not be done.
+    """Pass `items` through `steps` on the connected cluster; yield results in order of
+    completion, with an ItemFailure for each failed item.
 
     Raises:
         AlignError: a step raised it, no item made progress for too long, or the cluster failed.
@@ -110,10 +110,10 @@ def _map_options(step: Step, bench: Bench) -> dict[str, Any]:
 
 
 def _actor(make: Callable[[], Function], bench: Bench) -> type:
-    # The class carries `make` itself: a constructor argument may be gone from the object store by
-    # the time that an actor is restarted.
+    # The class carries `make` itself, since a constructor argument may have left the object store
+    # when an actor is restarted.
     class Worker:
-        """Holds what a step's `make` built, a model for instance."""
+        """Holds the function made by a step, with its model for instance."""
 
         def __init__(self) -> None:
             self._function = make_or_fail(make)
@@ -164,12 +164,12 @@ def _fetch(dataset: Any, results: "queue.Queue[Any]", over: threading.Event) -> 
         results.put(_END)
     except RayError as error:
         results.put(_explained(error))
-    except BaseException as error:  # noqa: BLE001 raised again where the results are awaited
+    except BaseException as error:  # noqa: BLE001 raised again by the consumer
         results.put(error)
 
 
 def _look(ledger: Any, timeout_s: float) -> None:
-    """Check that some item made progress lately."""
+    """Check for recent progress of any item."""
     import ray
 
     standing: Standing = ray.get(ledger.standing.remote(), timeout=timeout_s + _GRACE_S)

@@ -1,8 +1,8 @@
-"""The code of Ray's workers: one item at a time through one step, reported to the ledger.
+"""Code of the Ray workers: one item at a time through one step, reported to the ledger.
 
-Only an AlignError ends the run. On any other error the item is tried again here and then comes back
-as an `ItemFailure`; an item that makes no progress takes its worker with it, since
-a thread that hangs in a read cannot be stopped, and Ray starts the worker anew.
+Only an AlignError ends the run. After any other error the item is retried here and then returned
+as an `ItemFailure`. An item without progress kills its worker, since a thread hanging in a read
+cannot be stopped; Ray then restarts the worker.
 """
 
 import os
@@ -31,7 +31,7 @@ Function = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class ItemFailure:
-    """The item at `position` of the list could not be done; `reason` says why."""
+    """Failure of the item at `position` of the list; `reason` is the cause."""
 
     position: int
     reason: str
@@ -39,7 +39,7 @@ class ItemFailure:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Context of a worker beside its function: run, step, ledger and time-out."""
+    """Context of a worker: run, step, ledger and time-out."""
 
     run: str
     step: int
@@ -48,7 +48,7 @@ class Bench:
 
 
 class _Watch:
-    """Thread that kills the worker when its item makes no progress."""
+    """Thread that kills the worker when its item stops making progress."""
 
     def __init__(self, ledger: Any, timeout_s: float) -> None:
         self._ledger, self._timeout_s = ledger, timeout_s
@@ -85,14 +85,14 @@ _watches: dict[str, _Watch] = {}
 
 
 def _watch(bench: Bench) -> _Watch:
-    """The one watch of this process over the run."""
+    """Return this process's single watch for the run."""
     if bench.run not in _watches:
         _watches[bench.run] = _Watch(bench.ledger, bench.timeout_s)
     return _watches[bench.run]
 
 
 def make_or_fail(make: Callable[[], Function]) -> Function:
-    """The function of a step; if it cannot be made, one that answers every item with the error."""
+    """Make the function of a step; on error, return one that answers every item with the error."""
     try:
         return make()
     except AlignError as error:
@@ -101,7 +101,7 @@ def make_or_fail(make: Callable[[], Function]) -> Function:
 
 
 def call(function: Function, bench: Bench, batch: pa.Table) -> pa.Table:
-    """Apply one step to the items in `batch`; return the table of results."""
+    """Apply one step to the items in `batch`; return the results as a table."""
     positions = batch[POSITION].to_pylist()
     results = [
         _result(function, bench, position, item.as_py())
@@ -115,7 +115,7 @@ def _result(function: Function, bench: Bench, position: int, pickled: bytes) -> 
     import ray
 
     item = pickle.loads(pickled)
-    if isinstance(item, AlignError | ItemFailure):  # of the step before
+    if isinstance(item, AlignError | ItemFailure):  # from the previous step
         return item
     reason: Any = ray.get(bench.ledger.begin.remote(position, bench.step, socket.gethostname()))
     if reason is not None:

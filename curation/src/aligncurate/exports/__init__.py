@@ -1,1 +1,1 @@
-"""Export formats: one file each, with the same interface for the stage."""
+"""Export formats, one file each, with a common interface."""

@@ -1,4 +1,4 @@
-"""A folder that `datasets.load_dataset` and the Hub read: Parquet of a split `train` and a card."""
+"""A folder for `datasets.load_dataset` and the Hub: Parquet of a split `train` and a card."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,7 @@ CARD_FILE = "README.md"
 
 
 class HuggingFaceExporter:
-    """`data/train-00000-of-00004.parquet` and on, one for each of `spans` spans; `README.md`."""
+    """`data/train-00000-of-00004.parquet` etc., one for each of `spans` spans; `README.md`."""
 
     def __init__(self, dataset: Dataset, spans: int) -> None:
         self._dataset = dataset
@@ -26,7 +26,7 @@ class HuggingFaceExporter:
         self._spans = spans
 
     def write(self, span: Span, output: Storage) -> WrittenSpan:
-        """Write the Parquet file of `span`, all columns."""
+        """Write the Parquet file of `span` with all columns."""
         file = f"data/train-{span.index:05d}-of-{self._spans:05d}.parquet"
         without = 0
         with writing_shard(output, file, self._schema) as (writer, result):
@@ -39,7 +39,7 @@ class HuggingFaceExporter:
         return WrittenSpan(span.index, span.rows, [written], 0, without)
 
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
-        """Write the card; the Parquet files and it."""
+        """Write the card; return the Parquet files and the card."""
         files = [file for span in spans for file in span.files]
         card = _card(self._dataset, self._schema, files)
         sha256 = output.write_bytes(CARD_FILE, card)
@@ -70,7 +70,7 @@ def _card(dataset: Dataset, schema: pa.Schema, files: list[WrittenFile]) -> byte
 
 
 def feature_of(field: pa.Field) -> dict[str, Any]:
-    """The type of a column as the header of a card names it."""
+    """Type of a column in the card's header."""
     return {"dtype": "image"} if field.name == "image" else _feature(field.type)
 
 
@@ -87,7 +87,7 @@ def _feature(kind: pa.DataType) -> dict[str, Any]:
 
 
 def _item(kind: pa.DataType) -> Any:
-    """Feature of a list's items: bare for a plain type or a struct."""
+    """Feature of a list's items: bare for plain types and structs."""
     feature = _feature(kind)
     return next(iter(feature.values())) if feature.keys() & {"dtype", "struct"} else feature
 
@@ -118,7 +118,7 @@ def _text(dataset: Dataset, rows: int) -> Iterator[str]:
     )
     yield "|---|--:|--:|--:|---|"
     yield _lineage_row(dataset.digest, dataset)
-    # Without locations: these are folders on the machine that wrote the card.
+    # Locations are left out: they are local to the machine that wrote the card.
     for ancestor in ancestors(dataset):
         yield _lineage_row(ancestor.parent.sha256, ancestor.dataset)
     yield from ("", f"Written by {_cell(manifest.package)}.", "", "## Licence", "")
@@ -151,5 +151,5 @@ def _lineage_row(digest: str | None, dataset: Dataset | None) -> str:
 
 
 def _cell(text: str) -> str:
-    """`text` as a cell of a table holds it, with nothing that Markdown or HTML would act on."""
+    """Escape `text` for a Markdown table cell."""
     return "".join("_" if c in "|`<>[]&\\" else c for c in printable(text))

@@ -1,9 +1,9 @@
-"""LLaVA's JSON, with the field `similarity` from which AlignGPT's authors take the level.
+"""LLaVA's JSON, with the level in the field `similarity` for the AlignGPT authors' trainer.
 
     {"id": ..., "image": "images/00000/000000000.jpg", "conversations": [...], "similarity": 7}
 
-`similarity` is the level counted from 0, as their trainer does; the score stands beside it under
-`score`, which theirs does not look at. Paths of images start from the folder of the JSON.
+`similarity` is the level counted from 0, as in their trainer, which ignores `score`. Image paths
+are relative to the folder of the JSON.
 """
 
 from collections.abc import Iterator
@@ -21,18 +21,18 @@ PAIRS_PER_FOLDER = 1_000
 
 _COLUMNS = ("id", "image", "caption", "conversations", "score", LEVEL_COLUMN)
 _REQUEST = "Provide a brief description of the given image."
-"""One of those in LLaVA-Pretrain; the template that pre-training uses throws it away."""
+"""A prompt of LLaVA-Pretrain; the pre-training template discards it."""
 
 
 class LlavaExporter:
-    """`pairs.json`, and the images in `images/`, a folder for each span."""
+    """`pairs.json` plus images in `images/`, one folder per span."""
 
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._columns = [name for name in _COLUMNS if name in dataset.schema.names]
 
     def write(self, span: Span, output: Storage) -> WrittenSpan:
-        """Write the images of `span`, and its records to a part of the list to come."""
+        """Write the images of `span`, and its records to a partial list."""
         pictures = rows = 0
         with output.writing(_part(span.index)) as part:
             for number, row in row_dicts(self._dataset, span, self._columns):
@@ -41,7 +41,7 @@ class LlavaExporter:
                 if content is not None:
                     name = f"{row_name(number)}.{image_suffix(content)}"
                     image = f"{IMAGES_FOLDER}/{span.index:05d}/{name}"
-                    # Waiting for the disk image by image would take longer than all else.
+                    # Syncing every image to disk would dominate the run time.
                     output.write_bytes(image, content, durable=False)
                     pictures += 1
                 part.write(json_line(_record(row, image)) + b"\n")
@@ -49,7 +49,7 @@ class LlavaExporter:
         return WrittenSpan(span.index, rows, [], pictures, rows - pictures)
 
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
-        """Write `pairs.json`, record by record, from the parts."""
+        """Merge the partial lists into `pairs.json`, record by record."""
         with output.writing(PAIRS_FILE) as whole:
             separator = b"[\n"
             for span in spans:
@@ -84,7 +84,7 @@ def _record(row: dict[str, Any], image: str | None) -> dict[str, Any]:
 
 
 def _turns(row: dict[str, Any], image: str | None) -> list[dict[str, str]]:
-    """A plain pair as LLaVA-Pretrain has it."""
+    """Conversation of a plain pair, as in LLaVA-Pretrain."""
     request = _REQUEST if image is None else f"{_REQUEST}\n<image>"
     return [
         {"from": "human", "value": request},

@@ -1,7 +1,7 @@
-"""Names and values that any file system, tar or JSON reader takes.
+"""Names and values valid in any file system, tar or JSON reader.
 
-Ids come from anywhere and may be paths, differ in case only, or be longer than a file name, so no
-file is named after one: it bears the row's number, and the id stands in the record.
+Ids may be paths, differ only in case, or exceed file name limits, so files are named after row
+numbers and the id is in the record.
 """
 
 import json
@@ -27,18 +27,18 @@ _UNKNOWN = "bin"
 
 
 def row_name(number: int) -> str:
-    """Name of the files of row `number`, without suffix."""
+    """File name of row `number`, without suffix."""
     return f"{number:09d}"
 
 
 def image_suffix(data: bytes) -> str:
-    """Suffix for the format of the bytes, whatever the file was called before."""
+    """Suffix for the format of the bytes, whatever the original name."""
     kind = picture_format(data)
     return _UNKNOWN if kind is None else _SUFFIXES.get(kind, kind.lower())
 
 
 def json_line(value: Any) -> bytes:
-    """`value` as JSON on one line: NaN and infinities are null, dates and other values text."""
+    """Return `value` as one line of JSON: NaN and infinities become null, dates and others text."""
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
     return text.encode()
 

@@ -1,4 +1,4 @@
-"""Spans of a dataset's rows, across shards, and the files written for each."""
+"""Spans of a dataset's rows, across shards, and their exported files."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class WrittenFile:
-    """A file of an export, and how many pairs are in it."""
+    """A file of an export and its number of pairs."""
 
     file: str
     rows: int
@@ -31,7 +31,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenSpan:
-    """Files written for a span, and the number of images that are files of their own."""
+    """Files written for a span, and the number of separate image files."""
 
     index: int
     rows: int
@@ -41,14 +41,14 @@ class WrittenSpan:
 
 
 class Exporter(Protocol):
-    """A format. It is made for one export and called from several threads."""
+    """An export format. One instance serves one export and is called from several threads."""
 
     def write(self, span: Span, output: Storage) -> WrittenSpan:
-        """Write the rows of `span`; the same files with the same bytes each time."""
+        """Write the rows of `span`, deterministically."""
         ...
 
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
-        """Write what goes over all spans; returns every file that is to be listed, in order."""
+        """Write files that cover all spans; return all files to list, in order."""
         ...
 
 
@@ -61,7 +61,7 @@ def cut_into_spans(rows: int, size: int) -> list[Span]:
 def batches_of(
     dataset: Dataset, span: Span, columns: Sequence[str] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of `span` in order, in batches of a row group of images at most."""
+    """Yield the rows of `span` in order, in batches of at most one image row group."""
     begin = 0
     for shard in dataset.manifest.shards:
         first, end = max(span.first - begin, 0), min(span.first + span.rows - begin, shard.rows)
@@ -82,7 +82,7 @@ def batches_of(
 def row_dicts(
     dataset: Dataset, span: Span, columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and values of each row of `span`."""
+    """Yield number and values of each row of `span`."""
     number = span.first
     for batch in batches_of(dataset, span, columns):
         for row in batch.to_pylist():

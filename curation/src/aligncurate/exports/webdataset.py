@@ -1,6 +1,4 @@
-"""WebDataset: tars of pairs, each an image, its caption as `.txt` and its other columns as
-`.json`.
-"""
+"""WebDataset tars of pairs: an image, its caption as `.txt`, its other columns as `.json`."""
 
 import io
 import tarfile
@@ -17,7 +15,7 @@ PAIRS_PER_TAR = 10_000
 
 
 class WebdatasetExporter:
-    """`00000.tar` and on, one for each of `spans` spans; keys are the numbers of the rows."""
+    """`00000.tar` etc., one for each of `spans` spans; keys are row numbers."""
 
     def __init__(self, dataset: Dataset, spans: int) -> None:
         self._dataset = dataset
@@ -36,24 +34,24 @@ class WebdatasetExporter:
         return WrittenSpan(span.index, rows, [written], 0, rows - pictures)
 
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
-        """The tars, which are all there is."""
+        """Return the tars; nothing else is written."""
         return [file for span in spans for file in span.files]
 
 
 def _tar_into(sink: Any) -> tarfile.TarFile:
-    # A stream of ustar: nothing is sought in, and no time or user makes the bytes differ.
+    # A ustar stream without seeking, times or users, so that the bytes are reproducible.
     return tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT)
 
 
 def _is_written(field: pa.Field) -> bool:
-    """Whether a column goes into the tars: embeddings and bytes do not suit JSON."""
+    """Whether a column is written to the tars: embeddings and bytes do not suit JSON."""
     return field.name == "image" or (
         field.name not in EMBEDDING_COLUMNS and "binary" not in str(field.type)
     )
 
 
 def _add_pair(tar: tarfile.TarFile, key: str, row: dict[str, Any]) -> bool:
-    """Add the files of one pair; returns whether there is an image."""
+    """Add the files of one pair; return whether it has an image."""
     content = (row.pop("image", None) or {}).get("bytes")
     if content is not None:
         _add(tar, f"{key}.{image_suffix(content)}", content)

@@ -1,1 +1,1 @@
-"""The edges between levels, and every pair's level."""
+"""Edges between levels, and labelling of pairs."""

@@ -1,4 +1,4 @@
-"""Edges between levels: found in the scores of a dataset, or read from an earlier run's file."""
+"""Edges between levels, computed from a dataset's scores or read from an earlier run."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def _shard_scores(dataset: Dataset, shard: ShardInfo) -> Iterator[npt.NDArray[np
 
 
 def _count(dataset: Dataset, empty: Callable[[], Counts], workers: int) -> Counts:
-    """One pass over the scores of all shards; `empty` makes the counts of no score."""
+    """Count the scores of all shards in one pass; `empty` creates empty counts."""
 
     def count_shard(shard: ShardInfo) -> Counts:
         counts = empty()
@@ -55,7 +55,7 @@ def count_scores(dataset: Dataset, workers: int) -> CoarseCounts:
     """First pass over the scores of `dataset`, on `workers` threads.
 
     Raises:
-        InputError: there is not one finite score.
+        InputError: there is no finite score.
     """
     coarse = _count(dataset, CoarseCounts, workers)
     if coarse.finite == 0:
@@ -69,7 +69,7 @@ def count_scores(dataset: Dataset, workers: int) -> CoarseCounts:
 def find_edges(
     dataset: Dataset, coarse: CoarseCounts, levels: int, scheme: Scheme, workers: int
 ) -> LevelEdges:
-    """Edges of `levels` levels, after a second pass over the scores that `coarse` counted.
+    """Find the edges of `levels` levels, in a second pass over the scores counted in `coarse`.
 
     Raises:
         InputError: there are fewer distinct scores than levels, or, under quantiles, so many equal
@@ -93,8 +93,8 @@ def find_edges(
 
 @dataclass(frozen=True, slots=True)
 class TopCut:
-    """The least score among the `wanted` greatest; `kept` scores are not below it: more than were
-    wanted where others equal it.
+    """The least of the `wanted` greatest scores; `kept` scores, including ties, are not below
+    it.
     """
 
     score: np.float32
@@ -106,7 +106,7 @@ def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> TopCut:
     """Find the least of the top `fraction` of all finite scores of `dataset`, in two passes.
 
     Raises:
-        InputError: there is not one finite score.
+        InputError: there is no finite score.
     """
     coarse = count_scores(dataset, workers)
     wanted = top_count(fraction, coarse.finite)
@@ -129,8 +129,8 @@ def _refuse_empty_levels(sizes: list[int], where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class EdgesFile:
-    """Edges of an earlier run, and the manifest's entry of the model whose scores they part; empty
-    if the file has none.
+    """Edges of an earlier run, and the manifest entry of the model that scored; empty if
+    missing.
     """
 
     location: str
@@ -139,13 +139,13 @@ class EdgesFile:
 
 
 def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
-    """Edges from a `levels.json` or `manifest.json`, or from the folder of a bucket run.
+    """Read edges from a `levels.json` or `manifest.json`, or from the folder of a bucket run.
 
     Raises:
-        InputError: there is no such file, or it holds no edges.
+        InputError: the file is missing or holds no edges.
     """
     location = Storage(path).location.rstrip("/")
-    for file in (MANIFEST_FILE, LEVELS_FILE):  # of the two, the manifest also names the weights
+    for file in (MANIFEST_FILE, LEVELS_FILE):  # the manifest first, since it also names the weights
         if Storage(location).exists(file):
             location = f"{location}/{file}"
             break

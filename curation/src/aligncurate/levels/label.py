@@ -1,4 +1,4 @@
-"""Giving every pair its level: each shard is copied, batch by batch, with one column more."""
+"""Labelling pairs with levels: shards are copied batch by batch with one more column."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from alignshared.schema import LEVEL_COLUMN, LEVEL_TYPE, with_level
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """The written shards, in the order of the input's, and the levels of their pairs."""
+    """Written shards, in input order, and the level counts of their pairs."""
 
     records: list[UnitRecord]
     statistics: list[LevelStatistics]
@@ -29,12 +29,12 @@ def label(
     dataset: Dataset, storage: Storage, edges: LevelEdges, workers: int, on_progress: OnProgress
 ) -> Labelled:
     """Copy all shards of `dataset` to `storage` with the column `level`, on `workers` threads,
-    except those that an earlier run has finished.
+    skipping those finished by an earlier run.
 
     Pairs whose score is null, NaN or infinite go to `rejects/` instead.
 
     Raises:
-        ContractError: a shard is not what the manifest says.
+        ContractError: a shard does not match the manifest.
     """
     schema = dataset.schema
     shards = dataset.manifest.shards
@@ -57,7 +57,7 @@ def label(
         storage, units, finished, label_unit, workers=workers, on_progress=on_progress
     )
     total = LevelAccumulator(edges.levels)
-    # Added in the order of the shards: the same sums, to the bit, for any number of workers.
+    # Added in shard order: bit-identical sums for any number of workers.
     for record in records:
         total.merge(LevelAccumulator.from_json(record.counts))
     return Labelled(records, total.statistics())
@@ -70,8 +70,8 @@ def _labelled(
     edges: LevelEdges,
     levels: LevelAccumulator,
 ) -> Iterator[FinishedBatch]:
-    """The pairs of `shard` with their level, and those without a finite score as rejects; `levels`
-    counts them.
+    """Yield pairs of `shard` with levels, and those without a finite score as rejects; count both
+    in `levels`.
     """
     size = rows_per_batch(with_level(schema).names)
     with open_matching(dataset, shard, schema) as parquet:

@@ -1,1 +1,1 @@
-"""The folder that a stage writes: its lock, its location, its shards."""
+"""Output folder of a stage: its lock, location and shards."""

@@ -1,10 +1,8 @@
-"""The folder that a stage writes: fresh, unfinished and to be resumed, or finished; never another
-run's.
+"""Output folder of a stage: new, unfinished and resumable, or finished; never another run's.
 
-A run leaves `.run/config.json` before its first shard and removes `.run` when the manifest is
-written. What decides the rows of a dataset is its configuration; how it was executed (workers,
-engine) does not, so that stands apart under `execution` and is not compared. While a run writes it
-holds `.run/lock`, so a folder has one writer.
+A run writes `.run/config.json` before its first shard and removes `.run` once the manifest is
+written. The configuration determines a dataset's rows; execution (workers, engine) does not, so
+it is stored under `execution` and not compared. A running writer holds `.run/lock`.
 """
 
 import logging
@@ -57,11 +55,11 @@ def input_and_output(
     newest: tuple[str, ...],
     open: Callable[[Location], Dataset] = Dataset,
 ) -> tuple[Dataset, Storage]:
-    """The dataset that a stage reads, by default the newest of the stages `newest` under `data/`,
-    and the folder that it writes, by default `stage` beside it.
+    """Return a stage's input dataset, by default the newest of the stages `newest` under
+    `data/`, and its output folder, by default `stage` beside the input.
 
     Raises:
-        InputError: there is no such dataset, or the output would overwrite it.
+        InputError: the dataset is missing, or the output would overwrite it.
     """
     dataset = open(newest_dataset(*newest).location if input is None else input)
     storage = Storage(sibling_output(dataset, stage) if output is None else output)
@@ -70,7 +68,7 @@ def input_and_output(
 
 
 def config_of(dataset: Dataset, workers: int, **settings: Any) -> dict[str, Any]:
-    """The configuration of a stage that reads `dataset` on `workers` threads."""
+    """Configuration of a stage that reads `dataset` on `workers` threads."""
     return {
         "input": dataset.location,
         "input_sha256": dataset.digest,
@@ -82,11 +80,11 @@ def config_of(dataset: Dataset, workers: int, **settings: Any) -> dict[str, Any]
 def finished_already(
     storage: Storage, config: dict[str, Any], *, overwrite: bool
 ) -> Dataset | None:
-    """The dataset in `storage` if a run of `config` has finished it, which is then logged; None if
-    it is to be overwritten.
+    """Return (and log) the dataset in `storage` if a run of `config` has finished it; None if it
+    is to be overwritten.
 
     Raises:
-        InputError: it holds the result of another configuration.
+        InputError: the folder holds the result of another configuration.
     """
     if overwrite or not storage.exists(MANIFEST_FILE):
         return None
@@ -98,16 +96,16 @@ def finished_already(
 def open_output(
     storage: Storage, config: dict[str, Any], *, overwrite: bool, marker: str = MANIFEST_FILE
 ) -> OutputState:
-    """Claim the folder for a run of `config`, unless it holds the finished result already.
+    """Claim the folder for a run of `config`, unless it already holds the finished result.
 
-    A claimed folder is locked until `finish`, `release_output`, `close_output` or the end of the
+    The folder stays locked until `finish`, `release_output`, `close_output` or the end of the
     process.
 
-    `marker` is the file that is written last: the manifest, or for what is no dataset another JSON
-    file with the run's `config`.
+    `marker` is the file written last: the manifest or, if not a dataset, another JSON file with
+    the run's `config`.
 
     Raises:
-        InputError: the folder holds something else, or cannot be written to.
+        InputError: the folder holds something else, or is not writable.
         AlignError: another run is writing there.
     """
     try:
@@ -126,21 +124,19 @@ def open_output(
 
 
 def close_output(storage: Storage) -> None:
-    """Unlock the folder and leave it as it is, for another run to resume."""
+    """Unlock the folder, leaving it for another run to resume."""
     release(storage)
 
 
 def release_output(storage: Storage) -> None:
-    """Give up a claim on a folder in which nothing has been finished, so that another configuration
-    may have it.
-    """
+    """Give up the claim on a folder without finished units, freeing it for other configurations."""
     if storage.names() == [RUN_FOLDER]:
         storage.delete(RUN_FOLDER)
     release(storage)
 
 
 def _look(storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool) -> OutputState:
-    """State of the folder, which is only read."""
+    """Return the folder's state without changing it."""
     names = storage.names()
     if names:
         _refuse_foreign(storage, names, marker)
@@ -160,7 +156,7 @@ def _look(storage: Storage, config: dict[str, Any], marker: str, *, overwrite: b
 def _claim(
     storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool
 ) -> OutputState:
-    """Look again, now that nobody else writes, and write our configuration."""
+    """Check the state again under the lock, and write this run's configuration."""
     if overwrite:
         _empty(storage)
     state = _look(storage, config, marker, overwrite=False)
@@ -168,7 +164,7 @@ def _claim(
         storage.write_json(_CONFIG_FILE, config)
     elif state is OutputState.BEGUN:
         _sweep(storage)
-    else:  # another run finished it just now
+    else:  # just finished by another run
         storage.delete(RUN_FOLDER)
         release(storage)
     return state
@@ -185,8 +181,8 @@ def _empty(storage: Storage) -> None:
 
 
 def _sweep(storage: Storage) -> None:
-    """Delete the temporary files of killed writers."""
-    if storage.is_remote:  # a half-written object has no name
+    """Delete temporary files of killed writers."""
+    if storage.is_remote:  # partial objects never get a name
         return
     root = storage.path()
     for info in storage.infos(recursive=True):
@@ -195,7 +191,7 @@ def _sweep(storage: Storage) -> None:
 
 
 def _finished_config(storage: Storage, marker: str) -> tuple[dict[str, Any], str]:
-    """The configuration of the finished result in `storage`, and its name for messages."""
+    """Configuration of the finished result in `storage`, and its name for messages."""
     if marker == MANIFEST_FILE:
         return read_manifest(storage).config, "holds a dataset"
     content = storage.read_json(marker)
@@ -226,7 +222,7 @@ def _refuse_difference(
 def _differences(
     existing: dict[str, Any], config: dict[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Names (`input.digest`) and both values of the settings that differ."""
+    """Names (`input.digest`) and both values of differing settings."""
     for key in sorted(existing.keys() | config.keys()):
         before, now = existing.get(key), config.get(key)
         if isinstance(before, dict) and isinstance(now, dict):
@@ -237,14 +233,14 @@ def _differences(
 
 @dataclass(frozen=True, slots=True)
 class WrittenRejects:
-    """The rejects of one unit: their file, if there are any, and their number by reason."""
+    """Rejects of one unit: their file, if any, and counts by reason."""
 
     info: ShardInfo | None
     reasons: dict[str, int]
 
 
 def write_rejects(storage: Storage, name: str, rejects: list[Reject]) -> WrittenRejects:
-    """Write `rejects/<name>`; nothing is written when there are none."""
+    """Write `rejects/<name>`, unless there are none."""
     if not rejects:
         return WrittenRejects(None, {})
     with writing_shard(storage, f"{REJECTS_FOLDER}/{name}", REJECT_SCHEMA) as (writer, result):
@@ -253,7 +249,7 @@ def write_rejects(storage: Storage, name: str, rejects: list[Reject]) -> Written
 
 
 def add_reasons(parts: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Counts by reason of several parts, the most frequent first."""
+    """Sum counts by reason, the most frequent first."""
     total: Counter[str] = Counter()
     for part in parts:
         total.update(part)
@@ -261,7 +257,7 @@ def add_reasons(parts: Iterable[dict[str, int]]) -> dict[str, int]:
 
 
 def read_rejects(dataset: Dataset, limit: int) -> list[dict[str, str]]:
-    """The first `limit` rejects of `dataset`, as rows of REJECT_SCHEMA."""
+    """Return the first `limit` rejects of `dataset`, as rows of REJECT_SCHEMA."""
     rows: list[dict[str, str]] = []
     for shard in dataset.manifest.reject_shards:
         if len(rows) >= limit:
@@ -273,7 +269,7 @@ def read_rejects(dataset: Dataset, limit: int) -> list[dict[str, str]]:
 
 
 def finish(storage: Storage, manifest: Manifest) -> Dataset:
-    """Write the manifest, which makes the folder a dataset, and remove the run's own notes."""
+    """Write the manifest, which completes the dataset, and remove the run's notes."""
     _sweep(storage)
     write_manifest(storage, manifest)
     storage.delete(RUN_FOLDER)
@@ -289,7 +285,7 @@ class Provenance(TypedDict):
 
 
 def provenance() -> Provenance:
-    """`package` and `created` of a manifest written now."""
+    """Return `package` and `created` for a new manifest."""
     return {
         "package": f"aligncurate {version('aligncurate')}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""Default folders: the --output of a stage, its --input, and folders that it must not overwrite."""
+"""Default input and output folders of stages, and protection of inputs from overwriting."""
 
 from pathlib import Path
 
@@ -7,24 +7,25 @@ from alignshared.manifest import MANIFEST_FILE
 from alignshared.stores.filesystems import is_remote, lies_within
 
 DATA_ROOT = Path("data")
-"""Relative to where the command runs: `data/<name>/<stage>`."""
+"""Relative to the working directory: `data/<name>/<stage>`."""
 
 
 READABLE_STAGES = ("sample", "filter", "bucket", "score")
-"""Stages whose newest dataset is shown or checked by default. `bucket` takes the newest scored one.
+"""Stages whose newest dataset is shown or checked by default; `bucket` takes the newest scored
+one.
 """
 
 
 def default_output(name: str, stage: str) -> str:
-    """`data/<name>/<stage>`."""
+    """Return `data/<name>/<stage>`."""
     return str(DATA_ROOT / name / stage)
 
 
 def sibling_output(dataset: Dataset, stage: str) -> str:
-    """The folder `stage` beside `dataset`: `data/demo/score` leads to `data/demo/bucket`.
+    """Return the folder `stage` beside `dataset`: `data/demo/bucket` for `data/demo/score`.
 
     Raises:
-        InputError: the dataset is a whole bucket of an object store, and nothing lies beside it.
+        InputError: the dataset is a whole object store bucket, with nothing beside it.
     """
     parent, _, _ = dataset.location.rstrip("/").rpartition("/")
     if is_remote(dataset.location) and parent.endswith(":/"):
@@ -36,7 +37,7 @@ def sibling_output(dataset: Dataset, stage: str) -> str:
 
 
 def refuse_to_write_over(output: str, *read: str | None) -> None:
-    """Raise InputError if one of the locations `read` is `output` or lies in it: --overwrite would
+    """Raise InputError if a location in `read` is `output` or inside it, where --overwrite would
     delete it.
     """
     for place in read:
@@ -47,7 +48,7 @@ def refuse_to_write_over(output: str, *read: str | None) -> None:
 
 
 def newest_dataset(*stages: str) -> Dataset:
-    """The dataset of one of `stages` under `data/` that was finished last.
+    """Return the most recently finished dataset of `stages` under `data/`.
 
     Raises:
         InputError: there is none.

@@ -1,12 +1,11 @@
-"""One writer per output folder: a lock that a killed run cannot leave behind.
+"""One writer per output folder: a lock that does not outlive a killed run.
 
-On disk it is the kernel's (`flock`), which ends with the process that holds it, however that ends.
-In object stores it is a lease: a file that names the writer, renewed while the run lives, and taken
-over once it has not been renewed for a while or its process, on this host, is gone. Object stores
-give pyarrow no atomic creation, so two runs that start within the same second are told apart by
-reading the lease once more after a pause.
+On disk it is the kernel's (`flock`) and ends with its process. In object stores it is a lease: a
+file naming the writer, renewed while the run lives, and taken over once it expires or its
+process, on this host, is gone. pyarrow offers no atomic creation in object stores, so the lease
+is read again after a pause to tell apart runs that start within the same second.
 
-The holder is a thread: a thread that asks again has left its earlier run.
+The holder is a thread: a thread that acquires again has left its earlier run.
 """
 
 import errno
@@ -25,7 +24,7 @@ from typing import Any, Protocol
 from alignshared import AlignError, Storage
 
 LEASE_S = 120.0
-"""Seconds without renewal after which a lease counts as left behind."""
+"""Seconds without renewal after which a lease expires."""
 
 _RENEW_S = 30.0
 _SETTLE_S = 1.0
@@ -34,8 +33,8 @@ _NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The writer of a folder: host, process and its start (clock ticks since boot, or None), time
-    of the lock, and last sign of life in seconds since the epoch.
+    """Writer of a folder: host, process, process start (clock ticks since boot, or None), time of
+    the lock, and last renewal in seconds since the epoch.
     """
 
     host: str
@@ -60,7 +59,7 @@ _guard = threading.Lock()
 
 
 def acquire(storage: Storage, name: str) -> None:
-    """Make this thread the only writer of `storage`, by its file `name`.
+    """Make this thread the only writer of `storage`, using the lock file `name`.
 
     Raises:
         AlignError: another run is writing there; the message says which.
@@ -75,7 +74,7 @@ def acquire(storage: Storage, name: str) -> None:
 
 
 def release(storage: Storage) -> None:
-    """Release the lock on `storage`; fine if there is none."""
+    """Release the lock on `storage`, if any."""
     with _guard:
         held = _held.pop(storage.location, None)
     if held is not None:
@@ -83,10 +82,10 @@ def release(storage: Storage) -> None:
 
 
 def check_held(storage: Storage) -> None:
-    """Check that the lock is still ours.
+    """Check that this run still holds the lock.
 
     Raises:
-        AlignError: this run was thought dead and another one writes there now.
+        AlignError: this run was presumed dead and another one writes there now.
     """
     held = _held.get(storage.location)
     if held is not None:
@@ -97,7 +96,7 @@ def _take(storage: Storage, name: str) -> _Lock:
     if "://" not in storage.location:
         try:
             return _FileLock(storage, name)
-        except ImportError:  # no flock in this system
+        except ImportError:  # no flock on this system
             pass
         except OSError as error:
             if error.errno not in _NO_FLOCK:
@@ -106,7 +105,7 @@ def _take(storage: Storage, name: str) -> _Lock:
 
 
 class _FileLock:
-    """The kernel's lock on a file, whose content names the holder."""
+    """The kernel's lock on a file that names the holder."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         import fcntl
@@ -124,7 +123,7 @@ class _FileLock:
                 raise
             if self._is_at(path):
                 break
-            os.close(self._file)  # its last holder has finished and deleted it
+            os.close(self._file)  # deleted by its last holder on finishing
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(asdict(_this_process())).encode(), 0)
 
@@ -135,14 +134,14 @@ class _FileLock:
             return False
 
     def check(self) -> None:
-        """Nothing to check: the kernel keeps the lock."""
+        """Do nothing: the kernel keeps the lock."""
 
     def release(self) -> None:
         os.close(self._file)
 
 
 class _Lease:
-    """A file that its holder renews while it lives."""
+    """A lock file renewed by its holder."""
 
     def __init__(self, storage: Storage, name: str) -> None:
         self._storage, self._name = storage, name
@@ -171,7 +170,7 @@ class _Lease:
                     self._taken_by = owner
                     return
                 self._write()
-            except (AlignError, OSError):  # a server that fails now may answer next time
+            except (AlignError, OSError):  # may be transient
                 continue
 
     def check(self) -> None:
@@ -185,7 +184,7 @@ class _Lease:
         self._over.set()
         self._renewal.join(_SETTLE_S)
         if self._taken_by is None:
-            with suppress(AlignError, OSError):  # then it runs out
+            with suppress(AlignError, OSError):  # the lease then expires
                 self._storage.delete(self._name)
 
 
@@ -211,7 +210,7 @@ def _this_process() -> Owner:
 
 
 def _read(storage: Storage, name: str) -> Owner | None:
-    """The owner that the file names; None if there is no file or it cannot be read."""
+    """Return the owner named in the file; None if missing or unreadable."""
     if not storage.exists(name):
         return None
     try:
@@ -228,8 +227,8 @@ def _is_alive(owner: Owner) -> bool:
 
 
 def _runs(owner: Owner) -> bool:
-    """Whether the process of `owner`, on this host, still runs and is not another with its number.
-    This process itself counts as ended: a lock that it did not release it no longer holds.
+    """Whether the process of `owner`, on this host, still runs under its number. This process
+    counts as ended: it no longer holds a lock it did not release.
     """
     if owner.pid == os.getpid():
         return False
@@ -243,7 +242,7 @@ def _runs(owner: Owner) -> bool:
 
 
 def _started(pid: int) -> int | None:
-    """Start of process `pid` in clock ticks since boot; None where /proc does not tell."""
+    """Start of process `pid` in clock ticks since boot; None without /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

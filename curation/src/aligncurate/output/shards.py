@@ -1,5 +1,5 @@
-"""Reading the shards of a dataset of ours: opened and checked, in batches that suit their columns,
-and from and to Arrow without a copy.
+"""Reading shards of AlignStack datasets: checked, batched by column size, converted to and from
+Arrow without copying.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ PLAIN_ROWS_PER_BATCH = 1 << 16
 
 
 def open_checked(dataset: Dataset, shard: ShardInfo) -> pq.ParquetFile:
-    """Open `shard`, which must have as many rows as the manifest says.
+    """Open `shard` and check its number of rows against the manifest.
 
     Raises:
-        ContractError: it has not.
+        ContractError: they differ.
     """
     parquet = dataset.open_shard(shard)
     rows = parquet.metadata.num_rows
@@ -38,10 +38,11 @@ def open_checked(dataset: Dataset, shard: ShardInfo) -> pq.ParquetFile:
 def open_matching(
     dataset: Dataset, shard: ShardInfo, schema: pa.Schema
 ) -> Iterator[pq.ParquetFile]:
-    """Open `shard`, which must have the manifest's number of rows and the columns of `schema`.
+    """Open `shard` and check its number of rows against the manifest and its columns against
+    `schema`.
 
     Raises:
-        ContractError: it has not.
+        ContractError: they differ.
     """
     with open_checked(dataset, shard) as parquet:
         if not parquet.schema_arrow.equals(schema):
@@ -53,18 +54,18 @@ def open_matching(
 
 
 def rows_per_batch(columns: Sequence[str]) -> int:
-    """Rows of `columns` to read at a time: one row group where there are images, which are large,
-    else 65,536.
+    """Rows of `columns` to read at a time: one row group with images, which are large, else
+    65,536.
     """
     return IMAGE_ROW_GROUP if "image" in columns else PLAIN_ROWS_PER_BATCH
 
 
 def scores_of(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-    """The `score` column [n] float32, NaN where it is null."""
+    """Return the `score` column [n] float32, NaN for null."""
     return column_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
 
 
 def as_mask(keep: npt.NDArray[np.bool_]) -> pa.BooleanArray:
-    """`keep` [n] as an Arrow array of one bit for each row."""
+    """Return `keep` [n] as an Arrow boolean array, one bit per row."""
     bits = np.packbits(keep, bitorder="little")
     return pa.Array.from_buffers(pa.bool_(), len(keep), [None, pa.py_buffer(bits)])

@@ -1,4 +1,4 @@
-"""The largest clusters of a dedup run: a pair that stayed and those that went in its favour."""
+"""The largest clusters of a dedup run: a kept pair and the pairs dropped for it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ _CLUSTERS = 6
 _SHOWN_OF_EACH = 7
 _BATCH_ROWS = 1 << 16
 
-_compute: Any = pc  # pyarrow makes these functions when it is imported: no checker sees them
+_compute: Any = pc  # generated at import, invisible to type checkers
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A pair of a cluster; `cosine` and `kind` are None for the one that stayed. `row` is None
-    where its row cannot be read any more.
+    """A pair of a cluster; `cosine` and `kind` are None for the kept one. `row` is None if its row
+    is no longer readable.
     """
 
     id: str
@@ -35,9 +35,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """`size` pairs, of which the first of `members` stayed; the others, some of them, are the
-    least like it first.
-    """
+    """`size` pairs; `members` holds the kept pair, then some of the others, least similar first."""
 
     size: int
     members: list[Member]
@@ -54,11 +52,11 @@ class Clusters:
 
 
 def find_clusters(dataset: Dataset, lineage: list[Ancestor]) -> Clusters | None:
-    """The clusters of `dataset`, or of the nearest ancestor that a dedup run wrote; None if there
-    is none.
+    """Return the clusters of `dataset`, or of its nearest ancestor from a dedup run; None
+    without one.
 
-    The images of the pairs that went are read from what that run read, while it is there
-    unchanged. The ids of the pairs that stayed for others are in memory, with a count each.
+    Images of dropped pairs are read from that run's input, if still there and unchanged. The ids
+    of pairs kept for others are held in memory, with a count each.
     """
     readable = [dataset, *(ancestor.dataset for ancestor in lineage if ancestor.dataset)]
     deduped = next((each for each in readable if each.manifest.duplicates), None)
@@ -81,7 +79,7 @@ def _largest(dataset: Dataset, source: Dataset) -> list[Cluster]:
         for entry in batch.column(0).value_counts():
             id_ = entry["values"].as_py()
             sizes[id_] = sizes.get(id_, 1) + entry["counts"].as_py()
-    # Of equal sizes those with the greater ids, for want of something better: always the same.
+    # Ties go to the greater id: arbitrary, but reproducible.
     top = nlargest(_CLUSTERS, sizes.items(), key=lambda item: (item[1], item[0]))
     members: dict[str, list[Member]] = {id_: [Member(id_, None, None, None)] for id_, _ in top}
     chosen = pa.array(list(members), pa.string())
@@ -106,7 +104,7 @@ def _duplicates(dataset: Dataset, columns: list[str] | None) -> Iterator[pa.Reco
 
 
 def _rows_of(source: Dataset, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Captions, scores and images by id, of those of `ids` that `source` has."""
+    """Captions, scores and images, by id, of the `ids` found in `source`."""
     wanted_ids = pa.array(sorted(ids), pa.string())
     places: dict[tuple[int, int], str] = {}
     for index, shard in enumerate(source.manifest.shards):

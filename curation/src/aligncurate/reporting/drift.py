@@ -1,4 +1,4 @@
-"""Drift: how the scores, captions, images and rejects of one dataset differ from another's."""
+"""Drift between two datasets in scores, captions, images and rejects."""
 
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Share of each dataset, from 0 to 1, that is of one kind."""
+    """One kind's share of each dataset, from 0 to 1."""
 
     title: str
     base: float
@@ -41,7 +41,7 @@ class Share:
 
     @property
     def change(self) -> float:
-        """How much greater the share of the other dataset is."""
+        """Difference of the other dataset's share and the base's."""
         return self.other - self.base
 
 
@@ -49,11 +49,11 @@ class Share:
 class Drift:
     """Differences of `other` from `base`.
 
-    `shares` are those of the base's levels, with `other` put on the base's edges, or of tenths of
-    the base's scores where it has no levels; `psi` is taken over them. `distance` is the
-    Kolmogorov-Smirnov distance of the scores, `size_distances` are those of the sizes that both
-    have. `rejects` are shares of all pairs that came in. `incomparable` says why the scores of the
-    two are of different kinds.
+    `shares` are those of the base's levels, with `other` put on the base's edges, or of tenths
+    of the base's scores without levels; `psi` is computed from them. `distance` is the
+    Kolmogorov-Smirnov distance of the scores, `size_distances` those of the sizes in both.
+    `rejects` are shares of all input pairs. `incomparable` explains why the two kinds of scores
+    differ.
     """
 
     base: Dataset
@@ -68,7 +68,7 @@ class Drift:
 
     @property
     def names(self) -> tuple[str, str]:
-        """Names of both datasets; their locations if the names are equal."""
+        """Names of both datasets, or their locations if the names are equal."""
         base, other = dataset_name(self.base), dataset_name(self.other)
         names = (base, other) if base != other else (self.base.location, self.other.location)
         return clip_middle(printable(names[0]), 80), clip_middle(printable(names[1]), 80)
@@ -85,14 +85,14 @@ class Drift:
 
     @property
     def psi_word(self) -> str:
-        """`small`, `moderate` or `large`, by the usual limits of the PSI."""
+        """`small`, `moderate` or `large`, by the usual PSI limits."""
         return (
             "small" if self.psi < _PSI_SMALL else "moderate" if self.psi < _PSI_LARGE else "large"
         )
 
     @property
     def sentences(self) -> list[str]:
-        """What moved from the base to the other dataset, the most important first."""
+        """Changes from the base to the other dataset, most important first."""
         sentences = [_score_sentence(self), _share_sentence(self)]
         if self.incomparable:
             reasons = "; ".join(self.incomparable)
@@ -144,7 +144,7 @@ def compare(
 def _level_counts(
     base: Dataset, base_summary: ScoreSummary, other: Dataset, other_summary: ScoreSummary
 ) -> tuple[list[str], Counts, Counts]:
-    """Titles and counts of the base's levels or tenths, from the lowest scores upwards."""
+    """Titles and counts of the base's levels or tenths, lowest scores first."""
     edges = base.manifest.level_edges
     if edges:
         titles = [str(level) for level in range(1, edges.levels + 1)]
@@ -162,8 +162,8 @@ def _counts_of(summary: ScoreSummary) -> Counts:
 
 
 def _counts_on(edges: LevelEdges, dataset: Dataset, summary: ScoreSummary) -> Counts:
-    """Pairs of `dataset` in each level of `edges`. Bins of the histogram do not end at the edges,
-    so scores are read unless the dataset lies on these edges.
+    """Pairs of `dataset` in each level of `edges`. Scores are read unless the dataset uses these
+    edges, since histogram bins do not end at edges.
     """
     if dataset.manifest.level_edges == edges:
         return _counts_of(summary)
@@ -181,14 +181,14 @@ def _counts_on(edges: LevelEdges, dataset: Dataset, summary: ScoreSummary) -> Co
 
 
 def _reject_share(dataset: Dataset) -> float:
-    """Share of all pairs that came in that `dataset` or an ancestor of it rejected."""
+    """Share of all input pairs rejected by `dataset` or an ancestor."""
     manifests = [dataset.manifest, *(a.manifest for a in ancestors(dataset) if a.manifest)]
     rejects = sum(manifest.reject_count for manifest in manifests)
     return rejects / max(dataset.manifest.rows + rejects, 1)
 
 
 def _incomparable(base: ModelInfo | None, other: ModelInfo | None) -> list[str]:
-    """Why the scores of two datasets are not of one kind."""
+    """Reason why the scores of two datasets are not comparable."""
     if base is None or other is None:
         return ["it is not recorded which model gave the scores of both"]
     reasons: list[str] = []
@@ -229,7 +229,7 @@ def _share_sentence(drift: Drift) -> str:
 
 
 def comparison_rows(drift: Drift) -> list[tuple[str, str, str, str]]:
-    """Rows of the page's table: a title, both datasets' number and the distance, as texts."""
+    """Rows of the page's table as text: title, both datasets' numbers, distance."""
     a, b = drift.summaries
     means = (score_text(a.histogram.mean), score_text(b.histogram.mean))
     rows = [("Score, mean", *means, f"{drift.distance:.3f}")]

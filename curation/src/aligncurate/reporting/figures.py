@@ -1,6 +1,6 @@
-"""The figures of a report, each drawn once: as PNG, and as SVG inside the page.
+"""Figures of a report, as PNG and as inline SVG.
 
-The gallery is the paper's figure 2, the histogram its figure 3.
+The gallery corresponds to the paper's figure 2, the histogram to its figure 3.
 """
 
 import io
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE, NARROW = (7.2, 3.4), (3.3, 2.6)
-"""Sizes of a plot, in inches: of PNG files and of pages on a desktop; of pages on a phone."""
+"""Plot sizes in inches: for PNG files and desktop pages; for phones."""
 
 _DPI = 200
 _INK, _MUTED, _RULE, _PAPER = "#1f1e1b", "#67645c", "#d9d5ca", "#ffffff"
 _BASE, _OTHER = "#b9b3a5", "#b5523b"
 
 _SCRIPTS = ("Noto Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Emoji")
-"""Fonts for captions in other scripts, where they are installed."""
+"""Fonts for captions in other scripts, if installed."""
 
 _SIDE, _GAP, _TEXT, _LABEL = 1.2, 0.14, 0.72, 0.35
-"""Inches in the gallery: an image, the space between, the text below, the row's label."""
+"""Gallery layout in inches: image, gap, text below, row label."""
 
 _IMAGE_PIXELS = int(_SIDE * _DPI)
 
@@ -44,8 +44,7 @@ def draw_histogram(
 ) -> "Figure":
     """Histogram of scores in the colours of the levels; a triangle marks the mean.
 
-    A bin that an edge goes through has the same height on both sides: its count is that of the
-    whole bin.
+    A bin crossed by an edge has the same height, that of its whole count, on both sides.
     """
     figure = _figure(*size)
     axes = _plot(figure)
@@ -89,9 +88,7 @@ def draw_overlay(
     edges: LevelEdges | None,
     size: tuple[float, float] = WIDE,
 ) -> "Figure":
-    """Histograms of two datasets over each other, as shares of their pairs, with the base's
-    edges.
-    """
+    """Overlaid histograms of two datasets, as shares of their pairs, with the base's edges."""
     figure = _figure(*size)
     axes = _plot(figure)
     bins, other_bins = base.bins(beside=other), other.bins(beside=base)
@@ -113,9 +110,7 @@ def draw_overlay(
 
 
 def draw_levels(statistics: list[LevelStatistics]) -> "Figure":
-    """Range and mean of the scores of each level, and how many pairs it holds; highest level on
-    top.
-    """
+    """Score range, mean and pair count of each level, highest level on top."""
     figure = _figure(7.2, 0.9 + 0.28 * len(statistics))
     scores, counts = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     colours = level_colours(len(statistics))
@@ -185,7 +180,7 @@ def _draw_pair(axes: "Axes", example: Example) -> None:
 
 
 def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure":
-    """A figure of its own canvas: nothing of pyplot's global state is touched."""
+    """A figure with its own canvas, independent of pyplot's global state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI, layout=layout)
@@ -215,7 +210,7 @@ def _bare(axes: "Axes") -> "Axes":
 
 
 def png(figure: "Figure") -> bytes:
-    """`figure` as a PNG file, the same bytes for the same data."""
+    """Return `figure` as deterministic PNG bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.font_manager import get_font_names
     from matplotlib.text import Text
@@ -226,7 +221,7 @@ def png(figure: "Figure") -> bytes:
         text.set_fontfamily(families)
     target = io.BytesIO()
     with warnings.catch_warnings():
-        # A caption in a script without an installed font shows boxes: no news for the terminal.
+        # Captions without an installed font show boxes; no warnings on the terminal.
         warnings.filterwarnings(
             "ignore", message=r"Glyph \d+|Matplotlib currently does not support"
         )
@@ -235,8 +230,8 @@ def png(figure: "Figure") -> bytes:
 
 
 def svg(figure: "Figure") -> str:
-    """`figure` as an SVG element for a page, whose fonts and whose colours of ink, paper and rules
-    it takes; the same text for the same data.
+    """Return `figure` as a deterministic SVG element that uses the page's fonts and its colours of
+    ink, paper and rules.
     """
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -250,7 +245,7 @@ def svg(figure: "Figure") -> str:
     text = text[text.index("<svg") :]
     extras = r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; "
     text = re.sub(extras, "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # a page with several figures has each id once
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids must be unique on a page with several figures
     for colour, name in ((_INK, "ink"), (_MUTED, "muted"), (_RULE, "rule"), (_PAPER, "paper")):
         text = text.replace(colour, f"var(--{name})")
     return text

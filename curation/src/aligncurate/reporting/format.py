@@ -1,4 +1,4 @@
-"""Numbers and texts of the data, formatted for people: on the page and on the terminal."""
+"""Numbers and texts formatted for the page and the terminal."""
 
 import json
 import unicodedata
@@ -15,19 +15,19 @@ _MINUS = "\N{MINUS SIGN}"
 
 
 def score_text(score: float | None, digits: int = 4) -> str:
-    """A score to `digits` places with a true minus sign, or a dash where there is none."""
+    """A score to `digits` places with a true minus sign, or a dash if None."""
     if score is None or score != score:
         return "\N{EN DASH}"
     return f"{score:.{digits}f}".replace("-", _MINUS)
 
 
 def share_text(share: float) -> str:
-    """A share of 1 as percent."""
+    """A share as percent."""
     return f"{100 * share:.1f}\N{NARROW NO-BREAK SPACE}%"
 
 
 def change_text(change: float) -> str:
-    """A change of a share in percentage points, with its sign."""
+    """A signed change of a share in percentage points."""
     sign = "+" if change > 0 else _MINUS if change < 0 else "±"
     return f"{sign}{100 * abs(change):.1f}"
 
@@ -38,7 +38,7 @@ def count_text(count: int, noun: str) -> str:
 
 
 def bytes_text(size: int) -> str:
-    """A size in bytes in the largest decimal unit that leaves at least 1."""
+    """A size in the largest decimal unit that gives at least 1."""
     value, units = float(size), ["bytes", "kB", "MB", "GB", "TB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
@@ -46,8 +46,8 @@ def bytes_text(size: int) -> str:
 
 
 def clip_text(text: str, limit: int = CAPTION_LIMIT) -> str:
-    """`text` on one line, without control characters; a long one is cut and its full length
-    said.
+    """Return `text` on one line without control characters, shortened with its full length if
+    long.
     """
     head = " ".join(printable(text[: 4 * limit]).split())
     if len(head) <= limit and len(text) <= 4 * limit:
@@ -56,7 +56,7 @@ def clip_text(text: str, limit: int = CAPTION_LIMIT) -> str:
 
 
 def clip_middle(text: str, limit: int = ID_LIMIT) -> str:
-    """`text` without its middle if it is long: ids and paths differ at their ends."""
+    """Shorten `text` in the middle if long, since ids and paths differ at their ends."""
     clean = printable(text)
     if len(clean) <= limit:
         return clean
@@ -65,12 +65,12 @@ def clip_middle(text: str, limit: int = ID_LIMIT) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` with a space for each control character, which might steer a terminal."""
+    """Replace control characters in `text`, which might affect a terminal, with spaces."""
     return "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def flat_config(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """A configuration as dotted names and values in JSON's writing; strings without quotes."""
+    """A configuration as dotted names and JSON values, strings unquoted."""
     rows: list[tuple[str, str]] = []
     for key, value in config.items():
         name = f"{prefix}{key}"
@@ -83,8 +83,8 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
 
 
 def dataset_name(dataset: "Dataset") -> str:
-    """Name of the dataset's folder, or of its parent where the folder is named after the stage:
-    `demo` for `data/demo/bucket`.
+    """Name of the dataset's folder, or of its parent if named after the stage: `demo` for
+    `data/demo/bucket`.
     """
     *_, parent, folder = ["", *dataset.location.rstrip("/").split("/")]
     return parent if folder == dataset.manifest.stage and parent else folder

@@ -1,4 +1,4 @@
-"""Example pairs with their images: the rows of a shortlist, read."""
+"""Example pairs with images, read from the rows of a shortlist."""
 
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from alignshared import Dataset
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One chosen pair; `caption`, `image` and `path` are filled in when its row is read."""
+    """An example pair; `caption`, `image` and `path` are set once its row is read."""
 
     id: str
     score: float
@@ -20,7 +20,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Examples under one heading, the highest score first; `level` is None without levels."""
+    """Examples under one heading, highest score first; `level` is None without levels."""
 
     title: str
     level: int | None
@@ -28,8 +28,8 @@ class Group:
 
 
 def read_examples(dataset: Dataset, shortlist: Shortlist, examples: int) -> list[Group]:
-    """The first `examples` pairs of each kind on the `shortlist` of `dataset`, with captions and
-    images.
+    """Read the first `examples` pairs of each kind on the `shortlist` of `dataset`, with captions
+    and images.
     """
     picked = [picks[:examples] for picks in shortlist.picks]
     positions = {(pick.shard, pick.row) for picks in picked for pick in picks}

@@ -1,4 +1,4 @@
-"""Result of `inspect`, and its parts as text for people."""
+"""Result of `inspect`, and its sections as text."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +27,14 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Content of a dataset, or of an unfinished run: then `finished` is False.
+    """Content of a dataset or, if `finished` is False, of an unfinished run.
 
-    Of an unfinished run, `rows`, `rejects`, `shards` and `bytes` count what is done so far, and
-    `stage`, `package`, `created` and `digest` are None. `bytes` are those of shards and rejects;
-    `digest` is the SHA-256 of the manifest, `scores` what an earlier reader of all rows left
-    behind, `left_out` counts pairs of the input that the stage was asked not to take. `columns` is
-    empty where the first shard cannot be opened, and `edges` None where they cannot be edges;
-    `fault` then says why.
+    For an unfinished run, `rows`, `rejects`, `shards` and `bytes` count the work so far, and
+    `stage`, `package`, `created` and `digest` are None. `bytes` includes shards and rejects;
+    `digest` is the manifest's SHA-256; `scores` is the cached summary of an earlier reader;
+    `left_out` counts input pairs that the stage was configured to drop. If the first shard
+    cannot be opened `columns` is empty, and with invalid edges `edges` is None; `fault` gives
+    the reason.
     """
 
     location: str
@@ -120,7 +120,7 @@ def facts(inspection: Inspection) -> list[tuple[str, str]]:
 
 
 def unusual(model: ModelInfo) -> list[tuple[str, str]]:
-    """Settings of `model` for images and captions that are not the defaults."""
+    """Non-default image and caption settings of `model`."""
     optional = (
         ("view", model.view),
         ("long captions", model.long_captions),
@@ -130,7 +130,7 @@ def unusual(model: ModelInfo) -> list[tuple[str, str]]:
 
 
 def reject_rows(inspection: Inspection) -> list[tuple[str, str]]:
-    """Reason and count, the most frequent first."""
+    """Reasons and counts, most frequent first."""
     ordered = sorted(inspection.rejects.items(), key=lambda item: (-item[1], item[0]))
     return [(reason, f"{count:,}") for reason, count in ordered]
 
@@ -139,7 +139,9 @@ LEVEL_HEADINGS = ("level", "from", "pairs", "share", "mean", "least", "greatest"
 
 
 def level_rows(inspection: Inspection) -> list[tuple[str, ...]]:
-    """The table of levels under `LEVEL_HEADINGS`, the highest first; `from` is the edge below."""
+    """Rows of the table of levels under `LEVEL_HEADINGS`, highest first; `from` is the edge
+    below.
+    """
     below: tuple[float | None, ...] = (None, *(inspection.edges.edges if inspection.edges else ()))
     rows = [
         (
@@ -157,7 +159,7 @@ def level_rows(inspection: Inspection) -> list[tuple[str, ...]]:
 
 
 def lineage_rows(inspection: Inspection) -> list[tuple[str, str]]:
-    """Each ancestor, indented by generation, and what is known of it."""
+    """Ancestors, indented by generation, with their details."""
     rows: list[tuple[str, str]] = []
     for ancestor in inspection.lineage:
         manifest = ancestor.manifest
@@ -174,5 +176,5 @@ def lineage_rows(inspection: Inspection) -> list[tuple[str, str]]:
 
 
 def config_rows(inspection: Inspection) -> list[tuple[str, str]]:
-    """The configuration of the run as dotted names and values."""
+    """Configuration of the run as dotted names and values."""
     return flat_config(inspection.config)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from alignshared import AlignError, Dataset, Manifest, Parent
 
 _MOST_ANCESTORS = 64
-"""Limit for manifests that name each other in a circle."""
+"""Limit for cyclic manifests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ancestor:
     """One step of lineage.
 
-    `generation` is 1 for a parent, 2 for its parent. `dataset` is None for a source, and for a
-    dataset that cannot be read here any more; `state` says which.
+    `generation` is 1 for a parent, 2 for its parent. `dataset` is None for a source and for an
+    unreadable dataset; `state` says which.
     """
 
     generation: int
@@ -23,7 +23,7 @@ class Ancestor:
 
     @property
     def manifest(self) -> Manifest | None:
-        """The manifest of an ancestor that can be read."""
+        """Manifest of a readable ancestor."""
         return self.dataset.manifest if self.dataset else None
 
 
@@ -41,7 +41,7 @@ def ancestors(dataset: Dataset) -> list[Ancestor]:
 
 
 def _parents(dataset: Dataset, generation: int) -> list[tuple[int, Parent, bool]]:
-    """Parents of `dataset`, and whether they may be sources: files that are no dataset."""
+    """Parents of `dataset`, and whether they may be source files instead of datasets."""
     source = dataset.manifest.config.get("input")
     from_source = isinstance(source, dict) and "kind" in source
     return [(generation, parent, from_source) for parent in dataset.manifest.parents]
@@ -54,7 +54,7 @@ def _look_up(generation: int, parent: Parent, *, may_be_source: bool) -> Ancesto
         dataset = Dataset(parent.location)
         same = dataset.digest == parent.sha256
     except (AlignError, OSError, TypeError, ValueError):
-        # It may be gone or on another machine, which is worth a word and no more.
+        # It may be gone or on another machine, which is no error here.
         state = "source" if may_be_source else "not readable from here"
         return Ancestor(generation, parent, None, state)
     if not same:

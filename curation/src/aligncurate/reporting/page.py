@@ -1,4 +1,4 @@
-"""The report as one HTML file: no script, nothing fetched, every text of the data escaped."""
+"""The report as one HTML file, without scripts or external resources; data is escaped."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ReportContent:
-    """Everything a report shows; `rejects` are the dataset's own, then those of its ancestors."""
+    """Content of a report; `rejects` are the dataset's own, then its ancestors'."""
 
     dataset: Dataset
     summary: ScoreSummary
@@ -48,7 +48,7 @@ class ReportContent:
 
 
 def render_page(content: ReportContent) -> str:
-    """The HTML of the report."""
+    """Render the report as HTML."""
     return render("page.html.j2", _context(content))
 
 
@@ -79,7 +79,7 @@ def _context(content: ReportContent) -> dict[str, Any]:
 
 
 def _plots(draw: Callable[[tuple[float, float]], "Figure"]) -> list[Markup]:
-    """The figure for wide and for narrow screens."""
+    """Figures for wide and narrow screens."""
     return [Markup(figures.svg(draw(size))) for size in (figures.WIDE, figures.NARROW)]
 
 
@@ -96,13 +96,13 @@ def _drift_context(drift: Drift | None) -> dict[str, Any]:
 
 
 def _has_own_quantiles(manifest: Manifest) -> bool:
-    """Whether the edges are quantiles of these very scores, and so make levels of equal size."""
+    """Whether the edges are quantiles of these scores, so that levels have equal sizes."""
     given_edges = manifest.config.get("edges")
     return manifest.stage == "bucket" and manifest.scheme == "quantile" and not given_edges
 
 
 def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:
-    """The table of levels, the highest first; `bar` is the count in percent of the greatest."""
+    """Rows of the table of levels, highest first; `bar` is the count in percent of the greatest."""
     most = max((s.count for s in summary.levels), default=1) or 1
     return [
         {"statistics": s, "bar": round(100 * s.count / most, 2)} for s in reversed(summary.levels)

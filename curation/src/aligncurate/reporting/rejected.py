@@ -1,4 +1,4 @@
-"""The rejects of a dataset and of those that it was made from, by reason, with a few examples."""
+"""Rejects of a dataset and its ancestors by reason, with examples."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _BATCH_ROWS = 4096
 
 @dataclass(frozen=True, slots=True)
 class RejectedFor:
-    """The rejects of one stage for one reason; `examples` are rows of REJECT_SCHEMA."""
+    """Rejects of one stage for one reason; `examples` are rows of REJECT_SCHEMA."""
 
     stage: str
     reason: str
@@ -21,7 +21,7 @@ class RejectedFor:
 
 
 def rejected(dataset: Dataset, examples: int) -> list[RejectedFor]:
-    """Rejects of `dataset`, the most frequent reason first, with up to `examples` of each."""
+    """Rejects of `dataset`, most frequent reason first, with up to `examples` of each."""
     manifest = dataset.manifest
     examples_of = _first_of_each(dataset, examples)
     return [
@@ -31,7 +31,7 @@ def rejected(dataset: Dataset, examples: int) -> list[RejectedFor]:
 
 
 def _first_of_each(dataset: Dataset, limit: int) -> dict[str, list[dict[str, str | None]]]:
-    """The first `limit` rejects of each reason; reading stops when there are enough of all."""
+    """The first `limit` rejects of each reason, read only as far as needed."""
     examples_of: dict[str, list[dict[str, str | None]]] = defaultdict(list)
     missing = {reason: min(limit, n) for reason, n in dataset.manifest.rejects.items()}
     for shard in dataset.manifest.reject_shards:

@@ -1,4 +1,4 @@
-"""Reading a few rows of a dataset, of which only the places are known."""
+"""Reading a few rows of a dataset by position."""
 
 from collections.abc import Collection, Iterator, Sequence
 
@@ -8,15 +8,13 @@ from alignshared import Dataset
 from alignshared.shards import row_groups
 
 _IMAGE_ROWS = 16
-"""Rows whose images are in memory at a time."""
+"""Number of rows whose images are in memory at a time."""
 
 
 def read_rows(
     dataset: Dataset, positions: Collection[tuple[int, int]], columns: Sequence[str]
 ) -> Iterator[tuple[tuple[int, int], dict[str, object]]]:
-    """Those of `columns` that there are of each wanted (shard, row), reading only the row groups
-    that they are in.
-    """
+    """Read the existing `columns` of each wanted (shard, row), from only the row groups needed."""
     for index in sorted({shard for shard, _ in positions}):
         rows = sorted(row for shard, row in positions if shard == index)
         with dataset.open_shard(dataset.manifest.shards[index]) as parquet:

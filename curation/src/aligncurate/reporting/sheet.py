@@ -1,4 +1,4 @@
-"""The pairs that a search found, as one HTML file with their images."""
+"""Search results as one HTML file with images."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from alignshared.palette import level_colours
 
 @dataclass(frozen=True, slots=True)
 class SheetPair:
-    """A pair that was found; `cosine` is with the query, `score` its own."""
+    """A search result; `cosine` is with the query, `score` its own."""
 
     rank: int
     cosine: float
@@ -23,7 +23,7 @@ class SheetPair:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """A query, the dataset searched, and the pairs found, the nearest first."""
+    """A query, the dataset searched, and the pairs found, nearest first."""
 
     dataset: str
     rows: int
@@ -36,7 +36,7 @@ class Sheet:
 
 
 def render_sheet(sheet: Sheet) -> str:
-    """The HTML: no script, nothing fetched, every text of the data escaped."""
+    """Render as HTML, without scripts or external resources; data is escaped."""
     return render(
         "sheet.html.j2",
         {

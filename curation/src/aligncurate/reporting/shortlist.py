@@ -1,5 +1,5 @@
-"""The shortlist of example pairs: the same ones for every layout of shards, found in the one pass
-that the summary of a dataset takes.
+"""Shortlist of example pairs, independent of shard layout, built during the summary's single
+pass.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,14 @@ from aligncurate.core.idhash import hash_ids
 from alignshared import Manifest
 
 _SAMPLE = 4096
-"""About how many pairs, drawn by the hash of their ids, are searched for the median's."""
+"""Approximate number of pairs, sampled by id hash, searched for the median's examples."""
 
 _HASHES = 1 << 64
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Pick:
-    """A row on the shortlist, in the order of preference: least `key` first, `digest` breaks
-    ties.
-    """
+    """A row on the shortlist, ordered by least `key`, then `digest`."""
 
     key: float
     digest: int
@@ -34,12 +32,14 @@ class Pick:
 
 
 _Rank = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int8]], npt.NDArray[np.float64]]
-"""Preference [n] for rows by scores [n] and levels [n]: the least are taken, infinite never."""
+"""Preference [n] of rows by scores [n] and levels [n]: least first, infinite never."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Examples of one kind; `near_median` ones are chosen of a sample when the median is known."""
+    """Examples of one kind; `near_median` ones are chosen from a sample once the median is
+    known.
+    """
 
     title: str
     level: int | None
@@ -48,8 +48,8 @@ class Kind:
 
 
 def kinds_of(manifest: Manifest) -> list[Kind]:
-    """Kinds of examples to show: pairs of each level, the highest first; without levels the
-    highest, its most ordinary (nearest to the median) and its lowest pairs.
+    """Kinds of examples to show: pairs of each level, highest first; without levels the highest,
+    the most ordinary (nearest to the median) and the lowest pairs.
     """
     edges = manifest.level_edges
     if edges:
@@ -66,8 +66,8 @@ def _level_kind(level: int) -> Kind:
 
 
 class Shortlist:
-    """The best `capacity` rows of each kind. A level's are those whose ids have the least hashes:
-    as good as drawn at random, yet the same in every run and for any number and order of shards.
+    """The best `capacity` rows of each kind. For levels these are the least id hashes: effectively
+    random, but the same in every run and for any number and order of shards.
     """
 
     def __init__(self, manifest: Manifest, capacity: int) -> None:
@@ -85,8 +85,8 @@ class Shortlist:
         first_row: int,
         bounds: list[Pick | None],
     ) -> None:
-        """Take in rows of `shard` from `first_row` on; of each kind those not before its bound can
-        be passed over.
+        """Add rows of `shard` from `first_row` on; rows not before their kind's bound may be
+        skipped.
         """
         digests = hash_ids(ids)
         for i, kind in enumerate(self._kinds):
@@ -112,7 +112,7 @@ class Shortlist:
             self._keep(i, picks)
 
     def merge(self, other: Self) -> None:
-        """Take in the picks of another part."""
+        """Add the picks of another part."""
         for i, picks in enumerate(other.picks):
             self._keep(i, picks)
 
@@ -123,21 +123,21 @@ class Shortlist:
             self.picks[kind] = sorted(self.picks[kind] + picks)[: self.capacity]
 
     def bounds(self) -> list[Pick | None]:
-        """Last pick of each kind, or None if there is room for another."""
+        """Last pick of each kind, or None if not full."""
         return [
             picks[-1] if len(picks) >= self.capacity and not kind.near_median else None
             for kind, picks in zip(self._kinds, self.picks, strict=True)
         ]
 
     def close(self, median: float) -> None:
-        """Choose of the sample the pairs nearest to `median`; nothing is taken in any more."""
+        """Choose the sampled pairs nearest to `median`; nothing can be added afterwards."""
         for i, kind in enumerate(self._kinds):
             if kind.near_median:
                 nearest = sorted(self.picks[i], key=lambda p: (abs(p.score - median), p.digest))
                 self.picks[i] = nearest[: self.capacity]
 
     def to_json(self) -> dict[str, Any]:
-        """The picks in their order, as [id, score, shard, row]."""
+        """Picks in order, as [id, score, shard, row]."""
         return {
             "capacity": self.capacity,
             "picks": [[[p.id, p.score, p.shard, p.row] for p in picks] for picks in self.picks],
@@ -145,10 +145,10 @@ class Shortlist:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], manifest: Manifest) -> Self:
-        """Read what `to_json` wrote of a closed shortlist.
+        """Restore a closed shortlist from the output of `to_json`.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError: it did not write this of this dataset.
+            KeyError, TypeError, ValueError, IndexError: invalid, or of another dataset.
         """
         shortlist = cls(manifest, int(fields["capacity"]))
         shortlist.picks = [
@@ -169,7 +169,7 @@ def _best_rows(
     bounds: list[Pick | None],
     limit: int,
 ) -> list[int]:
-    """Rows of a batch, at most `limit`, that come before all `bounds`."""
+    """At most `limit` rows of a batch that come before all `bounds`."""
     eligible = np.isfinite(keys)
     for bound in bounds:
         if bound is not None:

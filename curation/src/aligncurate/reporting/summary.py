@@ -1,8 +1,7 @@
-"""One pass over the rows of a dataset: scores, levels, sizes, and which pairs to show.
+"""One pass over a dataset's rows: scores, levels, sizes, and examples to show.
 
-What it finds is left beside the manifest as `statistics.json`, so that the next reader of hundreds
-of millions of pairs reads one file. The file names the manifest that it describes; one that names
-another, or that cannot be read, is as good as none.
+The result is cached beside the manifest as `statistics.json`, so that later readers need only
+one file. It names its manifest; an unreadable file or one for another manifest is ignored.
 """
 
 from contextlib import suppress
@@ -27,16 +26,16 @@ from alignshared.schema import LEVEL_COLUMN, require_columns
 _BATCH_ROWS = 1 << 16
 _VERSION = 1
 _SHORTLIST = 32
-"""Examples of each kind that are written down, which is more than reports usually show."""
+"""Examples of each kind to store, more than reports usually show."""
 
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError)
 
 
 class ScoreSummary:
-    """Summary of a dataset from one pass, in memory that does not grow with its rows.
+    """Summary of a dataset from one pass, in constant memory.
 
-    `sizes` counts `caption` (characters), `width` and `height` (pixels), as far as the dataset has
-    them; `truncated` captions were longer than the text tower reads.
+    `sizes` counts `caption` (characters), `width` and `height` (pixels), where available;
+    `truncated` captions exceeded the text tower's context.
     """
 
     def __init__(self, manifest: Manifest, capacity: int = _SHORTLIST) -> None:
@@ -51,7 +50,7 @@ class ScoreSummary:
     def add(
         self, batch: pa.RecordBatch, where: str, shard: int, row: int, bounds: list[Pick | None]
     ) -> None:
-        """Take in rows of `shard`, from its row `row` on; `where` names it in errors."""
+        """Add rows of `shard`, starting at its row `row`; `where` names it in errors."""
         scores = scores_of(batch)
         self.histogram.add(scores)
         levels = np.zeros(len(scores), dtype=np.int8)
@@ -70,7 +69,7 @@ class ScoreSummary:
         self.shortlist.add(batch.column("id"), scores, levels, shard, row, bounds)
 
     def merge(self, other: Self) -> None:
-        """Take in what another part took in."""
+        """Add the summary of another part."""
         self.histogram.merge(other.histogram)
         self._level_moments.merge(other._level_moments)
         for name, counts in self.sizes.items():
@@ -79,12 +78,12 @@ class ScoreSummary:
         self.shortlist.merge(other.shortlist)
 
     def close(self) -> None:
-        """Say that all rows were taken in."""
+        """Finish the summary; no rows can be added afterwards."""
         self.shortlist.close(self.histogram.quantile(0.5) if self.histogram.count else 0.0)
 
     @property
     def levels(self) -> list[LevelStatistics]:
-        """Statistics of each level, from level 1 upwards; empty for a dataset without levels."""
+        """Statistics of each level, from level 1 upwards; empty without levels."""
         moments = [self._level_moments[i] for i in range(len(self._level_moments))]
         total = max(sum(moment.count for moment in moments), 1)
         return [
@@ -98,9 +97,9 @@ class ScoreSummary:
         return [self._level_moments[i] for i in range(len(self._level_moments))]
 
     def to_json(self, digest: str) -> dict[str, Any]:
-        """The content of `statistics.json` of the dataset whose manifest has the SHA-256 `digest`.
+        """Content of `statistics.json` for the dataset whose manifest has the SHA-256 `digest`.
 
-        What stands under `about` is for people; the rest is read again to the bit.
+        `about` is for people; the rest is exact when read back.
         """
         return {
             "statistics_version": _VERSION,
@@ -121,10 +120,10 @@ class ScoreSummary:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any], manifest: Manifest, digest: str) -> Self:
-        """Read what `to_json` wrote of this very dataset.
+        """Restore from the output of `to_json` for this dataset.
 
         Raises:
-            KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError: it did not.
+            KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError: invalid.
         """
         if (fields["statistics_version"], fields["manifest_sha256"]) != (_VERSION, digest):
             raise ValueError("it describes another dataset")
@@ -145,27 +144,27 @@ class ScoreSummary:
 def summary_of(
     dataset: Dataset, examples: int = _SHORTLIST, on_progress: OnProgress = silent
 ) -> ScoreSummary:
-    """The summary of `dataset`: as it was left beside the manifest, or by one pass over all rows,
-    which leaves it there if the folder can be written to.
+    """Return the cached summary of `dataset`, or compute it in one pass over all rows and cache
+    it beside the manifest if the folder is writable.
 
-    `examples` of each kind are on its shortlist at least. `on_progress` is called with all rows
-    at once if none has to be read.
+    The shortlist holds at least `examples` of each kind. `on_progress` is called once with all
+    rows if none needs reading.
 
     Raises:
-        ContractError: a shard lacks a column, or has a level that the edges do not make.
+        ContractError: a shard lacks a column, or has an invalid level.
     """
     known = known_summary(dataset)
     if known and known.shortlist.capacity >= examples:
         on_progress(dataset.manifest.rows)
         return known
     summary = summarise(dataset, max(examples, _SHORTLIST), on_progress)
-    with suppress(AlignError, OSError):  # a dataset that others own can still be read
+    with suppress(AlignError, OSError):  # the folder may be read-only
         dataset.storage.write_json(STATISTICS_FILE, summary.to_json(dataset.digest))
     return summary
 
 
 def known_summary(dataset: Dataset) -> ScoreSummary | None:
-    """The summary that an earlier reader left beside the manifest of `dataset`, if it fits."""
+    """Return the summary cached beside the manifest of `dataset`, if it fits."""
     try:
         if not dataset.storage.exists(STATISTICS_FILE):
             return None
@@ -181,17 +180,17 @@ def summarise(
     on_progress: OnProgress = silent,
     workers: int | None = None,
 ) -> ScoreSummary:
-    """Read the rows of all shards once, on `workers` threads (by default one per core); the result
-    is the same, to the bit, for any number of them.
+    """Read the rows of all shards once, on `workers` threads (by default one per core); the
+    result is identical for any number of threads.
 
     Raises:
-        ContractError: a shard lacks a column, or has a level that the edges do not make.
+        ContractError: a shard lacks a column, or has an invalid level.
     """
     summary = ScoreSummary(dataset.manifest, examples)
     bounds = summary.shortlist.bounds()
 
     def read(numbered: tuple[int, ShardInfo]) -> ScoreSummary:
-        # Whatever bounds are known by now, they only spare rows that would be dropped later.
+        # Bounds known by now only skip rows that would be dropped later.
         return _summarise_shard(dataset, *numbered, examples, bounds)
 
     shards = dataset.manifest.shards
@@ -229,7 +228,7 @@ def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[
     """Levels [n] int8 of `batch`.
 
     Raises:
-        ContractError: one of them is null or not in 1..`levels`.
+        ContractError: a level is null or not in 1..`levels`.
     """
     values = column_values(batch.column(LEVEL_COLUMN), 0)
     if len(values) and not (values.min() >= 1 and values.max() <= levels):

@@ -1,4 +1,4 @@
-"""Pages from templates: every text of the data is escaped, and nothing may be left undefined."""
+"""HTML from templates, with data escaped and undefined variables refused."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ def render(template: str, context: Mapping[str, Any]) -> str:
 
 
 def image_card(data: bytes | None) -> dict[str, Any]:
-    """Fields of a card's image: a small copy, or why there is none."""
+    """Fields of a card's image: a thumbnail, or the reason there is none."""
     image = thumbnail(data) if data else None
     return {
         "width": image.width if image else 0,

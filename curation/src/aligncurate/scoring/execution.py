@@ -1,5 +1,5 @@
-"""A scoring run on threads of this process or on Ray: which of the two, on what device, with how
-many workers. Nothing here changes a row.
+"""Execution of a scoring run: threads of this process or Ray, device, number of workers. Nothing
+here changes a row.
 """
 
 import logging
@@ -25,13 +25,13 @@ from aligncurate.units.run import Outcomes
 from alignshared import AlignError, InputError, Storage
 
 LOCAL_MAX_ROWS = 10_000
-"""Up to this many pairs `--engine auto` stays in this process: Ray takes half a minute to start."""
+"""Maximum pairs for which `--engine auto` avoids Ray, which takes half a minute to start."""
 
 log = logging.getLogger("aligncurate")
 
 
 def engine_of(execution: Execution, rows: int) -> Literal["local", "ray"]:
-    """The engine for so many rows."""
+    """Choose the engine for a number of rows."""
     if execution.engine != "auto":
         return execution.engine
     workers, gpus = execution.worker_pool, execution.gpu_pool
@@ -40,10 +40,11 @@ def engine_of(execution: Execution, rows: int) -> Literal["local", "ray"]:
 
 
 def device_of(execution: Execution) -> str:
-    """`cuda` or `cpu`. With a cluster elsewhere its GPUs count, not this machine's.
+    """Return `cuda` or `cpu`, considering the GPUs of a remote cluster instead of this
+    machine's.
 
     Raises:
-        InputError: --gpus asks for more than there are.
+        InputError: --gpus exceeds the GPUs available.
     """
     pool = execution.gpu_pool
     if pool is not None and pool.most == 0:
@@ -62,10 +63,10 @@ def device_of(execution: Execution) -> str:
 def score_locally(
     spec: ScoringSpec, units: list[Unit], execution: Execution, on_progress: OnProgress
 ) -> Outcomes:
-    """Score `units` on threads of this process; yields the record of each unit, or its failure.
+    """Score `units` on threads of this process; yield each unit's record or failure.
 
-    On CPU each thread decodes and runs the model on one core; with a GPU the threads decode and one
-    more feeds the model.
+    On CPU each thread decodes and runs the model on one core; with a GPU the threads decode and
+    one more feeds the model.
     """
     pool = execution.worker_pool
     threads = pool.most if pool else available_cores()
@@ -84,7 +85,7 @@ def score_locally(
 def score_on_ray(
     spec: ScoringSpec, units: list[Unit], execution: Execution, on_progress: OnProgress
 ) -> Outcomes:
-    """Score `units` on Ray; yields the record of each unit, or its failure."""
+    """Score `units` on Ray; yield each unit's record or failure."""
     pool = execution.worker_pool
     local = pool.most if pool else available_cores()
     with connected(execution.ray_address, local, verbose=execution.verbose) as cluster:
@@ -109,9 +110,7 @@ def _outcomes(
 
 
 def gpu_steps(spec: ScoringSpec, pool: Pool, execution: Execution) -> list[Step]:
-    """Decode in tasks, score in a pool of actors that hold a GPU or a share of one, write in
-    tasks.
-    """
+    """Decode in tasks, score in actors holding a GPU or a share of one, write in tasks."""
     scorers = Step(
         ScorePreprocessed(spec),
         actors=pool.least,
@@ -123,8 +122,8 @@ def gpu_steps(spec: ScoringSpec, pool: Pool, execution: Execution) -> list[Step]
 
 
 def _cpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
-    """Actors on CPUs; on a cluster of fixed size one CPU is left for Ray's own reading, or nothing
-    would ever start.
+    """Actors on CPUs. A cluster of fixed size keeps one CPU for Ray's own reading, without which
+    nothing would start.
     """
     pool = execution.worker_pool
     if pool is not None and pool.is_range:  # the cluster may grow
@@ -136,7 +135,7 @@ def _cpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
 
 
 def _gpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
-    """Actors on the GPUs of --gpus, or on all there are."""
+    """Actors on the GPUs of --gpus, by default all."""
     pool = execution.gpu_pool or Pool(cluster.gpus, cluster.gpus)
     per_gpu = int(1 / execution.gpus_per_worker + 1e-9)
     least, most = max(pool.least, 1) * per_gpu, max(pool.most, 1) * per_gpu
@@ -145,7 +144,7 @@ def _gpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
 
 @dataclass(frozen=True, slots=True)
 class _Prepare:
-    """Makes the function that prepares one part of the source, in a worker."""
+    """Builds, in a worker, the function that prepares one part of the source."""
 
     source: Preparing
     work: Storage
@@ -155,8 +154,8 @@ class _Prepare:
 
 
 def prepare_on_cluster(source: Source, work: Storage, execution: Execution) -> None:
-    """Have the cluster at `execution.ray_address` look through the files of `source`; without a
-    cluster, or where the source has a single part, `plan` does.
+    """Prepare the files of `source` on the cluster at `execution.ray_address`; without a
+    cluster, or with a single part, this is left to `plan`.
 
     Raises:
         InputError: a part of the input cannot be used.

@@ -1,4 +1,4 @@
-"""Which models score: from the options --model, --weights and --main to models by name."""
+"""Scoring models from the options --model, --weights and --main."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ _NAMED = re.compile(r"(\w+)=(.+)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The main model and, where there are several, all of them by name."""
+    """The main model and, if there are several, all of them by name."""
 
     main: ResolvedClip
     several: dict[str, ResolvedClip]
@@ -23,16 +23,16 @@ class Models:
 def resolve_models(
     models: Sequence[str], weights: Sequence[str], main: str | None, view: View | None = None
 ) -> Models:
-    """Find the models and their weights.
+    """Resolve the models and their weights.
 
     Args:
-        models: `MODEL` or `NAME=MODEL` each; without a name it is the model's own, made safe.
+        models: `MODEL` or `NAME=MODEL` each; the default name is the model's own, made safe.
         weights: `WEIGHTS` for one model, `NAME=WEIGHTS` for one of several.
         main: name of the model behind `score`; by default the first.
         view: framing of images for all of them; None is each model's own.
 
     Raises:
-        InputError: two models have one name, or a name or a model is not known.
+        InputError: two models share a name, or a name or model is unknown.
     """
     sources = _by_name(models)
     weights_of = _weights_by_name(list(sources), weights)
@@ -47,10 +47,9 @@ def resolve_models(
 
 
 def refuse_taken_columns(models: Iterable[str], own_columns: Sequence[str]) -> None:
-    """Raise InputError where the input has a column of its own that the scores of one of `models`
-    are to have.
+    """Raise InputError if the input already has a score column of one of `models`.
 
-    Names are compared without case, as databases do.
+    Names are compared case-insensitively, as in databases.
     """
     taken = {column.lower() for column in own_columns}
     for name in models:
@@ -62,8 +61,8 @@ def refuse_taken_columns(models: Iterable[str], own_columns: Sequence[str]) -> N
 
 
 def safe_name(model: str) -> str:
-    """A name for columns from the name of a model: `ViT-B-32` gives `vit_b_32`, a folder or an
-    `hf-hub:` name its last part.
+    """Column-safe form of a model name: `vit_b_32` for `ViT-B-32`, the last part of a folder or
+    `hf-hub:` name.
     """
     last = model.rstrip("/").replace(":", "/").rpartition("/")[2]
     return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "model"
@@ -90,7 +89,7 @@ def _by_name(models: Sequence[str]) -> dict[str, str]:
 
 def _weights_by_name(names: list[str], weights: Sequence[str]) -> dict[str, str]:
     if len(names) == 1 and len(weights) == 1:
-        # `NAME=` may stand here too, and a path may have an equals sign.
+        # `NAME=` is allowed here too, and a path may contain an equals sign.
         return {names[0]: weights[0].removeprefix(f"{names[0]}=")}
     named: dict[str, str] = {}
     for given in weights:

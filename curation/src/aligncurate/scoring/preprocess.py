@@ -1,4 +1,4 @@
-"""The first half of scoring a batch: open and decode the images, frame them for each model."""
+"""First half of scoring a batch: open and decode images, frame them for each model."""
 
 import time
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ _CHUNK_BYTES = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class PreprocessedBatch:
-    """Pairs whose images are decoded and framed.
+    """Pairs with decoded and framed images.
 
-    `pixels` holds for each of the spec's preprocessings the U distinct images, [U, H, W, 3] uint8;
-    `image_N` [N] is the row of each pair's image among them, `sizes_N2` [N, 2] width and height in
-    pixels as displayed.
+    `pixels` holds, per preprocessing of the spec, the U distinct images [U, H, W, 3] uint8;
+    `image_N` [N] is each pair's row among them, `sizes_N2` [N, 2] width and height in pixels as
+    displayed.
     """
 
     table: pa.Table
@@ -38,7 +38,7 @@ class PreprocessedBatch:
 
 
 class Preprocessor:
-    """Opens, decodes and frames the images of a batch; needs no model."""
+    """Opens, decodes and frames the images of a batch, without a model."""
 
     def __init__(self, spec: ScoringSpec) -> None:
         self._image_root = spec.source.image_root
@@ -46,7 +46,7 @@ class Preprocessor:
         self._shorter_side = spec.decode_shorter_side
 
     def __call__(self, raw: RawBatch) -> PreprocessedBatch:
-        """`raw` with pixels; pairs whose image cannot be used become rejects."""
+        """Return `raw` with pixels; pairs with unusable images become rejects."""
         began = time.perf_counter()
         rows = _Images(self._image_root, self._views, self._shorter_side)
         rejects = list(raw.rejects)
@@ -75,7 +75,7 @@ def _stacked(pixels: list[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
 
 
 class _Images:
-    """The images of one batch; one that occurs twice is decoded once, for all views."""
+    """Images of one batch; repeated ones are decoded once, for all views."""
 
     def __init__(
         self, image_root: str | None, views: list[PixelView], shorter_side: int | None
@@ -90,7 +90,7 @@ class _Images:
         self.sizes: list[tuple[int, int]] = []
 
     def add(self, image: dict[str, Any]) -> bytes:
-        """Add the image of one more pair; return its bytes."""
+        """Add a pair's image; return its bytes."""
         content: bytes | None = image["bytes"]
         if content is None:
             content = read_image(self._image_root, image["path"])
@@ -107,7 +107,9 @@ class _Images:
 
 
 def _with_contents(table: pa.Table, contents: list[bytes]) -> pa.Table:
-    """`table` with `contents` as `image.bytes`; in chunks, since one Arrow array holds 2 GiB."""
+    """Return `table` with `contents` as `image.bytes`, chunked since an Arrow array holds at most 2
+    GiB.
+    """
     paths = paths_of(table).combine_chunks()
     chunks = [
         pa.StructArray.from_arrays(
@@ -121,13 +123,13 @@ def _with_contents(table: pa.Table, contents: list[bytes]) -> pa.Table:
 
 
 def paths_of(table: pa.Table) -> pa.ChunkedArray:
-    """The column `image.path` of `table`."""
+    """Column `image.path` of `table`."""
     bytes_and_paths: list[pa.ChunkedArray] = table["image"].flatten()
     return bytes_and_paths[1]
 
 
 def _spans(sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that hold at most _CHUNK_BYTES, or one row, each."""
+    """Yield row ranges of at most _CHUNK_BYTES, or of one row."""
     begin = total = 0
     for row, size in enumerate(sizes):
         if total + size > _CHUNK_BYTES and row > begin:

@@ -1,4 +1,4 @@
-"""The second half of scoring a batch: embed both sides with each model, take the cosines."""
+"""Second half of scoring a batch: embed images and captions with each model, take cosines."""
 
 import time
 
@@ -30,7 +30,7 @@ class Scorer:
         self.schema = spec.schema
 
     def __call__(self, batch: PreprocessedBatch) -> FinishedBatch:
-        """The rows of `batch` with their scores, ready to be written."""
+        """Return the scored rows of `batch`, ready to write."""
         began = time.perf_counter()
         if batch.table.num_rows == 0:
             timing = Timing(batch.decode_s, 0.0)
@@ -43,7 +43,7 @@ class Scorer:
         return FinishedBatch(table, batch.rejects + rejects, timing)
 
     def _score_columns(self, batch: PreprocessedBatch) -> dict[str, pa.Array]:
-        """The columns that scoring adds."""
+        """Return the columns added by scoring."""
         captions: list[str] = batch.table["caption"].to_pylist()
         distinct = list(dict.fromkeys(captions))
         caption_N = _positions(captions, distinct)
@@ -67,8 +67,8 @@ class Scorer:
 
 
 def _without_nonfinite(table: pa.Table, columns: list[str]) -> tuple[pa.Table, list[Reject]]:
-    """The rows whose scores are finite, and rejects for the others, which half precision or a NaN
-    among the weights gave; `columns` are the scores, the main one first.
+    """Return rows with finite scores, and rejects for the others (half-precision overflow or NaN
+    weights); `columns` are the scores, the main one first.
     """
     scores = np.stack([table[name].to_numpy() for name in columns], axis=1)
     finite_N = np.isfinite(scores).all(axis=1)
@@ -77,7 +77,7 @@ def _without_nonfinite(table: pa.Table, columns: list[str]) -> tuple[pa.Table, l
     bad = table.filter(pa.array(~finite_N))
     rejects: list[Reject] = []
     for row, values in enumerate(scores[~finite_N]):
-        # Where several models score, the last column that is not finite names one of them.
+        # With several models, the last non-finite column names one of them.
         index = len(columns) - 1 - int(np.argmin(np.isfinite(values[::-1])))
         column = "" if len(columns) == 1 else f" in {columns[index]}"
         detail = f"the model gives the score {values[index]}{column}"

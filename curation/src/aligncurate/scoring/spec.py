@@ -1,4 +1,4 @@
-"""Specification of a scoring run, as every worker gets it."""
+"""Specification of a scoring run, sent to every worker."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,17 +12,17 @@ from alignshared import ModelInfo
 from alignshared.schema import scored_schema
 
 REDUCED_MARGIN = 4
-"""The shorter side of an image decoded at reduced scale, in multiples of the models' input: with
-less, scores of photographs change by more than with bf16 (`benchmarks/jpeg_draft.py`).
+"""Minimum shorter side of a reduced-scale image, in multiples of the models' input; below it,
+scores of photographs change by more than with bf16 (`benchmarks/jpeg_draft.py`).
 """
 
 
 @dataclass(frozen=True, slots=True)
 class ScoringSpec:
-    """Everything that a worker needs to score, without tensors, so that it can be sent to one.
+    """Everything a worker needs for scoring, without tensors so that it can be sent.
 
-    `clip` gives `score` and the embeddings. Where several models score, `models` holds all of them
-    by name, `clip` among them, and each has a column `score_<name>`; for one model it is empty.
+    `clip` gives `score` and the embeddings. With several models, `models` holds all of them by
+    name, including `clip`, each with a column `score_<name>`; with one it is empty.
     """
 
     source: Source
@@ -49,7 +49,7 @@ class ScoringSpec:
 
     @property
     def preprocessings(self) -> list[dict[str, Any]]:
-        """The distinct preprocessings of the models: an image is framed once for each."""
+        """Distinct preprocessings of the models; an image is framed once for each."""
         distinct: list[dict[str, Any]] = []
         for clip in self.clips:
             if clip.preprocess not in distinct:
@@ -58,7 +58,7 @@ class ScoringSpec:
 
     @property
     def decode_shorter_side(self) -> int | None:
-        """Least pixels of a decoded image's shorter side; None decodes all of them."""
+        """Minimum shorter side of a decoded image in pixels; None decodes at full scale."""
         if self.decode == "exact":
             return None
         return REDUCED_MARGIN * max(
@@ -66,7 +66,7 @@ class ScoringSpec:
         )
 
     def info(self, clip: ResolvedClip) -> ModelInfo:
-        """Entry of the manifest for one of the models."""
+        """Manifest entry of one model."""
         return clip.info(
             self.precision,
             long_captions=None if self.long_captions == "truncate" else self.long_captions,

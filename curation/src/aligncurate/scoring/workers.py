@@ -1,8 +1,8 @@
-"""Scoring as Ray's workers do it: whole units in actors on CPU, or cut in three, in tasks that
-decode, actors that hold a GPU, and tasks that write.
+"""Scoring in Ray workers: whole units in actors on CPU, or three steps: decoding tasks, GPU
+actors, writing tasks.
 
-Each class is sent to a worker and called there once, to load what it needs; the function that it
-returns then takes one unit after another.
+Each class is sent to a worker and called once to load what it needs; the function it returns
+then processes one unit after another.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,12 @@ ScoredUnit = tuple[Unit, list[FinishedBatch]]
 
 @dataclass(frozen=True, slots=True)
 class ScoreUnit:
-    """Reads, scores and writes units, in an actor on CPU."""
+    """Reads, scores and writes units in an actor on CPU."""
 
     spec: ScoringSpec
 
     def __call__(self) -> Callable[[Unit], UnitRecord]:
-        """Load the models; return the function of a unit."""
+        """Load the models; return the function that processes a unit."""
         spec, preprocess, scorer = self.spec, Preprocessor(self.spec), Scorer(self.spec)
         output = Storage(spec.output)
 
@@ -41,12 +41,12 @@ class ScoreUnit:
 
 @dataclass(frozen=True, slots=True)
 class PreprocessUnit:
-    """First of three steps on a GPU cluster: decode, in tasks on CPUs."""
+    """First of three steps on a GPU cluster: decoding, in CPU tasks."""
 
     spec: ScoringSpec
 
     def __call__(self) -> Callable[[Unit], PreprocessedUnit]:
-        """Build the transform; return the function of a unit."""
+        """Build the transform; return the function that processes a unit."""
         preprocess, spec = Preprocessor(self.spec), self.spec
 
         def preprocess_unit(unit: Unit) -> PreprocessedUnit:
@@ -62,12 +62,12 @@ class PreprocessUnit:
 
 @dataclass(frozen=True, slots=True)
 class ScorePreprocessed:
-    """Second step: the models, in actors that hold a GPU each."""
+    """Second step: the models, in actors with a GPU each."""
 
     spec: ScoringSpec
 
     def __call__(self) -> Callable[[PreprocessedUnit], ScoredUnit]:
-        """Load the models; return the function of a preprocessed unit."""
+        """Load the models; return the function that processes a preprocessed unit."""
         scorer = Scorer(self.spec)
 
         def score_preprocessed(item: PreprocessedUnit) -> ScoredUnit:
@@ -84,11 +84,11 @@ class ScorePreprocessed:
 
 @dataclass(frozen=True, slots=True)
 class WriteScored:
-    """Third step: write the shard, in tasks on CPUs."""
+    """Third step: writing the shard, in CPU tasks."""
 
     spec: ScoringSpec
 
     def __call__(self) -> Callable[[ScoredUnit], UnitRecord]:
-        """Return the function of a scored unit."""
+        """Return the function that writes a scored unit."""
         output, schema = Storage(self.spec.output), self.spec.schema
         return lambda item: write_unit(output, item[0].index, schema, item[1])

@@ -1,1 +1,1 @@
-"""Choosing the rows that a stage keeps, and copying them."""
+"""Selecting and copying the rows that a stage keeps."""

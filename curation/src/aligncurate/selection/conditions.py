@@ -1,6 +1,6 @@
-"""The options of a filter as SQL conditions, run by the evaluator that --where has.
+"""Filter options as SQL conditions, run by the evaluator of --where.
 
-A null passes no condition, nor does a score that is NaN.
+Nulls and NaN scores pass no condition.
 """
 
 import math
@@ -23,13 +23,13 @@ _SIDES = ("width", "height")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """Conditions that a pair must meet to be kept: all of those that are given.
+    """Conditions of a filter; a pair must meet all that are set.
 
-    Bounds are inclusive, and bounds of scores are rounded to float32, as scores are. `levels` is
-    written `3-8` or `1,5-8`, `language` is written `COLUMN=en,de`, `where` is SQL. `top` is a
-    share: the greatest ceil(top * n) of the n finite scores of the whole input, and all others that
-    equal the least of them. Captions are measured in characters (Unicode code points), `min_size`
-    is the shorter side in pixels, `max_aspect` the longer side over the shorter.
+    Bounds are inclusive, and score bounds are rounded to float32, like scores. `levels` is `3-8`
+    or `1,5-8`, `language` is `COLUMN=en,de`, `where` is SQL. `top` is a share: the greatest
+    ceil(top * n) of the input's n finite scores, plus ties with the least of them. Captions are
+    measured in characters (Unicode code points), `min_size` is the shorter side in pixels,
+    `max_aspect` the longer side over the shorter.
     """
 
     min_score: float | None = None
@@ -61,7 +61,7 @@ class Conditions:
                 )
 
     def given(self) -> dict[str, Any]:
-        """The conditions that are not None, by name."""
+        """Conditions that are not None, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -76,7 +76,7 @@ def _require(name: str, value: Any, test: Callable[[Any], bool], requirement: st
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition: its label in the manifest, and the SQL that tells which rows meet it."""
+    """One condition: its label in the manifest and its SQL."""
 
     label: str
     predicate: Predicate
@@ -88,7 +88,7 @@ def conditions_over(conditions: Conditions, dataset: Dataset, workers: int) -> l
     `top` reads all scores, twice, on `workers` threads.
 
     Raises:
-        InputError: a condition names what the dataset does not have.
+        InputError: a condition names something the dataset lacks.
     """
     schema, location = dataset.schema, dataset.location
     bounds = list(_bounds(conditions, dataset))
@@ -109,7 +109,7 @@ def conditions_over(conditions: Conditions, dataset: Dataset, workers: int) -> l
 
 
 def _bounds(c: Conditions, dataset: Dataset) -> Iterator[tuple[str, tuple[str, ...], str]]:
-    """Label, columns and SQL of every option but `top` and `where`."""
+    """Label, columns and SQL of every option except `top` and `where`."""
     if c.min_score is not None:
         yield f"score >= {c.min_score}", ("score",), _score_sql(">=", c.min_score)
     if c.max_score is not None:
@@ -121,7 +121,7 @@ def _bounds(c: Conditions, dataset: Dataset) -> Iterator[tuple[str, tuple[str, .
         sql = f"width >= {c.min_size} AND height >= {c.min_size}"
         yield f"shorter side >= {c.min_size} px", _SIDES, sql
     if c.max_aspect is not None:
-        # The quotient is the float64 nearest to it, as the limit is: an image of exactly 1.1 : 1
+        # Quotient and limit are both rounded to float64: an image of exactly 1.1 : 1
         # is not above 1.1.
         ratio = "greatest(width, height)::DOUBLE / least(width, height)::DOUBLE"
         sql = f"width > 0 AND height > 0 AND {ratio} <= {_number(c.max_aspect, 'DOUBLE')}"
@@ -139,19 +139,19 @@ def _bounds(c: Conditions, dataset: Dataset) -> Iterator[tuple[str, tuple[str, .
 
 
 def _score_sql(sign: str, bound: float) -> str:
-    # DuckDB holds NaN to be the greatest of numbers.
+    # DuckDB orders NaN above all numbers.
     score = "score::FLOAT"
     return f"{score} {sign} {_number(float(np.float32(bound)), 'FLOAT')} AND NOT isnan({score})"
 
 
 def _number(value: float, kind: str) -> str:
-    """`value` as SQL, read back to the bit: a decimal literal would be rounded twice."""
+    """Return `value` as SQL, exact when read back: a decimal literal would be rounded twice."""
     return f"'{float(value)!r}'::{kind}"
 
 
 def _top(share: float, dataset: Dataset, workers: int) -> tuple[str, float]:
-    """Label and least score of the top `share`."""
-    # The share as it is written: 0.1 is a tenth, though no float is.
+    """Label and minimum score of the top `share`."""
+    # The share as written: 0.1 is exactly a tenth, which no float is.
     cut = find_top_cut(dataset, Fraction(str(share)), workers)
     ties = f", {cut.kept:,} with equal scores" if cut.kept > cut.wanted else ""
     label = f"top {share}: score >= {float(cut.score):.6g} ({cut.wanted:,} wanted{ties})"
@@ -159,10 +159,10 @@ def _top(share: float, dataset: Dataset, workers: int) -> tuple[str, float]:
 
 
 def _levels(text: str, dataset: Dataset) -> list[int]:
-    """The levels of `dataset` that `3-8` or `1,5-8` names.
+    """Parse levels of `dataset` from `3-8` or `1,5-8`.
 
     Raises:
-        InputError: `text` is not written so, or names a level that the dataset does not have.
+        InputError: invalid syntax, or a level that the dataset lacks.
     """
     edges = dataset.manifest.level_edges
     if edges is None:
@@ -184,10 +184,10 @@ def _levels(text: str, dataset: Dataset) -> list[int]:
 
 
 def _language(text: str, dataset: Dataset) -> tuple[str, list[str]]:
-    """Column and values that `COLUMN=en,de` names.
+    """Parse column and values from `COLUMN=en,de`.
 
     Raises:
-        InputError: `text` is not written so, or the dataset has no such column of text.
+        InputError: invalid syntax, or the dataset has no such text column.
     """
     column, _, names = text.rpartition("=")
     values = [name.strip() for name in names.split(",") if name.strip()]

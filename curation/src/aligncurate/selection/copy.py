@@ -1,9 +1,9 @@
-"""Copying the rows of a dataset that a stage chose: what filter and sample share.
+"""Copying selected rows of a dataset, for filter and sample.
 
-Which rows are kept is known, one bit for each, before the first is copied, so images are read
-once and only where a row group holds a row to keep. Neighbouring shards of which little is left
-become one: a filter that keeps a pair in a hundred leaves no million of tiny files. The cut depends
-on the rows alone, so a run that was interrupted goes on shard by shard.
+The selection, one bit per row, is complete before copying starts, so images are read once and
+only from row groups with selected rows. Neighbouring shards with few selected rows are merged,
+to avoid millions of tiny files. The cut depends only on the rows, so interrupted runs resume
+shard by shard.
 """
 
 import logging
@@ -51,7 +51,7 @@ from alignshared.shards import row_groups
 _log = logging.getLogger("aligncurate")
 
 Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
-"""From a batch of n rows to n bools; called from several threads."""
+"""Function from a batch of n rows to n bools; called from several threads."""
 
 
 def choose_rows(
@@ -61,7 +61,7 @@ def choose_rows(
     workers: int,
     on_progress: OnProgress = silent,
 ) -> list[pa.BooleanArray]:
-    """One pass over `columns`: for each shard of `dataset`, which of its rows `keep` keeps."""
+    """Run one pass over `columns`; return a mask of rows to `keep` for each shard of `dataset`."""
 
     def choose(shard: ShardInfo) -> pa.BooleanArray:
         parts = [np.empty(0, dtype=np.bool_)]
@@ -79,7 +79,7 @@ def choose_rows(
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Shards of the input that become one shard, and which of their rows are kept."""
+    """Input shards that become one shard, and the masks of their rows."""
 
     index: int
     shards: list[ShardInfo]
@@ -87,7 +87,7 @@ class _Part:
 
     @property
     def rows(self) -> int:
-        """Rows of the input that it is made of."""
+        """Number of input rows."""
         return sum(shard.rows for shard in self.shards)
 
 
@@ -102,21 +102,21 @@ def write_chosen(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the rows of `dataset` that `masks` choose to `storage`, like `copy_chosen`, and finish
-    it as a dataset.
+    """Copy the rows of `dataset` selected by `masks` to `storage`, like `copy_chosen`, and
+    finish it as a dataset.
 
     Args:
-        dataset: what to copy from.
-        storage: the folder to write; claimed for `config`.
-        stage: what the manifest calls the stage.
-        config: the full configuration; what stands under `execution` changes no row.
+        dataset: dataset to copy from.
+        storage: folder to write, claimed for `config`.
+        stage: name of the stage in the manifest.
+        config: full configuration; `execution` changes no row.
         masks: one bit for each row of each shard of `dataset`, in the order of its manifest.
         workers: threads; their number changes no byte of a shard.
         overwrite: replace a dataset or unfinished run in `storage`.
-        on_progress: called with rows of the input that are dealt with, kept or not.
+        on_progress: called with the number of input rows processed, kept or not.
 
     Raises:
-        ContractError: a shard is not what the manifest says.
+        ContractError: a shard does not match the manifest.
     """
 
     def write() -> Manifest:
@@ -137,14 +137,14 @@ def copy_chosen(
     workers: int,
     on_progress: OnProgress = silent,
 ) -> Manifest:
-    """Write the rows of `dataset` that `masks` choose, all columns, in their order, to `storage`,
-    which was claimed for `config`; return the manifest that describes them, unwritten.
+    """Copy the rows of `dataset` selected by `masks`, with all columns and in order, to
+    `storage`, claimed for `config`; return its manifest, unwritten.
 
-    A levelled dataset stays levelled: its edges are kept and the statistics of the levels are those
-    of the rows that are left. An unfinished run of the same configuration is gone on with.
+    Levels keep their edges, with statistics of the remaining rows. An unfinished run of the same
+    configuration is resumed.
 
     Raises:
-        ContractError: a shard is not what the manifest says.
+        ContractError: a shard does not match the manifest.
     """
     schema = dataset.schema
     records = _copy(dataset, storage, schema, _parts(dataset, masks), workers, on_progress)
@@ -156,7 +156,7 @@ def copy_chosen(
 
 
 def _parts(dataset: Dataset, masks: Sequence[pa.BooleanArray]) -> list[_Part]:
-    """The shards of `dataset` in runs of which no more rows are kept than its largest shard has."""
+    """Group the shards of `dataset` so that no part keeps more rows than the largest shard has."""
     shards = dataset.manifest.shards
     most = max((shard.rows for shard in shards), default=0)
     runs: list[_Part] = []
@@ -204,7 +204,7 @@ def _chosen_batches(dataset: Dataset, schema: pa.Schema, part: _Part) -> Iterato
 
 
 def _touched(parquet: pq.ParquetFile, mask: pa.BooleanArray) -> tuple[list[int], pa.BooleanArray]:
-    """Row groups that hold a row to keep, and the bits of their rows."""
+    """Yield the row groups with selected rows, and their masks."""
     groups: list[int] = []
     bits: list[pa.BooleanArray] = []
     for group, first, end in row_groups(parquet):
@@ -218,7 +218,7 @@ def _touched(parquet: pq.ParquetFile, mask: pa.BooleanArray) -> tuple[list[int],
 def level_statistics(
     dataset: Dataset, masks: Sequence[pa.BooleanArray], workers: int
 ) -> list[LevelStatistics] | None:
-    """Statistics of the kept rows by level; None where there are no levels."""
+    """Statistics of the kept rows by level; None without levels."""
     edges = dataset.manifest.level_edges
     if edges is None:
         return None
@@ -235,7 +235,7 @@ def level_statistics(
         for shard, mask in zip(dataset.manifest.shards, masks, strict=True)
         if mask.true_count
     ]
-    # Added in the order of the shards: the same sums, to the bit, for any number of workers.
+    # Added in shard order: bit-identical sums for any number of workers.
     for part in map_ordered(count, some, workers):
         total.merge(part)
     return total.statistics()

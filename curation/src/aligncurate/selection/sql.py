@@ -1,9 +1,8 @@
-"""SQL predicates over the rows of a dataset, evaluated by DuckDB batch by batch.
+"""SQL predicates over a dataset's rows, evaluated by DuckDB batch by batch.
 
-A predicate is one expression in a WHERE clause: DuckDB itself refuses statements, aggregates and
-window functions there, and the database that it runs in holds nothing, reads and writes no file and
-loads no extension. Functions whose result changes from call to call are refused as well: a run that
-is resumed or repeated must keep the same rows.
+A predicate is one expression in a WHERE clause, where DuckDB refuses statements, aggregates and
+window functions. Its database is empty, accesses no files and loads no extensions. Volatile
+functions are refused as well, since resumed or repeated runs must keep the same rows.
 """
 
 import json
@@ -23,23 +22,22 @@ _LOCKED: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     "enable_external_access": "false",
     "lock_configuration": "true",
-    "python_enable_replacements": "false",  # or a subquery could read this process's variables
-    "threads": "1",  # there is a thread for each shard already
+    "python_enable_replacements": "false",  # else subqueries could read this process's variables
+    "threads": "1",  # each shard already has a thread
 }
 _ROW = f"row {uuid4()}"
-"""Column of row numbers, added to each batch under a name that no predicate can guess."""
+"""Row number column added to each batch, under an unguessable name."""
 _CLOCKS = {"current_time", "current_timestamp", "localtime", "localtimestamp"}
 
 
 class Predicate:
-    """`sql` over the columns of `schema`; a row for which it is NULL does not pass.
+    """`sql` over the columns of `schema`; rows where it is NULL do not pass.
 
-    `columns` are those that it reads: of `image`, the whole only if more than `image.path` is
-    named. Without them `sql` is a user's, checked and searched for columns. May be called from
-    several threads.
+    `columns` are the columns it reads: all of `image` only if more than `image.path` is used. If
+    not given, `sql` is a user's, which is checked and searched for columns. Thread-safe.
 
     Raises:
-        InputError: `sql` is no predicate over these columns; DuckDB's own message says why.
+        InputError: `sql` is not a predicate over these columns; includes DuckDB's message.
     """
 
     def __init__(
@@ -55,7 +53,9 @@ class Predicate:
         self._tops = ["image" if name == "image.path" else name for name in self.columns]
 
     def _checked(self, schema: pa.Schema) -> tuple[str, ...]:
-        """Columns that a user's SQL reads, once it is found to be a predicate over `schema`."""
+        """Return the columns read by a user's SQL, after checking that it is a predicate over
+        `schema`.
+        """
         if not self.sql.strip():
             raise InputError('--where is empty; give a condition such as "score > 0.2".')
         empty = _readable(schema.empty_table())
@@ -69,17 +69,17 @@ class Predicate:
         return names.columns(schema)
 
     def __call__(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Return which rows of `batch` [n], with at least `columns`, pass: [n] bool.
+        """Return a mask [n] bool of the rows of `batch`, with at least `columns`, that pass.
 
         Raises:
-            InputError: a value cannot be computed: a text that is no number cast to one, say.
+            InputError: a value cannot be computed, such as a non-numeric text cast to a number.
         """
         keep = np.zeros(batch.num_rows, dtype=np.bool_)
         keep[self._rows(_readable(pa.Table.from_batches([batch]).select(self._tops)))] = True
         return keep
 
     def _rows(self, table: pa.Table) -> npt.NDArray[np.int64]:
-        """Numbers of the rows of `table` for which the predicate is true."""
+        """Row numbers of `table` for which the predicate is true."""
         numbers = np.arange(table.num_rows, dtype=np.int64)
         column = pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)])
         try:
@@ -93,7 +93,7 @@ class Predicate:
         return np.asarray(passing[_ROW])
 
     def _is_known(self, field: pa.Field) -> bool:
-        """Whether DuckDB has the type of `field`."""
+        """Whether DuckDB supports the type of `field`."""
         try:
             with self._database.cursor() as cursor:
                 cursor.from_arrow(pa.schema([field]).empty_table()).fetchall()
@@ -107,7 +107,7 @@ class Predicate:
         return json.loads(self._fetch(query, [statement])[0][0])
 
     def _unstable(self) -> set[str]:
-        """Names of functions whose result changes from call to call."""
+        """Names of volatile functions."""
         query = (
             "SELECT DISTINCT function_name FROM duckdb_functions() "
             "WHERE stability IN ('VOLATILE', 'CONSISTENT_WITHIN_QUERY')"
@@ -120,7 +120,7 @@ class Predicate:
 
 
 class _Names:
-    """Names in a parsed statement: every word that may be a column, and the functions called."""
+    """Names in a parsed statement: words that may be columns, and called functions."""
 
     def __init__(self, parsed: Any) -> None:
         self.words: set[str] = set()
@@ -134,7 +134,7 @@ class _Names:
         if names == ["image", "path"]:
             self.words.add("image")
             return
-        # A method call has its column as a schema (`tags.len()`), so all words count.
+        # Method calls parse their column as a schema (`tags.len()`), so all words count.
         words = {name for value in node.values() for name in _strings(value)} | set(names)
         self.words |= words
         self._only_path &= "image" not in words
@@ -146,7 +146,7 @@ class _Names:
             self.called.add(names[0])
 
     def columns(self, schema: pa.Schema) -> tuple[str, ...]:
-        """Columns of `schema` to read; a star stands for all but the images."""
+        """Columns of `schema` to read; a star means all but the images."""
         columns = [
             name
             for name in schema.names
@@ -159,7 +159,7 @@ class _Names:
 
 def _nodes(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
-        if value.get("class") == "CONSTANT":  # a text that looks like a column
+        if value.get("class") == "CONSTANT":  # a string that looks like a column
             return
         yield value
     for child in value.values() if isinstance(value, dict) else value:
@@ -168,7 +168,7 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Lower-case texts in `value`: a text or a list of them."""
+    """Lower-case strings in `value`, a string or a list of them."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str):
             yield item.lower()
@@ -179,7 +179,7 @@ def _lower(names: Sequence[str]) -> set[str]:
 
 
 def _readable(table: pa.Table) -> pa.Table:
-    """`table` with float16, which DuckDB does not have, as float32."""
+    """Return `table` with float16, which DuckDB lacks, converted to float32."""
     for index, field in enumerate(table.schema):
         wider = _wider(field.type)
         if wider != field.type:
@@ -196,5 +196,5 @@ def _wider(kind: pa.DataType) -> pa.DataType:
 
 
 def _sentence(error: Exception) -> str:
-    """DuckDB's message without its drawing of where in the statement the error is."""
+    """DuckDB's message without its rendering of the error position."""
     return " ".join(str(error).partition("\n\nLINE ")[0].split()).rstrip(".!")

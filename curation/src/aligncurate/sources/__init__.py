@@ -9,15 +9,14 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def open_source(source: str, image_root: str | None = None) -> Source:
-    """The source that `source` names: `demo`, `laion-cc-sbu`, or by path or URI a LLaVA JSON or
-    JSONL file, Parquet, WebDataset tars or a folder of images; what a folder or glob holds
-    decides.
+    """Open `source`: `demo`, `laion-cc-sbu`, or a path or URI of a LLaVA JSON or JSONL file,
+    Parquet, WebDataset tars or a folder of images, detected from the contents.
 
-    `image_root` is the folder that paths of images are relative to; by default the one that the
-    JSON or Parquet lies in.
+    `image_root` is the folder that image paths are relative to, by default that of the JSON or
+    Parquet.
 
     Raises:
-        InputError: nothing of the kind is there.
+        InputError: no such source exists.
     """
     from aligncurate.sources.folder import FolderSource, is_image
     from aligncurate.sources.listing import find_files, is_folder

@@ -1,4 +1,4 @@
-"""Parts of a pair among the columns of a Parquet file, and their values in the contract's types."""
+"""Columns of a Parquet file that make up a pair, and their values in the contract's types."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _CAPTION_NAMES = ("caption", "text", "TEXT")
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Names of the columns of each part; `own` are the others, which pass through."""
+    """Column name of each part of a pair; `own` are the remaining columns, which pass through."""
 
     id: str | None
     image: str
@@ -31,10 +31,10 @@ class Columns:
 
 
 def find_columns(schema: pa.Schema, where: str, *, is_dataset: bool) -> Columns:
-    """The parts among the columns of `schema`; of a dataset of ours, what stages added is left out.
+    """Find the parts of a pair in `schema`; columns added by earlier stages are left out.
 
     Raises:
-        InputError: a part is missing or of a type that it cannot have, or a name is taken.
+        InputError: a part is missing or of the wrong type, or a name is taken.
     """
     twice = [name for name, count in Counter(schema.names).items() if count > 1]
     if twice:
@@ -66,7 +66,7 @@ def find_columns(schema: pa.Schema, where: str, *, is_dataset: bool) -> Columns:
 
 
 def require_same(columns: Columns, schema: pa.Schema, where: str) -> None:
-    """Raise InputError unless `schema` has `columns`, the own ones with the same types."""
+    """Raise InputError unless `schema` has `columns`, with unchanged types of own columns."""
     missing = [name for name in columns.names() if name not in schema.names]
     if missing:
         raise InputError(
@@ -82,7 +82,7 @@ def require_same(columns: Columns, schema: pa.Schema, where: str) -> None:
 
 
 def as_images(column: pa.Array) -> pa.StructArray:
-    """Images as struct<bytes: binary, path: binary>, from such a struct, bytes or paths."""
+    """Convert images (such structs, bytes or paths) to struct<bytes: binary, path: binary>."""
     column = _plain(column)
     nulls = pa.nulls(len(column))
     if pa.types.is_struct(column.type):
@@ -99,13 +99,13 @@ def as_images(column: pa.Array) -> pa.StructArray:
 
 
 def raw_text(column: pa.Array) -> list[Any]:
-    """Values as bytes where the column is text, since Arrow's text need not be valid UTF-8."""
+    """Return text columns as bytes, since Arrow does not guarantee valid UTF-8."""
     column = _plain(column)
     return (column.cast(pa.binary()) if _is_text(column.type) else column).to_pylist()
 
 
 def as_conversations(column: pa.Array) -> pa.Array:
-    """Conversations of the contract's type, valid UTF-8 throughout."""
+    """Convert conversations to the contract's type with valid UTF-8."""
     try:
         turns = column.cast(CONVERSATIONS_TYPE)
         turns.validate(full=True)
@@ -116,7 +116,7 @@ def as_conversations(column: pa.Array) -> pa.Array:
 
 
 def as_own(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column that passes through, as type `kind`; text in it is made valid UTF-8."""
+    """Convert a pass-through column to type `kind` with valid UTF-8."""
     if not _is_text(kind):
         return column.cast(kind)
     try:
@@ -189,7 +189,7 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:
-    """`kind` with every text in it as bytes."""
+    """Return `kind` with all text types replaced by bytes."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return pa.list_(_as_bytes(kind.value_type))
     if pa.types.is_struct(kind):

@@ -1,4 +1,4 @@
-"""Ids that occur more than once."""
+"""Repeated ids."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,8 +16,8 @@ from aligncurate.sources.source import Unit, reading_parquet
 def repeated_rows(ids: Iterable[Sequence[str | None]]) -> Iterator[int]:
     """Row numbers, ascending, whose id occurred in an earlier row; null ids never count.
 
-    `ids` is read twice and must be re-iterable. Memory holds the repeated ids alone: rows are first
-    told apart by a 64-bit hash, and only ids whose hash repeats are then compared themselves.
+    `ids` is read twice and must be re-iterable. Only repeated ids are held in memory: a 64-bit hash
+    finds candidates, which are then compared in full.
     """
     with RepeatFinder() as finder:
         for chunk in ids:
@@ -41,12 +41,12 @@ def repeated_rows(ids: Iterable[Sequence[str | None]]) -> Iterator[int]:
 
 
 def _hashes(values: list[str]) -> npt.NDArray[np.uint64]:
-    # An id that is no valid text is rejected later and must not fail here.
+    # Ids that are invalid text are rejected later and must not fail here.
     return hash_ids(pa.array([v.encode("utf-8", "surrogatepass") for v in values], pa.binary()))
 
 
 class IdColumn:
-    """Id column of all files, chunk by chunk; can be iterated more than once."""
+    """Id column of all files, chunk by chunk; re-iterable."""
 
     def __init__(self, files: list[str], column: str) -> None:
         self._files = files
@@ -60,14 +60,14 @@ class IdColumn:
 
 
 def ids_of(column: pa.Array) -> list[str | None]:
-    """Ids as text; None where there is none."""
+    """Return ids as text; None where null."""
     texts = [as_text(value) for value in raw_text(column)]
     return [None if text is None or text == "" else str(text) for text in texts]
 
 
 def marked_duplicates(units: list[Unit], sizes: list[tuple[str, int]], ids: IdColumn) -> list[Unit]:
-    """`units` over files of `sizes` (location, rows), each with its rows whose id an earlier row
-    has.
+    """Return `units` over files of `sizes` (location, rows) with each unit's repeated rows filled
+    in.
     """
     begin_of_file: dict[str, int] = {}
     total = 0

@@ -1,4 +1,4 @@
-"""Image and text files under a root that their paths may not leave, on disk or in a store."""
+"""Image and text files, local or remote, confined to a root folder."""
 
 import errno
 import os
@@ -13,26 +13,26 @@ from alignshared.images import ImageError
 from alignshared.stores.filesystems import is_remote, normal_location
 
 MAX_FILE_BYTES = 1 << 28
-"""256 MiB: more than an image of the most pixels takes, so nothing larger need be read."""
+"""256 MiB: more than the largest accepted image."""
 
 IMAGE_SUFFIXES = (
     ".avif", ".bmp", ".gif", ".ico", ".jp2", ".jpeg", ".jpg", ".png", ".ppm", ".tga", ".tif",
     ".tiff", ".webp",
 )  # fmt: skip
-"""Names that files of images have; what is in them is seen when they are decoded."""
+"""Suffixes of image files; the format is checked on decoding."""
 
 
 _OF_THE_DISK = frozenset(
     (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 )
-"""Errors that another attempt may not meet."""
+"""Errors that may be transient."""
 
 
 def resolve_image_root(image_root: str | None, default: str) -> str:
-    """The folder `image_root`, or `default`, as a path without links or as a URI.
+    """Return the folder `image_root`, or `default`, as a path without links or as a URI.
 
     Raises:
-        InputError: `image_root` is no folder.
+        InputError: `image_root` is not a folder.
     """
     root = normal_location(default if image_root is None else image_root)
     if not is_remote(root):
@@ -45,11 +45,11 @@ def resolve_image_root(image_root: str | None, default: str) -> str:
 
 
 def read_image(root: str | None, path: str) -> bytes:
-    """The bytes of the image file `path`, relative to `root`.
+    """Read the image file `path`, relative to `root`.
 
     Raises:
         ImageError: the path leaves the root (by `..`, by being absolute elsewhere, through a link),
-            or there is no readable file.
+            or the file is missing or unreadable.
         AlignError: the disk or the object store fails, which says nothing about the image.
     """
     if root is None:
@@ -60,7 +60,7 @@ def read_image(root: str | None, path: str) -> bytes:
 
 
 def read_text(root: str, path: str, limit: int) -> bytes:
-    """The bytes of the text file `path`, at most `limit`; raises as `read_image` does."""
+    """Read the text file `path`, at most `limit` bytes; raises as `read_image` does."""
     if is_remote(root):
         return _read_object(Storage(root), path, limit)
     return _read_file(root, path, limit)
@@ -72,7 +72,7 @@ def _read_file(root: str, path: str, limit: int) -> bytes:
         full = os.path.realpath(os.path.join(real_root, _plain_path(path)))
         if os.path.commonpath([real_root, full]) != real_root:
             raise ImageError(Reason.PATH_OUTSIDE_ROOT, f"leads out of {root}")
-        if not os.path.isfile(full) and os.path.exists(full):  # opening a pipe would wait for ever
+        if not os.path.isfile(full) and os.path.exists(full):  # opening a pipe would block forever
             raise ImageError(Reason.MISSING_FILE, f"is no file under {root}")
         _require_size(os.path.getsize(full), limit)
         with open(full, "rb") as stream:
@@ -106,7 +106,7 @@ def _read_object(storage: Storage, path: str, limit: int) -> bytes:
 
 
 def _plain_path(path: str) -> str:
-    """`path`, of which a `file://` URL may be made; other URLs are not fetched."""
+    """Return `path`, converted from a `file://` URL if it is one; other URLs are not fetched."""
     if path.startswith("file://"):
         parts = urlsplit(path)
         if parts.netloc in ("", "localhost"):

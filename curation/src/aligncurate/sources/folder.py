@@ -1,4 +1,4 @@
-"""A folder of images, each with its caption beside it in a `.txt` of the same name."""
+"""A folder of images with captions in `.txt` files of the same name."""
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -32,11 +32,11 @@ _REMOTE_THREADS = 16
 
 
 class FolderSource:
-    """Images in the folder `location`, searched to the bottom; `a/b.jpg` has the id `a/b` and its
+    """Images in the folder `location`, searched recursively; `a/b.jpg` has the id `a/b` and its
     caption in `a/b.txt`.
 
     Raises:
-        InputError: there is no such folder, or no image in it.
+        InputError: the folder is missing or has no images.
     """
 
     def __init__(self, location: str, files: list[FoundFile] | None = None) -> None:
@@ -58,7 +58,7 @@ class FolderSource:
         return {"kind": "folder", "location": self.location, "digest": self._digest}
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
-        """Write which image has which caption into `work`, unless an earlier run did."""
+        """Index images and captions in `work`, unless an earlier run did."""
         if not work.exists(_INDEX_FILE):
             write_index(work, _INDEX_FILE, _INDEX_SCHEMA, _index_rows(self._names))
         location = f"{work.location}/{_INDEX_FILE}"
@@ -69,7 +69,7 @@ class FolderSource:
         return pa.schema([])
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """Images of `unit` with their captions; the images' bytes are read by path."""
+        """Read the images of `unit`, by path, with their captions."""
         threads = _REMOTE_THREADS if is_remote(self.location) else 1
         for _, batch in parquet_rows(unit, _INDEX_SCHEMA.names, batch_rows):
             rows = list(map_ordered(self._with_caption, batch.to_pylist(), threads))
@@ -81,7 +81,7 @@ class FolderSource:
             yield RawBatch(_table([row for row in rows if row["reason"] is None]), rejects)
 
     def _with_caption(self, row: dict[str, Any]) -> dict[str, Any]:
-        """`row` with the text of its caption, or with the reason why it cannot be used."""
+        """Return `row` with its caption, or with the reason for rejecting it."""
         if row["reason"] is not None:
             return row
         try:
@@ -94,12 +94,12 @@ class FolderSource:
 
 
 def is_image(file: FoundFile) -> bool:
-    """Whether the file's name is one of an image."""
+    """Whether the file name has an image suffix."""
     return file.location.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _index_rows(names: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """A row for each image, and one for each caption that has none."""
+    """Yield a row for each image and for each caption without one."""
     for stem, group in groupby(sorted(names, key=_order), key=_stem):
         members = list(group)
         images = [name for name in members if name.lower().endswith(IMAGE_SUFFIXES)]

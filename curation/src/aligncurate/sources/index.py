@@ -1,4 +1,4 @@
-"""Index of an input: a Parquet file that planning writes into the run's folder and workers read."""
+"""Index of an input: a Parquet file written during planning and read by workers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +16,7 @@ _TEXT_AT_ONCE = 1 << 26
 def write_index(
     work: Storage, file: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]
 ) -> None:
-    """Write `rows` of `schema` as the index `file`, a few thousand in memory at a time."""
+    """Write `rows` of `schema` as the index `file`, a few thousand at a time."""
     with writing_shard(work, file, schema) as (writer, _):
         held: list[dict[str, Any]] = []
         text = 0

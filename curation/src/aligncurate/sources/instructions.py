@@ -1,4 +1,4 @@
-"""Instruction data in LLaVA's JSON or JSON Lines: conversations, most of them on an image."""
+"""LLaVA instruction data in JSON or JSON Lines: conversations, mostly about an image."""
 
 import hashlib
 import json
@@ -15,15 +15,14 @@ _ANSWERS = ("gpt", "assistant")
 
 
 class InstructionSource(LlavaSource):
-    """Records of the `.json` or `.jsonl` file at `location` that hold a conversation.
+    """Conversations in the `.json` or `.jsonl` file at `location`.
 
-    Unlike pairs for scoring, records may be without image, and several may be on one image and
-    bear its id, as in LLaVA's own files: the second becomes `id#2`. A record that repeats an
-    earlier one in everything is a reject.
+    Unlike pairs for scoring, records may lack an image, and several may share an image and its id,
+    as in LLaVA's files: the second becomes `id#2`. Exact repeats of a record are rejected.
     """
 
     def identity(self) -> dict[str, Any]:
-        """The file's name and digest, and the folder of the images."""
+        """File name and digest, and the image folder."""
         return super().identity() | {"kind": "instructions"}
 
     def _row_maker(self) -> RowMaker:
@@ -32,7 +31,7 @@ class InstructionSource(LlavaSource):
 
 
 class _Ids:
-    """Ids that were given, and digests of the records they were given to."""
+    """Assigned ids, and digests of their records."""
 
     def __init__(self) -> None:
         self._times: dict[str, int] = {}
@@ -40,7 +39,7 @@ class _Ids:
         self._contents: set[bytes] = set()
 
     def give(self, id_: str, content: Any) -> str | None:
-        """`id_`, made unique; None if a record of this id and content was here before."""
+        """Return `id_`, made unique; None for an exact repeat of a record."""
         text = json.dumps([id_, content], sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
         if digest in self._contents:

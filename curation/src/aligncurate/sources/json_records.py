@@ -1,4 +1,4 @@
-"""The records of a JSON list or of JSON Lines, one at a time, from disk or from a store."""
+"""Streaming records of a JSON list or JSON Lines file, local or remote."""
 
 import codecs
 import io
@@ -16,26 +16,26 @@ from alignshared.errors import one_line
 
 _CHUNK = 1 << 20
 _MAX_LINE = 1 << 26
-"""Bytes of a line of JSON Lines; a longer one is no record."""
+"""Maximum bytes of a JSON Lines record."""
 
 _MAX_DEPTH = 100
-"""Limit of nested lists and objects in a record; LLaVA's have three."""
+"""Maximum nesting of a record; LLaVA's have three levels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A line that is not JSON, and what its parser said."""
+    """An invalid JSON line and the parser's message."""
 
     detail: str
 
 
 def records_of(location: str) -> Iterator[Any]:
-    """The records of the `.json` or `.jsonl` file at `location`, of any type, and Malformed.
+    """Yield the records of the `.json` or `.jsonl` file at `location`, of any type, and Malformed.
 
-    Holds one record in memory.
+    One record is held in memory.
 
     Raises:
-        InputError: the file is not there, or a `.json` is no list or is damaged.
+        InputError: the file is missing, or a `.json` is not a list or damaged.
     """
     with opened(location) as raw:
         lines = location.endswith(".jsonl")
@@ -69,7 +69,7 @@ def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
         events = ijson.basic_parse(stream, use_float=True)
         next(events)  # the beginning of the list
         yield from _Values().of(events)
-    except (ijson.JSONError, ValueError, RecursionError) as error:  # also of endless numbers
+    except (ijson.JSONError, ValueError, RecursionError) as error:  # ValueError: endless numbers
         raise InputError(
             f"{location} is damaged JSON ({one_line(error, 120)}); "
             "it may have been cut short, fetch it again."
@@ -77,10 +77,9 @@ def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
 
 
 class _Values:
-    """Builds the values in a list from the parser's events, and none that is nested too deeply.
+    """Builds list values from parser events, up to a maximum depth.
 
-    ijson's own builder keeps the path to where it is, so that a text of brackets alone would take
-    time that grows with its square.
+    ijson's own builder tracks the full path, which takes quadratic time on text made of brackets.
     """
 
     def __init__(self) -> None:
@@ -90,7 +89,7 @@ class _Values:
         self._spoilt = False
 
     def of(self, events: Iterable[tuple[str, Any]]) -> Iterator[Any]:
-        """The values; Malformed for what is nested more than _MAX_DEPTH deep."""
+        """Yield the values; Malformed for those nested deeper than _MAX_DEPTH."""
         for event, value in events:
             if event in ("start_map", "start_array"):
                 self._begin({} if event == "start_map" else [])
@@ -119,7 +118,7 @@ class _Values:
             yield from self._take(self._holders.pop())
 
     def _take(self, value: Any) -> Iterator[Any]:
-        """Put `value` where it belongs; it is given if it is a whole element of the list."""
+        """Add `value` to its container; yield it if it is a complete list element."""
         if not self._holders:
             yield Malformed(f"nested more than {_MAX_DEPTH} deep") if self._spoilt else value
             self._spoilt = False
@@ -141,7 +140,7 @@ def _require_list(raw: BinaryIO, location: str) -> None:
 
 
 class _ValidUtf8(io.RawIOBase):
-    """The bytes of `raw` with invalid UTF-8 marked, so that it spoils one record only."""
+    """Stream of `raw` with invalid UTF-8 marked, so that it affects only one record."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw

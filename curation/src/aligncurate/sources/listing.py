@@ -1,6 +1,6 @@
-"""The files that a location names: one file, a folder to its bottom, a glob, or numbers in braces.
+"""Files of a location: one file, a folder (recursive), a glob, or a brace range.
 
-The same on disk and in object stores.
+It works the same on disk and in object stores.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ _LISTED_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file that was found: its path or URI, bytes, and time of last change in nanoseconds."""
+    """A file: path or URI, size in bytes, and modification time in nanoseconds."""
 
     location: str
     size: int
@@ -37,12 +37,12 @@ class FoundFile:
 
 
 def find_files(location: str) -> list[FoundFile]:
-    """The files that `location` names, sorted; all their names are in memory at once.
+    """Return the files of `location`, sorted; all names are held in memory.
 
-    Links to files are files, links to folders are not followed.
+    Links to files count as files; links to folders are not followed.
 
     Raises:
-        InputError: a folder cannot be listed, or a file that braces name is not there.
+        InputError: a folder cannot be listed, or a file named by braces is missing.
     """
     whole = normal_location(location)
     if (files := _at(whole)) is not None:
@@ -57,7 +57,7 @@ def find_files(location: str) -> list[FoundFile]:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """`x-{08..10}.tar` as `x-08.tar`, `x-09.tar`, `x-10.tar`; `{a,b}` likewise.
+    """Expand `x-{08..10}.tar` to `x-08.tar`, `x-09.tar`, `x-10.tar`; `{a,b}` likewise.
 
     Raises:
         InputError: there would be more than a million.
@@ -77,18 +77,18 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def split_location(location: str) -> tuple[Storage, str]:
-    """The folder that `location` lies in, and its name there."""
+    """Split `location` into its folder and its name."""
     folder, _, name = location.rpartition("/")
     return Storage(folder or "/"), name
 
 
 @contextmanager
 def opened(location: str) -> Iterator[pa.NativeFile]:
-    """The file at `location`, open for reading at any position.
+    """Open the file at `location` for random access.
 
     Raises:
         InputError: it is not there.
-        AlignError: it can no longer be read, because of a fault of the disk or the store.
+        AlignError: a disk or store failure.
     """
     storage, name = split_location(location)
     try:
@@ -101,7 +101,7 @@ def opened(location: str) -> Iterator[pa.NativeFile]:
 
 
 def static_folder(location: str) -> str:
-    """The folder itself, the folder of a file, or the one above the first wildcard or brace."""
+    """Return a folder, the folder of a file, or the one above the first wildcard or brace."""
     whole = normal_location(location)
     kind = _kind(whole)
     if kind == fs.FileType.Directory:
@@ -111,7 +111,7 @@ def static_folder(location: str) -> str:
 
 
 def is_folder(location: str) -> bool:
-    """Whether there is a folder of exactly this name."""
+    """Whether a folder of exactly this name exists."""
     return _kind(normal_location(location)) == fs.FileType.Directory
 
 
@@ -122,7 +122,7 @@ def dataset_name(location: str, suffix: str) -> str:
 
 
 def names_below(files: list[FoundFile], suffix: str) -> list[str]:
-    """A name for each file, without `suffix`, told apart by folders where names alone are equal."""
+    """Return a unique name for each file, without `suffix` and with folders only if needed."""
     common = files[0].location.split("/")[:-1]
     for file in files:
         same = takewhile(
@@ -134,9 +134,7 @@ def names_below(files: list[FoundFile], suffix: str) -> list[str]:
 
 
 def listing_digest(files: list[FoundFile]) -> str:
-    """SHA-256 of the files' names, sizes and times: what tells one state of an input from another,
-    without reading it.
-    """
+    """SHA-256 of file names, sizes and times: identifies an input's state without reading it."""
     lines = [f"{PurePosixPath(f.location).name} {f.size} {f.time_ns}" for f in files]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
@@ -151,7 +149,7 @@ def _kind(whole: str) -> fs.FileType:
 
 
 def _at(whole: str) -> list[FoundFile] | None:
-    """The file, or the files of the folder, of exactly this name; None if there is none."""
+    """Return the file, or the files of the folder, of exactly this name; None if there is none."""
     info = Storage(whole).info()
     if info.type == fs.FileType.Directory:
         return _listed(Storage(whole), recursive=True)
@@ -159,7 +157,7 @@ def _at(whole: str) -> list[FoundFile] | None:
 
 
 def _named(patterns: list[str]) -> list[FoundFile]:
-    """The files of exactly these names, all of which must be there."""
+    """Return the files of exactly these names; all must exist."""
     folders: dict[str, list[str]] = {}
     for pattern in patterns:
         folder, _, name = pattern.rpartition("/")
@@ -198,7 +196,7 @@ def _regex(pattern: str) -> str:
 
 
 def _segment(part: str) -> str:
-    """One part of a glob between slashes, as a regular expression."""
+    """Convert one path segment of a glob to a regular expression."""
     tokens = re.split(r"(\*+|\?|\[!?[^]/]+\])", part)
     return "".join(_token(token) for token in tokens)
 
@@ -246,7 +244,7 @@ def _entries(folder: str) -> Iterator[FoundFile]:
 
 
 def _if_file(path: str) -> FoundFile | None:
-    """A file, or a link that leads nowhere, which is to be missed where it is used."""
+    """Return a file, or a dangling link, which is reported missing when used."""
     try:
         kind = os.stat(path).st_mode
     except OSError:

@@ -1,7 +1,7 @@
-"""LLaVA's JSON (a list of records) and JSON Lines, with the images in a folder.
+"""LLaVA's JSON (a list of records) and JSON Lines, with images in a folder.
 
-The file is read once, record by record, into a Parquet index in the run's folder; workers read
-their rows of the index, never the JSON.
+The file is read once, record by record, into a Parquet index in the run's folder; workers read only
+the index.
 """
 
 import hashlib
@@ -42,13 +42,13 @@ RowMaker = Callable[[Any, str], dict[str, Any]]
 
 
 class LlavaSource:
-    """Records of the `.json` or `.jsonl` file at `location`; images lie under `image_root`.
+    """Records of the `.json` or `.jsonl` file at `location`; images are under `image_root`.
 
-    The caption is the first `gpt` turn, or `caption` where a record has no conversations. An id
-    counts as a duplicate if an earlier record that could be used has it.
+    The caption is the first `gpt` turn, or `caption` for records without conversations. An id is a
+    duplicate if an earlier usable record has it.
 
     Raises:
-        InputError: the file or the folder is not there.
+        InputError: the file or the folder is missing.
     """
 
     def __init__(self, location: str, image_root: str | None = None, name: str = "") -> None:
@@ -61,7 +61,7 @@ class LlavaSource:
         self.image_root = resolve_image_root(image_root, storage.location)
 
     def identity(self) -> dict[str, Any]:
-        """The file's name and digest, and the folder of the images."""
+        """File name and digest, and the image folder."""
         sha256 = hashlib.sha256()
         with opened(self.location) as stream:
             while chunk := stream.read(_CHUNK):
@@ -74,7 +74,7 @@ class LlavaSource:
         }
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
-        """Write the index into `work` unless an earlier run did, and cut it into units.
+        """Write the index to `work`, unless an earlier run did, and cut it into units.
 
         Raises:
             InputError: the file is not JSON, or not a list of records.
@@ -85,7 +85,7 @@ class LlavaSource:
         return cut_into_units([(location, index_rows(work, _INDEX_FILE))], shard_rows)
 
     def own_columns(self) -> pa.Schema:
-        """None: other fields of a record are not carried."""
+        """None: other fields of a record are dropped."""
         return pa.schema([])
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
@@ -111,7 +111,7 @@ class LlavaSource:
         write_index(work, _INDEX_FILE, _INDEX_SCHEMA, rows)
 
     def _row_maker(self) -> RowMaker:
-        """Makes a row of the index of a record and the id that it has if it brings none."""
+        """Return a function from a record and a default id to an index row."""
         seen: set[str] = set()
         return lambda record, derived_id: _index_row(record, derived_id, seen)
 
@@ -119,7 +119,7 @@ class LlavaSource:
 def _row_or_reject(row_of: RowMaker, record: Any, derived_id: str) -> dict[str, Any]:
     try:
         return row_of(record, derived_id)
-    except (RecursionError, ValueError) as error:  # lists in lists without end, endless numbers
+    except (RecursionError, ValueError) as error:  # extreme nesting, endless numbers
         detail = f"the record cannot be read: {one_line(error)}"
         return rejected_row(derived_id, None, Reason.MALFORMED_RECORD, detail)
 
@@ -159,7 +159,7 @@ def _problem(id_: str, image: Any, caption: Any, seen: set[str]) -> tuple[Reason
 
 
 def rejected_row(id_: str, path: str | None, reason: Reason, detail: str) -> dict[str, Any]:
-    """A row of the index for a record that cannot be used."""
+    """Index row of an unusable record."""
     return {
         "id": id_,
         "image": {"bytes": None, "path": path},
@@ -187,7 +187,7 @@ def _caption_of(record: dict[str, Any]) -> Any:
 
 
 def turns_of(record: dict[str, Any]) -> list[dict[str, str | None]] | None:
-    """The record's conversation as it is stored, None if it has none."""
+    """Conversation of a record as stored; None without one."""
     turns = record.get("conversations")
     if not isinstance(turns, list):
         return None
@@ -203,11 +203,11 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def laion_cc_sbu(image_root: str | None = None) -> LlavaSource:
-    """LLaVA-Pretrain's 558K pairs: records and images in `image_root`, or from the Hub into the
-    cache (28 GB, unpacked 28 GB more).
+    """Open LLaVA-Pretrain's 558K pairs in `image_root`, or download them from the Hub to the cache
+    (28 GB, plus 28 GB unpacked).
 
     Raises:
-        InputError: they are not there and cannot be downloaded.
+        InputError: the data is missing and cannot be downloaded.
     """
     if image_root is not None:
         records = f"{normal_location(image_root)}/{_RECORDS}"

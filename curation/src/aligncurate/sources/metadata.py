@@ -1,4 +1,4 @@
-"""Scalar fields of JSON objects beside images, as columns that pass through."""
+"""Scalar JSON fields beside images, as pass-through columns."""
 
 import codecs
 import json
@@ -12,15 +12,15 @@ from alignshared import Reason
 from alignshared.schema import SOURCE_COLUMNS, STAGE_COLUMNS
 
 MAX_CHARACTERS = 1 << 20
-"""Limit for a caption or one turn of a conversation; no person wrote more."""
+"""Maximum characters of a caption or of one conversation turn."""
 
 INVALID = "\U0010ffff"
-"""Stand-in for bytes that are not UTF-8: a noncharacter, which no text has. U+FFFD would not do:
-texts that lost a letter long ago have it, and are valid.
+"""Stand-in for bytes that are not UTF-8: a noncharacter, absent from real text. U+FFFD occurs in
+valid text that was damaged earlier.
 """
 
 MARK_INVALID = "alignstack-mark-invalid"
-"""Name of the codec error handler that puts INVALID there."""
+"""Name of the codec error handler that inserts INVALID."""
 
 
 def _mark_invalid(error: UnicodeError) -> tuple[str, int]:
@@ -33,17 +33,17 @@ codecs.register_error(MARK_INVALID, _mark_invalid)
 
 
 def as_text(value: Any) -> Any:
-    """`value`, decoded if it is bytes; bytes that are not UTF-8 become INVALID."""
+    """Return `value`, decoded if bytes; invalid UTF-8 becomes INVALID."""
     return value.decode("utf-8", errors=MARK_INVALID) if isinstance(value, bytes) else value
 
 
 def writable(text: str) -> str:
-    """`text` with what is not valid UTF-8 in it as U+FFFD."""
+    """Return `text` with invalid UTF-8 replaced by U+FFFD."""
     return text.replace(INVALID, "\ufffd").encode(errors="replace").decode()
 
 
 def caption_problem(caption: Any) -> tuple[Reason, str] | None:
-    """Return the reason why `caption` cannot be scored, or None if it can."""
+    """Return the reason `caption` cannot be scored; None if it can."""
     if caption is None:
         return Reason.NO_CAPTION, "there is no caption"
     if not isinstance(caption, str):
@@ -58,7 +58,7 @@ def caption_problem(caption: Any) -> tuple[Reason, str] | None:
 
 
 def is_valid_text(text: str) -> bool:
-    """Whether `text` was valid UTF-8 and can be written as such."""
+    """Whether `text` was valid UTF-8 and can be written."""
     if INVALID in text:
         return False
     try:
@@ -69,13 +69,13 @@ def is_valid_text(text: str) -> bool:
 
 
 MAX_TEXT_BYTES = 1 << 20
-"""1 MiB: more than any caption or its metadata has."""
+"""Maximum size of a caption or metadata file: 1 MiB."""
 
 MAX_COLUMNS = 256
-"""Limit of columns; of more fields, those that most samples have become columns."""
+"""Maximum number of columns; the most frequent fields are kept."""
 
 Kinds = dict[str, Counter[str]]
-"""Counts of each field's kinds: null, bool, int, float, str, or nested."""
+"""Counts of each field's kinds: null, bool, int, float, str, nested."""
 
 _TYPES = {
     frozenset[str](): pa.string(),
@@ -88,10 +88,10 @@ _TAKEN = frozenset((*SOURCE_COLUMNS, *STAGE_COLUMNS))
 
 
 def parsed_metadata(data: bytes) -> dict[str, Any]:
-    """The fields of a JSON object.
+    """Parse the fields of a JSON object.
 
     Raises:
-        ValueError: it is not JSON, or no object, or nested beyond reason.
+        ValueError: the text is not JSON, not an object, or nested too deeply.
     """
     try:
         fields = json.loads(data)
@@ -114,7 +114,7 @@ def kind_of(value: Any) -> str:
 
 
 def added_kinds(parts: Iterable[Kinds]) -> Kinds:
-    """The counts of several inputs together, names in the order in which they come."""
+    """Sum of several inputs' counts, names in order of appearance."""
     total: Kinds = {}
     for part in parts:
         for name, counts in part.items():
@@ -123,10 +123,10 @@ def added_kinds(parts: Iterable[Kinds]) -> Kinds:
 
 
 def own_columns(kinds: Kinds) -> pa.Schema:
-    """A column for each field that is a scalar anywhere, of a type that holds all its values.
+    """Return a column for each field with scalar values, of a type that holds them all.
 
-    Fields with a name that the contract uses itself (`width`, `caption`) are left out. A field of
-    several kinds becomes text, values that are no text as JSON.
+    Fields named like contract columns (`width`, `caption`) are left out. Fields of mixed kinds
+    become text, with non-text values as JSON.
     """
     fit = {
         name: counts
@@ -139,7 +139,7 @@ def own_columns(kinds: Kinds) -> pa.Schema:
 
 
 def column_of(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Values of one field as a column of the type that `own_columns` gave it."""
+    """Convert one field's values to a column of the type chosen by `own_columns`."""
     if pa.types.is_string(kind):
         return pa.array([_as_text(value) for value in values], kind)
     if pa.types.is_floating(kind):

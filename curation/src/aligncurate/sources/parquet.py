@@ -1,6 +1,4 @@
-"""Parquet files with images inside or paths to them: a file, a folder, a glob, or one of our
-datasets.
-"""
+"""Parquet files with images or image paths: a file, a folder, a glob, or an AlignStack dataset."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -45,12 +43,11 @@ _SUFFIX = ".parquet"
 
 
 class ParquetSource:
-    """Parquet at `location`: a file, a folder (searched to the bottom), a glob, or a dataset of
-    ours.
+    """Parquet at `location`: a file, a folder (recursive), a glob, or an AlignStack dataset.
 
-    Columns: `image` as struct<bytes, path>, as bytes or as a path (or `image_path`, `path`);
-    `caption` (or `text`); `id` if there is one. All others pass through. An id counts as a
-    duplicate if an earlier row has it.
+    Columns: `image` as struct<bytes, path>, bytes or path (or `image_path`, `path`); `caption` (or
+    `text`); optionally `id`. All others pass through. An id is a duplicate if an earlier row has
+    it.
 
     Raises:
         InputError: there is nothing at `location`, or a column is missing or taken.
@@ -81,8 +78,8 @@ class ParquetSource:
             )
 
     def identity(self) -> dict[str, Any]:
-        """The location, a digest of the files' names, sizes and times, or of a manifest, and the
-        folder of the images.
+        """The location, a digest of file names, sizes and times or of a manifest, and the image
+        folder.
         """
         return {
             "kind": "parquet",
@@ -92,7 +89,7 @@ class ParquetSource:
         }
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
-        """Units of consecutive rows; reads the files' footers and the id column.
+        """Return units of consecutive rows; reads the file footers and the id column.
 
         Raises:
             InputError: a file is damaged, or not of the same kind as the first.
@@ -104,11 +101,11 @@ class ParquetSource:
         return marked_duplicates(units, sizes, IdColumn(self.files, self.columns.id))
 
     def own_columns(self) -> pa.Schema:
-        """Columns of the files that play no part in a pair."""
+        """Columns of the files that are not part of a pair."""
         return self.columns.own
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """Rows of `unit`; a row without usable text, id or image reference is a reject."""
+        """Read `unit`; rows without usable text, id or image reference become rejects."""
         duplicates = frozenset(unit.duplicates)
         for first, batch in parquet_rows(unit, self.columns.names(), batch_rows):
             yield self._checked(unit, first, batch, duplicates)
@@ -148,7 +145,7 @@ class ParquetSource:
         return RawBatch(table, rejects)
 
     def _ids(self, unit: Unit, first: int, batch: pa.RecordBatch) -> tuple[list[str], list[str]]:
-        """Ids made from the file and the row number, and the ids to use."""
+        """Return ids derived from file and row number, and the ids to use."""
         prefix = self._derived[unit.file]
         derived = [f"{prefix}{first + row:09d}" for row in range(batch.num_rows)]
         if self.columns.id is None:
@@ -157,7 +154,7 @@ class ParquetSource:
         return derived, [g or d for g, d in zip(own, derived, strict=True)]
 
     def _table(self, batch: pa.RecordBatch, ids: list[str], captions: list[str]) -> pa.Table:
-        """The rows of `batch`, all of them usable, as SOURCE_COLUMNS and the own ones."""
+        """Convert usable rows of `batch` to SOURCE_COLUMNS plus own columns."""
         images = as_images(batch.column(self.columns.image))
         image = pa.StructArray.from_arrays(
             [images.field("bytes"), images.field("path").cast(pa.string())],
@@ -174,7 +171,7 @@ class ParquetSource:
 
 
 def _files_at(location: str, files: list[FoundFile]) -> tuple[str | None, list[FoundFile]]:
-    """The manifest's digest if `location` is a dataset of ours, and the Parquet files there."""
+    """Return the manifest digest if `location` is an AlignStack dataset, and its Parquet files."""
     if is_folder(location) and Storage(location).exists(MANIFEST_FILE):
         dataset = Dataset(location)
         shards = dataset.manifest.shards
@@ -194,7 +191,7 @@ def _files_at(location: str, files: list[FoundFile]) -> tuple[str | None, list[F
 
 
 def _refuse_parts_of_runs(location: str, files: list[FoundFile]) -> None:
-    """A folder above our datasets would mix pairs with rejects, and one stage with another."""
+    """Refuse a folder above AlignStack datasets: it would mix pairs with rejects and stages."""
     for folder in sorted({folder for file in files for folder in _two_above(file.location)}):
         storage = Storage(folder)
         if storage.exists(RUN_FOLDER):
@@ -209,7 +206,7 @@ def _refuse_parts_of_runs(location: str, files: list[FoundFile]) -> None:
 
 
 def _two_above(location: str) -> Iterator[str]:
-    """The folder of a file and the one above it."""
+    """Parent and grandparent folder of a file."""
     root = len(location.partition("://")[0]) + len("://") if is_remote(location) else 0
     folder = location
     for _ in range(2):

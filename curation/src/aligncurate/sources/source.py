@@ -1,7 +1,7 @@
-"""Interface of a source of pairs: a list of units, and the rows of any one of them.
+"""Interface of a source of pairs: a list of units and their rows.
 
-A unit is a run of rows of one file and becomes one shard, wherever and whenever it is worked on.
-The list depends on the input alone, so it is also what a resumed run compares against.
+A unit is a range of rows of one file and becomes one shard, wherever it is processed. The list
+depends only on the input, so a resumed run can be compared against it.
 """
 
 from collections.abc import Iterator
@@ -24,10 +24,9 @@ _UNITS_WANTED = 64
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows `first` to `first + rows` of the Parquet file `file`; `index` numbers the shard it
-    becomes.
+    """Rows `first` to `first + rows` of the Parquet file `file`; `index` is the shard's number.
 
-    `duplicates` are the row numbers in the file whose id has occurred before.
+    `duplicates` are row numbers in the file whose id occurred before.
     """
 
     index: int
@@ -41,7 +40,7 @@ class Unit:
 class RawBatch:
     """Pairs as read: SOURCE_COLUMNS and the source's own; `image.bytes` is null for image files.
 
-    `rejects` are the rows that were left out of `table`.
+    `rejects` are rows left out of `table`.
     """
 
     table: pa.Table
@@ -49,63 +48,57 @@ class RawBatch:
 
     @property
     def rows_in(self) -> int:
-        """Rows that were read, usable or not."""
+        """Number of rows read, usable or not."""
         return self.table.num_rows + len(self.rejects)
 
 
 class Source(Protocol):
-    """Pairs to be scored. Sources are sent to workers, so they hold names of files, not open
-    ones.
+    """A source of pairs. Sources are sent to workers, so they hold file names instead of open
+    files.
     """
 
     @property
     def name(self) -> str:
-        """Names the dataset: `data/<name>/score`."""
+        """Name of the dataset: `data/<name>/score`."""
         ...
 
     @property
     def image_root(self) -> str | None:
-        """The folder that `image.path` is relative to and may not leave; None if bytes are
-        inside.
-        """
+        """Folder that `image.path` is relative to and confined to; None if images are inline."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Fields that distinguish this input from another, for the manifest and for resuming."""
+        """Fields that identify this input, for the manifest and for resuming."""
         ...
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
-        """The units, in order. `work` is a folder of the run for what planning has to write
-        down.
-        """
+        """Return the units in order. Planning may write to `work`, a folder of the run."""
         ...
 
     def own_columns(self) -> pa.Schema:
-        """The source's own columns beyond the contract's; they pass through. Asked for after
-        `plan`.
-        """
+        """Pass-through columns beyond the contract's; available after `plan`."""
         ...
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """The rows of `unit` in batches of at most `batch_rows`."""
+        """Yield the rows of `unit` in batches of at most `batch_rows`."""
         ...
 
 
 @runtime_checkable
 class Preparing(Protocol):
-    """A source of which `plan` has much to read, in parts that any machine may do before it."""
+    """A source whose planning is split into parts that any machine can do first."""
 
     def parts(self, work: Storage) -> list[int]:
-        """The parts that are not done yet."""
+        """Unfinished parts."""
         ...
 
     def prepare(self, work: Storage, part: int) -> None:
-        """Do one of them, writing to `work` what `plan` then finds there."""
+        """Prepare one part, writing its results to `work` for `plan`."""
         ...
 
 
 def cut_into_units(files: list[tuple[str, int]], shard_rows: int | None) -> list[Unit]:
-    """Units over `files` (location, rows) of `shard_rows` rows each, or of a size that suits the
+    """Cut `files` (location, rows) into units of `shard_rows` rows, or of a size chosen from the
     total.
     """
     total = sum(rows for _, rows in files)
@@ -120,7 +113,7 @@ def cut_into_units(files: list[tuple[str, int]], shard_rows: int | None) -> list
 
 @contextmanager
 def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
-    """The Parquet file at `location`, a path or URI; what goes wrong while it is read names it.
+    """Open the Parquet file at `location`, a path or URI; read errors in the block name it.
 
     Raises:
         InputError: it is not Parquet, or damaged.
@@ -133,7 +126,7 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
         ):
             yield parquet
     except (pa.ArrowException, OSError) as error:
-        # Of a damaged file pyarrow says the same as of a store that does not answer.
+        # pyarrow raises the same for a damaged file and for an unreachable store.
         unread = " or cannot be read" if is_remote(location) else ""
         raise InputError(
             f"{location} is not a whole Parquet file{unread}: {one_line(error, 200)}; fetch "
@@ -144,8 +137,8 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
 def parquet_rows(
     unit: Unit, columns: list[str], batch_rows: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """The rows of `unit` as (row number in the file, batch), reading no row group that it does not
-    touch.
+    """Yield the rows of `unit` as (row number in the file, batch), reading only the row groups
+    needed.
     """
     with reading_parquet(unit.file) as parquet:
         groups, skip = groups_of_rows(parquet, unit.first, unit.first + unit.rows)

@@ -1,10 +1,9 @@
-"""Index of a WebDataset tar: one row for each sample, with the places of its parts.
+"""Index of a WebDataset tar: one row per sample with the offsets of its parts.
 
-A sample is the members of one tar with the same name up to the first dot of its last part. Its
-image, `.txt` and `.json` count; of several images, the first. No member is unpacked, and nothing in
-a tar is trusted: headers are read through a window that refuses large ones, sizes are checked
-against the file's, and where Python's tarfile stops silently at a damaged header, the damage is
-reported.
+A sample is all members of a tar whose names agree up to the first dot of the last path component.
+Its first image, `.txt` and `.json` are used. Nothing is unpacked and tars are untrusted: headers
+are read through a window with a size limit, sizes are checked against the file's, and damaged
+headers, at which Python's tarfile stops silently, are reported.
 """
 
 import re
@@ -41,7 +40,7 @@ TAR_INDEX_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""A sample: its id, the tar, the image's name in it, and first byte and size of its parts."""
+"""A sample: its id, tar, image name, and first byte and size of each part."""
 
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<suffix>[^/]+)", re.DOTALL)
 _MAX_ID = 4096
@@ -60,11 +59,11 @@ _END_MARK = bytes(tarfile.BLOCKSIZE)
 
 
 class TarDamage(Exception):
-    """Error for a tar that cannot be read further; the message is a clause: where and why."""
+    """Error for a damaged tar; the message is a clause: where and why."""
 
 
 class TarBytes:
-    """A tar's bytes, read in windows of `window` bytes: far fewer requests than headers."""
+    """Bytes of a tar, read in windows of `window` bytes to save requests."""
 
     def __init__(self, stream: Any, window: int) -> None:
         self._stream = stream
@@ -82,7 +81,9 @@ class TarBytes:
         return self._at
 
     def read(self, count: int) -> bytes:
-        """The next `count` bytes, fewer at the end; raises TarDamage if no header is that long."""
+        """Read the next `count` bytes, fewer at the end; raises TarDamage if larger than any
+        header.
+        """
         if not 0 <= count <= _MAX_HEADER:
             raise TarDamage(f"the header at byte {self._at:,} claims to have {count:,} bytes")
         data = self.at(self._at, count)
@@ -90,7 +91,7 @@ class TarBytes:
         return data
 
     def at(self, position: int, count: int) -> bytes:
-        """`count` bytes from `position` on, fewer at the end."""
+        """Read `count` bytes at `position`, fewer at the end."""
         begin = position - self._held_at
         if not 0 <= begin <= begin + count <= len(self._held) and position < self.size:
             size = min(max(count, self._window), self.size - position)
@@ -112,7 +113,7 @@ class _Sample:
 
 @dataclass(slots=True)
 class TarIndex:
-    """The rows of one tar's index, the kinds of its metadata's columns, and its damage, if any."""
+    """Index rows of one tar, the kinds of its metadata columns, and its damage, if any."""
 
     rows: list[dict[str, Any]]
     kinds: Kinds
@@ -120,13 +121,13 @@ class TarIndex:
 
 
 def index_tar(location: str, prefix: str) -> TarIndex:
-    """Read the headers and the metadata of the tar at `location`; ids begin with `prefix` and `/`.
+    """Index the tar at `location` from its headers and metadata; ids start with `prefix` and `/`.
 
-    What lies before a damage is kept; what is lost is one row with a reason.
+    Samples before any damage are kept; the loss is recorded as one row with a reason.
 
     Raises:
-        InputError: the tar is not there, or is compressed.
-        AlignError: it can no longer be read.
+        InputError: the tar is missing or compressed.
+        AlignError: the tar is no longer readable.
     """
     with opened(location) as stream:
         data = TarBytes(stream, _REMOTE_WINDOW if is_remote(location) else _LOCAL_WINDOW)
@@ -144,7 +145,7 @@ def index_tar(location: str, prefix: str) -> TarIndex:
 
 
 class _Indexing:
-    """The samples of a tar while its members come in."""
+    """Collects samples from the members of a tar."""
 
     def __init__(self, data: TarBytes) -> None:
         self._data = data
@@ -153,7 +154,7 @@ class _Indexing:
         self.kinds: Kinds = {}
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """Take one more member; raises TarDamage if the tar ends within it."""
+        """Add a member; raises TarDamage if the tar ends within it."""
         name = str(PurePosixPath(member.name))
         match = _NAME.fullmatch(name)
         if member.isdir() or match is None:
@@ -181,7 +182,7 @@ class _Indexing:
             self._read_metadata(sample)
 
     def end_in_damage(self, damage: str) -> None:
-        """Count what is lost: the last sample if it lacks a part, else one more."""
+        """Record the loss: the last sample if it lacks a part, else one more."""
         last = self.samples[-1] if self.samples else None
         whole = last is None or (("image" in last.spans and last.has_caption) or last.problem)
         if last is None or whole:
@@ -262,11 +263,11 @@ def _row(sample: _Sample, tar: str, prefix: str, number: int) -> dict[str, Any]:
 
 
 def tar_members(data: TarBytes, location: str) -> Iterator[tarfile.TarInfo]:
-    """The members of the tar, in order, as their headers describe them.
+    """Yield the members of the tar in order, as described by their headers.
 
     Raises:
         InputError: the tar is compressed.
-        TarDamage: it is cut short or damaged; all members before have been given.
+        TarDamage: the tar is truncated or damaged; earlier members have been yielded.
     """
     _require_plain(data, location)
     position = -1

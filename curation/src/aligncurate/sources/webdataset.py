@@ -1,8 +1,7 @@
-"""WebDataset tars, as img2dataset writes them: images, captions in `.txt`, metadata in `.json`.
+"""WebDataset tars as written by img2dataset: images, captions in `.txt`, metadata in `.json`.
 
-Planning reads every tar's headers once into an index in the run's folder, on any machine; workers
-then read the parts of their samples by offset, so a unit is a run of samples of one tar. No member
-is unpacked.
+Planning reads each tar's headers once, on any machine, into an index in the run's folder; workers
+read sample parts by offset. A unit is a range of samples of one tar. Nothing is unpacked.
 """
 
 import json
@@ -53,11 +52,11 @@ log = logging.getLogger("aligncurate")
 
 
 class WebDatasetSource:
-    """Tars at `location`: a file, a folder (searched to the bottom), a glob or `{00000..00010}`.
+    """Tars at `location`: a file, a folder (recursive), a glob or `{00000..00010}`.
 
     An id is the text `id` of the `.json`, or the tar's name without suffix, `/` and the sample's
-    key; one that an earlier sample has is a duplicate. Scalar fields of the `.json`
-    pass through; a caption there is taken where there is no `.txt`.
+    key; repeats are duplicates. Scalar fields of the `.json` pass through; its caption is used if
+    there is no `.txt`.
 
     Raises:
         InputError: there is no tar at `location`.
@@ -77,11 +76,11 @@ class WebDatasetSource:
         self._own: pa.Schema | None = None
 
     def identity(self) -> dict[str, Any]:
-        """The location and a digest of the tars' names, sizes and times."""
+        """The location and a digest of tar names, sizes and times."""
         return {"kind": "webdataset", "location": self.location, "digest": self._digest}
 
     def plan(self, work: Storage, shard_rows: int | None) -> list[Unit]:
-        """Index the tars that are not yet indexed in `work`, and cut them into units.
+        """Index the tars not yet indexed in `work`, and cut them into units.
 
         Raises:
             InputError: a tar is compressed, or cannot be read.
@@ -102,12 +101,12 @@ class WebDatasetSource:
         self._own = own_columns(kinds)
         sizes = [(location, summary.rows) for location, summary in summaries]
         units = cut_into_units(sizes, shard_rows)
-        if "str" not in kinds.get("id", ()):  # keys are told apart already
+        if "str" not in kinds.get("id", ()):  # keys are already unique
             return units
         return marked_duplicates(units, sizes, IdColumn([file for file, _ in sizes], "id"))
 
     def parts(self, work: Storage) -> list[int]:
-        """The numbers of the tars that have no index in `work` yet."""
+        """Numbers of the tars not yet indexed in `work`."""
         indexed_files = frozenset(work.child(_INDEX_FOLDER).names())
         return [n for n in range(len(self._tars)) if _index_file(n) not in indexed_files]
 
@@ -124,13 +123,13 @@ class WebDatasetSource:
         write_index(work.child(_INDEX_FOLDER), _index_file(part), schema, index.rows)
 
     def own_columns(self) -> pa.Schema:
-        """Scalar fields of the metadata; known once the tars have been indexed by `plan`."""
+        """Scalar metadata fields; known after `plan` has indexed the tars."""
         if self._own is None:
             raise RuntimeError("own_columns was asked for before plan")
         return self._own
 
     def read(self, unit: Unit, batch_rows: int) -> Iterator[RawBatch]:
-        """Samples of `unit`, with the images' bytes."""
+        """Read the samples of `unit` with their image bytes."""
         duplicates = frozenset(unit.duplicates)
         for first, batch in parquet_rows(unit, TAR_INDEX_SCHEMA.names, batch_rows):
             rows = batch.to_pylist()
@@ -194,7 +193,7 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class _Summary:
-    """Summary of a tar in its index: samples, kinds of the metadata, damage or ""."""
+    """Summary of an indexed tar: samples, metadata kinds, damage or ""."""
 
     rows: int
     kinds: Kinds
@@ -218,7 +217,7 @@ def _summary(folder: Storage, file: str) -> _Summary:
 
 
 def _read_samples(rows: list[dict[str, Any]]) -> list[_Sample]:
-    """The samples of `rows`, all of one tar, in as few reads as their neighbourhood allows."""
+    """Read the samples of `rows`, all of one tar, merging nearby reads."""
     if not rows:
         return []
     spans = sorted(
@@ -239,7 +238,7 @@ def _read_samples(rows: list[dict[str, Any]]) -> list[_Sample]:
 
 
 def _runs(spans: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """`spans` (first byte, size), sorted, in runs that are read at once."""
+    """Group sorted `spans` (first byte, size) into runs read at once."""
     run = spans[:1]
     for (before, size), span in pairwise(spans):
         far = span[0] - before - size > _GAP

@@ -1,1 +1,1 @@
-"""One file per command, called after its verb: each reads a dataset and writes one."""
+"""One file per command; each reads a dataset and writes one."""

@@ -34,18 +34,17 @@ def bucket(
 ) -> Dataset:
     """Write the scored dataset `input` to `output` with a `level` for every pair.
 
-    The edges between levels are exact quantiles of all finite scores (`aligncurate.core.quantiles`
-    defines them), equal intervals of their range with `scheme` "equal-width", or those of an
-    earlier run. Equal scores share a level. Memory does not grow with the number of rows. Pairs
-    without a finite score become rejects. A finished `output` of the same configuration is left as
-    it is.
+    Edges are exact quantiles of all finite scores (see `aligncurate.core.quantiles`), equal
+    intervals of their range with `scheme` "equal-width", or those of an earlier run. Equal
+    scores share a level. Memory is constant. Pairs without a finite score become rejects. A
+    finished `output` of the same configuration is left as it is.
 
     Args:
         input: a scored dataset; by default the newest one under `data/`.
         output: a new folder; by default `bucket` beside `input`.
         levels: N, from 2 to 127; 8 if neither `levels` nor `edges` is given.
-        edges: `levels.json` or `manifest.json` of an earlier run, to put new data on its edges.
-        scheme: how to find edges; not looked at with `edges`.
+        edges: `levels.json` or `manifest.json` of an earlier run, to reuse its edges.
+        scheme: method for finding edges; ignored with `edges`.
         workers: threads; by default one per core.
         overwrite: replace a dataset or unfinished run in `output`.
         on_progress: called with the number of pairs read and how many of them were rejected.
@@ -54,7 +53,7 @@ def bucket(
         The levelled dataset.
 
     Raises:
-        InputError: the arguments, the scores or the folders cannot be used as they are.
+        InputError: invalid arguments or unusable scores or folders.
     """
     threads = thread_count(workers)
     edges_file = _check_arguments(levels, edges, scheme)
@@ -69,7 +68,7 @@ def bucket(
     if finished := finished_already(storage, config, overwrite=overwrite):
         return finished
 
-    # Scores that cannot be parted are refused before the output folder is claimed or replaced.
+    # Indivisible scores are refused before the output folder is claimed or replaced.
     coarse = count_scores(dataset, threads)
     if edges_file is None:
         level_edges = find_edges(dataset, coarse, config["levels"], scheme, threads)

@@ -1,4 +1,4 @@
-"""dedup: leave out pairs whose image another pair has, to the byte or nearly."""
+"""dedup: remove pairs with the same or nearly the same image as another."""
 
 import logging
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ from alignshared.schema import require_columns
 from alignshared.shards import writing_shard
 
 DEFAULT_THRESHOLD = 0.99
-"""The least threshold tried in benchmarks/dedup_planted.py, on planted copies and images that are
-merely alike, that loses at most an image in twenty of the hardest kind, drawings.
+"""Lowest threshold in benchmarks/dedup_planted.py, on planted copies and merely similar images,
+that loses at most one in twenty images of the hardest kind, drawings.
 """
 
 DEFAULT_RECALL = 0.99
@@ -76,42 +76,42 @@ def dedup(  # noqa: PLR0913 the command's options
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the dataset `input` to `output` without pairs whose image another pair has.
+    """Write `input` to `output` without pairs whose image another pair has.
 
-    First images with the same bytes, by SHA-256; then near ones, whose image embeddings have a
-    cosine of at least `threshold`. Pairs that are near to each other, directly or over others, form
-    a component, of which the preferred pair stays. Those that are near to that one go; with chains
-    "split", of those that are not the preferred again stays, and so on. So whatever goes is near to
-    a pair that stays, and pairs that stay are not near to each other.
+    Exact duplicates are found by SHA-256 of the image bytes, then near ones by a cosine of image
+    embeddings of at least `threshold`. Pairs linked by near-duplicate pairs, directly or
+    indirectly, form a component, whose preferred pair is kept. Pairs near to it are dropped;
+    with chains "split" this repeats with the rest. So every dropped pair is near to a kept one,
+    and kept pairs are not near each other.
 
-    What goes is listed in `duplicates/` beside the shards. Up to 20,000 images (10,000,000 on
-    GPUs) are compared each with each; more are compared with those in the same region of the space
-    alone, which finds a share of `recall` at least of the pairs, as measured on a sample. A
+    Dropped pairs are listed in `duplicates/` beside the shards. Up to 20,000 images (10,000,000
+    on GPUs) are compared exhaustively; more are compared only within the same region of the
+    space, which finds at least a share of `recall` of the pairs, as measured on a sample. A
     levelled dataset stays levelled.
 
-    Memory for each row: 75 bytes, its id, and for near duplicates of many images 24 bytes for
-    each of the regions looked into, a few as a rule; 2 bytes for each value of its embedding in a
-    temporary file under `$TMPDIR`, which is mapped.
+    Memory per row: 75 bytes, its id and, for near duplicates of many images, 24 bytes per region
+    probed, usually a few; 2 bytes per embedding value in a memory-mapped temporary file under
+    `$TMPDIR`.
 
     Args:
         input: a dataset, for near duplicates one with embeddings; by default the newest under
             `data/`.
         output: a new folder; by default `dedup` beside `input`.
         threshold: least cosine of near duplicates, above 0 and up to 1.
-        keep: prefer the pair with the highest score, of equal ones that with the least id; or the
+        keep: prefer the pair with the highest score, ties by least id; or the
             first in the dataset.
-        exact_only: leave near duplicates in; no embeddings are needed.
-        chains: "whole" keeps one pair of each component, whatever its cosine with the others.
-        recall: share of the pairs to find at least where not all are compared, in (0, 1].
+        exact_only: keep near duplicates; needs no embeddings.
+        chains: "whole" keeps one pair per component, whatever its cosine with the others.
+        recall: minimum share of pairs to find if not all are compared, in (0, 1].
         workers: threads; by default one per core.
         overwrite: replace a dataset or unfinished run in `output`.
         on_progress: called with the rows read, then compared (not with `exact_only`), then written.
 
     Returns:
-        The dataset; what was found stands in its manifest under `duplicates`.
+        The dataset; the result is in its manifest under `duplicates`.
 
     Raises:
-        InputError: the arguments, the input or the folders cannot be used as they are.
+        InputError: invalid arguments or unusable input or folders.
     """
     threads = thread_count(workers)
     _check_arguments(threshold, keep, chains, recall)
@@ -171,7 +171,7 @@ def _find(
     workers: int,
     on_progress: OnProgress,
 ) -> None:
-    """Decide which rows go, write them down in `duplicates/`, and leave a note of which stay."""
+    """Decide which rows are dropped, list them in `duplicates/`, and save which are kept."""
     near = config["near"]
     with TemporaryDirectory(prefix="aligncurate-dedup-") as scratch:
         prints = read_fingerprints(
@@ -186,7 +186,7 @@ def _find(
         found, facts = exact_duplicates(prints.digests, rank), None
         if near is not None:
             found, facts = _find_near(prints, found, rank, near, workers, on_progress)
-    # Written before the shards: what took longest is not lost when the run is interrupted.
+    # Written before the shards, so that an interrupted run keeps the slowest step.
     storage.write_bytes(_KEPT_FILE, np.packbits(found.verdict == Verdict.KEPT).tobytes())
     shards = list(_write_duplicates(dataset, storage, prints.ids, found))
     storage.write_json(_FOUND_FILE, asdict(_info(found, facts, shards)))
@@ -231,7 +231,7 @@ def _tell(facts: SearchFacts, rows: int) -> None:
 def _write_duplicates(
     dataset: Dataset, storage: Storage, ids: pa.ChunkedArray, found: Duplicates
 ) -> Iterator[ShardInfo]:
-    """One file for each shard of `dataset` that loses a row."""
+    """Write one file for each shard of `dataset` that loses rows."""
     kinds = pa.array(["", Likeness.EXACT.value, Likeness.NEAR.value])
     for shard, begin, end in _spans(dataset):
         gone = begin + np.flatnonzero(found.verdict[begin:end] != Verdict.KEPT)
@@ -273,7 +273,7 @@ def _info(found: Duplicates, facts: SearchFacts | None, shards: list[ShardInfo])
 
 
 def _masks(bits: bytes, dataset: Dataset) -> Iterator[pa.BooleanArray]:
-    """For each shard, which of its rows stay."""
+    """Return the mask of kept rows for each shard."""
     kept = np.unpackbits(np.frombuffer(bits, np.uint8)).astype(np.bool_)
     for _, begin, end in _spans(dataset):
         yield as_mask(kept[begin:end])

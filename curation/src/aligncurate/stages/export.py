@@ -1,4 +1,4 @@
-"""export: a dataset in a format of other tools, whole or recognisably unfinished."""
+"""export: write a dataset in other tools' formats, complete or recognisably unfinished."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -37,7 +37,7 @@ EXPORTED_STAGES = ("sample", "filter", "bucket")
 """Stages whose newest dataset under `data/` is the default input."""
 
 AUTHORS_LEVELS = 8
-"""Levels of the trainer of AlignGPT's authors."""
+"""Number of levels in the AlignGPT authors' trainer."""
 
 Format = Literal["llava", "webdataset", "hf"]
 
@@ -48,8 +48,8 @@ _log = logging.getLogger("aligncurate")
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """A finished export: `files` are those that the marker lists, `pictures` the image files beside
-    them.
+    """A finished export: `files` are listed in the marker, `pictures` counts separate image
+    files.
     """
 
     location: str
@@ -70,12 +70,12 @@ def export(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Export:
-    """Write the pairs of `input`, in their order, in a format of other tools.
+    """Export the pairs of `input`, in order, to another tool's format.
 
-    `llava` is JSON with the images beside it, as the trainer of AlignGPT's authors takes it;
-    `webdataset` is tars; `hf` is a folder for Hugging Face `datasets` and the Hub. `export.json`,
-    with counts, digests and lineage, is written last. An unfinished export is resumed, a finished
-    one of the same configuration is left as it is.
+    `llava` is JSON with images beside it, for the AlignGPT authors' trainer; `webdataset` is
+    tars; `hf` is a folder for Hugging Face `datasets` and the Hub. `export.json`, with counts,
+    digests and lineage, is written last. An unfinished export is resumed; a finished one of the
+    same configuration is left as it is.
 
     Args:
         input: a dataset; by default the newest sampled, filtered or levelled one under `data/`.
@@ -88,7 +88,7 @@ def export(
         on_progress: called with the number of pairs written.
 
     Raises:
-        InputError: the arguments or the folders cannot be used as they are.
+        InputError: invalid arguments or unusable folders.
     """
     require_one_of("--format", format, get_args(Format))
     require_at_least(1, pairs_per_file=pairs_per_file)
@@ -109,10 +109,10 @@ def export(
 
 
 def read_export(location: Location) -> Export:
-    """The finished export at `location`.
+    """Read the finished export at `location`.
 
     Raises:
-        InputError: there is none, or an unfinished one.
+        InputError: the export is missing or unfinished.
     """
     marker = Storage(location).read_json(MARKER)
     try:
@@ -164,7 +164,7 @@ def _exporter(format: Format, dataset: Dataset, spans: int) -> Exporter:
 
 
 def _finished_spans(storage: Storage) -> list[WrittenSpan]:
-    """Spans that an earlier run has finished and whose files are still there."""
+    """Spans finished by an earlier run whose files still exist."""
     spans: list[WrittenSpan] = []
     for record in read_records(storage):
         files = [WrittenFile(**file) for file in record.pop("files")]

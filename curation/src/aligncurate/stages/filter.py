@@ -1,4 +1,4 @@
-"""filter: keep the pairs that meet all of some conditions, as a dataset of their own."""
+"""filter: keep the pairs that meet all conditions, as a new dataset."""
 
 from dataclasses import asdict, dataclass
 from threading import Lock
@@ -27,7 +27,7 @@ FILTERED_STAGES = ("bucket", "score")
 
 @dataclass(frozen=True, slots=True)
 class ConditionCount:
-    """Number of pairs that fail a condition, and of those that fail this one alone."""
+    """Number of pairs failing a condition, and failing only this one."""
 
     condition: str
     fail: int
@@ -56,12 +56,11 @@ def filter(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write the pairs of `input` that meet all `conditions` to `output`, in their order.
+    """Write the pairs of `input` that meet all `conditions` to `output`, in order.
 
-    The columns are those of the input, levels keep their edges, and pairs that the conditions drop
-    are counted in the manifest, as `left_out` and one by one in its configuration, but not copied.
-    Memory grows by a few bits for each pair. An unfinished run is resumed, and a finished `output`
-    of the same configuration is left as it is.
+    Columns and level edges are unchanged. Dropped pairs are counted in the manifest, in total as
+    `left_out` and per condition in its configuration. Memory grows by a few bits per pair. An
+    unfinished run is resumed; a finished `output` of the same configuration is left as it is.
 
     Args:
         conditions: at least one.
@@ -72,10 +71,10 @@ def filter(
         on_progress: called with the number of pairs read; every pair is read twice.
 
     Returns:
-        The filtered dataset; `condition_counts` tells what each condition drops.
+        The filtered dataset; `condition_counts` gives what each condition drops.
 
     Raises:
-        InputError: the conditions or the folders cannot be used as they are, or no pair is kept.
+        InputError: unusable conditions or folders, or no pair is kept.
     """
     threads = thread_count(workers)
     dataset = _input(input)
@@ -89,7 +88,7 @@ def filter(
     }
     if finished := finished_already(storage, config, overwrite=overwrite):
         return finished
-    # Conditions that cannot be used are refused before the output folder is claimed or replaced.
+    # Invalid conditions are refused before the output folder is claimed or replaced.
     masks, counts = _choose(conditions, dataset, threads, on_progress)
     if not any(mask.true_count for mask in masks):
         labels = " and ".join(count.condition for count in counts)
@@ -108,10 +107,10 @@ def count_filter(
     workers: int | None = None,
     on_progress: OnProgress = silent,
 ) -> FilterCounts:
-    """Count what `filter` would keep of `input`, and write nothing.
+    """Count what `filter` would keep of `input`, without writing.
 
     Raises:
-        InputError: the conditions or the input cannot be used as they are.
+        InputError: the conditions or the input are unusable.
     """
     threads = thread_count(workers)
     dataset = _input(input)
@@ -133,7 +132,7 @@ def _input(input: Location | None) -> Dataset:
 def _choose(
     conditions: Conditions, dataset: Dataset, threads: int, on_progress: OnProgress
 ) -> tuple[list[pa.BooleanArray], list[ConditionCount]]:
-    """One bit for each row of each shard, and what each condition drops."""
+    """Return a mask for each shard, and the counts of each condition."""
     tests = conditions_over(conditions, dataset, threads)
     counter = _Counter(tests)
     columns = sorted({"id"}.union(*(test.predicate.columns for test in tests)))
@@ -144,7 +143,7 @@ def _choose(
 
 
 class _Counter:
-    """Applies conditions to batches, from any thread, and counts what each of them drops."""
+    """Applies conditions to batches and counts what each drops; thread-safe."""
 
     def __init__(self, tests: list[Condition]) -> None:
         self._tests = tests
@@ -153,7 +152,7 @@ class _Counter:
         self._lock = Lock()
 
     def keep(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Return which rows [n] of `batch` meet all conditions."""
+        """Return a mask [n] of the rows of `batch` that meet all conditions."""
         fails = np.stack([~test.predicate(batch) for test in self._tests])
         fails_of_row = fails.sum(axis=0)
         with self._lock:
@@ -162,12 +161,12 @@ class _Counter:
         return fails_of_row == 0
 
     def counts(self) -> list[ConditionCount]:
-        """Counts of the batches so far, in the order of the conditions."""
+        """Counts so far, in the order of the conditions."""
         rows = zip(self._tests, self._fail.tolist(), self._fail_alone.tolist(), strict=True)
         return [ConditionCount(test.label, fail, alone) for test, fail, alone in rows]
 
 
 def condition_counts(dataset: Dataset) -> list[ConditionCount]:
-    """Counts of each condition, read from the manifest of a filtered `dataset`."""
+    """Counts of each condition, read from a filtered dataset's manifest."""
     counts = dataset.manifest.config.get("execution", {}).get("conditions", [])
     return [ConditionCount(**count) for count in counts]

@@ -1,4 +1,4 @@
-"""ingest: LLaVA instruction data into shards, images inside, unscored."""
+"""ingest: write LLaVA instruction data as shards with images, unscored."""
 
 import os
 import time
@@ -40,18 +40,18 @@ def ingest(  # noqa: PLR0913 the command's options
 ) -> Dataset:
     """Write the conversations of `input` and their images as a dataset, unscored.
 
-    Images are decoded once, as a check, and stored as they are. A record without image is text
-    alone; one whose image is missing or broken becomes a reject. An unfinished run is resumed.
+    Images are decoded once as a check and stored unchanged. Records without image are text only;
+    those with a missing or broken image become rejects. An unfinished run is resumed.
 
     Args:
         input: a LLaVA `.json` or `.jsonl` file with `conversations`.
         output: folder of the dataset; `data/<name>/ingest` if None.
-        image_root: folder that paths of images are relative to and may not leave; by default the
-            one that `input` lies in.
-        shard_rows: records per shard; None suits the total, from 256 to 1,024.
+        image_root: folder that image paths are relative to and confined to; by default the
+            folder of `input`.
+        shard_rows: records per shard; None chooses 256 to 1,024 from the total.
         overwrite: replace a dataset or unfinished run in `output`.
-        retry_failed: try units again that failed in earlier runs; otherwise they are skipped.
-        skip_failed: at the end, make the records of failed units rejects; otherwise there is no
+        retry_failed: retry units that failed in earlier runs; otherwise they are skipped.
+        skip_failed: turn the records of failed units into rejects; otherwise there is no
             dataset until all units are done.
         unit_timeout: seconds without progress after which a unit counts as failed.
         on_progress: called with the number of records done and how many of them were rejected.
@@ -112,7 +112,7 @@ def _ingest_units(
 
 
 def _with_images(raw: RawBatch, image_root: str | None) -> FinishedBatch:
-    """`raw` with the bytes and sizes of images; records whose image is unusable are rejects."""
+    """Return `raw` with image bytes and sizes; records with unusable images become rejects."""
     began = time.perf_counter()
     rejects = list(raw.rejects)
     keep: list[int] = []

@@ -17,8 +17,8 @@ from alignshared import AlignError, Dataset, InputError, Storage
 def inspect(input: str | os.PathLike[str] | None = None) -> Inspection:
     """Describe the dataset `input`, by default the newest one under `data/`.
 
-    It takes as long for a billion rows as for ten. An unfinished run is described as far as it has
-    come.
+    The time does not depend on the number of rows. For an unfinished run, its progress is
+    described.
 
     Raises:
         InputError: `input` is neither a dataset nor an unfinished run, or cannot be read.
@@ -65,7 +65,7 @@ def _finished(dataset: Dataset) -> Inspection:
 
 
 def _columns(dataset: Dataset) -> tuple[list[Column], str | None]:
-    """The columns of the first shard, or why they cannot be told."""
+    """Columns of the first shard, or the reason they cannot be read."""
     if not dataset.manifest.shards:
         return [], None
     try:
@@ -80,7 +80,7 @@ def _unfinished(storage: Storage) -> Inspection:
         records = list(finished_units(storage))
         config = storage.child(RUN_FOLDER).read_json("config.json")
     except (AlignError, OSError, ValueError, KeyError, TypeError):
-        # What a killed run left may be anything; what can be told is told.
+        # A killed run may leave anything; report what is readable.
         pass
     files = [record.shard for record in records]
     files += [record.rejects.info for record in records if record.rejects.info]

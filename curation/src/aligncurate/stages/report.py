@@ -1,4 +1,4 @@
-"""report: the scores and levels of a dataset as one HTML file and as figures."""
+"""report: scores and levels of a dataset as one HTML file and figures."""
 
 import logging
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ HISTOGRAM = "histogram.png"
 LEVELS = "levels.png"
 GALLERY = "gallery.png"
 DRIFT = "drift.png"
-_FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY, DRIFT, "drift.html")  # the last by earlier versions
+_FILES = (PAGE, HISTOGRAM, LEVELS, GALLERY, DRIFT, "drift.html")  # the last from earlier versions
 
 _REJECT_EXAMPLES = 3
 
@@ -33,7 +33,7 @@ _log = logging.getLogger("aligncurate")
 
 @dataclass(frozen=True, slots=True)
 class DriftFiles:
-    """The comparison with another dataset: its figure, and what moved in plain sentences."""
+    """Comparison with another dataset: its figure, and the changes in plain sentences."""
 
     against: str
     figure: str
@@ -42,8 +42,8 @@ class DriftFiles:
 
 @dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """Locations of the report's files; a figure is None where there is nothing to draw in it,
-    `drift` where no other dataset was compared.
+    """Locations of the report's files; a figure without data is None, as is `drift` without another
+    dataset.
     """
 
     dataset: str
@@ -63,14 +63,14 @@ def report(
     examples: int = 8,
     on_progress: OnProgress = silent,
 ) -> ReportFiles:
-    """Write `report.html`, one file that opens offline, and its figures as PNG.
+    """Write `report.html`, one file that works offline, and its figures as PNG.
 
     Args:
         input: a scored or levelled dataset; by default the newest one under `data/`.
         output: a folder of an earlier report or a new one; by default `report` beside `input`.
         against: another scored dataset to compare `input` with: the report gets a section on
-            drift, and `drift.png`. A warning is logged where scores of other weights are compared.
-        examples: pairs to show of each level; the same ones every time.
+            drift, and `drift.png`. A warning is logged if scores of other weights are compared.
+        examples: pairs to show of each level, reproducibly.
         on_progress: called with the number of pairs read. Every pair is read once, and the summary
             is left beside the manifest, so that no later report reads them again.
 
@@ -95,7 +95,7 @@ def report(
             storage.write_bytes(name, files[name])
         else:
             storage.delete(name)
-    # Last, since the page is what marks the folder as a report.
+    # Last, since the page marks the folder as a report.
     storage.write_bytes(PAGE, render_page(content).encode())
     locations = {name: storage.child(name).location for name in (PAGE, *files)}
     drift = content.drift
@@ -180,7 +180,7 @@ def _compare(content: "ReportContent", other: Dataset, on_progress: OnProgress) 
 
 
 def _draw(content: "ReportContent") -> dict[str, bytes]:
-    """The figures by file name; those without anything to show are left out."""
+    """Figures by file name; empty ones are left out."""
     from aligncurate.reporting import figures
 
     edges, summary, drift = content.dataset.manifest.level_edges, content.summary, content.drift

@@ -1,4 +1,4 @@
-"""sample: draw a number of pairs, evenly from all levels, the same ones every time."""
+"""sample: draw a number of pairs evenly from all levels, reproducibly."""
 
 import logging
 from dataclasses import dataclass
@@ -48,27 +48,27 @@ def sample(
     overwrite: bool = False,
     on_progress: OnProgress = silent,
 ) -> Dataset:
-    """Write pairs of `input`, drawn evenly from its levels, to `output`, in their order.
+    """Draw pairs of `input` evenly from its levels and write them to `output`, in order.
 
-    Which pairs are drawn depends on their ids, their levels and the seed: neither on the shards nor
-    on the workers. A level that has too few gives all it has; with `rows` the others make up for
-    it. Pairs without levels are drawn from as a whole. Memory grows by a few bits for each pair.
+    The selection depends only on ids, levels and seed, not on shards or workers. A level that is
+    too small gives all its pairs; with `rows` the others make up for it. Without levels, pairs
+    are drawn from the whole. Memory grows by a few bits per pair.
 
     Args:
         input: a dataset; by default the newest filtered or levelled one under `data/`.
         output: a new folder; by default `sample` beside `input`.
-        rows: how many pairs in all.
-        per_level: how many pairs of each level; instead of `rows`.
-        seed: another one draws other pairs.
+        rows: total number of pairs.
+        per_level: number of pairs per level, instead of `rows`.
+        seed: seed of the draw.
         workers: threads; by default one per core.
         overwrite: replace a dataset or unfinished run in `output`.
-        on_progress: called with the number of pairs read; every pair is dealt with twice.
+        on_progress: called with the number of pairs read; every pair is processed twice.
 
     Returns:
-        The sample; a warning is logged for each level that has too few.
+        The sample; a warning is logged for each level with too few pairs.
 
     Raises:
-        InputError: the arguments or the folders cannot be used as they are.
+        InputError: invalid arguments or unusable folders.
     """
     _check_arguments(rows, per_level, seed, workers)
     dataset = newest_dataset(*SAMPLED_STAGES) if input is None else Dataset(input)
@@ -130,7 +130,7 @@ def _check_dataset(dataset: Dataset, storage: Storage, per_level: int | None) ->
 
 
 class _KeyReader:
-    """Reads the keys [n] of the rows of a shard and the group [n] of each: its level less 1."""
+    """Reads a shard's keys [n] and groups [n], a group being its level less 1."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
@@ -170,7 +170,7 @@ def _count(keys: _KeyReader, threads: int) -> KeyCounts:
 def _drawn(
     keys: _KeyReader, draw: Draw, threads: int, on_progress: OnProgress
 ) -> list[pa.BooleanArray]:
-    """For each shard, which of its rows are drawn: after a pass for the last keys, one to tell."""
+    """Return a mask of drawn rows for each shard: one pass finds the last keys, one the rows."""
     shards = keys.dataset.manifest.shards
     draw.resolve(map_ordered(lambda shard: draw.of_last_bin(*keys(shard)), shards, threads))
 
@@ -212,7 +212,7 @@ def _warn_of_short(
 
 @dataclass(frozen=True, slots=True)
 class LevelDrawn:
-    """Number of pairs drawn from a level, and of pairs in it."""
+    """Number of pairs drawn from a level, and its size."""
 
     level: int
     drawn: int
@@ -220,7 +220,7 @@ class LevelDrawn:
 
 
 def drawn_by_level(dataset: Dataset) -> list[LevelDrawn]:
-    """Pairs drawn from each level, read from the manifest of a sample; empty without levels."""
+    """Pairs drawn from each level, read from a sample's manifest; empty without levels."""
     statistics = dataset.manifest.level_statistics or []
     pairs = dataset.manifest.config.get("execution", {}).get("pairs_of_levels", [])
     return [

@@ -1,4 +1,4 @@
-"""`aligncurate score`: image-text pairs in, the same pairs with CLIP scores out."""
+"""`aligncurate score`: CLIP scores for image-text pairs."""
 
 import logging
 import os
@@ -37,9 +37,9 @@ _CPU_BATCH, _GPU_BATCH = 64, 256
 def score(settings: ScoreSettings) -> Dataset:
     """Score the pairs of `input` with a CLIP and write them as a dataset.
 
-    The arguments are the fields of `ScoreSettings`, which are also the options of the command;
-    `execution` says on what engine and workers, and `show_progress` is called once, with the rows
-    to do.
+    Arguments are the fields of `ScoreSettings`, which are also the command's options;
+    `execution` selects engine and workers, and `show_progress` is called once with the number of
+    rows to do.
 
     Returns:
         The dataset; if `output` held it already, nothing was done. It has no rows, and a warning
@@ -67,7 +67,7 @@ def score(settings: ScoreSettings) -> Dataset:
 
 
 def _spec(settings: ScoreSettings, execution: Execution) -> ScoringSpec:
-    """The specification that `settings` come to on this machine."""
+    """Specification resulting from `settings` on this machine."""
     source = open_source(os.fspath(settings.input), settings.image_root)
     names = _listed(settings.model) or ["demo" if settings.input == "demo" else DEFAULT_MODEL]
     models = resolve_models(names, _listed(settings.weights), settings.main, settings.view)
@@ -87,7 +87,7 @@ def _spec(settings: ScoreSettings, execution: Execution) -> ScoringSpec:
 
 
 def _run(spec: ScoringSpec, settings: ScoreSettings, config: dict[str, Any]) -> Manifest:
-    """Score the units that are left; return the manifest of all."""
+    """Score the remaining units; return the manifest of all."""
     storage, execution = Storage(spec.output), settings.execution or Execution()
     planning = storage.child(RUN_FOLDER)
     prepare_on_cluster(spec.source, planning, execution)
@@ -152,7 +152,7 @@ def _config(spec: ScoringSpec, shard_rows: int | None) -> dict[str, Any]:
         "shard_rows": shard_rows,
         "embeddings": spec.embeddings,
     }
-    # Later options are left out at their defaults: a dataset from before them is still the same.
+    # Newer options are left out at their defaults, so that older datasets still match.
     if spec.models:
         config["models"] = {name: _model_config(clip) for name, clip in spec.models.items()}
     if spec.clip.view:

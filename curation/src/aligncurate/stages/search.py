@@ -1,4 +1,4 @@
-"""search: the pairs of a dataset whose embeddings are nearest to a text or an image."""
+"""search: pairs whose embeddings are nearest to a text or an image."""
 
 import math
 import os
@@ -32,10 +32,10 @@ _SHOWN = ("id", "caption", "score", LEVEL_COLUMN, "image")
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A pair that was found: the `cosine` of its embedding with the query's, and what it holds.
+    """A search result: the `cosine` of its embedding with the query's, and its contents.
 
-    `score` is the pair's own, `level` None in a dataset without levels, `image` the bytes of its
-    image and `path` its name, where they are in the dataset.
+    `score` is the pair's own, `level` is None without levels, `image` holds the image bytes and
+    `path` its name, if stored in the dataset.
     """
 
     rank: int
@@ -50,9 +50,9 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Query over `dataset`, and the pairs found, the nearest first.
+    """Query over `dataset` and the pairs found, nearest first.
 
-    `query` is the text, or the path of the image of which `image` holds the bytes.
+    `query` is the text, or the path of the image whose bytes are in `image`.
     """
 
     dataset: str
@@ -76,21 +76,21 @@ def search(
 ) -> SearchResult:
     """Find the `top` pairs of `input` nearest to `text` or to the image in the file `image`.
 
-    The query is embedded with the very CLIP that the dataset was scored with, and compared with the
-    embedding of every pair. Memory does not grow with the rows.
+    The query is embedded with the CLIP that scored the dataset and compared with every pair's
+    embedding. Memory is constant.
 
     Args:
-        input: a dataset that was scored with embeddings; by default the newest one under `data/`.
-        text: what to look for, or
-        image: a file with an image to look for.
-        top: pairs to give; of equal cosines the earlier rows.
+        input: a dataset scored with embeddings; by default the newest one under `data/`.
+        text: text to search for, or
+        image: file of an image to search for.
+        top: number of results; ties go to the earlier rows.
         over: compare with the embeddings of the pairs' images or captions.
-        weights: where the weights of the CLIP lie now, if not where they lay: a file, or the folder
-            of a model that was given as one.
+        weights: new path of the CLIP's weights, if moved: a file, or the folder
+            of a model given as one.
         on_progress: called with the number of pairs compared.
 
     Raises:
-        InputError: the query, the dataset or the weights cannot be used as they are.
+        InputError: the query, the dataset or the weights are unusable.
     """
     _check_arguments(text, image, top, over)
     location = newest_dataset("bucket", "score").location if input is None else input
@@ -140,7 +140,7 @@ def _check_dataset(dataset: Dataset, over: Over) -> ModelInfo:
 def _embed(
     info: ModelInfo, text: str | None, image: Location | None, weights: str | None
 ) -> tuple[Units, bytes | None]:
-    """The unit embedding [d] of the query, and the bytes of the image."""
+    """Return the unit embedding [d] of the query, and the image bytes."""
     from aligncurate.core.clip import ClipModel, pixel_view, resolve_recorded
 
     data = None if image is None else _read_image(image)
@@ -232,12 +232,12 @@ def _hit(rank: int, cosine: float, row: dict[str, Any]) -> Hit:
 
 
 def _number(score: float | None) -> float | None:
-    """`score`, or None where it is none: JSON has no word for NaN."""
+    """Return `score`, or None for NaN, which JSON lacks."""
     return score if score is not None and math.isfinite(score) else None
 
 
 def hits_as_json(result: SearchResult) -> dict[str, Any]:
-    """`result` for programs, without images."""
+    """Return `result` as JSON data, without images."""
     return {
         "dataset": result.dataset,
         "rows": result.rows,
@@ -252,7 +252,7 @@ _JSON_FIELDS: Sequence[str] = ("rank", "cosine", "id", "caption", "score", "leve
 
 
 def write_sheet(result: SearchResult, file: Location) -> str:
-    """Write `result` as one HTML file that opens offline; returns where it lies.
+    """Write `result` as one HTML file that works offline; return its location.
 
     Raises:
         InputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""validate: check every file and every row of a dataset against the contract."""
+"""validate: check every file and row of a dataset against the contract."""
 
 import os
 from contextlib import closing
@@ -27,8 +27,8 @@ from alignshared.levels import LevelAccumulator
 class Validation:
     """Problems of the dataset at `location`.
 
-    `rows` could be read and were checked, of the `rows_listed` in the manifest. `problems` holds
-    the first few of each kind and how many more there are; `problem_count` counts all.
+    `rows` of the manifest's `rows_listed` were readable and checked. `problems` holds the first
+    few of each kind and the number of others; `problem_count` counts all.
     """
 
     location: str
@@ -42,25 +42,25 @@ class Validation:
 
     @property
     def ok(self) -> bool:
-        """Whether the dataset keeps the contract."""
+        """Whether the dataset satisfies the contract."""
         return self.problem_count == 0
 
 
 def validate(
     input: str | os.PathLike[str] | None = None, *, on_progress: OnProgress = silent
 ) -> Validation:
-    """Check a dataset against its manifest and the contract; nothing is written but to `$TMPDIR`.
+    """Check a dataset against its manifest and the contract, writing only to `$TMPDIR`.
 
-    Every file is read whole and hashed, and the columns `id`, `score` and `level` of every row are
-    looked at. Memory does not grow with the number of rows; from four million ids on, 8 bytes for
-    each lie in a temporary folder. Checking goes on after a problem and tells all of them.
+    Every file is read and hashed, and `id`, `score` and `level` of every row are checked. Memory
+    is constant; from four million ids on, 8 bytes each go to a temporary folder. All problems
+    are reported.
 
     Args:
         input: a dataset; by default the newest one under `data/`.
         on_progress: called with the number of rows checked, of `manifest.rows`.
 
     Raises:
-        InputError: there is no dataset in `input` whose manifest can be read.
+        InputError: `input` holds no dataset with a readable manifest.
     """
     location = newest_dataset(*READABLE_STAGES).location if input is None else input
     dataset = open_dataset(location)
@@ -94,7 +94,9 @@ def _check_rows(
     problems: ProblemList,
     on_progress: OnProgress,
 ) -> int:
-    """Check `shards` one by one and their ids and levels together; returns the rows read."""
+    """Check `shards` one by one and their ids and levels together; return the number of rows
+    read.
+    """
     schema = first_schema(dataset, shards)
     if schema is not None:
         problems.add(check_columns(schema, dataset.manifest))
@@ -109,7 +111,7 @@ def _check_rows(
             if findings.levels and edges:
                 levels.merge(findings.levels)
         problems.add(check_unique(dataset, shards, repeats))
-    # With rows missing, statistics differ for a reason that has been told.
+    # With rows missing, statistics differ for a reason already reported.
     if edges and whole:
         listed = dataset.manifest.level_statistics or []
         problems.add(check_statistics(listed, levels.statistics()))

@@ -1,8 +1,8 @@
 """Units on the threads of this process.
 
-The batches of all units go through one line of workers, so that few units keep all cores busy too;
-each unit's shard is written as its batches come out, in order. The workers also take the items that
-they work on, so that a read which hangs is noticed.
+Batches of all units share one queue of workers, so that few units still keep all cores busy;
+shards are written as their batches arrive, in order. Workers also fetch the items, so that a
+hanging read is detected.
 """
 
 import threading
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class ThreadStep:
-    """A function from batch to batch, and the number of threads that call it."""
+    """A function from batch to batch, and its number of threads."""
 
     function: Callable[[Any], Any]
     threads: int
@@ -47,8 +47,8 @@ class ThreadStep:
 
 @dataclass(frozen=True, slots=True)
 class UnitPipeline:
-    """The work on each unit: `read` gives its batches, `steps` make them FinishedBatches of
-    `schema`, which are written to `output`.
+    """Work on each unit: `read` yields batches, `steps` turn them into FinishedBatches of `schema`,
+    which are written to `output`.
     """
 
     read: Callable[[Unit], Iterator[RawBatch]]
@@ -61,13 +61,13 @@ class UnitPipeline:
 def run_in_process(
     pipeline: UnitPipeline, units: Iterable[Unit], on_progress: OnProgress
 ) -> Outcomes:
-    """Run `units` through `pipeline`; yields the record or the failure of each, in order.
+    """Run `units` through `pipeline`; yield the record or failure of each, in order.
 
-    A unit that fails is tried again from its start. One that stalls fails at once, and its threads
-    are abandoned: nothing can stop them.
+    A failed unit is retried from its start. A stalled one fails at once and its threads are
+    abandoned, since they cannot be stopped.
 
     Raises:
-        AlignError: the output cannot be written to.
+        AlignError: the output is not writable.
     """
     remaining = deque(units)
     attempt = 1
@@ -97,7 +97,7 @@ def run_in_process(
 def _records(
     pipeline: UnitPipeline, units: list[Unit], on_progress: OnProgress
 ) -> Iterator[UnitRecord]:
-    """The records of `units`, until one of them fails."""
+    """Yield the records of `units` until one fails."""
     line: Any = _read(pipeline, units)
     for step in pipeline.steps:
         line = _map_watched(_except_ends(step.function), line, step.threads, pipeline.timeout_s)
@@ -110,7 +110,7 @@ def _records(
 
 
 def _read(pipeline: UnitPipeline, units: list[Unit]) -> Iterator[RawBatch | None]:
-    """The batches of each unit, and None at its end."""
+    """Yield the batches of each unit, then None."""
     for unit in units:
         yield from pipeline.read(unit)
         yield None
@@ -156,7 +156,7 @@ _END = object()
 
 
 class _Line(Generic[Item, Result]):
-    """Items on their way through the workers of `_map_watched`; at most `room` are in hand."""
+    """Items in the workers of `_map_watched`, at most `room` at a time."""
 
     def __init__(
         self, function: Callable[[Item], Result], items: Iterator[Item], room: int
@@ -170,12 +170,12 @@ class _Line(Generic[Item, Result]):
         self._news = threading.Condition()
 
     def work(self) -> None:
-        """Loop of each worker: take an item, put its result, until there is no more."""
+        """Worker loop: take an item, store its result, until none is left."""
         while (taken := self._next()) is not None:
             number, item = taken
             try:
                 outcome = False, self._function(item)
-            except BaseException as error:  # noqa: BLE001 raised again by who takes it
+            except BaseException as error:  # noqa: BLE001 raised again by the consumer
                 outcome = True, error
             self._put(number, outcome)
 
@@ -190,7 +190,7 @@ class _Line(Generic[Item, Result]):
                 return number, next(self._items)
             except StopIteration:
                 outcome = False, _END
-            except BaseException as error:  # noqa: BLE001 raised again by who takes it
+            except BaseException as error:  # noqa: BLE001 raised again by the consumer
                 outcome = True, error
             self._put(number, outcome)
             self.stop()
@@ -202,7 +202,7 @@ class _Line(Generic[Item, Result]):
             self._news.notify_all()
 
     def take(self, number: int, timeout_s: float) -> tuple[bool, Any]:
-        """Whether item `number` failed, and its result or error."""
+        """Return whether item `number` failed, and its result or error."""
         deadline = time.monotonic() + timeout_s
         with self._news:
             while number not in self._done:
@@ -214,12 +214,12 @@ class _Line(Generic[Item, Result]):
             return self._done.pop(number)
 
     def close(self) -> None:
-        """Close the generator that the items come from."""
+        """Close the generator of items."""
         close: Callable[[], None] | None = getattr(self._items, "close", None)
         if close is not None:
             close()
 
     def stop(self) -> None:
-        """Start nothing more."""
+        """Start no further items."""
         self._stopped = True
-        self._room.release()  # one worker wakes, and each that ends wakes the next
+        self._room.release()  # wakes one worker, and each that ends wakes the next

@@ -1,11 +1,10 @@
-"""Records of units: each finished unit leaves its shard, its rejects and a record, so that a run
-can be resumed.
+"""Records of units: each finished unit leaves its shard, rejects and a record, for resuming.
 
-The record is written last. A unit without one is done again from the start; its half-written files
-never got their names. A unit that cannot be done leaves a record of the reason instead.
+The record is written last. A unit without one is redone from the start; its partial files never
+got their final names. A failed unit leaves a record of the reason instead.
 
-A `UnitError` is the fault of one unit, and the others go on; any other AlignError, such as a full
-disk, ends the run and is no unit's fault.
+A `UnitError` fails one unit while the others continue; any other AlignError, such as a full
+disk, ends the run.
 """
 
 import errno
@@ -36,10 +35,10 @@ from alignshared.errors import one_line
 from alignshared.shards import writing_shard
 
 UNIT_ATTEMPTS = 3
-"""Attempts at a unit, whatever it fails of, before it counts as failed."""
+"""Attempts at a unit, whatever the error, before it counts as failed."""
 
 RETRY_PAUSE_S = 0.25
-"""Seconds before the second attempt; they double with each further one."""
+"""Seconds before the second attempt, doubled for each further one."""
 
 _RECORDS_FOLDER = f"{RUN_FOLDER}/units"
 _FAILURES_FOLDER = f"{RUN_FOLDER}/failed"
@@ -48,9 +47,7 @@ _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of work, summed over threads: reading and decoding, and the model's forward
-    passes.
-    """
+    """Seconds of work, summed over threads: reading and decoding, and forward passes."""
 
     decode_s: float = 0.0
     model_s: float = 0.0
@@ -61,7 +58,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class FinishedBatch:
-    """Rows that are ready to be written, the rejects among the rows read, and the seconds taken."""
+    """Rows ready to write, the rejects, and the time taken."""
 
     table: pa.Table
     rejects: list[Reject]
@@ -69,13 +66,13 @@ class FinishedBatch:
 
     @property
     def rows_in(self) -> int:
-        """Rows that were read: rows out and rejects."""
+        """Number of rows read: rows out and rejects."""
         return self.table.num_rows + len(self.rejects)
 
 
 @dataclass(frozen=True, slots=True)
 class UnitRecord:
-    """A finished unit: its shard, its rejects and, as JSON, what the stage counted in it."""
+    """A finished unit: its shard, its rejects and the stage's counts as JSON."""
 
     index: int
     shard: ShardInfo
@@ -85,25 +82,25 @@ class UnitRecord:
 
     @property
     def rows_in(self) -> int:
-        """Rows that were read: rows out and rejects."""
+        """Number of rows read: rows out and rejects."""
         return self.shard.rows + self.reject_count
 
     @property
     def reject_count(self) -> int:
-        """Rows that were rejected."""
+        """Number of rows rejected."""
         return sum(self.rejects.reasons.values())
 
 
 class Stalled(Exception):
-    """The work in hand made no progress for too long; its threads cannot be stopped."""
+    """Work in progress timed out; its threads cannot be stopped."""
 
 
 class UnitError(Exception):
-    """A unit cannot be done; the message is the reason."""
+    """Failure of a unit; the message is the reason."""
 
 
 class OutputError(AlignError):
-    """The output cannot be written to; `lasting` if another attempt would meet the same."""
+    """Failure to write the output; `lasting` if a retry would fail too."""
 
     def __init__(self, message: str, *, lasting: bool) -> None:
         super().__init__(message)
@@ -112,7 +109,7 @@ class OutputError(AlignError):
 
 @dataclass(frozen=True, slots=True)
 class UnitFailure:
-    """A unit that could not be done, and the reason."""
+    """A failed unit and the reason."""
 
     index: int
     reason: str
@@ -120,7 +117,7 @@ class UnitFailure:
 
 @contextmanager
 def unit_errors() -> Generator[None, None, None]:
-    """Raise any error inside as a UnitError: the fault of the unit in hand."""
+    """Raise any error in the block as a UnitError of the current unit."""
     try:
         yield
     except (UnitError, Stalled):
@@ -130,8 +127,8 @@ def unit_errors() -> Generator[None, None, None]:
 
 
 def describe_error(error: BaseException) -> str:
-    """The message of `error` in one line, with its type where the message is not ours."""
-    message = one_line(error, 500)
+    """Message of `error` on one line, with the type for errors not raised by AlignStack."""
+    message = " ".join(str(error).split())[:500]
     if isinstance(error, AlignError | UnitError):
         return message
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
@@ -147,15 +144,14 @@ def write_unit(
     counts: Callable[[], Any] | None = None,
     on_progress: OnProgress = silent,
 ) -> UnitRecord:
-    """Write the shard, the rejects and the record of unit `index`, taking `batches` one at a
-    time.
+    """Write the shard, rejects and record of unit `index`, consuming `batches` one at a time.
 
-    `file` is the name of the shard if not that of `index`; `counts` is called after the last batch
-    and gives the JSON that the record keeps.
+    `file` overrides the shard name of `index`; `counts` is called after the last batch and
+    returns the JSON kept in the record.
 
     Raises:
         UnitError: `batches` raised something.
-        AlignError: the disk is full, or the output cannot be written to any more.
+        AlignError: the disk is full, or the output is no longer writable.
     """
     name = file or shard_name(index)
     rejects: list[Reject] = []
@@ -177,7 +173,7 @@ def write_unit(
 
 
 class ManifestFields(Provenance):
-    """Fields of a manifest that follow from the records of its units."""
+    """Manifest fields derived from unit records."""
 
     rows: int
     rejects: dict[str, int]
@@ -186,7 +182,7 @@ class ManifestFields(Provenance):
 
 
 def manifest_fields(records: Sequence[UnitRecord]) -> ManifestFields:
-    """Counts, shards and provenance of a dataset written now, of the units `records`."""
+    """Counts, shards and provenance of a dataset made of the units `records`."""
     return {
         "rows": sum(record.shard.rows for record in records),
         "rejects": add_reasons(record.rejects.reasons for record in records),
@@ -197,12 +193,12 @@ def manifest_fields(records: Sequence[UnitRecord]) -> ManifestFields:
 
 
 def write_record(output: Storage, index: int, record: dict[str, Any]) -> None:
-    """Write the record of part `index`, by which a later run knows that it is finished."""
+    """Write the record of part `index`, which marks it as finished."""
     output.write_json(f"{_RECORDS_FOLDER}/{index:07d}.json", record)
 
 
 def read_records(output: Storage) -> Iterator[dict[str, Any]]:
-    """The records that earlier runs left in `output`, in order."""
+    """Read the records of earlier runs in `output`, in order."""
     folder = output.child(_RECORDS_FOLDER)
     for name in folder.names():
         if _is_json(name):
@@ -218,7 +214,7 @@ def _output_error(output: Storage, name: str, error: OSError) -> OutputError:
 
 
 def _blaming_the_unit(batches: Iterable[FinishedBatch]) -> Iterator[FinishedBatch]:
-    """`batches`; their errors are raised as the unit's, those of writing them are not."""
+    """Yield `batches`, raising their errors as UnitError but not those of writing them."""
     iterator = iter(batches)
     while True:
         with unit_errors():
@@ -230,13 +226,13 @@ def _blaming_the_unit(batches: Iterable[FinishedBatch]) -> Iterator[FinishedBatc
 
 @contextmanager
 def released_if_empty(output: Storage) -> Generator[None, None, None]:
-    """Unlock `output` at the end; where the block fails before a unit is finished, leave it as good
-    as new.
+    """Unlock `output` after the block; if it fails before any unit is finished, also give up the
+    claim.
     """
     try:
         yield
     except BaseException:
-        # A server that is gone must not hide why the run failed.
+        # An unreachable server must not hide why the run failed.
         with suppress(AlignError, OSError):
             if not output.child(_RECORDS_FOLDER).names() and not failed_units(output):
                 release_output(output)
@@ -246,10 +242,10 @@ def released_if_empty(output: Storage) -> Generator[None, None, None]:
 
 
 def record_failure(output: Storage, failure: UnitFailure) -> None:
-    """Record that a unit failed; later runs skip it unless they are to retry failed units.
+    """Record a unit's failure; later runs skip it unless told to retry failed units.
 
     Raises:
-        AlignError: the output cannot be written to any more.
+        AlignError: the output is no longer writable.
     """
     name = f"{_FAILURES_FOLDER}/{failure.index:07d}.json"
     try:
@@ -259,19 +255,19 @@ def record_failure(output: Storage, failure: UnitFailure) -> None:
 
 
 def failed_units(output: Storage) -> dict[int, UnitFailure]:
-    """The units that failed in earlier runs, by their index."""
+    """Units that failed in earlier runs, by index."""
     folder = output.child(_FAILURES_FOLDER)
     failures = (UnitFailure(**folder.read_json(name)) for name in folder.names() if _is_json(name))
     return {failure.index: failure for failure in failures}
 
 
 def forget_failures(output: Storage) -> None:
-    """Delete the records of failed units, so that they are tried again."""
+    """Delete the records of failed units, so that they are retried."""
     output.delete(_FAILURES_FOLDER)
 
 
 def unit_name(index: int, file: str, first: int, rows: int) -> str:
-    """Name of a unit in messages: its number and the rows of its file, counted from 1."""
+    """Name of a unit in messages: its number and rows of its file, counted from 1."""
     return f"unit {index} (rows {first + 1:,} to {first + rows:,} of {posixpath.basename(file)})"
 
 
@@ -280,8 +276,8 @@ def _is_json(name: str) -> bool:
 
 
 def finished_units(output: Storage) -> Iterator[UnitRecord]:
-    """The units that earlier runs finished in `output`, in order; a unit whose shard was taken away
-    since is not finished.
+    """Units finished by earlier runs in `output`, in order, excluding those whose shard is
+    missing.
     """
     files = frozenset(output.names())
     for record in read_records(output):

@@ -1,9 +1,9 @@
-"""Runs over units and other parts of a result: those left to do, and what becomes of each.
+"""Runs over units and other parts of a result: remaining work and its outcome.
 
-Of `UnitRun`, a unit that fails is recorded and the others go on. The run then ends with one
-sentence, and there is no dataset yet: `retry` tries failed units again, `skip` makes their rows
-rejects. Runs without either leave failed units alone, since one that kills its workers would do so
-at every start. Parts of a dataset of ours may not fail: `write_parts` ends with the first error.
+`UnitRun` records a failed unit and continues. The run then ends with an error and without a
+dataset: `retry` retries failed units, `skip` turns their rows into rejects. Without either,
+failed units are left alone, since one that kills its workers would do so at every start.
+`write_parts`, for parts of an AlignStack dataset, stops at the first error.
 """
 
 import logging
@@ -53,7 +53,7 @@ class FailedPolicy:
 
 
 class UnitRun:
-    """The units of one run, finished by earlier runs or left to do, for shards of `schema`."""
+    """Units of one run, finished or remaining, for shards of `schema`."""
 
     def __init__(
         self, output: Storage, units: Sequence[Unit], schema: pa.Schema, policy: FailedPolicy
@@ -80,12 +80,12 @@ class UnitRun:
 
     @property
     def to_do(self) -> list[Unit]:
-        """The units that are neither finished nor failed."""
+        """Units that are neither finished nor failed."""
         settled = self._records.keys() | self._failures.keys()
         return [unit for unit in self._units if unit.index not in settled]
 
     def run(self, work: Callable[[list[Unit]], Outcomes]) -> list[UnitRecord]:
-        """Have `work` do the units that are left; return the records of all units, in order.
+        """Process the remaining units with `work`; return the records of all units, in order.
 
         Raises:
             AlignError: units failed and are not to be skipped; or the run cannot continue.
@@ -153,7 +153,7 @@ def _without_stop(sentence: str) -> str:
 
 
 class Part(Protocol):
-    """A part of the result, and how many rows of the input it deals with."""
+    """A part of the result, and the number of input rows it covers."""
 
     @property
     def index(self) -> int: ...
@@ -175,7 +175,7 @@ def write_parts(
     workers: int,
     on_progress: OnProgress,
 ) -> list[Record]:
-    """Write the `parts` that earlier runs left no record of, on `workers` threads.
+    """Write the `parts` without a record from earlier runs, on `workers` threads.
 
     Returns:
         The records of all parts, in order.
@@ -200,11 +200,11 @@ def write_shard_unit(
     file: str | None = None,
     counts: Callable[[], Any] | None = None,
 ) -> UnitRecord:
-    """Write unit `index` of a dataset of ours, none of whose units can be done without; `read`
-    names its first shard in messages.
+    """Write unit `index` of an AlignStack dataset, where every unit is required; `read` names
+    its first shard in messages.
 
     Raises:
-        AlignError: it cannot be read or written.
+        AlignError: the unit cannot be read or written.
     """
     try:
         return write_unit(output, index, schema, batches, file=file, counts=counts)
@@ -219,10 +219,11 @@ def write_shard_unit(
 def write_dataset(
     output: Storage, config: dict[str, Any], write: Callable[[], Manifest], *, overwrite: bool
 ) -> Dataset:
-    """The dataset in `output`: finished already by a run of `config`, or written now by `write`.
+    """Return the dataset in `output` if a run of `config` has finished it, else write it with
+    `write`.
 
     Raises:
-        InputError: `output` holds something else, or cannot be written to.
+        InputError: `output` holds something else, or is not writable.
         AlignError: another run is writing there, or `write` raises it.
     """
     if open_output(output, config, overwrite=overwrite) is OutputState.FINISHED:

@@ -1,4 +1,4 @@
-"""The demo that ships with the package: real pairs and a small CLIP that scores them."""
+"""Demo data shipped with the package: real pairs and a small CLIP to score them."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""From a location to the pyarrow file system that holds it and the path there."""
+"""pyarrow file systems for locations."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def is_remote(location: str) -> bool:
 
 
 def normal_location(location: str | os.PathLike[str]) -> str:
-    """`location` as an absolute path, or as a URI without a slash at its end.
+    """Return `location` as an absolute path, or as a URI without trailing slash.
 
     Raises:
         InputError: it is a URI that carries options or credentials, or names no bucket.
@@ -39,7 +39,7 @@ def normal_location(location: str | os.PathLike[str]) -> str:
     rest = rest.rstrip("/")
     bucket = rest.partition("/")[0]
     if scheme in (*_S3, *_GCS) and (_QUERY.search(rest) or "@" in bucket or ":" in bucket):
-        raise InputError(  # which repeats nothing: there may be a secret in it
+        raise InputError(  # does not quote the location, which may hold a secret
             f"a location {scheme}://… may not carry options or credentials; give them with "
             "--storage-options, or in the environment."
         )
@@ -49,16 +49,16 @@ def normal_location(location: str | os.PathLike[str]) -> str:
 
 
 def lies_within(location: str, folder: str) -> bool:
-    """Whether `location` is `folder` or something in it, links on this machine followed."""
+    """Whether `location` is `folder` or inside it, after resolving local links."""
     inner, outer = (_real(normal_location(place)) for place in (location, folder))
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
 
 
 def open_filesystem(location: str, options: StorageOptions) -> tuple[fs.FileSystem, str]:
-    """The file system of `location`, which `normal_location` gave, and its path there.
+    """Return the file system of `location`, as normalised by `normal_location`, and its path there.
 
     Raises:
-        InputError: there is none of its kind, or it cannot be reached.
+        InputError: the file system is unknown or unreachable.
     """
     if not is_remote(location):
         return fs.LocalFileSystem(), location
@@ -88,8 +88,8 @@ def _real(location: str) -> str:
     return location if is_remote(location) else os.path.realpath(location)
 
 
-# A client costs a thread pool and a handshake, so it is shared; never with a process that was
-# forked off, whose threads are gone.
+# A client costs a thread pool and a handshake, so it is shared, but not with a forked process,
+# which lacks the threads.
 @lru_cache(_OPEN_AT_ONCE)
 def _s3(options: StorageOptions, region: str, _process: int) -> fs.FileSystem:
     endpoint, scheme = _endpoint(options)
@@ -104,12 +104,12 @@ def _s3(options: StorageOptions, region: str, _process: int) -> fs.FileSystem:
         connect_timeout=options.connect_timeout,
         request_timeout=options.request_timeout,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=options.retries),
-        allow_delayed_open=True,  # a small file is then one request, not three
+        allow_delayed_open=True,  # one request instead of three for a small file
     )
 
 
 def _endpoint(options: StorageOptions) -> tuple[str | None, str | None]:
-    """`host:port` and the scheme; those of the options go before the environment's."""
+    """`host:port` and scheme; options take precedence over the environment."""
     given = (
         options.endpoint_override
         or os.environ.get("AWS_ENDPOINT_URL_S3")

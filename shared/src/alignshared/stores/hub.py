@@ -1,4 +1,4 @@
-"""`hf://` locations: datasets of the Hugging Face Hub, for reading."""
+"""`hf://` locations: reading datasets from the Hugging Face Hub."""
 
 import os
 import urllib.error
@@ -16,7 +16,7 @@ _PROBE_TIMEOUT_S = 10
 
 
 def require_hub() -> None:
-    """Raise OSError, which says why, unless the Hub answers.
+    """Raise OSError with the cause unless the Hub responds.
 
     The Hub's own client tries for half a minute, a line of log for each try.
     """
@@ -28,7 +28,7 @@ def require_hub() -> None:
     try:
         urllib.request.urlopen(request, timeout=_PROBE_TIMEOUT_S).close()
     except urllib.error.HTTPError:
-        return  # It answers, which is all that was asked.
+        return  # Any answer will do.
     except OSError as error:
         raise OSError(f"{constants.ENDPOINT} does not answer: {_first_line(error)}") from error
 
@@ -38,7 +38,7 @@ def hub_filesystem() -> fs.FileSystem:
 
     Raises:
         InputError: huggingface-hub is not installed.
-        OSError: the Hub does not answer.
+        OSError: the Hub does not respond.
     """
     return _hub_filesystem(os.getpid())
 
@@ -79,7 +79,7 @@ class _HubHandler(fs.FSSpecHandler):
 def _as_os_error() -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Which HTTP client it uses, and so whose errors these are, changes with its version.
+    # The HTTP client, and with it the error types, varies with the version.
     client_errors = [kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception)]
     try:
         yield

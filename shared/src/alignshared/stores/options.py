@@ -1,8 +1,8 @@
-"""How object stores are reached: endpoint, region, credentials, patience.
+"""Object store connection settings: endpoint, region, credentials, retries, timeouts.
 
-One set of options holds for the whole process. What is not given comes from the environment, as
-with any S3 tool: `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `~/.aws`. Options are
-secrets: they are shown nowhere and written nowhere, neither in manifests nor in logs.
+One set of options applies to the whole process. Unset options come from the environment, as with
+any S3 tool: `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, `~/.aws`. Options are secrets
+and never appear in manifests or logs.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StorageOptions:
-    """What `--storage-options KEY=VALUE` may say; None leaves it to the environment.
+    """Keys of `--storage-options KEY=VALUE`; None defers to the environment.
 
     `endpoint_override` is `host:port` or a URL; `retries` counts attempts at a request; timeouts
     are in seconds.
@@ -44,10 +44,10 @@ _current = StorageOptions()
 
 
 def parse_storage_options(pairs: Iterable[str]) -> StorageOptions:
-    """The options that `pairs` of the form `KEY=VALUE` give.
+    """Parse `pairs` of the form `KEY=VALUE`.
 
     Raises:
-        InputError: a key is not known, or a value cannot be; the message never repeats a value.
+        InputError: unknown key or invalid value; the message never repeats a value.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -69,12 +69,12 @@ def use_storage_options(options: StorageOptions) -> None:
 
 
 def current_storage_options() -> StorageOptions:
-    """The options that hold in this process."""
+    """Options of this process."""
     return _current
 
 
 def carrying_storage_options(make: Callable[[], T]) -> Callable[[], T]:
-    """`make`, to be called in another process, where the options of this one are used first."""
+    """Wrap `make` for another process, which then uses this one's storage options."""
     return partial(_make_with, _current, make)
 
 

@@ -1,12 +1,11 @@
 """A folder, on disk or in an object store, addressed by relative POSIX paths.
 
-A reader never meets half a file. On disk a file is written under a temporary name and renamed when
-it is whole. An object store has no renaming, only copying and deleting, and pyarrow cannot abandon
-an upload: closing it, which also happens when the writer fails, puts what was sent so far under the
-name. So for an object store a file is gathered in a temporary file on this machine, and sent at
-once when it is whole.
+Readers never see partial files. On disk a file is written under a temporary name and renamed when
+complete. Object stores cannot rename, and pyarrow cannot abort an upload: closing it, even after an
+error, publishes what was sent so far. Files for an object store are therefore written to a local
+temporary file and uploaded once complete.
 
-pyarrow's file systems do the work; `storage_options` says how stores are reached.
+Access goes through pyarrow file systems; `storage_options` holds the connection settings.
 """
 
 import errno
@@ -31,7 +30,7 @@ from alignshared.stores.options import current_storage_options
 
 
 class HashingSink:
-    """A binary file that counts and hashes (SHA-256) what is written through it."""
+    """A binary file that counts and hashes (SHA-256) everything written to it."""
 
     def __init__(self, raw: pa.NativeFile | IO[bytes], location: str) -> None:
         self._raw = raw
@@ -84,8 +83,7 @@ class HashingSink:
 class Storage:
     """A folder at `location`: a local path or a URI such as `s3://bucket/prefix`.
 
-    It is reached with the storage options that hold where it is made, and takes them along when it
-    is sent to another process.
+    It keeps the storage options in force at its creation, also when sent to another process.
 
     Raises:
         InputError: the URI carries options or credentials, or names no bucket.
@@ -116,7 +114,7 @@ class Storage:
         return self._filesystem_and_root[0]
 
     def path(self, name: str = "") -> str:
-        """Where `name` lies in the file system.
+        """Path of `name` in the file system.
 
         Raises:
             InputError: `name` is absolute or leaves the folder.
@@ -138,7 +136,7 @@ class Storage:
         """Names of the files and folders directly inside, sorted; empty when there is no folder.
 
         Raises:
-            InputError: there is a file in its place.
+            InputError: it is a file.
         """
         return sorted(info.base_name for info in self.infos())
 
@@ -146,7 +144,7 @@ class Storage:
         """The files and folders directly inside, or, if `recursive`, at any depth, in no order.
 
         Raises:
-            InputError: there is a file in its place, or the store does not answer.
+            InputError: it is a file, or the store does not respond.
         """
         selector = fs.FileSelector(self.path(), allow_not_found=True, recursive=recursive)
         try:
@@ -160,7 +158,7 @@ class Storage:
         """Type, size and time of the file or folder `name`, or of this folder itself.
 
         Raises:
-            InputError: the store does not answer.
+            InputError: the store does not respond.
         """
         path = self.path(name)
         try:
@@ -176,7 +174,7 @@ class Storage:
         """Open `name` for reading at any position.
 
         Raises:
-            InputError: there is no such file, or it cannot be read.
+            InputError: the file is missing or unreadable.
         """
         try:
             return self.filesystem.open_input_file(self.path(name))
@@ -194,12 +192,12 @@ class Storage:
 
     @contextmanager
     def writing(self, name: str, *, durable: bool = True) -> Iterator[HashingSink]:
-        """Write `name` whole or not at all: it appears under its name only when the block succeeds.
+        """Write `name` atomically: it appears only when the block succeeds.
 
         On disk it is flushed before it appears, unless it need not be `durable`.
 
         Raises:
-            InputError: the folder cannot be written to.
+            InputError: the folder is not writable.
             AlignError: the disk is full.
         """
         if self.location.startswith("hf://"):
@@ -212,7 +210,7 @@ class Storage:
 
     @contextmanager
     def _renaming(self, final: str, durable: bool) -> Iterator[HashingSink]:
-        # Shared: a writer that was given up may still be at the same file.
+        # Shared: an abandoned writer may still be writing the same file.
         with atomic.file(Path(final), shared=True, durable=durable) as unfinished:
             try:
                 self.filesystem.create_dir(os.path.dirname(final), recursive=True)
@@ -231,7 +229,7 @@ class Storage:
             yield sink
             gathered.flush()
             with self.filesystem.open_output_stream(final) as stream:
-                if sink.bytes_written:  # One call, so that nothing comes in between.
+                if sink.bytes_written:  # one call, so that nothing comes in between
                     with mmap.mmap(gathered.fileno(), 0, access=mmap.ACCESS_READ) as content:
                         stream.write(content)
 
@@ -239,13 +237,13 @@ class Storage:
         return InputError(f"{self.location} cannot be reached: {one_line(error)}.")
 
     def write_bytes(self, name: str, data: bytes, *, durable: bool = True) -> str:
-        """Write `data` as the file `name` as `writing` does; return its SHA-256."""
+        """Write `data` atomically as the file `name`; return its SHA-256."""
         with self.writing(name, durable=durable) as sink:
             sink.write(data)
         return sink.sha256
 
     def write_json(self, name: str, data: Any) -> str:
-        """Write `data` as indented JSON; returns the file's SHA-256."""
+        """Write `data` as indented JSON; return the file's SHA-256."""
         text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False)
         return self.write_bytes(name, text.encode() + b"\n")
 
@@ -253,7 +251,7 @@ class Storage:
         """The parsed JSON file `name`.
 
         Raises:
-            InputError: there is no such file, or it is not JSON.
+            InputError: the file is missing or not JSON.
         """
         try:
             return json.loads(self.read_bytes(name))
@@ -261,7 +259,7 @@ class Storage:
             raise InputError(f"{name} in {self.location} is not JSON: {error}.") from error
 
     def delete(self, name: str) -> None:
-        """Delete the file or folder `name`; fine if it is not there."""
+        """Delete the file or folder `name`, if it exists."""
         path = self.path(name)
         kind = self.filesystem.get_file_info(path).type
         if kind == fs.FileType.Directory:

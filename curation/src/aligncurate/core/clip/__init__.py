@@ -1,6 +1,6 @@
-"""CLIP: from images and captions to unit embeddings, and from these to scores.
+"""CLIP: unit embeddings of images and captions, and scores.
 
-The only place that imports open_clip.
+Nothing else imports open_clip.
 """
 
 from aligncurate.core.clip.model import ClipModel, available_gpus, one_torch_thread, score_pairs

@@ -1,4 +1,4 @@
-"""The CLIP model: loading it, checking that it is what it should be, and embedding with it."""
+"""The CLIP model: loading, checks, and embedding."""
 
 import pickle
 import zipfile
@@ -25,7 +25,7 @@ from alignshared.errors import one_line
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_DETAIL = 300
-# What torch and safetensors raise for what is no weights file, KeyError for an unknown opcode.
+# Errors of torch and safetensors for other files; KeyError is an unknown opcode.
 _UNREADABLE = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -33,7 +33,7 @@ _UNREADABLE = (
     EOFError,
     KeyError,
 )
-# What open_clip raises for weights of another shape or kind.
+# Errors of open_clip for weights of another shape or kind.
 _MISFITS = (
     RuntimeError,
     IndexError,
@@ -47,9 +47,9 @@ _PROBE = "a photo of a red bicycle leaning against a wall"
 
 
 class ClipModel:
-    """A CLIP in evaluation mode on one device; safe to call from several threads.
+    """A CLIP in evaluation mode on one device; thread-safe.
 
-    Weights are held in `precision` throughout: on CPU autocast would cast them anew at every call.
+    Weights stay in `precision`, since autocast on CPU would convert them at every call.
 
     Raises:
         InputError: the weights do not fit the architecture or are not a safe file, or the device
@@ -69,7 +69,7 @@ class ClipModel:
         self.device = torch.device(device)
         self.dtype = _DTYPES[precision]
         self._name = resolved.name
-        # open_clip's towers carry no types.
+        # open_clip's towers are untyped.
         self._model: Any = _load(resolved).to(device=self.device, dtype=self.dtype).eval()
         self._tokenizer: Any = _tokenizer(resolved)
         self._causal_text = _causal_text_tower(self._model)
@@ -94,10 +94,9 @@ class ClipModel:
     def embed_captions(
         self, captions: Sequence[str]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Unit embeddings [N, d] float32 of `captions`, and which were longer than the tower
-        reads.
+        """Return unit embeddings [N, d] float32 of `captions`, and which exceeded the context.
 
-        The others have the same embeddings, to the bit, whatever is done with long captions.
+        The treatment of long captions leaves the embeddings of the others unchanged to the bit.
         """
         tokens = self._tokenizer(list(captions))
         truncated = self._truncated(captions, tokens)
@@ -117,8 +116,8 @@ class ClipModel:
     def _mean_of_windows(
         self, first_ND: npt.NDArray[np.float32], windows: list[torch.Tensor], batch_size: int
     ) -> npt.NDArray[np.float32]:
-        """Unit vectors [N, d] along the mean of the unit embeddings of each caption's windows, the
-        first of which are known.
+        """Unit vectors [N, d] along the mean unit embedding of each caption's windows, given those
+        of the first windows.
         """
         later = torch.cat([rows[1:] for rows in windows])
         caption = np.repeat(np.arange(len(windows)), [len(rows) - 1 for rows in windows])
@@ -130,8 +129,8 @@ class ClipModel:
         return (total_ND / lengths).astype(np.float32)
 
     def _truncated(self, captions: Sequence[str], tokens_NL: torch.Tensor) -> npt.NDArray[np.bool_]:
-        # A caption that fills its row either fits exactly or was cut; a longer row tells which.
-        # Some tokenizers end with the token they pad with, so the last place alone says nothing.
+        # A caption that fills its row either fits exactly or was cut; a longer row shows which.
+        # Some tokenizers end with their padding token, so the last position alone is inconclusive.
         pad = padding_of(self._tokenizer)
         used_N = used_tokens(tokens_NL, pad)
         truncated = np.zeros(len(captions), dtype=np.bool_)
@@ -143,11 +142,11 @@ class ClipModel:
         return truncated
 
     def _check(self) -> None:
-        """Evaluation mode; one caption, embedded twice in one batch, gives cosine 1; trimming
-        padding changes nothing.
+        """Check evaluation mode, that a caption embedded twice in one batch gives cosine 1, and
+        that trimming padding changes nothing.
 
         Raises:
-            AlignError: one of these fails, so the scores would mean nothing.
+            AlignError: a check fails, so the scores would be meaningless.
         """
         tolerance = 1e-4 if self.dtype == torch.float32 else 2e-2
         if self._model.training:
@@ -169,9 +168,7 @@ class ClipModel:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Have every calling thread compute on its own core alone, rather than each of them on all
-    cores.
-    """
+    """Limit torch to one core per calling thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -188,7 +185,7 @@ def available_gpus() -> int:
 def score_pairs(
     image_embeddings_ND: npt.NDArray[np.float32], text_embeddings_ND: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Scores [N] float32: row by row the cosine of unit embeddings, kept inside [-1, 1]."""
+    """Scores [N] float32: row-wise cosine of unit embeddings, clamped to [-1, 1]."""
     cosines = np.einsum("nd,nd->n", image_embeddings_ND, text_embeddings_ND, dtype=np.float32)
     return np.clip(cosines, -1.0, 1.0)
 
@@ -242,7 +239,9 @@ def _unit(embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 def _causal_text_tower(model: Any) -> Any | None:
-    """open_clip's text tower if no token sees a later one, so that cutting padding is exact."""
+    """Return open_clip's text tower if it is causal, so that trimming padding is exact; else
+    None.
+    """
     tower = getattr(model, "text", model)
     pooling = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
     causal = getattr(tower, "attn_mask", None) is not None
@@ -251,10 +250,10 @@ def _causal_text_tower(model: Any) -> Any | None:
 
 
 def _encode_trimmed(tower: Any, tokens_NL: torch.Tensor) -> torch.Tensor:
-    """Text features [N, d], read only as far as the longest caption of the batch reaches.
+    """Text features [N, d], computed only up to the longest caption of the batch.
 
-    Follows open_clip's `encode_text` on fewer columns. The mask is causal, so a caption's last
-    token never sees the padding behind it.
+    Follows open_clip's `encode_text` on fewer columns. With the causal mask, a caption's last
+    token never sees the padding after it.
     """
     pooling = getattr(tower, "text_pool_type", None) or tower.pool_type
     end_id = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))

@@ -1,4 +1,4 @@
-"""The CLIP that a manifest names, found again: the same weights, to the byte."""
+"""The CLIP named in a manifest, verified to have the same weights, byte for byte."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,11 +13,11 @@ from alignshared import InputError, ModelInfo
 
 
 def resolve_recorded(info: ModelInfo, lies_at: str | None = None) -> ResolvedClip:
-    """The model of `info`; its weights file, or the folder that holds a model of its own, may now
-    lie at `lies_at`.
+    """Resolve the model of `info`; `lies_at` overrides the path of its weights file or model
+    folder.
 
     Raises:
-        InputError: it cannot be found, or what is there has other weights.
+        InputError: the model is missing or has other weights.
     """
     resolved = _found(info, lies_at)
     if resolved.weights_sha256 != info.weights_sha256:
@@ -47,7 +47,7 @@ def _found(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
     tag = open_clip.get_pretrained_cfg(info.name, info.weights)
     if not tag:
         return resolved
-    # A file cannot say how it was trained; the tag that it was known by then does.
+    # A file does not say how it was trained; its recorded tag does.
     preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), tag)
     return replace(
         resolved,
@@ -57,7 +57,7 @@ def _found(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
 
 
 def _own_weights(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
-    """Whether it is the demo, a folder or a Hub model, which bring their own weights."""
+    """Whether the model is the demo, a folder or a Hub model, which include weights."""
     if lies_at is not None:
         if not Path(lies_at).is_dir():
             raise InputError(

@@ -1,6 +1,4 @@
-"""From the words --model and --weights to files: which architecture, which weights, which
-activation.
-"""
+"""Architecture, weights and activation from the values of --model and --weights."""
 
 import hashlib
 import json
@@ -19,7 +17,7 @@ from alignshared import InputError, ModelInfo, demo
 
 DEFAULT_TAG = "openai"
 WEIGHTS_CACHE = Path("~/.cache/alignstack/weights")
-"""Folder for weights placed by hand: `<model>/<tag>.safetensors` (or `.pt`)."""
+"""Folder for manually placed weights: `<model>/<tag>.safetensors` (or `.pt`)."""
 
 _CONFIG_FILE = "open_clip_config.json"
 _WEIGHTS_FILES = (
@@ -31,11 +29,11 @@ _WEIGHTS_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class ResolvedClip:
-    """A CLIP whose weights are on this machine; can be sent to workers, holds no tensors.
+    """A CLIP whose weights are on this machine; holds no tensors and can be sent to workers.
 
-    `open_clip_name` is what open_clip's factory takes; `preprocess` is open_clip's image
-    preprocessing configuration, `image_size` the pixels per side, `embedding_dim` the width of the
-    joint space, `view` how images are framed where that is not the model's own way.
+    `open_clip_name` is the argument of open_clip's factory; `preprocess` its image preprocessing
+    configuration; `image_size` the pixels per side; `embedding_dim` the width of the joint
+    space; `view` the framing, if not the model's own.
     """
 
     name: str
@@ -50,7 +48,7 @@ class ResolvedClip:
     view: View | None = None
 
     def with_view(self, view: View | None) -> "ResolvedClip":
-        """The same model with images framed as `view` says; None leaves them as they are."""
+        """Return the model with images framed as `view`; None changes nothing."""
         if view is None:
             return self
         return replace(self, preprocess=preprocess_of_view(self.preprocess, view), view=view)
@@ -58,7 +56,7 @@ class ResolvedClip:
     def info(
         self, precision: Precision, *, long_captions: str | None = None, decode: str | None = None
     ) -> ModelInfo:
-        """The model and its settings, as the manifest records them."""
+        """Model and settings for the manifest."""
         return ModelInfo(
             name=self.name,
             weights=self.weights,
@@ -72,14 +70,14 @@ class ResolvedClip:
 
 
 def resolve_clip(name: str, weights: str | None = None) -> ResolvedClip:
-    """Find the model `name` with `weights`, downloading them where that is possible.
+    """Find the model `name` with `weights`, downloading them if possible.
 
     `name` is `demo` (shipped), an open_clip architecture, `hf-hub:org/repo`, or a folder with an
     open_clip configuration and weights. `weights` is a pretrained tag or a weights file
-    (safetensors, or a PyTorch file that loads without running code); only architectures take one.
+    (safetensors, or a PyTorch file that loads without running code), for architectures only.
 
     Raises:
-        InputError: no such model or tag, or the weights are neither here nor to be downloaded.
+        InputError: no such model or tag, or the weights are neither here nor downloadable.
     """
     if name == "demo":
         return _from_folder("demo", demo.clip_path(), weights)
@@ -199,7 +197,7 @@ def _tagged_weights(name: str, tag: str, config: dict[str, Any]) -> Path:
 
 
 def _with_safe_names(file: str) -> list[str]:
-    """`file`, and before it the names under which its safetensors go."""
+    """Return `file`, preceded by the names of its safetensors versions."""
     if not file:
         return list(_WEIGHTS_FILES)
     return list(dict.fromkeys([_WEIGHTS_FILES[0], f"{Path(file).stem}.safetensors", file]))

@@ -1,8 +1,8 @@
-"""What of an image the model sees: open_clip's own resizing and cropping, kept as 8-bit pixels.
+"""The model's view of an image: open_clip's resizing and cropping, as 8-bit pixels.
 
-open_clip's transform ends in two steps that turn pixels into normalised floats. Those run once per
-batch on the model's device instead, with the same arithmetic, so an image travels at a quarter of
-the bytes.
+The last two steps of open_clip's transform, conversion to floats and normalisation, run once per
+batch on the model's device with the same arithmetic, so images are sent at a quarter of the
+bytes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PixelView = Callable[[Image.Image], npt.NDArray[np.uint8]]
 
 
 def preprocess_of_view(preprocess: dict[str, Any], view: View) -> dict[str, Any]:
-    """open_clip's image preprocessing configuration `preprocess`, changed to frame as `view`."""
+    """Return open_clip's image preprocessing configuration `preprocess` with framing `view`."""
     if view == "crop":
         return preprocess | {"resize_mode": "shortest"}
     mean = tuple(int(255 * channel) for channel in preprocess["mean"])
@@ -28,8 +28,8 @@ def preprocess_of_view(preprocess: dict[str, Any], view: View) -> dict[str, Any]
 
 
 def pixel_view(preprocess: dict[str, Any]) -> PixelView:
-    """The function from an RGB image to its pixels [H, W, 3] uint8 as open_clip's `preprocess`
-    frames it.
+    """Return a function from an RGB image to pixels [H, W, 3] uint8, framed by open_clip's
+    `preprocess`.
     """
     transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
     steps: list[Any] = transform.transforms if isinstance(transform, Compose) else []
@@ -51,7 +51,7 @@ def pixel_view(preprocess: dict[str, Any]) -> PixelView:
 
 
 def _at_least_a_line(image: Image.Image, size: int) -> Image.Image:
-    """`image`, made thicker if its shorter side would be resized to less than a pixel."""
+    """Thicken `image` if its shorter side would be resized to less than a pixel."""
     thinnest = -(-max(image.size) // size)
     if min(image.size) >= thinnest:
         return image
