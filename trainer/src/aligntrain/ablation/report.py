@@ -1,12 +1,13 @@
-"""What an ablation came to, as Markdown for people, JSON and CSV for programs, SVG to look at."""
+"""The report of an ablation: Markdown, JSON, CSV, and a figure."""
 
 import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from alignshared import atomic
 from aligntrain.ablation.compare import (
@@ -17,21 +18,31 @@ from aligntrain.ablation.compare import (
     Line,
     expected_by_chance,
 )
+from aligntrain.ablation.questions import QuestionSet
+from aligntrain.ablation.runs import Ablation
+from aligntrain.charts import Axis
 from aligntrain.evaluate.intervals import Interval
 from aligntrain.evaluate.short_answers import ALL, constant_answers
 from aligntrain.runs.folder import versions_of
-
-if TYPE_CHECKING:
-    from aligntrain.ablation.runner import Ablation, Outcome
-from html import escape
-
-from aligntrain.charts import Axis
 
 REPORT = "ablation.md"
 FIGURE = "ablation.svg"
 
 
-def write_outcome(folder: Path, outcome: "Outcome") -> None:
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Results of an ablation: `comparisons` by metric, the reason of each `failed` run by its name,
+    and the names of `unasked` runs, whose models were gone before they could be asked.
+    """
+
+    ablation: Ablation
+    question_set: QuestionSet
+    comparisons: list[Comparison]
+    failed: dict[str, str]
+    unasked: list[str]
+
+
+def write_outcome(folder: Path, outcome: Outcome) -> None:
     """Write `ablation.md`, `.json`, `.csv` and `.svg` into `folder`, each whole."""
     content = {
         REPORT: markdown(outcome),
@@ -44,8 +55,8 @@ def write_outcome(folder: Path, outcome: "Outcome") -> None:
         atomic.write(folder / name, text)
 
 
-def markdown(outcome: "Outcome") -> str:
-    """The report: what was done, a table for each metric, what was not asked, and what failed."""
+def markdown(outcome: Outcome) -> str:
+    """Return the report: introduction, a table for each metric, unasked runs, and failures."""
     lines = [f"# Ablation {outcome.ablation.design.name}", "", _introduction(outcome)]
     chance = expected_by_chance(outcome.comparisons)
     if chance:
@@ -53,7 +64,7 @@ def markdown(outcome: "Outcome") -> str:
             f"Were there no differences at all, about {chance:.1f} of those judged here would yet "
             "be called better or worse."
         )
-    if not outcome.asked.questions:
+    if not outcome.question_set.questions:
         lines += ["", "No question was asked: nothing with a short answer is held out."]
     if outcome.comparisons:
         lines += ["", f"![Differences by variant]({FIGURE})"]
@@ -73,14 +84,14 @@ def markdown(outcome: "Outcome") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _introduction(outcome: "Outcome") -> str:
+def _introduction(outcome: Outcome) -> str:
     ablation = outcome.ablation
-    variants = {cell.variant for cell in ablation.cells if cell.phase == "finetune"}
+    variants = {run.variant for run in ablation.runs if run.phase == "finetune"}
     seeds = len(ablation.seeds)
     return (
         f"Recipe `{ablation.design.recipe}`, {len(variants)} "
         f"variant{'s' if len(variants) > 1 else ''}, {seeds} seed{'s' if seeds > 1 else ''}; "
-        f"{sum(cell.finished for cell in ablation.cells)} of {len(ablation.cells)} runs are "
+        f"{sum(run.finished for run in ablation.runs)} of {len(ablation.runs)} runs are "
         f"finished. Differences are from `{ablation.design.baseline}`, paired by seed. In brackets "
         "the 95 % interval of the mean by Student's t; a difference whose interval holds 0 is "
         f"within noise, and fewer than {LEAST_SEEDS} pairs are too few to say. The noise is that "
@@ -89,17 +100,17 @@ def _introduction(outcome: "Outcome") -> str:
     )
 
 
-def kinds_of(outcome: "Outcome") -> dict[str, tuple[int, int]]:
-    """By kind, and of all together, how many questions were asked, and how many of them the best
-    constant answer to each kind gets right.
+def kinds_of(outcome: Outcome) -> dict[str, tuple[int, int]]:
+    """Return, by kind and for all, the number of questions and how many of them the best constant
+    answer to each kind gets right.
     """
-    kinds = constant_answers(outcome.asked.questions)
+    kinds = constant_answers(outcome.question_set.questions)
     count, right = (sum(numbers[at] for numbers in kinds.values()) for at in (0, 1))
     return {ALL: (count, right)} | kinds
 
 
 def heading(comparison: Comparison, kinds: Mapping[str, tuple[int, int]]) -> str:
-    """What `comparison` compares, in which unit; `kinds` are those of `kinds_of`."""
+    """Return metric and unit of `comparison`; `kinds` come from `kinds_of`."""
     if comparison.lower_is_better:
         return f"{comparison.metric.capitalize()} (nats a token, less is better)"
     kind = comparison.metric.removeprefix(RIGHT)
@@ -111,14 +122,14 @@ def heading(comparison: Comparison, kinds: Mapping[str, tuple[int, int]]) -> str
     )
 
 
-def _versions(ablation: "Ablation") -> dict[str, list[str]]:
-    """Of each package those that the runs which have begun were made with, which may be several."""
-    found: dict[str, set[str]] = {}
-    for cell in ablation.cells:
-        if cell.begun:
-            for package, version in versions_of(cell.folder).items():
-                found.setdefault(package, set()).add(version)
-    return {package: sorted(versions) for package, versions in found.items()}
+def _versions(ablation: Ablation) -> dict[str, list[str]]:
+    """Return the versions of each package that the started runs were made with."""
+    versions: dict[str, set[str]] = {}
+    for run in ablation.runs:
+        if run.begun:
+            for package, version in versions_of(run.folder).items():
+                versions.setdefault(package, set()).add(version)
+    return {package: sorted(several) for package, several in versions.items()}
 
 
 def _table(comparison: Comparison) -> list[str]:
@@ -147,7 +158,7 @@ def _escaped(text: str) -> str:
     return clean.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("`", "'")
 
 
-def _plain(outcome: "Outcome") -> dict[str, Any]:
+def _plain(outcome: Outcome) -> dict[str, Any]:
     ablation = outcome.ablation
     return {
         "name": ablation.design.name,
@@ -157,16 +168,16 @@ def _plain(outcome: "Outcome") -> dict[str, Any]:
         "pretrain_data": ablation.pretrain_data,
         "finetune_data": ablation.finetune_data,
         "questions": {
-            "file": outcome.asked.file,
-            "sha256": outcome.asked.sha256,
+            "file": outcome.question_set.file,
+            "sha256": outcome.question_set.sha256,
             "kinds": {
                 kind: {"asked": count, "constant": right / count}
-                for kind, (count, right) in constant_answers(outcome.asked.questions).items()
+                for kind, (count, right) in constant_answers(outcome.question_set.questions).items()
             },
         },
         "runs": {
-            cell.name: {"seconds": cell.seconds, "start": cell.start and cell.start.name}
-            for cell in ablation.cells
+            run.name: {"seconds": run.seconds, "start": run.start and run.start.name}
+            for run in ablation.runs
         },
         "comparisons": [asdict(comparison) for comparison in outcome.comparisons],
         "unasked": outcome.unasked,
