@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from alignshared import AlignError, InputError
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
 from aligntrain.ablation.design import design_names, load_design
-from aligntrain.ablation.report import draw
+from aligntrain.ablation.figure import draw
 from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
 from aligntrain.ablation.runs import runs_of
+from aligntrain.charts import svg
 from aligntrain.cli import app
 from aligntrain.train import run as running
 
@@ -82,7 +83,7 @@ def test_differences_are_paired_and_judged() -> None:
 
 def test_the_figure_is_well_formed_and_escaped() -> None:
     values = {"base": {0: 0.1, 1: 0.2, 2: 0.3}, "a": {0: 0.2, 1: 0.2, 2: 0.2}}
-    one = ElementTree.fromstring(draw([compare("right, <b>", values, "base")]))
+    one = ElementTree.fromstring(svg(draw([compare("right, <b>", values, "base")])))
     texts = [element.text for element in one.iter() if element.text]
     assert "right, <b>" in texts
     assert "a" in texts
@@ -93,15 +94,17 @@ def test_nothing_in_the_figure_is_cut_or_squeezed() -> None:
     values = {"base": {0: 0.1, 1: 0.2, 2: 0.3}, long: {0: 0.2, 1: 0.2, 2: 0.2}}
     two = {"base": {0: 0.1, 1: 0.2}, "two": {0: 0.2, 1: 0.2}}
     drawn = [compare(f"right, {'kind of question ' * 3}{n}", values, "base") for n in range(7)]
-    svg = ElementTree.fromstring(draw([*drawn, compare(LOSS, two, "base")]))
-    assert float(svg.attrib["width"]) < 1200  # three panels side by side, and no more
-    texts = [element for element in svg.iter() if element.text]
+    figure = ElementTree.fromstring(svg(draw([*drawn, compare(LOSS, two, "base")])))
+    assert (
+        float(figure.attrib["width"].removesuffix("pt")) < 1200
+    )  # three panels side by side, and no more
+    texts = [element for element in figure.iter() if element.text]
     names = [element for element in texts if element.text == long]
     assert len(names) == 3  # beside each row of panels
     assert all(float(element.attrib["x"]) > 6 * len(long) for element in names)
     assert max(len(e.text or "") for e in texts if (e.text or "").startswith("right, ")) <= 36
     # The interval of two seeds would be 12.7 standard errors to each side.
-    wide = [e for e in svg.iter() if e.attrib.get("stroke-width") == "2"]
+    wide = [e for e in figure.iter() if "stroke-width: 2;" in e.attrib.get("style", "")]
     assert len(wide) == 7
 
 
