@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from alignshared import AlignError, InputError
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
 from aligntrain.ablation.design import design_names, load_design
-from aligntrain.ablation.report import draw
+from aligntrain.ablation.figure import draw
 from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
-from aligntrain.ablation.runs import cells_of
+from aligntrain.ablation.runs import runs_of
+from aligntrain.charts import svg
 from aligntrain.cli import app
 from aligntrain.train import run as running
 
@@ -28,19 +29,19 @@ def test_what_ships_can_be_read() -> None:
 
 
 def test_pretraining_is_shared_where_it_is_the_same(tmp_path: Path) -> None:
-    cells = cells_of(load_design("demo", seeds=1), tmp_path)
-    pretrained = [cell.folder.name for cell in cells if cell.phase == "pretrain"]
+    runs = runs_of(load_design("demo", seeds=1), tmp_path)
+    pretrained = [run.folder.name for run in runs if run.phase == "pretrain"]
     assert pretrained == [
         f"{name}-seed0"
         for name in ("adaptive", "levels-4", "levels-6", "levels-10", "random-levels", "none")
     ]
-    start = {cell.variant: cell.start.name for cell in cells if cell.start is not None}
+    start = {run.variant: run.start.name for run in runs if run.start is not None}
     assert len(start) == 10
     for name in ("adaptive", "local", "global", "mean", "random-table"):
         assert start[name] == "adaptive-seed0"
     assert start["levels-6"] == "levels-6-seed0"
-    two = cells_of(load_design("demo", seeds=2, only=["mean"]), tmp_path)
-    assert [cell.name for cell in two] == [
+    two = runs_of(load_design("demo", seeds=2, only=["mean"]), tmp_path)
+    assert [run.name for run in two] == [
         f"{phase}/{name}-seed{seed}"
         for seed in (0, 1)
         for phase, name in (
@@ -82,7 +83,7 @@ def test_differences_are_paired_and_judged() -> None:
 
 def test_the_figure_is_well_formed_and_escaped() -> None:
     values = {"base": {0: 0.1, 1: 0.2, 2: 0.3}, "a": {0: 0.2, 1: 0.2, 2: 0.2}}
-    one = ElementTree.fromstring(draw([compare("right, <b>", values, "base")]))
+    one = ElementTree.fromstring(svg(draw([compare("right, <b>", values, "base")])))
     texts = [element.text for element in one.iter() if element.text]
     assert "right, <b>" in texts
     assert "a" in texts
@@ -93,15 +94,17 @@ def test_nothing_in_the_figure_is_cut_or_squeezed() -> None:
     values = {"base": {0: 0.1, 1: 0.2, 2: 0.3}, long: {0: 0.2, 1: 0.2, 2: 0.2}}
     two = {"base": {0: 0.1, 1: 0.2}, "two": {0: 0.2, 1: 0.2}}
     drawn = [compare(f"right, {'kind of question ' * 3}{n}", values, "base") for n in range(7)]
-    svg = ElementTree.fromstring(draw([*drawn, compare(LOSS, two, "base")]))
-    assert float(svg.attrib["width"]) < 1200  # three panels side by side, and no more
-    texts = [element for element in svg.iter() if element.text]
+    figure = ElementTree.fromstring(svg(draw([*drawn, compare(LOSS, two, "base")])))
+    assert (
+        float(figure.attrib["width"].removesuffix("pt")) < 1200
+    )  # three panels side by side, and no more
+    texts = [element for element in figure.iter() if element.text]
     names = [element for element in texts if element.text == long]
     assert len(names) == 3  # beside each row of panels
     assert all(float(element.attrib["x"]) > 6 * len(long) for element in names)
     assert max(len(e.text or "") for e in texts if (e.text or "").startswith("right, ")) <= 36
     # The interval of two seeds would be 12.7 standard errors to each side.
-    wide = [e for e in svg.iter() if e.attrib.get("stroke-width") == "2"]
+    wide = [e for e in figure.iter() if "stroke-width: 2;" in e.attrib.get("style", "")]
     assert len(wide) == 7
 
 
@@ -111,7 +114,7 @@ def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_proce
     assert plan_ablation(ablation).seconds is None
     outcome = ablate(ablation)
     assert outcome.failed == {}
-    assert sum(cell.phase == "pretrain" for cell in ablation.cells) == 4
+    assert sum(run.phase == "pretrain" for run in ablation.runs) == 4
     metrics = {comparison.metric: comparison for comparison in outcome.comparisons}
     assert LOSS in metrics
     assert len(metrics) >= 2  # held-out rows had short answers to ask for
@@ -135,7 +138,7 @@ def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_proce
     again = ablate(open_ablation(design, *data, output=folder, only=["mean", "none"]))
     assert again.comparisons == outcome.comparisons
     planned = plan_ablation(open_ablation(design, *data, output=folder))
-    assert {cell.variant for cell in planned.left} == {"levels-3", "random-levels"}
+    assert {run.variant for run in planned.left} == {"levels-3", "random-levels"}
     assert planned.seconds is not None
 
 

@@ -14,7 +14,7 @@ from alignshared import AlignError, InputError
 from aligntrain.ablation.compare import LOSS
 from aligntrain.ablation.design import load_design
 from aligntrain.ablation.runner import ablate, open_ablation
-from aligntrain.ablation.score import judge
+from aligntrain.ablation.score import score_run
 from aligntrain.cli import app
 from aligntrain.evaluate.short_answers import read_questions
 from aligntrain.model import AlignGPTForConditionalGeneration
@@ -84,7 +84,7 @@ def test_a_model_that_was_asked_is_gone(
     """On a GPU the next training needs its memory."""
     ablation = open_ablation(design, *data, output=tmp_path / "out", seeds=1, only=["adaptive"])
     ablate(ablation, questions=questions, keep_models=True)
-    cell = ablation.cells[1]
+    run = ablation.runs[1]
     asked = read_questions(questions)
 
     def models() -> int:
@@ -94,13 +94,13 @@ def test_a_model_that_was_asked_is_gone(
     before = models()
     gc.disable()
     try:
-        (cell.folder / "held-out.json").unlink()
-        assert not judge(cell, asked).unasked
+        (run.folder / "held-out.json").unlink()
+        assert not score_run(run, asked).unasked
         assert models() == before
         (questions.parent / "a.png").write_bytes(b"no picture")
-        (cell.folder / "held-out.json").unlink()
+        (run.folder / "held-out.json").unlink()
         with pytest.raises(AlignError, match=r"a\.png") as caught:
-            judge(cell, asked)
+            score_run(run, asked)
         assert models() == before  # though the error is still held here
         assert caught.value
     finally:

@@ -12,8 +12,9 @@ from aligntrain import terminal
 from aligntrain.ablation.compare import LOSS, RIGHT_ALL
 from aligntrain.ablation.design import load_design
 from aligntrain.ablation.questions import choose_questions
-from aligntrain.ablation.runner import Outcome, ablate, open_ablation
-from aligntrain.ablation.runs import cells_of
+from aligntrain.ablation.report import Outcome
+from aligntrain.ablation.runner import ablate, open_ablation
+from aligntrain.ablation.runs import runs_of
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -134,12 +135,12 @@ def test_a_pretraining_has_one_folder_whichever_variants_are_chosen(
 ) -> None:
     text = design.read_text(encoding="utf-8").replace("seeds:", "baseline: none\nseeds:")
     design.write_text(text.replace("  none: {", "  local: [model.mixing=local]\n  none: {"))
-    some = cells_of(load_design(design, seeds=1, only=["local"]), tmp_path)
+    some = runs_of(load_design(design, seeds=1, only=["local"]), tmp_path)
     start = next(c.start for c in some if c.variant == "local")
     assert start == tmp_path / "pretrain/adaptive-seed0"
     assert [c.name for c in some][:2] == ["pretrain/none-seed0", "finetune/none-seed0"]
-    everything = {c.folder: c for c in cells_of(load_design(design), tmp_path)}
-    assert all(everything[cell.folder] == cell for cell in some)
+    everything = {c.folder: c for c in runs_of(load_design(design), tmp_path)}
+    assert all(everything[run.folder] == run for run in some)
 
 
 def test_other_seeds_without_their_pretraining_are_named(

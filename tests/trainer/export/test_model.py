@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from alignshared import InputError
 from aligntrain.cli import app
-from aligntrain.export.model import leave
+from aligntrain.export.model import export_model
 from aligntrain.recipes import load_recipe
 from aligntrain.runs.card import licence_of, write_card
 from aligntrain.runs.folder import EXPORT, RunSpec, Start, finish, write_run
@@ -62,7 +62,7 @@ def ours(model: Any, processor: Any, picture: Any) -> tuple[torch.Tensor, Any]:
 )
 def test_a_llava_of_transformers_says_the_same(tmp_path: Path, choices: dict[str, Any]) -> None:
     model, processor = saved(tmp_path / "model", **choices)
-    done = leave(tmp_path / "model", tmp_path / "llava", "llava")
+    done = export_model(tmp_path / "model", tmp_path / "llava", "llava")
     theirs: Any = LlavaForConditionalGeneration.from_pretrained(done.output, dtype=torch.float32)
     with_it = LlavaProcessor.from_pretrained(done.output)
     # Where torchvision is installed it resizes, which rounds a few pixels the other way.
@@ -97,7 +97,7 @@ def test_the_mark_of_a_picture_is_never_written(tmp_path: Path) -> None:
         norm.weight.zero_()
         model.model.language_model.lm_head.weight.zero_()
     model.save_pretrained(tmp_path / "model")
-    done = leave(tmp_path / "model", tmp_path / "llava", "llava")
+    done = export_model(tmp_path / "model", tmp_path / "llava", "llava")
     theirs: Any = LlavaForConditionalGeneration.from_pretrained(done.output, dtype=torch.float32)
     with_it = LlavaProcessor.from_pretrained(done.output)
     inputs = with_it(images=tiny.picture(1), text="<image>\nwhat?", return_tensors="pt")
@@ -108,7 +108,7 @@ def test_the_mark_of_a_picture_is_never_written(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_is_loaded_without_this_package(tmp_path: Path) -> None:
     saved(tmp_path / "model")
-    leave(tmp_path / "model", tmp_path / "llava", "llava")
+    export_model(tmp_path / "model", tmp_path / "llava", "llava")
     script = (
         "import sys, transformers\n"
         f"folder = {str(tmp_path / 'llava')!r}\n"
@@ -126,7 +126,7 @@ def test_it_is_loaded_without_this_package(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mixing", ["adaptive", "global"])
 def test_the_llm_alone(tmp_path: Path, mixing: str) -> None:
     model, _ = saved(tmp_path / "model", mixing=mixing)
-    done = leave(tmp_path / "model", tmp_path / "llm", "llm")
+    done = export_model(tmp_path / "model", tmp_path / "llm", "llm")
     llm = AutoModelForCausalLM.from_pretrained(done.output, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(done.output)
     ids = tokenizer("a red kite", return_tensors="pt")["input_ids"]
@@ -142,7 +142,7 @@ def test_the_llm_alone_ends_its_answers_as_the_whole_model_does(tmp_path: Path) 
     model, processor = saved(tmp_path / "model", mixing="adaptive")
     model.generation_config.eos_token_id = [2, 5]  # where the LLM's own settings name 257
     model.save_pretrained(tmp_path / "model")
-    done = leave(tmp_path / "model", tmp_path / "llm", "llm")
+    done = export_model(tmp_path / "model", tmp_path / "llm", "llm")
     llm = AutoModelForCausalLM.from_pretrained(done.output)
     assert llm.generation_config.eos_token_id == [2, 5]
     tokenizer: Any = AutoTokenizer.from_pretrained(done.output)
@@ -170,7 +170,7 @@ def front_matter(card: Path) -> dict[str, Any]:
 def test_what_has_no_place(tmp_path: Path, choices: dict[str, Any], format: str, said: str) -> None:
     saved(tmp_path / "model", **choices)
     with pytest.raises(InputError, match=said):
-        leave(tmp_path / "model", tmp_path / "out", format)
+        export_model(tmp_path / "model", tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
 
 
@@ -201,7 +201,7 @@ def finished(tmp_path: Path) -> Path:
 
 
 def test_a_card_says_what_a_model_is_made_of(finished: Path, tmp_path: Path) -> None:
-    done = leave(finished, tmp_path / "llava", "llava")
+    done = export_model(finished, tmp_path / "llava", "llava")
     text = (done.output / "README.md").read_text(encoding="utf-8")
     matter = front_matter(done.output / "README.md")
     assert matter["library_name"] == "transformers"

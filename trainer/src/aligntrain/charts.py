@@ -1,103 +1,86 @@
-"""Where things stand in the figures of a report, in percent of their axes."""
+"""Figures of the reports, drawn by matplotlib and written as SVG."""
 
+import io
+import re
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, floor, log10
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aligntrain.evaluate.intervals import Interval
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """The range of an axis and its ticks: (position in percent, label)."""
-
-    low: float
-    high: float
-    ticks: list[tuple[float, str]]
-
-    @classmethod
-    def over(cls, values: Sequence[float], about: int = 5) -> "Axis":
-        """One that holds all of `values` with some space around, and nearly `about` ticks."""
-        low, high = min(values), max(values)
-        room = (high - low) * 0.06 or max(abs(low), 1.0) * 0.05
-        low, high = low - room, high + room
-        rough = (high - low) / about
-        power = 10 ** floor(log10(rough))
-        step = next(f * power for f in (1, 2, 5, 10) if f * power >= rough * 0.999)
-        digits = max(0, -floor(log10(step)))
-        axis = cls(low, high, [])
-        marks = range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)
-        axis.ticks.extend((axis.at(k * step), _number(k * step, digits)) for k in marks)
-        return axis
-
-    def at(self, value: float) -> float:
-        """Where `value` stands, in percent."""
-        return round(100 * (value - self.low) / (self.high - self.low), 3)
+INK, MUTED, RULE, PAPER = "#1f1e1b", "#67645c", "#d9d5ca", "#ffffff"
+TEAL = "#2f7f86"
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A mean with its whisker at `x`; `low` is None where there is none."""
-
-    x: float
-    label: str
-    level: int | None
-    middle: float
-    low: float | None
-    height: float
-
-
-@dataclass(frozen=True, slots=True)
-class Dots:
-    """Means side by side on one vertical axis; `zero` is where 0 stands, if it is to be drawn."""
-
-    axis: Axis
-    points: list[Point]
-    zero: float | None
+def dots(values: Sequence[tuple[str, str, Interval]], *, zero: bool = False) -> "Figure":
+    """Means with whiskers, each with its label and colour; `zero` draws a line at 0."""
+    figure = new_figure(5, 2.9)
+    axes = plain_axes(figure.add_subplot())
+    for place, (_, colour, value) in enumerate(values):
+        if value.low is not None and value.high is not None:
+            axes.plot([place, place], [value.low, value.high], color=colour, linewidth=2)
+        axes.plot(place, value.mean, "o", color=colour, markersize=9, markeredgecolor=PAPER)
+    if zero:
+        axes.axhline(0, color=INK, linewidth=1.5, zorder=1)
+    axes.set_xticks(range(len(values)), [label for label, _, _ in values])
+    axes.set_xlim(-0.5, len(values) - 0.5)
+    return figure
 
 
-def dots(values: Sequence[tuple[str, int | None, Interval]], *, zero: bool = False) -> Dots:
-    """`values`, each with a label and perhaps a level, which gives it its colour."""
-    ends = [
-        end
-        for _, _, v in values
-        for end in (
-            v.mean,
-            v.mean if v.low is None else v.low,
-            v.mean if v.high is None else v.high,
-        )
-    ]
-    axis = Axis.over([*ends, 0.0] if zero else ends)
-    points: list[Point] = []
-    for place, (label, level, value) in enumerate(values):
-        low, high = (None if end is None else axis.at(end) for end in (value.low, value.high))
-        height = 0.0 if low is None or high is None else round(high - low, 3)
-        x = round(100 * (place + 0.5) / len(values), 3)
-        points.append(Point(x, label, level, axis.at(value.mean), low, height))
-    return Dots(axis, points, axis.at(0.0) if zero else None)
+def scatter(x: Sequence[float], y: Sequence[float]) -> "Figure":
+    """One dot for each pair of `x` and `y`."""
+    figure = new_figure(10, 3.2)
+    axes = plain_axes(figure.add_subplot())
+    axes.plot(x, y, "o", color=TEAL, alpha=0.4, markersize=4, markeredgewidth=0)
+    return figure
 
 
-@dataclass(frozen=True, slots=True)
-class Scatter:
-    """Points of two axes as one SVG path in a box of 1000 by 1000."""
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of a size in inches; pyplot's global state is not touched."""
+    from matplotlib.figure import Figure
 
-    x: Axis
-    y: Axis
-    path: str
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def scatter(x: Sequence[float], y: Sequence[float]) -> Scatter:
-    """Points at `x` and `y`, each a stroke without length, which a round cap makes a dot."""
-    across, up = Axis.over(x, about=9), Axis.over(y)
-    marks = (
-        f"M{10 * across.at(a):g} {1000 - 10 * up.at(b):g}h0" for a, b in zip(x, y, strict=True)
-    )
-    return Scatter(across, up, "".join(marks))
+def plain_axes(axes: "Axes", grid: str = "y") -> "Axes":
+    """Style `axes` with one line below and a grid across the values."""
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=9, length=0, pad=6)
+    axes.grid(axis="x" if grid == "x" else "y", color=RULE, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.set_facecolor("none")
+    values = axes.xaxis if grid == "x" else axes.yaxis
+    values.get_major_formatter().set_useOffset(False)
+    return axes
 
 
-def _number(value: Any, digits: int) -> str:
-    text = f"{value:.{digits}f}"
-    return (text[1:] if float(text) == 0 and text[0] == "-" else text).replace(
-        "-", "\N{MINUS SIGN}"
-    )
+def svg(figure: "Figure", *, inline: bool = False) -> str:
+    """Return `figure` as an SVG document, the same text for the same data.
+
+    An `inline` one is an element of a page and takes the page's colours of ink, paper and rules.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    figure.patch.set_visible(not inline)
+    target = io.StringIO()
+    settings = {"svg.hashsalt": "aligntrain", "svg.fonttype": "none"}
+    with rc_context(settings), warnings.catch_warnings():
+        # The viewer has fonts for scripts that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")
+        FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
+    text = target.getvalue()
+    text = text[text.index("<svg") :]
+    extras = r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;\"]*;? ?"
+    text = re.sub(extras, "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # a page with several figures has each id once
+    if not inline:
+        return text.replace("<svg", '<svg font-family="system-ui, sans-serif"', 1)
+    for colour, name in ((INK, "ink"), (MUTED, "muted"), (RULE, "rule"), (PAPER, "paper")):
+        text = text.replace(colour, f"var(--{name})")
+    return text

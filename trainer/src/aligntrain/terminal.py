@@ -13,11 +13,12 @@ from alignshared.console import results as results
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aligntrain.ablation.runner import Outcome, Planned
+    from aligntrain.ablation.report import Outcome
+    from aligntrain.ablation.runner import Planned
     from aligntrain.evaluate import Evaluation
     from aligntrain.export.convert import Converted
     from aligntrain.export.merge import Merged
-    from aligntrain.export.model import Left
+    from aligntrain.export.model import Exported
     from aligntrain.gate.explain import GateReport
     from aligntrain.plan.estimate import Plan
     from aligntrain.train.run import RunResult
@@ -91,7 +92,7 @@ def show_plan(plan: "Plan") -> None:
 
 
 def show_converted(done: "Converted") -> None:
-    """Print the kind of the source, and the new parts of the model."""
+    """Print what was converted, and which parts of the model are new."""
     levels = "no levels" if done.levels is None else f"{done.levels} levels"
     results.print(f"{near(done.output)}: {done.kind}, {levels}, mixing {done.mixing}")
     if done.new:
@@ -99,7 +100,7 @@ def show_converted(done: "Converted") -> None:
 
 
 def show_merged(done: "Merged") -> None:
-    """Print the folder of the whole model, and the number of merged matrices."""
+    """Print folder and parameters of the merged model, and how many matrices LoRA changed."""
     results.print(
         f"{near(done.output)}: {done.parameters:,} parameters, LoRA merged into {done.matrices} "
         "matrices"
@@ -127,9 +128,9 @@ def show_server(name: str, url: str) -> None:
     results.print(f"{name} answers: {url}/v1 for OpenAI's clients, {url} for a browser")
 
 
-def show_left(left: "Left") -> None:
-    """Print the exported model's folder and format."""
-    results.print(f"{near(left.output)}: {left.format}, {left.parameters:,} parameters")
+def show_exported(exported: "Exported") -> None:
+    """Print folder, format and parameters of an exported model."""
+    results.print(f"{near(exported.output)}: {exported.format}, {exported.parameters:,} parameters")
 
 
 def show_gate(weights: list[float] | None) -> None:
@@ -195,14 +196,14 @@ def show_gate_report(report: "GateReport") -> None:
 
 
 def show_planned(planned: "Planned") -> None:
-    """Print every run with its state, and the estimated time for the remaining ones."""
+    """Print every run with its state, and how long the rest should take."""
     table = _table("run", "state", "goes on from")
-    for cell in planned.ablation.cells:
-        took = "" if cell.seconds is None else f"finished in {_duration(cell.seconds)}"
-        state = took or ("begun" if cell.begun else "to do")
-        table.add_row(cell.name, state, "" if cell.start is None else f"pretrain/{cell.start.name}")
+    for run in planned.ablation.runs:
+        took = "" if run.seconds is None else f"finished in {_duration(run.seconds)}"
+        state = took or ("begun" if run.begun else "to do")
+        table.add_row(run.name, state, "" if run.start is None else f"pretrain/{run.start.name}")
     results.print(table)
-    count, left = len(planned.ablation.cells), len(planned.left)
+    count, left = len(planned.ablation.runs), len(planned.left)
     time = "how long they take is known when one of each phase is finished"
     if planned.seconds is not None:
         time = f"about {_duration(planned.seconds)} by those that are finished"
@@ -243,7 +244,7 @@ def show_outcome(outcome: "Outcome") -> None:
     if outcome.failed:
         names = ", ".join(outcome.failed)
         raise AlignError(
-            f"{len(outcome.failed)} of {len(outcome.ablation.cells)} runs failed ({names}); "
+            f"{len(outcome.failed)} of {len(outcome.ablation.runs)} runs failed ({names}); "
             "ablation.md says why, and the same command goes on with them."
         )
 

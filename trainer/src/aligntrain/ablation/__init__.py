@@ -1,8 +1,8 @@
-"""Ablations: runs that differ in one thing, over several seeds, and what the differences are worth.
+"""Ablations: runs that differ in one setting, over several seeds, and their differences.
 
 - `design`: a YAML file of variants and seeds; two ship, `demo` and `paper`.
-- `cells`: the runs that it comes to, pre-training shared where it is the same.
-- `asked`: the held-out questions that all of them are asked; `judge`: asking them.
-- `perform`: making them, one after the other; what is finished is taken over.
-- `compare`: means, and differences paired by seed; `record`, `figure`: as tables and as a figure.
+- `runs`: the runs of a design; variants share a pre-training where it is the same.
+- `questions`: the held-out questions that every run answers; `score`: loss and right answers.
+- `runner`: trains and scores one run after the other; finished runs are reused.
+- `compare`: means, and differences paired by seed; `report`, `figure`: tables and a figure of them.
 """

@@ -1,4 +1,4 @@
-"""What variants came to: means over seeds, and differences from the baseline, paired by seed."""
+"""Means of variants over seeds, and differences from the baseline, paired by seed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ to each side.
 
 LOSS = "validation loss"
 RIGHT = "right, "
-"""Before the kind of question: the share of right answers."""
+"""Prefix of a metric before the kind of question: the share of right answers."""
 RIGHT_ALL = RIGHT + ALL
 
 Values = Mapping[str, Mapping[int, float]]
-"""Of each variant, the value of each seed that has one."""
+"""Values by variant and seed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One variant: its `values` by seed, their mean, the mean `difference` from the baseline over
-    the seeds that both have, and what that is worth.
+    """One variant: `values` by seed, their mean, the mean `difference` from the baseline over the
+    seeds of both, and the verdict on it.
     """
 
     variant: str
@@ -35,7 +35,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The variants by one `metric`, of which less or more is better; the baseline first."""
+    """All variants by one `metric`, the baseline first."""
 
     metric: str
     lower_is_better: bool
@@ -43,7 +43,7 @@ class Comparison:
 
 
 def compare(metric: str, values: Values, baseline: str) -> Comparison:
-    """Hold the variants in `values` against `baseline`; those without any value are left out."""
+    """Compare the variants in `values` with `baseline`; variants without a value are left out."""
     lower = metric == LOSS
     base = values.get(baseline, {})
     order = sorted(values, key=lambda name: name != baseline)
@@ -82,8 +82,8 @@ def _verdict(difference: Interval, *, lower: bool) -> str:
 
 
 def expected_by_chance(comparisons: Sequence[Comparison]) -> float:
-    """How many of the judged differences would be called better or worse if there were none: one in
-    twenty.
+    """Return how many of the judged differences would be called better or worse by chance alone:
+    one in twenty.
     """
     judged = [
         line

@@ -1,4 +1,4 @@
-"""Which held-out questions an ablation asks: the same of all runs, so its folder keeps which."""
+"""The held-out questions of an ablation: the same for all runs, so its folder records them."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from alignshared import InputError, atomic
-from aligntrain.ablation.runs import Cell
+from aligntrain.ablation.runs import AblationRun
 from aligntrain.ablation.score import answers_of, has_model
 from aligntrain.evaluate.short_answers import (
     ShortQuestion,
@@ -17,13 +17,13 @@ from aligntrain.evaluate.short_answers import (
     read_questions,
 )
 
-ASKED = "asked.json"
+QUESTIONS_FILE = "asked.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The `questions`: those of `kinds`, all if it is empty, of those in `file`, or in the rows
-    that fine-tuning leaves out if that is None.
+class QuestionSet:
+    """Questions of `kinds` (all if empty) from `file`, or from the rows held out of fine-tuning if
+    that is None.
     """
 
     questions: list[ShortQuestion]
@@ -32,13 +32,15 @@ class Asked:
 
     @property
     def sha256(self) -> str:
-        """Their digest."""
+        """Digest of the questions."""
         return digest_of(self.questions)
 
     def write(self, folder: Path) -> None:
-        """Keep in the ablation's `folder` which they are."""
+        """Record file, kinds and digest in the ablation's `folder`."""
         record = {"file": self.file, "kinds": list(self.kinds), "sha256": self.sha256}
-        atomic.write(folder / ASKED, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        atomic.write(
+            folder / QUESTIONS_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+        )
 
 
 def choose_questions(
@@ -46,10 +48,11 @@ def choose_questions(
     file: str | os.PathLike[str] | None,
     kinds: Sequence[str],
     rows: tuple[str, float],
-) -> Asked:
-    """Those of `kinds` in `file`. Without a file that is the one of before of the ablation in
-    `folder`, and its kinds unless some are given; or else `rows`: a dataset and the share of it
-    that is held out.
+) -> QuestionSet:
+    """Return the questions of `kinds` in `file`.
+
+    Without a file, the file and kinds recorded in the ablation's `folder` are used again; without
+    a record, the questions come from `rows`: a dataset and the share of it that is held out.
 
     Raises:
         InputError: the file cannot be read, or has no question of a kind.
@@ -59,26 +62,26 @@ def choose_questions(
         file = before.get("file")
         kinds = kinds or tuple(before.get("kinds", ()))
     questions = questions_of_rows(*rows) if file is None else read_questions(Path(file))
-    there = dict.fromkeys(question.kind for question in questions)
+    known = dict.fromkeys(question.kind for question in questions)
     for kind in kinds:
-        if kind not in there:
+        if kind not in known:
             raise InputError(
                 f"{file or rows[0]} has no question of the kind {kind}; there are "
-                f"{', '.join(there) or 'no questions at all'}."
+                f"{', '.join(known) or 'no questions at all'}."
             )
-    kept = [question for question in questions if not kinds or question.kind in kinds]
-    return Asked(kept, None if file is None else os.path.abspath(file), tuple(kinds))
+    chosen = [question for question in questions if not kinds or question.kind in kinds]
+    return QuestionSet(chosen, None if file is None else os.path.abspath(file), tuple(kinds))
 
 
-def check_asked(folder: Path, cells: Sequence[Cell], asked: Asked) -> None:
-    """Raise InputError if finished runs of the ablation in `folder` have answered others, and can
-    be asked no more: what they have answered would be lost to the report.
+def check_questions(folder: Path, runs: Sequence[AblationRun], question_set: QuestionSet) -> None:
+    """Raise InputError if finished runs of the ablation in `folder` answered other questions and
+    their models are gone: the report would lose those answers.
     """
-    digest = asked.sha256
+    digest = question_set.sha256
     lost = 0
-    for cell in cells:
-        if cell.phase == "finetune" and cell.finished and not has_model(cell):
-            answers = answers_of(cell)
+    for run in runs:
+        if run.phase == "finetune" and run.finished and not has_model(run):
+            answers = answers_of(run)
             lost += answers is not None and answers["questions_sha256"] != digest
     if not lost:
         return
@@ -95,7 +98,7 @@ def check_asked(folder: Path, cells: Sequence[Cell], asked: Asked) -> None:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / ASKED
+    path = folder / QUESTIONS_FILE
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""`aligntrain ablate`: all runs of an ablation, one after the other, and what they came to."""
+"""`aligntrain ablate`: train and score all runs of an ablation, one after the other."""
 
 import errno
 import logging
@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignshared import AlignError, InputError
-from aligntrain.ablation.compare import LOSS, RIGHT_ALL, Comparison, compare
+from aligntrain.ablation.compare import LOSS, RIGHT_ALL, compare
 from aligntrain.ablation.design import Design, load_design
-from aligntrain.ablation.questions import Asked, check_asked, choose_questions
-from aligntrain.ablation.report import write_outcome
-from aligntrain.ablation.runs import Cell, cells_of
-from aligntrain.ablation.score import Judged, Progress, drop_weights, judge, silent
+from aligntrain.ablation.questions import QuestionSet, check_questions, choose_questions
+from aligntrain.ablation.report import Outcome, write_outcome
+from aligntrain.ablation.runs import Ablation, AblationRun, runs_of
+from aligntrain.ablation.score import Progress, RunScores, drop_weights, score_run, silent
 from aligntrain.data.dataset import open_dataset
 from aligntrain.evaluate.short_answers import holds_out
-from aligntrain.recipes import Recipe, load_recipe
+from aligntrain.recipes import Recipe
 from aligntrain.runs.folder import read_run, required_levels
-from aligntrain.train.run import RUNS, run
+from aligntrain.train.run import RUNS
+from aligntrain.train.run import run as train
 
 log = logging.getLogger("aligntrain")
 
@@ -28,51 +29,14 @@ DESIGN = "ablation.yaml"
 
 
 @dataclass(frozen=True, slots=True)
-class Ablation:
-    """A design with its data: what `plan_ablation` and `ablate` work on."""
-
-    design: Design
-    output: Path
-    pretrain_data: str
-    finetune_data: str
-    cells: list[Cell]
-
-    @property
-    def seeds(self) -> list[int]:
-        """Those of its runs, also of runs that are there beside those of the design."""
-        return sorted({cell.seed for cell in self.cells})
-
-    def recipe_of(self, cell: Cell) -> Recipe:
-        """The recipe of a run."""
-        return load_recipe(self.design.recipe, cell.phase, cell.overrides)
-
-    def data_of(self, cell: Cell) -> str:
-        """The dataset of a run."""
-        return self.pretrain_data if cell.phase == "pretrain" else self.finetune_data
-
-
-@dataclass(frozen=True, slots=True)
 class Planned:
-    """The runs, and how long those that are left take, in seconds, judged by the finished ones of
-    the same phase; None where none of a phase that is left is finished yet.
+    """The runs of an ablation, those `left` to do, and the `seconds` they should take by finished
+    runs of the same phase; None if a phase has no finished run yet.
     """
 
     ablation: Ablation
-    left: list[Cell]
+    left: list[AblationRun]
     seconds: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What an ablation came to, with what was `asked`; `failed` has the reason by the name of a
-    run, `unasked` names those whose models were not kept and that were never asked.
-    """
-
-    ablation: Ablation
-    asked: Asked
-    comparisons: list[Comparison]
-    failed: dict[str, str]
-    unasked: list[str]
 
 
 def open_ablation(
@@ -86,8 +50,8 @@ def open_ablation(
     seeds: int | None = None,
     only: Sequence[str] = (),
 ) -> Ablation:
-    """The ablation `name_or_file` on these data, in the folder `output`; by default
-    `runs/ablation-<name>`. The other arguments are those of `load_design`.
+    """Return the ablation `name_or_file` on these data, in the folder `output` (by default
+    `runs/ablation-<name>`). The other arguments are those of `load_design`.
 
     Raises:
         InputError: the design or the folder cannot be used.
@@ -99,21 +63,21 @@ def open_ablation(
     ):
         raise InputError(f"{folder} holds something else than an ablation; give another --output.")
     return Ablation(
-        design, folder, os.fspath(pretrain_data), os.fspath(finetune_data), cells_of(design, folder)
+        design, folder, os.fspath(pretrain_data), os.fspath(finetune_data), runs_of(design, folder)
     )
 
 
 def plan_ablation(ablation: Ablation) -> Planned:
-    """What is left to do, and how long that takes by what is done."""
-    left = [cell for cell in ablation.cells if not cell.finished]
+    """Return the runs left to do and an estimate of their time."""
+    left = [run for run in ablation.runs if not run.finished]
     known: defaultdict[str, list[float]] = defaultdict(list)
-    for cell in ablation.cells:
-        if cell.seconds is not None:
-            known[cell.phase].append(cell.seconds)
-    if any(cell.phase not in known for cell in left):
+    for run in ablation.runs:
+        if run.seconds is not None:
+            known[run.phase].append(run.seconds)
+    if any(run.phase not in known for run in left):
         return Planned(ablation, left, None)
     mean = {phase: sum(seconds) / len(seconds) for phase, seconds in known.items()}
-    return Planned(ablation, left, sum(mean[cell.phase] for cell in left))
+    return Planned(ablation, left, sum(mean[run.phase] for run in left))
 
 
 def ablate(
@@ -125,114 +89,112 @@ def ablate(
     keep_models: bool = False,
     progress: Progress = silent,
 ) -> Outcome:
-    """Make all runs of `ablation` that are not finished, judge them, and write what they came to.
+    """Train every unfinished run of `ablation`, score all runs, and write the report.
 
-    A run that fails is named, and the others are made; the same call goes on with what is missing.
-    Finished runs are taken over first, and what is known so far is written after every fine-tuning.
+    A run that fails is reported and the others go on; the same call continues with what is missing.
+    Finished runs are scored first, and the report is written anew after every fine-tuning.
 
     Args:
-        ablation: what `open_ablation` gave.
-        questions: JSON file of held-out questions (see `read_questions`); by default those that
-            were asked before in its folder, or those with short answers in the rows that
-            fine-tuning leaves out.
-        kinds: of these kinds alone; by default those of before, or all.
-        nproc: processes of a run; by default one for each GPU, or one.
-        keep_models: keep the weights of every run; otherwise what is judged leaves its metrics,
-            answers and small adapter file.
-        progress: opened while questions are asked.
+        ablation: from `open_ablation`.
+        questions: JSON file of held-out questions (see `read_questions`); by default those recorded
+            in the ablation's folder, or those with short answers in the rows held out of
+            fine-tuning.
+        kinds: kinds of questions to ask; by default those recorded, or all.
+        nproc: processes of a run; by default one per GPU, or one.
+        keep_models: keep the weights of every run; otherwise only metrics, answers and the adapter
+            file stay.
+        progress: opened while questions are answered.
 
     Raises:
         InputError: the questions or the data cannot be used, finished runs answered other
-            questions, or there is nothing to judge by; nothing was begun.
+            questions, or there is nothing to score by; nothing was started.
         AlignError: the disk is full.
     """
     rows = (ablation.finetune_data, _baseline(ablation.design).data.validation_share)
-    asked = choose_questions(ablation.output, questions, kinds, rows)
-    check_asked(ablation.output, ablation.cells, asked)
-    _check_data(ablation, asked)
+    question_set = choose_questions(ablation.output, questions, kinds, rows)
+    check_questions(ablation.output, ablation.runs, question_set)
+    _check_data(ablation, question_set)
     ablation.output.mkdir(parents=True, exist_ok=True)
     (ablation.output / DESIGN).write_text(ablation.design.text(ablation.seeds), encoding="utf-8")
-    asked.write(ablation.output)
-    found = _Found()
-    for number, cell in enumerate(_taken_over_first(ablation.cells), start=1):
-        log.info("%d of %d: %s", number, len(ablation.cells), cell.name)
-        before = cell.finished
-        with _noting(cell, found):
-            _make(ablation, cell, nproc, found.failed)
-            if cell.phase == "finetune":
-                found.add(cell, judge(cell, asked.questions, progress))
+    question_set.write(ablation.output)
+    results = _Results()
+    for number, run in enumerate(_finished_first(ablation.runs), start=1):
+        log.info("%d of %d: %s", number, len(ablation.runs), run.name)
+        before = run.finished
+        with _record_failure(run, results):
+            _make(ablation, run, nproc, results.failed)
+            if run.phase == "finetune":
+                results.add(run, score_run(run, question_set.questions, progress))
             if not keep_models:
-                drop_weights(cell)
-        if cell.phase == "finetune" and not before:
-            write_outcome(ablation.output, found.outcome(ablation, asked))
-    outcome = found.outcome(ablation, asked)
+                drop_weights(run)
+        if run.phase == "finetune" and not before:
+            write_outcome(ablation.output, results.outcome(ablation, question_set))
+    outcome = results.outcome(ablation, question_set)
     write_outcome(ablation.output, outcome)
     return outcome
 
 
 def _baseline(design: Design) -> Recipe:
-    """The baseline's recipe of fine-tuning."""
+    """Return the baseline's fine-tuning recipe."""
     variant = next(v for v in design.variants if v.name == design.baseline)
     return design.resolved(variant, "finetune", design.seeds[0])
 
 
-def _check_data(ablation: Ablation, asked: Asked) -> None:
-    """Raise InputError for data that would have some runs fail once others have trained for days,
-    or with which none of them could be judged.
-    """
+def _check_data(ablation: Ablation, question_set: QuestionSet) -> None:
+    """Raise InputError for data with which a later run would fail, or no run could be scored."""
     shares: set[float] = set()
     opened: set[tuple[object, ...]] = set()
-    for cell in ablation.cells:
-        recipe, data = ablation.recipe_of(cell), ablation.data_of(cell)
+    for run in ablation.runs:
+        recipe, data = ablation.recipe_of(run), ablation.data_of(run)
         need = (data, required_levels(recipe), recipe.data.template == "plain", recipe.data.levels)
         if need not in opened:
             opened.add(need)
             open_dataset(recipe, data)
-        if cell.phase == "finetune":
+        if run.phase == "finetune":
             shares.add(recipe.data.validation_share)
-    if not asked.questions and not any(holds_out(ablation.finetune_data, s) for s in shares):
+    if not question_set.questions and not any(holds_out(ablation.finetune_data, s) for s in shares):
         raise InputError(
             f"nothing of {ablation.finetune_data} is held out and there are no questions, so no "
             "run could be judged; give --questions, or --set data.validation_share=0.01."
         )
 
 
-def _taken_over_first(cells: Sequence[Cell]) -> list[Cell]:
-    """So that the report loses nothing for as long as the others train."""
-    finished = {cell.folder for cell in cells if cell.finished}
+def _finished_first(runs: Sequence[AblationRun]) -> list[AblationRun]:
+    """Return `runs` with the finished ones first: the report stays complete while others train."""
+    finished = {run.folder for run in runs if run.finished}
     return sorted(
-        cells, key=lambda c: c.folder not in finished or (c.start or c.folder) not in finished
+        runs, key=lambda c: c.folder not in finished or (c.start or c.folder) not in finished
     )
 
 
-class _Found:
-    """What is known so far."""
+class _Results:
+    """Metrics and failures so far."""
 
     def __init__(self) -> None:
         self.values: dict[str, dict[str, dict[int, float]]] = {}
         self.failed: dict[str, str] = {}
         self.unasked: list[str] = []
 
-    def add(self, cell: Cell, judged: Judged) -> None:
-        for metric, value in judged.values.items():
-            self.values.setdefault(metric, {}).setdefault(cell.variant, {})[cell.seed] = value
-        if judged.unasked:
-            log.warning("%s was not asked: its model was not kept.", cell.name)
-            self.unasked.append(cell.name)
+    def add(self, run: AblationRun, scores: RunScores) -> None:
+        for metric, value in scores.values.items():
+            self.values.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value
+        if scores.unasked:
+            log.warning("%s was not asked: its model was not kept.", run.name)
+            self.unasked.append(run.name)
 
-    def outcome(self, ablation: Ablation, asked: Asked) -> Outcome:
+    def outcome(self, ablation: Ablation, question_set: QuestionSet) -> Outcome:
         order = sorted(self.values, key=lambda m: (m != LOSS, m != RIGHT_ALL, m))
         names = [variant.name for variant in ablation.design.variants]
         compared = [
-            compare(metric, {n: found[n] for n in names if n in found}, ablation.design.baseline)
-            for metric, found in ((m, self.values[m]) for m in order)
+            compare(metric, {n: values[n] for n in names if n in values}, ablation.design.baseline)
+            for metric, values in ((m, self.values[m]) for m in order)
         ]
-        return Outcome(ablation, asked, compared, dict(self.failed), list(self.unasked))
+        return Outcome(ablation, question_set, compared, dict(self.failed), list(self.unasked))
 
 
 @contextmanager
-def _noting(cell: Cell, found: _Found) -> Iterator[None]:
-    """Have the other runs go on where `cell` fails, but not on a full disk."""
+def _record_failure(run: AblationRun, results: _Results) -> Iterator[None]:
+    """Record a failure of `run` and let the other runs go on, except on a full disk."""
     try:
         yield
         return
@@ -241,38 +203,38 @@ def _noting(cell: Cell, found: _Found) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise AlignError(
-                f"there is no room left for {cell.folder}; make some, and the same command goes on."
+                f"there is no room left for {run.folder}; make some, and the same command goes on."
             ) from error
         reason = f"{error}."
-    log.warning("%s failed: %s", cell.name, reason)
-    found.failed[cell.name] = reason
+    log.warning("%s failed: %s", run.name, reason)
+    results.failed[run.name] = reason
 
 
-def _make(ablation: Ablation, cell: Cell, nproc: int | None, failed: dict[str, str]) -> None:
-    if cell.start is not None and f"pretrain/{cell.start.name}" in failed:
-        raise AlignError(f"its pre-training, pretrain/{cell.start.name}, failed.")
-    result = run(
-        cell.phase,
-        ablation.data_of(cell),
+def _make(ablation: Ablation, run: AblationRun, nproc: int | None, failed: dict[str, str]) -> None:
+    if run.start is not None and f"pretrain/{run.start.name}" in failed:
+        raise AlignError(f"its pre-training, pretrain/{run.start.name}, failed.")
+    result = train(
+        run.phase,
+        ablation.data_of(run),
         recipe=ablation.design.recipe,
-        overrides=cell.overrides,
-        output=cell.folder,
+        overrides=run.overrides,
+        output=run.folder,
         resume=True,
         nproc=nproc,
         isolated=True,
-        start=cell.start,
+        start=run.start,
     )
-    if result.before and cell.phase == "finetune":
-        _check_validation(cell, ablation.recipe_of(cell))
+    if result.before and run.phase == "finetune":
+        _check_validation(run, ablation.recipe_of(run))
 
 
-def _check_validation(cell: Cell, here: Recipe) -> None:
-    """Raise InputError if the loss of the finished run `cell` was measured on other rows: a run may
-    change how many when it goes on, and here its loss is held against others.
+def _check_validation(run: AblationRun, here: Recipe) -> None:
+    """Raise InputError if the loss of the finished `run` was measured on other rows than that of
+    the runs it is compared with: a resumed run may have changed how many.
     """
-    there, wanted = read_run(cell.folder).recipe.log.validate_samples, here.log.validate_samples
-    if there != wanted:
+    before, now = read_run(run.folder).recipe.log.validate_samples, here.log.validate_samples
+    if before != now:
         raise InputError(
-            f"its loss was measured with log.validate_samples {there or 'null'}, and that of the "
-            f"others is with {wanted or 'null'}; give the same, or another --output."
+            f"its loss was measured with log.validate_samples {before or 'null'}, and that of the "
+            f"others is with {now or 'null'}; give the same, or another --output."
         )

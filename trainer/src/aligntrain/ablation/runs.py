@@ -1,4 +1,4 @@
-"""The runs that an ablation comes to: fine-tunings by variant and seed, each on its pre-training.
+"""The runs of an ablation: fine-tunings by variant and seed, each on its pre-training.
 
 Variants share a pre-training where it would be the same. In pre-training each pair's own level is
 taken, so mixing, the gate and the table that fine-tuning begins with make no difference to it; only
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aligntrain.ablation.design import Design, Variant
-from aligntrain.recipes import Phase, load_recipe
+from aligntrain.recipes import Phase, Recipe, load_recipe
 from aligntrain.runs.folder import EXPORT, is_run, result_of
 
 _ALIKE = ("model.mixing=adaptive", "model.table=learned", "model.gate_text=prompt")
-"""What a shared pre-training is made with."""
+"""Overrides of a shared pre-training."""
 
 _TUNED = "finetune"
 _WHOLE = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """One run of `phase` with `seed`, in `folder`; `overrides` are its changes of the recipe.
+class AblationRun:
+    """One run of `phase` with `seed`, in `folder`; `overrides` change the recipe.
 
-    `variant` is whose it is, of a shared pre-training the first one's; `start` is the folder of the
-    pre-training that a fine-tuning goes on from.
+    A shared pre-training has the first `variant` that uses it; `start` is the folder of the
+    pre-training that a fine-tuning starts from.
     """
 
     variant: str
@@ -40,80 +40,106 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What to call it: `pretrain/adaptive-seed0`."""
+        """Phase and folder, such as `pretrain/adaptive-seed0`."""
         return f"{self.phase}/{self.folder.name}"
 
     @property
     def finished(self) -> bool:
-        """Whether it was finished by an earlier command."""
+        """Whether the run has ended."""
         return is_run(self.folder) and result_of(self.folder) is not None
 
     @property
     def begun(self) -> bool:
-        """Whether there is something of it."""
+        """Whether the run was started."""
         return is_run(self.folder)
 
     @property
     def seconds(self) -> float | None:
-        """How long it took, None if it is not finished."""
-        ending = result_of(self.folder) if self.finished else None
-        return None if ending is None else float(ending["seconds"])
+        """Duration of the run, None if it is not finished."""
+        result = result_of(self.folder) if self.finished else None
+        return None if result is None else float(result["seconds"])
 
     @property
     def export(self) -> Path:
-        """The folder of its trained model."""
+        """The folder of the trained model."""
         return self.folder / EXPORT
 
 
-def cells_of(design: Design, output: Path) -> list[Cell]:
-    """All runs of `design` below `output`, in the order in which they are to be made: seed by seed,
-    so that there is something to compare as early as can be.
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """A design, its data and its runs."""
 
-    Of variants that are not chosen, and of other seeds, those are among them that are finished: an
-    ablation that is called for a part of it keeps what it has.
+    design: Design
+    output: Path
+    pretrain_data: str
+    finetune_data: str
+    runs: list[AblationRun]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of all runs, including existing runs beside those of the design."""
+        return sorted({run.seed for run in self.runs})
+
+    def recipe_of(self, run: AblationRun) -> Recipe:
+        """Return the recipe of `run`."""
+        return load_recipe(self.design.recipe, run.phase, run.overrides)
+
+    def data_of(self, run: AblationRun) -> str:
+        """Return the dataset of `run`."""
+        return self.pretrain_data if run.phase == "pretrain" else self.finetune_data
+
+
+def runs_of(design: Design, output: Path) -> list[AblationRun]:
+    """Return all runs of `design` below `output` in the order of training: seed by seed, so that
+    there is something to compare as early as possible.
+
+    Finished runs of other seeds and of variants that are not chosen are included: calling an
+    ablation for a part of it keeps the rest.
     """
-    cells: list[Cell] = []
+    runs: list[AblationRun] = []
     for seed in (*design.seeds, *_other_seeds(design, output)):
-        shared: dict[str, Cell] = {}
+        shared: dict[str, AblationRun] = {}
         # Over all variants, so that a pre-training has one folder whichever are chosen.
         for variant in _baseline_first(design):
             pretrain = _pretrain(design, variant, seed, output)
             start = shared.setdefault(_key(design, pretrain.overrides), pretrain)
             folder = output / _TUNED / f"{variant.name}-seed{seed}"
             overrides = tuple(design.overrides(variant, "finetune", seed))
-            tuned = Cell(variant.name, seed, "finetune", folder, overrides, start=start.folder)
-            wanted = variant.name in design.chosen and seed in design.seeds
-            if start not in cells and (wanted or (tuned.finished and start.finished)):
-                cells.append(start)
-            if wanted or tuned.finished:
-                cells.append(tuned)
-    return cells
+            tuned = AblationRun(
+                variant.name, seed, "finetune", folder, overrides, start=start.folder
+            )
+            chosen = variant.name in design.chosen and seed in design.seeds
+            if start not in runs and (chosen or (tuned.finished and start.finished)):
+                runs.append(start)
+            if chosen or tuned.finished:
+                runs.append(tuned)
+    return runs
 
 
 def _other_seeds(design: Design, output: Path) -> list[int]:
-    """Those of runs that are there beside the seeds of `design`, ascending."""
+    """Return the seeds of existing runs that are not seeds of `design`, ascending."""
     names = {variant.name for variant in design.variants}
-    found: set[int] = set()
+    seeds: set[int] = set()
     for folder in (output / _TUNED).glob("*-seed*"):
         name, _, seed = folder.name.rpartition("-seed")
         if name in names and _WHOLE.fullmatch(seed):
-            found.add(int(seed))
-    return sorted(found - set(design.seeds))
+            seeds.add(int(seed))
+    return sorted(seeds - set(design.seeds))
 
 
 def _baseline_first(design: Design) -> Sequence[Variant]:
     return sorted(design.variants, key=lambda variant: variant.name != design.baseline)
 
 
-def _pretrain(design: Design, variant: Variant, seed: int, output: Path) -> Cell:
+def _pretrain(design: Design, variant: Variant, seed: int, output: Path) -> AblationRun:
     recipe = design.resolved(variant, "pretrain", seed)
     alike = () if recipe.model.mixing == "none" else _ALIKE
     overrides = (*design.overrides(variant, "pretrain", seed), *alike)
     folder = output / "pretrain" / f"{variant.name}-seed{seed}"
-    return Cell(variant.name, seed, "pretrain", folder, overrides)
+    return AblationRun(variant.name, seed, "pretrain", folder, overrides)
 
 
 def _key(design: Design, overrides: Sequence[str]) -> str:
-    """The same for pre-trainings that are the same."""
+    """Return a digest that equal pre-trainings share."""
     settings = load_recipe(design.recipe, "pretrain", overrides).settings
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from aligntrain.commands.options import SetOption
 
 def ablate(
     design: Annotated[
-        str, typer.Argument(help="An ablation that ships (demo, paper) or a YAML file.")
+        str, typer.Argument(help="A built-in ablation (demo, paper) or a YAML file.")
     ] = "demo",
     pretrain_data: Annotated[
         str, typer.Option(help="Levelled pairs to pretrain on.")
@@ -21,35 +21,37 @@ def ablate(
     questions: Annotated[
         str | None,
         typer.Option(
-            help="JSON of held-out questions; by default those of before, or of held-out rows."
+            help="JSON of held-out questions; by default those used before, or held-out rows."
         ),
     ] = None,
     kinds: Annotated[
-        list[str] | None, typer.Option(help="Questions of this kind alone; may be repeated.")
+        list[str] | None, typer.Option(help="Ask only questions of this kind; may be repeated.")
     ] = None,
     output: Annotated[
         str | None, typer.Option(help="Folder; by default runs/ablation-<name>.")
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="A recipe in the place of the ablation's own.")
+        str | None, typer.Option(help="Recipe to use instead of the ablation's own.")
     ] = None,
     set: SetOption = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds; by default its own.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of seeds; by default the ablation's own.")
+    ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="This variant, beside the baseline; may be repeated."),
+        typer.Option(help="Train only this variant and the baseline; may be repeated."),
     ] = None,
     nproc: Annotated[
-        int | None, typer.Option(help="Processes of a run; by default one per GPU, or one.")
+        int | None, typer.Option(help="Processes per run; by default one per GPU, or one.")
     ] = None,
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Keep the weights of every run.")
     ] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show the runs and how long they take; start nothing.")
+        bool, typer.Option("--plan", help="Show the runs and their time; start nothing.")
     ] = False,
 ) -> None:
-    """Train variants of a recipe over several seeds and say what their differences are worth."""
+    """Train variants of a recipe over several seeds and test their differences for significance."""
     from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
 
     ablation = open_ablation(

@@ -11,13 +11,13 @@ def convert(
     source: Annotated[str, typer.Argument(help="The authors' file or checkpoint folder.")],
     output: Annotated[str, typer.Argument(help="Folder to write.")],
     vision_tower: Annotated[
-        str | None, typer.Option(help="By default the one that the source's config names.")
+        str | None, typer.Option(help="Name or folder; by default from the source's config.")
     ] = None,
     llm: Annotated[
-        str | None, typer.Option(help="By default the one that the source's config names.")
+        str | None, typer.Option(help="Name or folder; by default from the source's config.")
     ] = None,
 ) -> None:
-    """Read AlignGPT's or LLaVA-1.5's own files and write a model in transformers' form."""
+    """Convert files of AlignGPT or LLaVA-1.5 to a model in transformers' format."""
     from aligntrain.export.convert import convert
 
     terminal.hide_loading()

@@ -11,7 +11,7 @@ def merge(
     run: Annotated[str, typer.Argument(help="The folder of a LoRA run.")],
     output: Annotated[str, typer.Argument(help="Folder to write.")],
 ) -> None:
-    """Add what a LoRA run has learned to the LLM's own weights and write the whole model."""
+    """Merge the LoRA weights of a run into its LLM and write the whole model."""
     from aligntrain.export.merge import merge
 
     terminal.hide_loading()

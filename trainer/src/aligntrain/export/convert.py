@@ -24,7 +24,7 @@ _RENAMED = {
     **{f"gated_weight_layer.mlp.{layer}": f"model.alignment.gate.{layer}" for layer in _LAYERS},
     "align_indicators.indicator_embs": "model.alignment.table",
 }
-"""The authors' names, without the `model.` that LLaVA puts before some, and ours."""
+"""The authors' names, without LLaVA's `model.` prefix, and the names here."""
 
 _TOWER = "vision_tower.vision_tower."
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "position_ids")
@@ -34,8 +34,8 @@ Weights = dict[str, "torch.Tensor"]
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What `convert` found and wrote. `new` are the parts that the source lacked: they are
-    initialised at random, as at the start of a phase.
+    """Result of `convert`. The parts in `new` were not in the source; they are initialised at
+    random, as at the start of a phase.
     """
 
     output: Path
@@ -71,8 +71,8 @@ def convert(
     folder = source if source.is_dir() else source.parent
     described = _described(folder)
     weights = _plain_names(_read_all(_files(source)))
-    ours = {_RENAMED[name]: value for name, value in weights.items() if name in _RENAMED}
-    if "model.projector.0.weight" not in ours:
+    trained = {_RENAMED[name]: value for name, value in weights.items() if name in _RENAMED}
+    if "model.projector.0.weight" not in trained:
         raise InputError(
             f"{source} holds no mm_projector; give a file or folder of LLaVA or AlignGPT."
         )
@@ -83,10 +83,10 @@ def convert(
     )
     text = _text_config(described) if full and not llm else _config_of(llm_name)
     config = AlignGPTConfig(
-        vision_config(tower_name), text, **_choices(ours, described), gate_text="full"
+        vision_config(tower_name), text, **_choices(trained, described), gate_text="full"
     )
-    model = _assembled(config, tower_name, llm_name, weights if full else None, ours)
-    new = _fill(model, ours, source)
+    model = _assembled(config, tower_name, llm_name, weights if full else None, trained)
+    new = _fill(model, trained, source)
     processor = build_processor(
         tower_name, llm_name, config, template="vicuna_v1" if full else "plain",
         aspect="pad" if described.get("image_aspect_ratio") == "pad" else "crop",
@@ -97,14 +97,14 @@ def convert(
 
 
 def _files(source: Path) -> list[Path]:
-    """The weights files that `source` is or holds, a full checkpoint's before an adapter's."""
+    """Return the weight files of `source`; a full checkpoint comes before an adapter."""
     if source.is_file():
         return [source]
     if not source.is_dir():
         raise InputError(f"{source} does not exist; give a file or folder of LLaVA or AlignGPT.")
     for pattern in (*CHECKPOINT_FILES, *ADAPTER_FILES):
-        if found := sorted(source.glob(pattern)):
-            return found
+        if files := sorted(source.glob(pattern)):
+            return files
     known = ", ".join((*CHECKPOINT_FILES, *ADAPTER_FILES))
     raise InputError(f"{source} holds none of {known}; give a file or folder of LLaVA or AlignGPT.")
 
@@ -132,7 +132,7 @@ def _read_all(files: list[Path]) -> Weights:
 
 
 def _plain_names(weights: Weights) -> Weights:
-    """`weights` without the `model.` that stands before some names, and without buffers."""
+    """Return `weights` without the prefix `model.` and without buffers."""
     return {
         name.removeprefix("model."): value
         for name, value in weights.items()
@@ -145,15 +145,15 @@ def _described(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _named(option: str, given: str | None, described: Any) -> str:
-    if given or described:
-        return str(given or described)
+def _named(option: str, name: str | None, described: Any) -> str:
+    if name or described:
+        return str(name or described)
     raise InputError(f"no config.json beside the source says which was used; give {option}.")
 
 
-def _choices(ours: Weights, described: dict[str, Any]) -> dict[str, Any]:
-    """What of the configuration the weights and LLaVA's `config.json` say."""
-    table, gate = ours.get("model.alignment.table"), ours.get("model.alignment.gate.0.weight")
+def _choices(trained: Weights, described: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that follow from the weights and LLaVA's `config.json`."""
+    table, gate = trained.get("model.alignment.table"), trained.get("model.alignment.gate.0.weight")
     choices: dict[str, Any] = {"mixing": "none" if table is None else "adaptive"}
     if table is not None:
         choices["levels"] = table.shape[0]
@@ -167,7 +167,7 @@ def _choices(ours: Weights, described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text_config(described: dict[str, Any]) -> Any:
-    """The LLM's own configuration in that of a checkpoint whose type transformers does not know."""
+    """Return the LLM's part of a checkpoint's configuration, a type unknown to transformers."""
     from transformers import AutoConfig, LlamaConfig
 
     text = {
@@ -191,11 +191,11 @@ def _config_of(llm: str) -> Any:
 
 
 def _assembled(
-    config: Any, tower_name: str, llm_name: str, weights: Weights | None, ours: Weights
+    config: Any, tower_name: str, llm_name: str, weights: Weights | None, trained: Weights
 ) -> Any:
     from aligntrain.model.build import assemble, load_llm, load_vision_tower
 
-    dtype = ours["model.projector.0.weight"].dtype
+    dtype = trained["model.projector.0.weight"].dtype
     tower = load_vision_tower(tower_name, dtype=dtype)
     if weights is None:
         return assemble(config, tower, load_llm(llm_name, dtype=dtype), dtype=dtype)
@@ -204,7 +204,7 @@ def _assembled(
 
 
 def _llm_of(text_config: Any, weights: Weights, dtype: Any) -> Any:
-    """The causal LM of `text_config` with what of `weights` is its own."""
+    """Return the causal LM of `text_config` with its part of `weights`."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     apart = ("mm_projector.", "vision_tower.", "align_indicators.", "gated_weight_layer.")
@@ -225,7 +225,7 @@ def _llm_of(text_config: Any, weights: Weights, dtype: Any) -> Any:
 
 
 def _fill_tower(tower: Any, weights: Weights) -> None:
-    """Put the vision weights that a full checkpoint repeats into `tower`."""
+    """Copy the vision weights of a full checkpoint into `tower`."""
     own = {
         name.removeprefix(_TOWER).removeprefix("vision_model."): value
         for name, value in weights.items()
@@ -244,8 +244,8 @@ def _fill_tower(tower: Any, weights: Weights) -> None:
         ) from error
 
 
-def _fill(model: Any, ours: Weights, source: Path) -> tuple[str, ...]:
-    """Put `ours` into projector, table and gate; the names of the parts that `ours` lacks."""
+def _fill(model: Any, trained: Weights, source: Path) -> tuple[str, ...]:
+    """Copy `trained` into projector, table and gate; return the parts that it lacks."""
     import torch
 
     own = {
@@ -253,13 +253,13 @@ def _fill(model: Any, ours: Weights, source: Path) -> tuple[str, ...]:
         for name, value in model.state_dict().items()
         if name.startswith(("model.projector.", "model.alignment."))
     }
-    for name, value in ours.items():
+    for name, value in trained.items():
         if name in own and own[name].shape != value.shape:
             raise InputError(
                 f"{source} has {name} of the shape {list(value.shape)}, but these towers make it "
                 f"{list(own[name].shape)}; give the --vision-tower and --llm it was trained on."
             )
     with torch.no_grad():
-        for name in own.keys() & ours.keys():
-            own[name].copy_(ours[name])
-    return tuple(sorted({name.split(".")[2] for name in own.keys() - ours.keys()}))
+        for name in own.keys() & trained.keys():
+            own[name].copy_(trained[name])
+    return tuple(sorted({name.split(".")[2] for name in own.keys() - trained.keys()}))

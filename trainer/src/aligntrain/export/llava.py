@@ -48,11 +48,11 @@ _STRINGS = (
     "{%- endfor -%}"
     "{%- set messages = said.turns -%}"
 )
-"""Written before a template of text turns: contents in parts become text, pictures first."""
+"""Prefix of a template for text turns: lists of content parts become text, images first."""
 
 
 def check_llava(model: Any, where: object) -> None:
-    """Raise InputError unless `model`, which lies in `where`, can be transformers' own LLaVA."""
+    """Raise InputError unless `model` from `where` can become transformers' own LLaVA."""
     config = model.config
     if config.mixing != "none":
         raise InputError(
@@ -62,7 +62,7 @@ def check_llava(model: Any, where: object) -> None:
         )
     if config.scales is not None:
         raise InputError(
-            f"{where} reads pictures at the scales {config.scales}, which transformers' LLaVA "
+            f"{where} reads images at the scales {config.scales}, which transformers' LLaVA "
             "cannot; use it with aligntrain."
         )
     llm = model.model.language_model
@@ -75,11 +75,10 @@ def check_llava(model: Any, where: object) -> None:
 
 
 def to_llava(model: Any, processor: Any) -> tuple[Any, Any]:
-    """`model`, which `check_llava` has passed, and its processor, as transformers' own; the weights
-    are shared, and the LLM's vocabulary grows by the mark of a picture.
+    """Return `model`, checked by `check_llava`, and its processor as transformers' own classes.
 
-    Logits are those of `model`, with one more for that mark, which `generate` is told never to
-    write.
+    Weights are shared. The vocabulary gains the image placeholder, so logits have one entry more
+    than those of `model`; `generate` is configured never to produce it.
     """
     config = model.config
     tokenizer = _with_mark(processor.tokenizer)
@@ -87,7 +86,7 @@ def to_llava(model: Any, processor: Any) -> tuple[Any, Any]:
     strategy = (
         "default" if config.has_class_token and config.vision_feature_select == "patch" else "full"
     )
-    theirs = LlavaConfig(
+    llava_config = LlavaConfig(
         vision_config=config.vision_config,
         text_config=config.text_config,
         image_token_index=mark,
@@ -97,7 +96,7 @@ def to_llava(model: Any, processor: Any) -> tuple[Any, Any]:
         vision_feature_layer=config.vision_feature_layer,
     )
     with torch.device("meta"):
-        llava = LlavaForConditionalGeneration(theirs)
+        llava = LlavaForConditionalGeneration(llava_config)
     own = model.model
     llava.model.vision_tower = own.vision_tower
     llava.model.language_model = body_of(own.language_model)
@@ -112,25 +111,25 @@ def to_llava(model: Any, processor: Any) -> tuple[Any, Any]:
 
 
 def _with_mark(tokenizer: Any) -> Any:
-    """A copy of `tokenizer` that knows the mark of a picture as one token."""
+    """Return a copy of `tokenizer` with the image placeholder as one token."""
     copied = deepcopy(tokenizer)
     mark = AddedToken(IMAGE_MARK, special=True, normalized=False)
     copied.add_tokens([mark], special_tokens=True)
     return copied
 
 
-def _processor(ours: Any, tokenizer: Any, config: Any, strategy: str) -> Any:
-    images = ours.image_processor
-    settings = images.to_dict()
+def _processor(processor: Any, tokenizer: Any, config: Any, strategy: str) -> Any:
+    image_processor = processor.image_processor
+    settings = image_processor.to_dict()
     for name in ("image_processor_type", "_processor_class", "processor_class"):
         settings.pop(name, None)
     height, width = config.image_size
     if not settings.get("crop_size"):
         settings |= {"do_center_crop": False, "crop_size": {"height": height, "width": width}}
-    picture = LlavaImageProcessorPil(**(settings | {"do_pad": ours.aspect == "pad"}))
-    template = ours.chat_template
+    images = LlavaImageProcessorPil(**(settings | {"do_pad": processor.aspect == "pad"}))
+    template = processor.chat_template
     return LlavaProcessor(
-        picture,
+        images,
         tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=strategy,

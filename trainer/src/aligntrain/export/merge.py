@@ -1,4 +1,4 @@
-"""`aligntrain merge`: from what a LoRA run has learned to a whole model."""
+"""`aligntrain merge`: the whole model of a LoRA run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from aligntrain.runs.card import run_of, write_card
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """The whole model that `merge` wrote: its folder, parameters, and how many matrices changed."""
+    """Folder and parameters of a merged model, and how many matrices LoRA changed."""
 
     output: Path
     parameters: int
@@ -20,23 +20,23 @@ class Merged:
 def merge(run: str | Path, output: str | Path) -> Merged:
     """Write the model of the LoRA run `run` to the folder `output`, LoRA added to its matrices.
 
-    It is in transformers' form, as the export of a run without LoRA, in the type that the run had
-    (16 or 32 bits also where it trained on 4), and answers as the run's own export does, but for
-    rounding. Works on the CPU and holds the model in memory.
+    The result is in transformers' format and the run's own type (16 or 32 bits even if it trained
+    on 4), and answers like the run's own export up to rounding. Works on the CPU and holds the
+    model in memory.
 
     Raises:
-        InputError: `run` holds no LoRA or is not finished, its base is not where it was, or there
-            is something in `output` already.
+        InputError: `run` has no LoRA or is not finished, its base model is gone, or `output` is
+            not empty.
     """
-    place, output = model_folder(run), Path(output)
-    if not is_lora(place):
-        raise InputError(f"{place} has no LoRA to merge: it is a whole model; use it as it is.")
+    folder, output = model_folder(run), Path(output)
+    if not is_lora(folder):
+        raise InputError(f"{folder} has no LoRA to merge: it is a whole model; use it as it is.")
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise InputError(f"{output} exists already; give another output.")
     from aligntrain.model.lora import merge_lora
     from aligntrain.train.save import USE, write_model
 
-    model, processor = load_model(place)
+    model, processor = load_model(folder)
     matrices = merge_lora(model)
     kind = "A whole model, into whose matrices LoRA is merged."
     with atomic.folder(output) as unfinished:

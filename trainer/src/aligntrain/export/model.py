@@ -1,4 +1,4 @@
-"""`aligntrain export`: a trained model in a form that other programs read."""
+"""`aligntrain export`: a trained model in a format that other programs read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,67 +24,65 @@ _NOT_HERE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
-    """What `leave` wrote: where, in which form, of how many parameters."""
+class Exported:
+    """Folder, format and parameters of an exported model."""
 
     output: Path
     format: Format
     parameters: int
 
 
-def leave(model: str | Path, output: str | Path, format: str) -> Left:
-    """Write the model of `model`, a run or a model's own folder, to `output` in the form `format`,
-    with a model card.
+def export_model(model: str | Path, output: str | Path, format: str) -> Exported:
+    """Write the model of `model`, a run or a model folder, to `output` in `format`, with a card.
 
     `llava`: transformers' `LlavaForConditionalGeneration` and `LlavaProcessor`; for mixing `none`.
-    `llm`: the language model alone with its tokenizer, as any causal LM. What LoRA has learned is
-    merged. Works on the CPU and holds the model in memory.
+    `llm`: the language model alone with its tokenizer, as any causal LM. LoRA is merged.
+    Works on the CPU and holds the model in memory.
 
     Raises:
-        InputError: there is no such model, it has no place in that form, or there is something in
-            `output` already.
+        InputError: there is no such model, it does not fit the format, or `output` is not empty.
     """
     if format not in get_args(Format):
         reason = _NOT_HERE.get(format, f"there are {' and '.join(get_args(Format))}")
         raise InputError(f"--format {format} cannot be written: {reason}.")
-    place, output = model_folder(model), Path(output)
+    folder, output = model_folder(model), Path(output)
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise InputError(f"{output} exists already; give another output.")
-    trained, processor = load_model(place)
+    trained, processor = load_model(folder)
     write = _llava if format == "llava" else _llm
     if format == "llava":
         from aligntrain.export.llava import check_llava
 
-        check_llava(trained, place)
-    if is_lora(place):
+        check_llava(trained, folder)
+    if is_lora(folder):
         from aligntrain.model.lora import merge_lora
 
         merge_lora(trained)
     with atomic.folder(output) as unfinished:
         parameters = write(trained, processor, unfinished, run_of(model))
-    return Left(output, "llava" if format == "llava" else "llm", parameters)
+    return Exported(output, "llava" if format == "llava" else "llm", parameters)
 
 
 def _llava(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
     from aligntrain.export.llava import USE, to_llava
 
-    theirs, with_it = to_llava(model, processor)
-    theirs.save_pretrained(folder)
-    with_it.save_pretrained(folder)
+    llava, llava_processor = to_llava(model, processor)
+    llava.save_pretrained(folder)
+    llava_processor.save_pretrained(folder)
     write_card(
         folder,
         run,
         kind="A LLaVA of transformers: it needs no other package.",
         use=USE.replace("FOLDER", '"."'),
-        notes="Its vocabulary has the mark of a picture as one token more than the LLM's own; "
+        notes="Its vocabulary has one token more than the LLM's own, the image placeholder; "
         "`generation_config.json` keeps it from being written.",
     )
-    return theirs.num_parameters()
+    return llava.num_parameters()
 
 
 def _llm(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
     llm, tokenizer = model.model.language_model, processor.tokenizer
-    # What ends an answer, and the words around it, are the whole model's to say.
+    # End tokens and chat template are those of the whole model.
     llm.generation_config = model.generation_config
     if processor.template != "plain":  # in which a question has no place
         tokenizer.chat_template = processor.chat_template
@@ -93,7 +91,7 @@ def _llm(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
     write_card(
         folder,
         run,
-        kind="The language model alone, as it came out of training with pictures.",
+        kind="The language model alone, after training with images.",
         use=_LLM_USE.replace("FOLDER", '"."'),
         notes="It reads text only: vision tower, projector and alignment vectors are not here.",
         task="text-generation",

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignshared.palette import level_colours
 from alignshared.thumbnails import data_uri, thumbnail
-from aligntrain.charts import Dots, Scatter, dots, scatter
+from aligntrain.charts import INK, dots, scatter, svg
 from aligntrain.evaluate.intervals import Correlation, Interval
 from aligntrain.gate.summary import (
     Measurements,
@@ -105,29 +105,30 @@ def _context(measured: Measurements, summary: dict[str, Any]) -> dict[str, Any]:
     weights, questions = measured.weights, measured.questions
     swept = settings_by_kind(questions, measured.swept) if measured.swept else {}
     overall = next(iter(swept.values()), [])
+    colours = level_colours(summary["levels"])
     return {
         "name": measured.checkpoint.absolute().name,
         "measured": measured,
         "summary": summary,
-        "colours": level_colours(summary["levels"]),
+        "colours": colours,
         "types": by_kind(questions, weights) if weights is not None else [],
         "favourite": None if weights is None else favourite(weights),
         "plots": _plots(measured),
         "groups": _groups(measured),
         "swept": swept,
         "overall": overall,
-        "loss_chart": _loss_chart(overall),
-        "accuracy_chart": _accuracy_chart(overall),
+        "loss_chart": _loss_chart(overall, colours),
+        "accuracy_chart": _accuracy_chart(overall, colours),
         "vectors": summary["vectors"],
     }
 
 
-def _plots(measured: Measurements) -> list[tuple[str, Correlation, Correlation, Scatter]]:
-    """Return for score and level each: the coefficients, and the points drawn."""
+def _plots(measured: Measurements) -> list[tuple[str, Correlation, Correlation, str]]:
+    """For each of score and level: the coefficients, and the plot as SVG."""
     if measured.weights is None:
         return []
     means = mean_levels(measured.weights)
-    plots: list[tuple[str, Correlation, Correlation, Scatter]] = []
+    plots: list[tuple[str, Correlation, Correlation, str]] = []
     for name, (r, rho) in correlations(measured.questions, measured.weights).items():
         given = [getattr(question, name) for question in measured.questions]
         known = [i for i, value in enumerate(given) if value is not None and isfinite(value)]
@@ -138,7 +139,7 @@ def _plots(measured: Measurements) -> list[tuple[str, Correlation, Correlation, 
             values = (
                 np.array(values) + np.random.default_rng(0).uniform(-0.3, 0.3, len(values))
             ).tolist()
-        plots.append((name, r, rho, scatter(values, means[drawn].tolist())))
+        plots.append((name, r, rho, svg(scatter(values, means[drawn].tolist()), inline=True)))
     return plots
 
 
@@ -165,18 +166,24 @@ def _card(measured: Measurements, at: int, weight: float) -> dict[str, Any]:
     }
 
 
-def _loss_chart(settings: list[Setting]) -> Dots | None:
-    values = [(f"{s.level}", s.level, s.difference) for s in settings if s.difference is not None]
-    return dots(values, zero=True) if values else None
-
-
-def _accuracy_chart(settings: list[Setting]) -> Dots | None:
+def _loss_chart(settings: list[Setting], colours: list[str]) -> str | None:
     values = [
-        ("own mix" if s.level is None else f"{s.level}", s.level, s.accuracy)
+        (f"{s.level}", colours[s.level - 1], s.difference)
+        for s in settings
+        if s.level is not None and s.difference is not None
+    ]
+    return svg(dots(values, zero=True), inline=True) if values else None
+
+
+def _accuracy_chart(settings: list[Setting], colours: list[str]) -> str | None:
+    values = [
+        ("own mix", INK, s.accuracy)
+        if s.level is None
+        else (f"{s.level}", colours[s.level - 1], s.accuracy)
         for s in settings
         if s.accuracy is not None
     ]
-    return dots(values) if values else None
+    return svg(dots(values), inline=True) if values else None
 
 
 def summary_of(measured: Measurements) -> dict[str, Any]:
