@@ -54,8 +54,7 @@ def plain_axes(axes: "Axes", grid: str = "y") -> "Axes":
     axes.grid(axis="x" if grid == "x" else "y", color=RULE, linewidth=1)
     axes.set_axisbelow(True)
     axes.set_facecolor("none")
-    values = axes.xaxis if grid == "x" else axes.yaxis
-    values.get_major_formatter().set_useOffset(False)
+    axes.ticklabel_format(axis="x" if grid == "x" else "y", useOffset=False, style="plain")
     return axes
 
 
@@ -69,8 +68,10 @@ def svg(figure: "Figure", *, inline: bool = False) -> str:
 
     figure.patch.set_visible(not inline)
     target = io.StringIO()
-    settings = {"svg.hashsalt": "aligntrain", "svg.fonttype": "none"}
-    with rc_context(settings), warnings.catch_warnings():
+    with (
+        rc_context({"svg.hashsalt": "aligntrain", "svg.fonttype": "none"}),
+        warnings.catch_warnings(),
+    ):
         # The viewer has fonts for scripts that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
         FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
