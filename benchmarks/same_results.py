@@ -88,6 +88,7 @@ LEFT_OUT_KEYS = {  # of JSON files: what may differ between two runs of one comm
     "samples_per_s", "data_wait_s", "step_s", "package", "versions",
     # the checkout's own folders, and digests of manifests, which hold times
     "location", "image_root", "input_sha256", "manifest_sha256", "data_sha256", "dataset",
+    "digest",  # of an input: covers the place and the time of its files
     # Parquet files as bytes: `file bytes` compares them beside their values
     "sha256", "bytes",
 }  # fmt: skip
