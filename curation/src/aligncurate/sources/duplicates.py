@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +46,7 @@ def _hashes(values: list[str]) -> npt.NDArray[np.uint64]:
     return hash_ids(pa.array([v.encode("utf-8", "surrogatepass") for v in values], pa.binary()))
 
 
-class IdColumn:
+class _IdColumn:
     """Id column of all files, chunk by chunk; re-iterable."""
 
     def __init__(self, files: list[str], column: str) -> None:
@@ -65,16 +66,16 @@ def ids_of(column: pa.Array) -> list[str | None]:
     return [None if text is None or text == "" else str(text) for text in texts]
 
 
-def marked_duplicates(units: list[Unit], sizes: list[tuple[str, int]], ids: IdColumn) -> list[Unit]:
-    """Return `units` over files of `sizes` (location, rows) with each unit's repeated rows filled
-    in.
+def marked_duplicates(units: list[Unit], sizes: list[tuple[str, int]], column: str) -> list[Unit]:
+    """Return `units` over files of `sizes` (location, rows), knowing their rows whose id in
+    `column` occurred before.
     """
     begin_of_file: dict[str, int] = {}
     total = 0
     for file, rows in sizes:
         begin_of_file[file] = total
         total += rows
-    repeated = list(repeated_rows(ids))
+    repeated = list(repeated_rows(_IdColumn(list(begin_of_file), column)))
     if not repeated:
         return units
     marked: list[Unit] = []
@@ -82,6 +83,5 @@ def marked_duplicates(units: list[Unit], sizes: list[tuple[str, int]], ids: IdCo
         begin = begin_of_file[unit.file]
         low, high = begin + unit.first, begin + unit.first + unit.rows
         inside = repeated[bisect_left(repeated, low) : bisect_left(repeated, high)]
-        rows = tuple(row - begin for row in inside)
-        marked.append(Unit(unit.index, unit.file, unit.first, unit.rows, rows))
+        marked.append(replace(unit, duplicates=tuple(row - begin for row in inside)))
     return marked

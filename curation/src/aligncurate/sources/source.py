@@ -1,10 +1,11 @@
-"""Interface of a source of pairs: a list of units and their rows.
+"""Interface of a source of pairs, and what sources share: units, indexes, reading rows.
 
-A unit is a range of rows of one file and becomes one shard, wherever it is processed. The list
-depends only on the input, so a resumed run can be compared against it.
+A unit is a range of rows of one file and becomes one shard, wherever it is processed. The list of
+units depends only on the input, so a resumed run can be compared against it. An index is a Parquet
+file with a row for each record of an input, written during planning and read by workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,14 +13,20 @@ from typing import Any, Protocol, runtime_checkable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignshared import InputError, Reject, Storage
+from aligncurate.sources.listing import split_location
+from alignshared import InputError, Reason, Reject, Storage
 from alignshared.errors import one_line
-from alignshared.shards import groups_of_rows
+from alignshared.schema import SOURCE_COLUMNS
+from alignshared.shards import groups_of_rows, rows_within, writing_shard
 from alignshared.stores.filesystems import is_remote
 
 MIN_SHARD_ROWS = 256
 MAX_SHARD_ROWS = 1024
 _UNITS_WANTED = 64
+
+_INDEX_FILE = "index.parquet"
+_ROWS_AT_ONCE = 4096
+_TEXT_AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +60,7 @@ class RawBatch:
 
 
 class Source(Protocol):
-    """A source of pairs. Sources are sent to workers, so they hold file names instead of open
-    files.
-    """
+    """A source of pairs. It is sent to workers, so it holds file names instead of open files."""
 
     @property
     def name(self) -> str:
@@ -98,9 +103,7 @@ class Preparing(Protocol):
 
 
 def cut_into_units(files: list[tuple[str, int]], shard_rows: int | None) -> list[Unit]:
-    """Cut `files` (location, rows) into units of `shard_rows` rows, or of a size chosen from the
-    total.
-    """
+    """Cut `files` (location, rows) into units of `shard_rows` rows, by default to fit the total."""
     total = sum(rows for _, rows in files)
     size = shard_rows or min(max(-(-total // _UNITS_WANTED), MIN_SHARD_ROWS), MAX_SHARD_ROWS)
     spans = [
@@ -118,10 +121,10 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
     Raises:
         InputError: it is not Parquet, or damaged.
     """
-    folder, _, name = location.rpartition("/")
+    storage, name = split_location(location)
     try:
         with (
-            Storage(folder).open(name) as stream,
+            storage.open(name) as stream,
             pq.ParquetFile(stream, page_checksum_verification=True) as parquet,
         ):
             yield parquet
@@ -137,18 +140,52 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
 def parquet_rows(
     unit: Unit, columns: list[str], batch_rows: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the rows of `unit` as (row number in the file, batch), reading only the row groups
-    needed.
-    """
+    """Yield row number and rows of each batch of `unit`, reading only the row groups needed."""
     with reading_parquet(unit.file) as parquet:
         groups, skip = groups_of_rows(parquet, unit.first, unit.first + unit.rows)
-        left, at = unit.rows, unit.first
-        for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns):
-            rows = batch.slice(skip, left)
-            skip = max(skip - batch.num_rows, 0)
-            if rows.num_rows:
-                yield at, rows
-                at += rows.num_rows
-                left -= rows.num_rows
-            if not left:
-                return
+        batches = parquet.iter_batches(batch_rows, row_groups=groups, columns=columns)
+        at = unit.first
+        for rows in rows_within(batches, skip, unit.rows):
+            yield at, rows
+            at += rows.num_rows
+
+
+def index_units(
+    work: Storage, schema: pa.Schema, rows: Iterable[dict[str, Any]], shard_rows: int | None
+) -> list[Unit]:
+    """Write the index of an input to `work`, unless an earlier run did, and cut it into units."""
+    if not work.exists(_INDEX_FILE):
+        write_index(work, _INDEX_FILE, schema, rows)
+    with work.open(_INDEX_FILE) as stream:
+        count = pq.read_metadata(stream).num_rows
+    return cut_into_units([(f"{work.location}/{_INDEX_FILE}", count)], shard_rows)
+
+
+def write_index(
+    work: Storage, file: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]
+) -> None:
+    """Write `rows` of `schema` as the index `file`, a few thousand at a time."""
+    with writing_shard(work, file, schema) as (writer, _):
+        held: list[dict[str, Any]] = []
+        text = 0
+        for row in rows:
+            held.append(row)
+            turns = row.get("conversations") or ()
+            text += len(row.get("caption") or "") + sum(len(turn["value"] or "") for turn in turns)
+            if len(held) == _ROWS_AT_ONCE or text > _TEXT_AT_ONCE:
+                writer.write(pa.Table.from_pylist(held, schema=schema))
+                held, text = [], 0
+        writer.write(pa.Table.from_pylist(held, schema=schema))
+
+
+def reject_of(row: dict[str, Any]) -> Reject:
+    """Return the reject that a `row` with a reason in an index is."""
+    return Reject(row["id"], row["path"], Reason(row["reason"]), row["detail"])
+
+
+def sorted_batch(found: list[dict[str, Any] | Reject], own: pa.Schema) -> RawBatch:
+    """Return the pairs in `found`, rows of SOURCE_COLUMNS and `own`, apart from the rejects."""
+    schema = pa.schema([*SOURCE_COLUMNS.items(), *own])
+    pairs = [row for row in found if not isinstance(row, Reject)]
+    rejects = [row for row in found if isinstance(row, Reject)]
+    return RawBatch(pa.Table.from_pylist(pairs, schema=schema), rejects)
