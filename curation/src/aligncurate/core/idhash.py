@@ -48,6 +48,14 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
     return np.concatenate(parts)
 
 
+def rows_among(
+    ascending: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.intp]:
+    """Rows of `hashes` [n] that are among `ascending` [m], m at least 1."""
+    at = np.searchsorted(ascending, hashes).clip(max=len(ascending) - 1)
+    return np.flatnonzero(ascending[at] == hashes)
+
+
 def _chunks(offsets: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield row ranges of about _CHUNK_BYTES, at least one row each."""
     rows, begin = len(offsets) - 1, 0

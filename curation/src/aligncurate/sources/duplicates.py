@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aligncurate.core.idhash import RepeatFinder, hash_ids
+from aligncurate.core.idhash import RepeatFinder, hash_ids, rows_among
 from aligncurate.sources.columns import raw_text
 from aligncurate.sources.metadata import as_text
 from aligncurate.sources.source import Unit, reading_parquet
@@ -29,9 +29,7 @@ def repeated_rows(ids: Iterable[Sequence[str | None]]) -> Iterator[int]:
     seen: set[str] = set()
     first = 0
     for chunk in ids:
-        hashes = _hashes([value or "" for value in chunk])
-        at = np.searchsorted(suspects, hashes).clip(max=len(suspects) - 1)
-        for row in np.flatnonzero(suspects[at] == hashes).tolist():
+        for row in rows_among(suspects, _hashes([value or "" for value in chunk])).tolist():
             value = chunk[row]
             if value is None:
                 continue

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from aligncurate.checks.columns import check_columns
-from aligncurate.checks.duplicates import check_duplicates
 from aligncurate.checks.files import check_strays, distinct_shards
-from aligncurate.checks.ids import check_unique
+from aligncurate.checks.left_out import check_duplicates, check_rejects, check_sums
 from aligncurate.checks.levels import check_levels_file, check_statistics, edges_of
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.checks.problems import Problem, ProblemList
-from aligncurate.checks.rejects import check_rejects, check_sums
-from aligncurate.checks.rows import RowChecker, first_schema
+from aligncurate.checks.rows import RowChecker, check_unique, first_schema
 from aligncurate.core.idhash import RepeatFinder
 from aligncurate.output.locations import READABLE_STAGES, newest_dataset
 from aligncurate.progress import OnProgress, silent
