@@ -13,8 +13,8 @@ import numpy as np
 from PIL import ImageOps
 
 from aligncurate.core.histogram import Histogram
+from aligncurate.reporting.examples import Example, Group
 from aligncurate.reporting.format import printable, score_text, share_text
-from aligncurate.reporting.gallery import Example, Group
 from alignshared import LevelEdges, LevelStatistics
 from alignshared.palette import level_colours
 from alignshared.thumbnails import thumbnail

@@ -7,21 +7,14 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from aligncurate.reporting import figures
-from aligncurate.reporting.clusters import Clusters, cluster_cards
+from aligncurate.reporting.clusters import Clusters
 from aligncurate.reporting.drift import Drift, comparison_rows
-from aligncurate.reporting.format import (
-    clip_middle,
-    clip_text,
-    dataset_name,
-    flat_config,
-    score_text,
-)
-from aligncurate.reporting.gallery import Example, Group
+from aligncurate.reporting.examples import Group, RejectedFor
+from aligncurate.reporting.format import dataset_name, flat_config
 from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
-from aligncurate.reporting.rejected import RejectedFor
 from aligncurate.reporting.summary import ScoreSummary
-from aligncurate.reporting.template import image_card, render
+from aligncurate.reporting.template import pair_card, render
 from alignshared import Dataset, Manifest
 from alignshared.palette import level_colours
 
@@ -67,9 +60,11 @@ def _context(content: ReportContent) -> dict[str, Any]:
         "own_quantiles": _has_own_quantiles(manifest),
         "colours": level_colours(max(levels, 1)),
         "rows": _level_rows(summary),
-        "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
+        "groups": [
+            (group, [pair_card(e.id, e.caption, e.score, e.image) for e in group.examples])
+            for group in content.groups
+        ],
         **_drift_context(content.drift),
-        "clusters": cluster_cards(content.clusters),
         "reject_total": sum(r.count for r in content.rejects),
         "config": flat_config(manifest.config),
         "unusual": unusual(manifest.model) if manifest.model else [],
@@ -107,12 +102,3 @@ def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:
     return [
         {"statistics": s, "bar": round(100 * s.count / most, 2)} for s in reversed(summary.levels)
     ]
-
-
-def _card(example: Example) -> dict[str, Any]:
-    return {
-        "id": clip_middle(example.id),
-        "score": score_text(example.score),
-        "caption": clip_text(example.caption),
-        **image_card(example.image),
-    }

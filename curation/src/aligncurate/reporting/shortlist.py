@@ -1,6 +1,4 @@
-"""Shortlist of example pairs, independent of shard layout, built during the summary's single
-pass.
-"""
+"""Shortlist of example pairs, found in the one pass of the summary in any layout of shards."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,9 +35,7 @@ _Rank = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int8]], npt.NDArray[np
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Examples of one kind; `near_median` ones are chosen from a sample once the median is
-    known.
-    """
+    """Examples of one kind; `near_median` ones are chosen from a sample at the end of the pass."""
 
     title: str
     level: int | None
@@ -48,9 +44,7 @@ class Kind:
 
 
 def kinds_of(manifest: Manifest) -> list[Kind]:
-    """Kinds of examples to show: pairs of each level, highest first; without levels the highest,
-    the most ordinary (nearest to the median) and the lowest pairs.
-    """
+    """Kinds of examples to show: each level, highest first, or the highest to the lowest scores."""
     edges = manifest.level_edges
     if edges:
         return [_level_kind(level) for level in range(edges.levels, 0, -1)]
@@ -85,30 +79,21 @@ class Shortlist:
         first_row: int,
         bounds: list[Pick | None],
     ) -> None:
-        """Add rows of `shard` from `first_row` on; rows not before their kind's bound may be
-        skipped.
-        """
+        """Add rows of `shard` from `first_row` on; those beyond a kind's bound may be skipped."""
         digests = hash_ids(ids)
-        for i, kind in enumerate(self._kinds):
+        for i, (kind, own_bound) in enumerate(zip(self._kinds, self.bounds(), strict=True)):
             keys = np.where(np.isfinite(scores), kind.rank(scores, levels), np.inf)
             if kind.near_median:
                 rows = np.flatnonzero(
                     np.isfinite(keys) & (digests <= np.uint64(self._sample_below))
                 ).tolist()
             else:
-                full = self.picks[i][-1] if len(self.picks[i]) >= self.capacity else None
-                rows = _best_rows(keys, digests, [full, bounds[i]], self.capacity)
-            picks = [
-                Pick(
-                    float(keys[row]),
-                    int(digests[row]),
-                    ids[row].as_py() or "",
-                    float(scores[row]),
-                    shard,
-                    first_row + row,
-                )
-                for row in rows
-            ]
+                rows = _best_rows(keys, digests, [own_bound, bounds[i]], self.capacity)
+            picks: list[Pick] = []
+            for row in rows:
+                id_, score = ids[row].as_py() or "", float(scores[row])
+                key, digest = float(keys[row]), int(digests[row])
+                picks.append(Pick(key, digest, id_, score, shard, first_row + row))
             self._keep(i, picks)
 
     def merge(self, other: Self) -> None:
