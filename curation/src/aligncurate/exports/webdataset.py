@@ -6,9 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.exports.naming import image_suffix, json_line, row_name
-from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, row_dicts
-from alignshared import Dataset, Storage
+from aligncurate.exports.spans import (
+    Span,
+    WrittenSpan,
+    image_suffix,
+    json_line,
+    row_dicts,
+    row_name,
+)
+from alignshared import Dataset, ShardInfo, Storage
 from alignshared.schema import EMBEDDING_COLUMNS
 
 PAIRS_PER_TAR = 10_000
@@ -26,21 +32,20 @@ class WebdatasetExporter:
         """Write the tar of `span`."""
         file = f"{span.index:0{self._digits}d}.tar"
         rows = pictures = 0
-        with output.writing(file) as sink, _tar_into(sink) as tar:
+        # A ustar stream without seeking, times or users, so that the bytes are reproducible.
+        with (
+            output.writing(file) as sink,
+            tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for number, row in row_dicts(self._dataset, span, self._columns):
                 pictures += _add_pair(tar, row_name(number), row)
                 rows += 1
-        written = WrittenFile(file, rows, sink.bytes_written, sink.sha256)
+        written = ShardInfo(file, rows, sink.bytes_written, sink.sha256)
         return WrittenSpan(span.index, rows, [written], 0, rows - pictures)
 
-    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
+    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
         """Return the tars; nothing else is written."""
         return [file for span in spans for file in span.files]
-
-
-def _tar_into(sink: Any) -> tarfile.TarFile:
-    # A ustar stream without seeking, times or users, so that the bytes are reproducible.
-    return tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT)
 
 
 def _is_written(field: pa.Field) -> bool:

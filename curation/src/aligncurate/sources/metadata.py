@@ -133,12 +133,12 @@ def own_columns(kinds: Kinds) -> pa.Schema:
         for name, counts in kinds.items()
         if name not in _TAKEN and is_valid_text(name) and set(counts) != {"nested"}
     }
-    order = {name: place for place, name in enumerate(fit)}
-    most = sorted(fit, key=lambda name: (-fit[name].total(), order[name]))[:MAX_COLUMNS]
+    kept = sorted(fit, key=lambda name: -fit[name].total())[:MAX_COLUMNS]
     return pa.schema(
         [
-            (name, _TYPES.get(frozenset(fit[name]) - {"null"}, pa.string()))
-            for name in sorted(most, key=lambda name: order[name])
+            (name, _TYPES.get(frozenset(counts) - {"null"}, pa.string()))
+            for name, counts in fit.items()
+            if name in kept
         ]
     )
 
