@@ -116,22 +116,8 @@ class Histogram(_Counted):
     @property
     def mean(self) -> float:
         """Mean score; NaN if empty."""
-        return _or_nan(self._moments[0].mean)
-
-    @property
-    def deviation(self) -> float:
-        """Standard deviation of the scores; NaN if empty."""
-        return _or_nan(self._moments[0].std)
-
-    @property
-    def min(self) -> float:
-        """Minimum score; NaN if empty."""
-        return _or_nan(self._moments[0].min)
-
-    @property
-    def max(self) -> float:
-        """Maximum score; NaN if empty."""
-        return _or_nan(self._moments[0].max)
+        mean = self.moment.mean
+        return np.nan if mean is None else mean
 
     def quantile(self, share: float) -> float:
         """Score below which `share` of the scores are, to within one fine bin (0.0001).
@@ -143,7 +129,7 @@ class Histogram(_Counted):
             raise ValueError("an empty histogram has no quantiles")
         at = int(np.searchsorted(np.cumsum(self.counts), share * self.count))
         middle = (min(at, _FINE_BINS - 1) + 0.5) / _PER_UNIT - 1.0
-        return min(max(middle, self.min), self.max)
+        return float(np.clip(middle, self.moment.min, self.moment.max))
 
     def bins(self, at_most: int = 80, beside: Self | None = None) -> Bins:
         """At most `at_most` (at least 1) bins with round ends over the range of the scores and
@@ -160,10 +146,6 @@ class Histogram(_Counted):
         start, stop = first // step * step, (last // step + 1) * step
         ends = np.arange(start, stop + 1, step) / _PER_UNIT - 1.0
         return Bins(np.round(ends, 4), self.counts[start:stop].reshape(-1, step).sum(axis=1))
-
-
-def _or_nan(value: float | None) -> float:
-    return np.nan if value is None else value
 
 
 class LogHistogram(_Counted):

@@ -13,12 +13,7 @@ from aligncurate.core.histogram import (
     population_stability_index,
 )
 from aligncurate.output.shards import scores_of
-from aligncurate.reporting.format import (
-    clip_middle,
-    dataset_name,
-    score_text,
-    share_text,
-)
+from aligncurate.reporting.format import clip_middle, dataset_name, score_text, share_text
 from aligncurate.reporting.lineage import ancestors
 from aligncurate.reporting.summary import ScoreSummary
 from aligncurate.threads import available_cores, map_ordered
@@ -211,10 +206,11 @@ def _score_sentence(drift: Drift) -> str:
     a, b = drift.histograms
     base, other = drift.names
     means = f"{score_text(b.mean)} against {score_text(a.mean)}"
-    step = (b.mean - a.mean) / a.deviation if a.deviation else b.mean - a.mean
+    deviation = a.moment.std or 0.0
+    step = (b.mean - a.mean) / deviation if deviation else b.mean - a.mean
     if abs(step) < _SAME_MEAN:
         return f"The mean score of {other} is nearly that of {base}: {means}."
-    by = f", by {abs(step):.2f} standard deviations" if a.deviation else ""
+    by = f", by {abs(step):.2f} standard deviations" if deviation else ""
     way = "higher" if step > 0 else "lower"
     return f"The mean score of {other} is {way} than that of {base}{by}: {means}."
 

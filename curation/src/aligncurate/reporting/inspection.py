@@ -4,13 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligncurate.core.moments import Moment
-from aligncurate.reporting.format import (
-    bytes_text,
-    clip_middle,
-    count_text,
-    score_text,
-    share_text,
-)
+from aligncurate.reporting.format import bytes_text, clip_middle, count_text, score_text, share_text
 from aligncurate.reporting.lineage import Ancestor
 from alignshared import DuplicateInfo, LevelEdges, LevelStatistics, ModelInfo
 from alignshared.schema import score_column

@@ -20,12 +20,7 @@ from aligncurate.core.hub import HubError, hub_file
 from aligncurate.sources.files import resolve_image_root
 from aligncurate.sources.json_records import Malformed, records_of
 from aligncurate.sources.listing import opened, split_location
-from aligncurate.sources.metadata import (
-    MAX_CHARACTERS,
-    caption_problem,
-    is_valid_text,
-    writable,
-)
+from aligncurate.sources.metadata import MAX_CHARACTERS, caption_problem, is_valid_text, writable
 from aligncurate.sources.source import RawBatch, Unit, index_units, parquet_rows
 from alignshared import InputError, Reason, Reject, Storage
 from alignshared.errors import one_line

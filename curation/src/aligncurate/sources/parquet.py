@@ -16,7 +16,6 @@ from aligncurate.sources.columns import (
     raw_text,
     require_same,
 )
-from aligncurate.sources.duplicates import ids_of, marked_duplicates
 from aligncurate.sources.files import resolve_image_root
 from aligncurate.sources.listing import (
     FoundFile,
@@ -31,6 +30,8 @@ from aligncurate.sources.source import (
     RawBatch,
     Unit,
     cut_into_units,
+    ids_of,
+    marked_duplicates,
     parquet_rows,
     reading_parquet,
 )

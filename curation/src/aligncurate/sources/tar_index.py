@@ -118,16 +118,7 @@ class _Sample:
     problem: tuple[Reason, str] | None = None
 
 
-@dataclass(slots=True)
-class TarIndex:
-    """Index rows of one tar, the kinds of its metadata columns, and its damage, if any."""
-
-    rows: list[dict[str, Any]]
-    kinds: Kinds
-    damage: str | None
-
-
-def index_tar(location: str, prefix: str) -> TarIndex:
+def index_tar(location: str, prefix: str) -> "TarIndex":
     """Index the tar at `location` from its headers and metadata; ids start with `prefix` and `/`.
 
     Samples before any damage are kept; the loss is recorded as one row with a reason.
@@ -138,27 +129,27 @@ def index_tar(location: str, prefix: str) -> TarIndex:
     """
     with opened(location) as stream:
         data = TarBytes(stream, _REMOTE_WINDOW if is_remote(location) else _LOCAL_WINDOW)
-        indexing = _Indexing(data)
-        damage = None
+        index = TarIndex(data, location, prefix)
         try:
             for member in tar_members(data, location):
-                indexing.add(member)
+                index.add(member)
                 heartbeat()
         except TarDamage as error:
-            damage = str(error)
-            indexing.end_in_damage(damage)
-    rows = [_row(sample, location, prefix, n) for n, sample in enumerate(indexing.samples)]
-    return TarIndex(rows, indexing.kinds, damage)
+            index.end_in_damage(str(error))
+    return index
 
 
-class _Indexing:
-    """Collects samples from the members of a tar."""
+class TarIndex:
+    """Samples of a tar, from its members, kinds of their metadata, and damage to it or ""."""
 
-    def __init__(self, data: TarBytes) -> None:
+    def __init__(self, data: TarBytes, location: str, prefix: str) -> None:
         self._data = data
+        self._location = location
+        self._prefix = prefix
         self._by_key: dict[str, _Sample] = {}
-        self.samples: list[_Sample] = []
+        self._samples: list[_Sample] = []
         self.kinds: Kinds = {}
+        self.damage = ""
 
     def add(self, member: tarfile.TarInfo) -> None:
         """Add a member; raises TarDamage if the tar ends within it."""
@@ -190,11 +181,27 @@ class _Indexing:
 
     def end_in_damage(self, damage: str) -> None:
         """Record the loss: the last sample if it lacks a part, else one more."""
-        last = self.samples[-1] if self.samples else None
+        self.damage = damage
+        last = self._samples[-1] if self._samples else None
         if last is None or last.problem or ("image" in last.spans and last.has_caption):
             last = _Sample("rest-of-the-archive")
-            self.samples.append(last)
+            self._samples.append(last)
         last.problem = Reason.DAMAGED_ARCHIVE, f"the tar is damaged: {damage}"
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row of TAR_INDEX_SCHEMA for each sample."""
+        for number, sample in enumerate(self._samples):
+            problem = sample.problem
+            if problem is None and "image" not in sample.spans:
+                problem = Reason.NO_IMAGE, "the sample has no image"
+            if problem is None and not sample.has_caption:
+                problem = Reason.NO_CAPTION, "the sample has no .txt, and no caption in a .json"
+            key = sample.key if is_valid_text(sample.key) else f"{number:09d}"
+            id_ = sample.own_id or f"{self._prefix}/{key}"
+            row = {"id": id_, "tar": self._location, "path": sample.path}
+            for role, (at, size) in sample.spans.items():
+                row |= {f"{role}_at": at, f"{role}_size": size}
+            yield row | {"reason": problem[0].value, "detail": problem[1]} if problem else row
 
     def _sample(self, key: str, suffix: str) -> _Sample:
         sample = self._by_key.get(key)
@@ -203,7 +210,7 @@ class _Indexing:
             sample = self._by_key[key] = _Sample(key)
             if repeats:
                 sample.problem = Reason.DUPLICATE_ID, f"the key {key!r} occurs before in this tar"
-            self.samples.append(sample)
+            self._samples.append(sample)
         sample.suffixes.add(suffix)
         return sample
 
@@ -232,19 +239,6 @@ def _problem(member: tarfile.TarInfo, name: str) -> tuple[Reason, str] | None:
         kind = _KINDS.get(member.type, "of a special type")
         return Reason.MALFORMED_RECORD, f"{name} is {kind}, not a plain file"
     return None
-
-
-def _row(sample: _Sample, tar: str, prefix: str, number: int) -> dict[str, Any]:
-    problem = sample.problem
-    if problem is None and "image" not in sample.spans:
-        problem = Reason.NO_IMAGE, "the sample has no image"
-    if problem is None and not sample.has_caption:
-        problem = Reason.NO_CAPTION, "the sample has no .txt, and no caption in a .json"
-    key = sample.key if is_valid_text(sample.key) else f"{number:09d}"
-    row = {"id": sample.own_id or f"{prefix}/{key}", "tar": tar, "path": sample.path}
-    for role, (at, size) in sample.spans.items():
-        row |= {f"{role}_at": at, f"{role}_size": size}
-    return row | {"reason": problem[0].value, "detail": problem[1]} if problem else row
 
 
 def tar_members(data: TarBytes, location: str) -> Iterator[tarfile.TarInfo]:

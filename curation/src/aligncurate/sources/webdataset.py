@@ -14,14 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.sources.duplicates import marked_duplicates
-from aligncurate.sources.listing import (
-    FoundFile,
-    dataset_name,
-    listing_digest,
-    names_below,
-    opened,
-)
+from aligncurate.sources.listing import FoundFile, dataset_name, listing_digest, names_below, opened
 from aligncurate.sources.metadata import (
     Kinds,
     added_kinds,
@@ -35,6 +28,7 @@ from aligncurate.sources.source import (
     RawBatch,
     Unit,
     cut_into_units,
+    marked_duplicates,
     parquet_rows,
     reject_of,
     sorted_batch,
@@ -123,9 +117,8 @@ class WebDatasetSource:
         """
         index = index_tar(self._tars[part], self._prefixes[part])
         kinds = json.dumps({name: dict(counts) for name, counts in index.kinds.items()})
-        about = {_KINDS: kinds, _DAMAGE: index.damage or ""}
-        schema = TAR_INDEX_SCHEMA.with_metadata(about)
-        write_index(work.child(_INDEX_FOLDER), _index_file(part), schema, index.rows)
+        schema = TAR_INDEX_SCHEMA.with_metadata({_KINDS: kinds, _DAMAGE: index.damage})
+        write_index(work.child(_INDEX_FOLDER), _index_file(part), schema, index.rows())
 
     def own_columns(self) -> pa.Schema:
         """Scalar metadata fields; known after `plan` has indexed the tars."""
