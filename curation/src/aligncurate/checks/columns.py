@@ -38,7 +38,10 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
         f"the shards have no column {score_column(name)} of float32, though the manifest names "
         f"the model {name}"
         for name in manifest.models or ()
-        if not _is_score(schema, score_column(name))
+        if not (
+            score_column(name) in schema.names
+            and schema.field(score_column(name)).type == SCORE_COLUMNS["score"]
+        )
     ]
     faults += [
         f"the shards have two columns {name}"
@@ -54,18 +57,12 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
 def _mistyped(schema: pa.Schema) -> Iterator[tuple[pa.Field, object]]:
     """Fields whose types differ from the contract's, with the expected types."""
     for field in schema:
-        if field.name in EMBEDDING_COLUMNS and not _is_embedding(field.type):
+        kind = field.type
+        is_embedding = pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)
+        if field.name in EMBEDDING_COLUMNS and not is_embedding:
             yield field, "fixed_size_list<float16>"
         elif field.type != _KNOWN.get(field.name, field.type):
             yield field, _KNOWN[field.name]
-
-
-def _is_score(schema: pa.Schema, name: str) -> bool:
-    return name in schema.names and schema.field(name).type == SCORE_COLUMNS["score"]
-
-
-def _is_embedding(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)
 
 
 def check_same_columns(schema: pa.Schema, first: pa.Schema, file: str) -> Problem | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import nsmallest
 from threading import Lock
 
@@ -16,7 +16,7 @@ from aligncurate.checks.problems import LISTED_PER_KIND, Kind, Problem
 from aligncurate.core.idhash import RepeatFinder, hash_ids, rows_among
 from aligncurate.core.vectors import column_values
 from aligncurate.progress import OnProgress
-from alignshared import Dataset, InputError, LevelEdges, ShardInfo
+from alignshared import Dataset, InputError, LevelEdges, ShardInfo, Storage
 from alignshared.levels import LevelAccumulator
 from alignshared.schema import LEVEL_COLUMN
 
@@ -77,12 +77,16 @@ class ShardFindings:
         self.levels = LevelAccumulator(edges.levels) if edges else None
         self._edges = edges
         top = edges.levels if edges else 0
-        self._null_ids = _Fault(Kind.IDS, "no id")
-        self._not_utf8 = _Fault(Kind.IDS, "an id that is not UTF-8")
-        self._not_finite = _Fault(Kind.SCORES, "a score that is null, NaN or infinite")
-        self._out_of_range = _Fault(Kind.SCORES, "a score outside -1 to 1")
-        self._no_level = _Fault(Kind.LEVELS, f"a level that is not one of 1 to {top}")
-        self._other_level = _Fault(Kind.LEVELS, "another level than the edges give the score")
+        self._faults = (
+            _Fault(Kind.IDS, "no id"),
+            _Fault(Kind.IDS, "an id that is not UTF-8"),
+            _Fault(Kind.SCORES, "a score that is null, NaN or infinite"),
+            _Fault(Kind.SCORES, "a score outside -1 to 1"),
+            _Fault(Kind.LEVELS, f"a level that is not one of 1 to {top}"),
+            _Fault(Kind.LEVELS, "another level than the edges give the score"),
+        )
+        self._null_ids, self._not_utf8, self._not_finite, self._out_of_range = self._faults[:4]
+        self._no_level, self._other_level = self._faults[4:]
 
     def check(self, batch: pa.RecordBatch) -> npt.NDArray[np.uint64]:
         """Check the next `batch`; return the hashes of its non-null ids."""
@@ -117,17 +121,10 @@ class ShardFindings:
 
     def close(self, file: str) -> None:
         """Add a problem for each fault that rows of the shard, in `file`, have."""
-        faults = (
-            self._null_ids,
-            self._not_utf8,
-            self._not_finite,
-            self._out_of_range,
-            self._no_level,
-            self._other_level,
-        )
-        self.problems += [fault.problem(file) for fault in faults if fault.count]
+        self.problems += [fault.problem(file) for fault in self._faults if fault.count]
 
 
+@dataclass(frozen=True)
 class RowChecker:
     """Checks shards; may be called from several threads.
 
@@ -135,25 +132,17 @@ class RowChecker:
     is that of the first readable shard.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        schema: pa.Schema,
-        edges: LevelEdges | None,
-        repeats: RepeatFinder,
-        on_progress: OnProgress,
-    ) -> None:
-        self._storage = dataset.storage
-        self._schema = schema
-        self._edges = edges
-        self._repeats = repeats
-        self._on_progress = on_progress
-        self._lock = Lock()
+    storage: Storage
+    schema: pa.Schema
+    edges: LevelEdges | None
+    repeats: RepeatFinder
+    on_progress: OnProgress
+    lock: Lock = field(default_factory=Lock)
 
     def __call__(self, shard: ShardInfo) -> ShardFindings:
         """Check the bytes, columns and rows of `shard`."""
-        findings = ShardFindings(self._edges)
-        damage = check_file(self._storage, shard)
+        findings = ShardFindings(self.edges)
+        damage = check_file(self.storage, shard)
         findings.problems += [damage] if damage else []
         try:
             self._check_content(shard, findings)
@@ -163,23 +152,23 @@ class RowChecker:
         return findings
 
     def _check_content(self, shard: ShardInfo, findings: ShardFindings) -> None:
-        with open_parquet(self._storage, shard.file) as parquet:
+        with open_parquet(self.storage, shard.file) as parquet:
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
             if rows != shard.rows:
                 text = f"{shard.file} has {rows:,} rows and the manifest says {shard.rows:,}"
                 findings.problems.append(
                     Problem(Kind.ROWS, f"{text}; copy it again or write the dataset again.")
                 )
-            if difference := check_same_columns(schema, self._schema, shard.file):
+            if difference := check_same_columns(schema, self.schema, shard.file):
                 findings.problems.append(difference)
             names = [name for name in ("id", "score", LEVEL_COLUMN) if usable(schema, name)]
             if not names:  # pyarrow would invent as many empty rows as a damaged footer claims
                 return
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names):
                 hashes = findings.check(batch)
-                with self._lock:
-                    self._repeats.add(hashes)
-                    self._on_progress(batch.num_rows)
+                with self.lock:
+                    self.repeats.add(hashes)
+                    self.on_progress(batch.num_rows)
             findings.whole = rows == shard.rows
 
 

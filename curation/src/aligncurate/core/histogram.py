@@ -1,6 +1,4 @@
-"""Histograms of scores and of integers of any size, built batch by batch and mergeable, and
-distances between two distributions, from counts in the same bins.
-"""
+"""Histograms of scores and of sizes, mergeable, and distances between two distributions."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -30,9 +28,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """Counts [b] int64 of scores between neighbouring `ends` [b+1] float64, all bins equally
-    wide.
-    """
+    """Counts [b] int64 of scores in equally wide bins between `ends` [b+1] float64."""
 
     ends: npt.NDArray[np.float64]
     counts: Counts

@@ -9,7 +9,6 @@ layout. It does not resist deliberate collisions.
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -90,7 +89,7 @@ class RepeatFinder:
     """Finds hashes added more than once, in constant memory.
 
     Beyond `in_memory`, hashes go to a temporary folder, 8 bytes each, partitioned by leading
-    bits and sorted part by part. Closing, or leaving a `with` block, deletes the folder.
+    bits and sorted part by part. Closing deletes the folder.
     """
 
     def __init__(self, in_memory: int = _IN_MEMORY) -> None:
@@ -98,12 +97,6 @@ class RepeatFinder:
         self._waiting: list[npt.NDArray[np.uint64]] = []
         self._waiting_count = 0
         self._folder: TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Drop all hashes and delete the temporary folder."""

@@ -69,21 +69,15 @@ def feature_of(field: pa.Field) -> dict[str, Any]:
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
+    is_fixed = pa.types.is_fixed_size_list(kind)
     if pa.types.is_struct(kind):
         return {"struct": [{"name": child.name} | _feature(child.type) for child in kind]}
-    if pa.types.is_fixed_size_list(kind):
-        return {"list": _item(kind.value_type), "length": kind.list_size}
-    if pa.types.is_large_list(kind):
-        return {"large_list": _item(kind.value_type)}
-    if pa.types.is_list(kind):
-        return {"list": _item(kind.value_type)}
-    return {"dtype": type_name(kind)}
-
-
-def _item(kind: pa.DataType) -> Any:
-    """Feature of a list's items: bare for plain types and structs."""
-    feature = _feature(kind)
-    return next(iter(feature.values())) if feature.keys() & {"dtype", "struct"} else feature
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or is_fixed):
+        return {"dtype": type_name(kind)}
+    item = _feature(kind.value_type)
+    bare = next(iter(item.values())) if item.keys() & {"dtype", "struct"} else item
+    name = "large_list" if pa.types.is_large_list(kind) else "list"
+    return {name: bare} | ({"length": kind.list_size} if is_fixed else {})
 
 
 def _text(dataset: Dataset, rows: int) -> Iterator[str]:

@@ -32,11 +32,7 @@ class WebdatasetExporter:
         """Write the tar of `span`."""
         file = f"{span.index:0{self._digits}d}.tar"
         rows = pictures = 0
-        # A ustar stream without seeking, times or users, so that the bytes are reproducible.
-        with (
-            output.writing(file) as sink,
-            tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT) as tar,
-        ):
+        with output.writing(file) as sink, _tar_into(sink) as tar:
             for number, row in row_dicts(self._dataset, span, self._columns):
                 pictures += _add_pair(tar, row_name(number), row)
                 rows += 1
@@ -46,6 +42,11 @@ class WebdatasetExporter:
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
         """Return the tars; nothing else is written."""
         return [file for span in spans for file in span.files]
+
+
+def _tar_into(sink: Any) -> tarfile.TarFile:
+    # A ustar stream without seeking, times or users, so that the bytes are reproducible.
+    return tarfile.open(fileobj=sink, mode="w|", format=tarfile.USTAR_FORMAT)
 
 
 def _is_written(field: pa.Field) -> bool:

@@ -230,9 +230,7 @@ def png(figure: "Figure") -> bytes:
 
 
 def svg(figure: "Figure") -> str:
-    """Return `figure` as a deterministic SVG element that uses the page's fonts and its colours of
-    ink, paper and rules.
-    """
+    """Return `figure` as a deterministic SVG element in the page's own fonts and colours."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

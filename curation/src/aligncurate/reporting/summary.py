@@ -84,10 +84,11 @@ class ScoreSummary:
     @property
     def levels(self) -> list[LevelStatistics]:
         """Statistics of each level, from level 1 upwards; empty without levels."""
-        total = max(sum(moment.count for moment in self._level_moments), 1)
+        moments = [self._level_moments[i] for i in range(len(self._level_moments))]
+        total = max(sum(moment.count for moment in moments), 1)
         return [
             LevelStatistics(level, m.count, m.count / total, m.mean, m.min, m.max)
-            for level, m in enumerate(self._level_moments, start=1)
+            for level, m in enumerate(moments, start=1)
         ]
 
     def to_json(self, digest: str) -> dict[str, Any]:

@@ -156,19 +156,17 @@ def _named(patterns: list[str]) -> list[FoundFile]:
         folders.setdefault(folder, []).append(name)
     files: list[FoundFile] = []
     for folder, names in folders.items():
-        by_location = {file.location: file for file in _some(folder, names)}
+        if len(names) > _LISTED_AT_ONCE:
+            listed = _listed(Storage(folder), recursive=False)
+        else:
+            listed = [file for name in names for file in _at(f"{folder}/{name}") or ()]
+        by_location = {file.location: file for file in listed}
         for name in names:
             file = by_location.get(f"{folder}/{name}")
             if file is None:
                 raise InputError(f"there is no {name} in {folder}, which the input names.")
             files.append(file)
     return files
-
-
-def _some(folder: str, names: list[str]) -> list[FoundFile]:
-    if len(names) > _LISTED_AT_ONCE:
-        return _listed(Storage(folder), recursive=False)
-    return [file for name in names for file in _at(f"{folder}/{name}") or ()]
 
 
 def _matching(pattern: str) -> list[FoundFile]:

@@ -7,7 +7,7 @@ file with a row for each record of an input, written during planning and read by
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -203,7 +203,7 @@ def repeated_rows(ids: Iterable[Sequence[str | None]]) -> Iterator[int]:
     `ids` is read twice and must be re-iterable. Only repeated ids are held in memory: a 64-bit hash
     finds candidates, which are then compared in full.
     """
-    with RepeatFinder() as finder:
+    with closing(RepeatFinder()) as finder:
         for chunk in ids:
             finder.add(_hashes([value for value in chunk if value is not None]))
         suspects = finder.repeated(np.iinfo(np.int64).max)
@@ -248,9 +248,7 @@ def ids_of(column: pa.Array) -> list[str | None]:
 
 
 def marked_duplicates(units: list[Unit], sizes: list[tuple[str, int]], column: str) -> list[Unit]:
-    """Return `units` over files of `sizes` (location, rows), knowing their rows whose id in
-    `column` occurred before.
-    """
+    """Return `units` over files of `sizes` (location, rows) with rows of ids met before marked."""
     begin_of_file: dict[str, int] = {}
     total = 0
     for file, rows in sizes:

@@ -42,8 +42,9 @@ TAR_INDEX_SCHEMA = pa.schema(
 )
 """A sample: its id, tar, image name, and first byte and size of each part."""
 
-_ROLE_OF = {suffix[1:]: "image" for suffix in IMAGE_SUFFIXES}
-_ROLE_OF |= {"txt": "caption", "json": "metadata"}
+_ROLE_OF = {"txt": "caption", "json": "metadata"} | dict.fromkeys(
+    (suffix[1:] for suffix in IMAGE_SUFFIXES), "image"
+)
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<suffix>[^/]+)", re.DOTALL)
 _MAX_ID = 4096
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 16, 1 << 22

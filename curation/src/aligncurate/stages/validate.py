@@ -101,7 +101,7 @@ def _check_rows(
     rows, whole = 0, True
     levels = LevelAccumulator(edges.levels if edges else 1)
     with closing(RepeatFinder()) as repeats:
-        check = RowChecker(dataset, schema or pa.schema([]), edges, repeats, on_progress)
+        check = RowChecker(dataset.storage, schema or pa.schema([]), edges, repeats, on_progress)
         for findings in map_ordered(check, shards, workers=available_cores()):
             problems.add(findings.problems)
             rows += findings.rows

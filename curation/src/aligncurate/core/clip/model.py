@@ -111,9 +111,7 @@ class ClipModel:
     def _mean_of_windows(
         self, first_ND: npt.NDArray[np.float32], windows: list[torch.Tensor], batch_size: int
     ) -> npt.NDArray[np.float32]:
-        """Unit vectors [N, d] along the mean unit embedding of each caption's windows, given those
-        of the first windows.
-        """
+        """Unit vectors [N, d] along the mean of each caption's windows, given its first one's."""
         later = torch.cat([rows[1:] for rows in windows])
         caption = np.repeat(np.arange(len(windows)), [len(rows) - 1 for rows in windows])
         total_ND = first_ND.astype(np.float64)
@@ -275,9 +273,7 @@ def _unit(embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 def _causal_text_tower(model: Any) -> Any | None:
-    """Return open_clip's text tower if it is causal, so that trimming padding is exact; else
-    None.
-    """
+    """Return open_clip's text tower if it is causal: only then is trimming padding exact."""
     tower = getattr(model, "text", model)
     pooling = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
     causal = getattr(tower, "attn_mask", None) is not None

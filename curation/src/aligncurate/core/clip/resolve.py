@@ -1,6 +1,4 @@
-"""Architecture, weights and activation from the values of --model and --weights, or of a model that
-a manifest records, verified to have the same weights, byte for byte.
-"""
+"""CLIPs from the values of --model and --weights, or from a manifest, with the same weights."""
 
 import hashlib
 import json
