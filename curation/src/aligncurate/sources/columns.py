@@ -140,18 +140,19 @@ def _first_of(names: tuple[str, ...], schema: pa.Schema, where: str, what: str) 
 
 def _may_be_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        names = {field.name for field in kind} & {"bytes", "path"}
-        return bool(names) and all(_may_be_image_part(kind.field(name).type) for name in names)
-    return _may_be_image_part(kind)
-
-
-def _may_be_image_part(kind: pa.DataType) -> bool:
-    return _is_text(_value_type(kind)) or _is_bytes(_value_type(kind)) or pa.types.is_null(kind)
+        parts = [field.type for field in kind if field.name in ("bytes", "path")]
+        return bool(parts) and all(map(_is_raw, parts))
+    return _is_raw(kind)
 
 
 def _may_be_id(kind: pa.DataType) -> bool:
+    return _is_raw(kind) or pa.types.is_integer(_value_type(kind))
+
+
+def _is_raw(kind: pa.DataType) -> bool:
+    """Whether values are text or bytes, or all null."""
     kind = _value_type(kind)
-    return _is_text(kind) or _is_bytes(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+    return _is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind)
 
 
 def _may_be_conversations(kind: pa.DataType) -> bool:

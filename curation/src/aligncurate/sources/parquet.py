@@ -55,11 +55,7 @@ class ParquetSource:
     """
 
     def __init__(
-        self,
-        location: str,
-        files: list[FoundFile],
-        image_root: str | None = None,
-        name: str = "",
+        self, location: str, files: list[FoundFile], image_root: str | None = None, name: str = ""
     ) -> None:
         self.location = normal_location(location)
         self.dataset_digest, listed = _files_at(location, files)
