@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, occasional plain lines in a log."""
+"""Progress of a stage: counts, rate and rejects on a bar, or in occasional lines of a log."""
 
 import time
 from collections.abc import Iterator
@@ -6,16 +6,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-LINE_EVERY_S = 10.0
+from alignshared.console import progress
 
 
 class OnProgress(Protocol):
@@ -34,35 +26,16 @@ def showing(
 ) -> Iterator[OnProgress]:
     """Show progress of `task` over `total` pairs, `begun` of them done by an earlier run."""
     meter = _Meter(unit)
-    with _bar(console) as bar:
-        row = bar.add_task(task, total=total, completed=begun, rate="", visible=console.is_terminal)
-        last_line = time.monotonic()
+    of = f" of {total:,}" if total is not None else ""
+    with progress(task, total, console, begun=begun) as show:
 
         def report(done: int, rejects: int = 0) -> None:
-            nonlocal last_line
             meter.add(done, rejects)
-            bar.update(row, advance=done, rate=str(meter))
-            if not console.is_terminal and time.monotonic() - last_line >= LINE_EVERY_S:
-                last_line = time.monotonic()
-                of = f" of {total:,}" if total is not None else ""
-                counted = f"{task}: {begun + meter.done:,}{of} {unit}"
-                console.print(", ".join(filter(None, (counted, str(meter)))))
+            counted, state = begun + meter.done, str(meter)
+            line = f"{task}: {counted:,}{of} {unit}"
+            show(counted, state, f"{line}, {state}" if state else line)
 
         yield report
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 class _Meter:

@@ -33,22 +33,19 @@ __all__ = [
 ]
 
 _HOME = {
-    "AlignError": "errors",
-    "ContractError": "errors",
-    "Dataset": "dataset",
-    "DuplicateInfo": "duplicates",
-    "InputError": "errors",
-    "LevelEdges": "levels",
-    "LevelStatistics": "levels",
-    "Manifest": "manifest",
-    "ModelInfo": "manifest",
-    "Parent": "manifest",
-    "Reason": "rejects",
-    "Reject": "rejects",
-    "ShardInfo": "shards",
-    "Storage": "stores.storage",
-    "StorageOptions": "stores.options",
-    "use_storage_options": "stores.options",
+    name: module
+    for module, names in {
+        "dataset": ("Dataset",),
+        "duplicates": ("DuplicateInfo",),
+        "errors": ("AlignError", "ContractError", "InputError"),
+        "levels": ("LevelEdges", "LevelStatistics"),
+        "manifest": ("Manifest", "ModelInfo", "Parent"),
+        "rejects": ("Reason", "Reject"),
+        "shards": ("ShardInfo",),
+        "stores.options": ("StorageOptions", "use_storage_options"),
+        "stores.storage": ("Storage",),
+    }.items()
+    for name in names
 }
 
 

@@ -28,3 +28,8 @@ class ContractError(InputError):
 def one_line(error: object, limit: int | None = None) -> str:
     """Return the text of `error` on one line, cut to `limit` characters, without a final period."""
     return " ".join(str(error).split())[:limit].rstrip(".")
+
+
+def printable(text: str) -> str:
+    """Return `text` with a space for every control character, which might steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from alignshared.duplicates import DuplicateInfo
-from alignshared.errors import ContractError
+from alignshared.errors import ContractError, printable
 from alignshared.levels import LevelEdges, LevelStatistics, Scheme
 from alignshared.schema import CONTRACT, SCHEMA_VERSION, Count
 from alignshared.shards import ShardInfo
@@ -170,7 +170,7 @@ def _problem(error: ValidationError) -> str:
     problems = [problem for problem in error.errors(include_url=False) if problem["loc"]]
     other = [problem for problem in problems if problem["type"] in _OTHER_FIELDS]
     names = [".".join(map(str, problem["loc"])) for problem in (other or problems)[:4]]
-    listed = "".join(c if c.isprintable() else " " for c in ", ".join(names))
+    listed = printable(", ".join(names))
     if not names:
         return "is not a manifest"
     return f"lacks or adds a field ({listed})" if other else f"holds something wrong in {listed}"

@@ -1,9 +1,11 @@
 """Rejects: unusable pairs, stored with the reason beside the shards."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import pyarrow as pa
+from pydantic.dataclasses import dataclass
+
+from alignshared.schema import CONTRACT
 
 
 class Reason(StrEnum):
@@ -31,7 +33,7 @@ REJECT_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=CONTRACT)
 class Reject:
     """One rejected pair: its id, the source of its image, and the reason."""
 

@@ -1,19 +1,7 @@
 """`aligntrain` command and the list of its subcommands."""
 
 from alignshared.console import command_line
-from aligntrain.commands import (
-    ablate,
-    chat,
-    convert,
-    eval,
-    export,
-    gate,
-    merge,
-    plan,
-    prepare,
-    run,
-    serve,
-)
+from aligntrain.commands import ablate, chat, eval, export, gate, run, serve
 
 app = command_line(
     "aligntrain",
@@ -21,16 +9,16 @@ app = command_line(
     stopped="stopped; the same command goes on, a run with --resume.",
     commands=(
         run.run,
-        prepare.prepare,
-        plan.plan,
+        run.prepare,
+        run.plan,
         chat.chat,
         eval.eval,
         serve.serve,
         gate.gate,
         ablate.ablate,
-        merge.merge,
+        export.merge,
         export.export,
-        convert.convert,
+        export.convert,
     ),
 )
 

@@ -8,7 +8,7 @@ import json
 import math
 from typing import Any
 
-from alignshared.images import picture_format
+from alignshared.images import image_format
 
 _SUFFIXES = {
     "AVIF": "avif",
@@ -33,7 +33,7 @@ def row_name(number: int) -> str:
 
 def image_suffix(data: bytes) -> str:
     """Suffix for the format of the bytes, whatever the original name."""
-    kind = picture_format(data)
+    kind = image_format(data)
     return _UNKNOWN if kind is None else _SUFFIXES.get(kind, kind.lower())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from aligncurate.reporting import format
-from alignshared.thumbnails import data_uri, thumbnail
+from alignshared.images import data_uri, thumbnail
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:

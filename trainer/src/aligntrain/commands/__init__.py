@@ -1,1 +1,1 @@
-"""Commands: one short file each that parses, calls one library function and prints."""
+"""Commands: each parses, calls one library function and prints."""

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from aligntrain import terminal
-from aligntrain.commands.options import SetOption
+from aligntrain.commands.run import SetOption
 
 
 def ablate(

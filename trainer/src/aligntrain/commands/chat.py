@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from alignshared.console import notes
 from aligntrain import terminal
 
 
@@ -45,7 +46,7 @@ def _prompts() -> Any:
     """Yield questions from stdin until it ends, with a prompt on a terminal."""
     while True:
         if sys.stdin.isatty():
-            terminal.notes.print("> ", end="")
+            notes.print("> ", end="")
         line = sys.stdin.readline()
         if not line:
             return

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from alignshared.console import notes
 from aligntrain import terminal
 
 
@@ -50,6 +51,6 @@ def eval(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         judge=judge,
-        console=terminal.notes,
+        console=notes,
     )
     terminal.show_evaluation(evaluate(checkpoint, benchmarks, settings, output=output))

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from alignshared.console import results
 from aligntrain import terminal
 
 
@@ -52,4 +53,5 @@ def serve(
     )
     terminal.hide_loading()
     settings = Settings(host, port, api_key, name, allow_image_urls, limits)
-    serve(model, settings, ready=terminal.show_server)
+    say = "{} answers: {}/v1 for OpenAI's clients, {} for a browser"
+    serve(model, settings, ready=lambda name, url: results.print(say.format(name, url, url)))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from alignshared import InputError, atomic
+from alignshared.console import watched
 from aligntrain.evaluate.benchmarks import BENCHMARKS, Benchmark, parse_benchmarks
 from aligntrain.evaluate.data import (
     Data,
@@ -41,7 +42,6 @@ from aligntrain.evaluate.store import (
     write_submission,
 )
 from aligntrain.inference.load import load_for_inference, model_folder
-from aligntrain.progress import watched
 
 if TYPE_CHECKING:
     from datasets import Dataset

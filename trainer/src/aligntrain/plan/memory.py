@@ -82,7 +82,7 @@ def model_states(
     optimizer = _spread(kept, gpus if zero_stage >= 1 else 1)
     host = 0
     if offload != "none":
-        host, optimizer = host + optimizer, 0
+        host, optimizer = optimizer, 0
         if zero_stage >= 2:
             host, gradients = host + gradients, 0
     if offload == "all":
@@ -190,13 +190,10 @@ def activations(
 
     `lora` are those of LoRA per token of one layer.
     """
+    per_token = layer_activations(shape, precision=precision, trains=trains) + lora
     if checkpointing:
-        return tokens * shape.layers * _BYTES[precision] * shape.width
-    return (
-        tokens
-        * shape.layers
-        * (layer_activations(shape, precision=precision, trains=trains) + lora)
-    )
+        per_token = _BYTES[precision] * shape.width
+    return tokens * shape.layers * per_token
 
 
 def logits(shape: Shape, tokens: int, *, precision: Precision, pieces: bool) -> int:

@@ -14,13 +14,16 @@ there is no "tokenization mismatch".
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
 
 from alignshared import InputError
 from aligntrain.prompts.conversation import Conversation, InvalidSample, Reason
 from aligntrain.prompts.placeholders import IMAGE_MARK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TemplateName = Literal["plain", "vicuna_v1", "chat"]
 
@@ -74,18 +77,6 @@ class Script:
     ends: tuple[int, ...]
 
 
-def check_template(name: str) -> TemplateName:
-    """Return `name` as a template name.
-
-    Raises:
-        InputError: there is no such template.
-    """
-    for known in get_args(TemplateName):
-        if name == known:
-            return known
-    raise InputError(f"data.template {name} is unknown; give {', '.join(get_args(TemplateName))}.")
-
-
 def plain(caption: str, images: int) -> Script:
     """Return `<image>` once per image, then the labelled caption and line feed."""
     marks = IMAGE_MARK * images
@@ -117,7 +108,7 @@ class ChatTemplate:
             conversation once it continues.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         # Special tokens without a role too: `<|end|>` of Phi-3 is one.
         added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
@@ -152,9 +143,10 @@ class ChatTemplate:
 
     def _render(self, messages: list[Message], prompt: bool) -> str:
         try:
-            return self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=prompt
             )
+            return str(text)
         except TemplateError as error:
             raise InvalidSample(
                 Reason.CHAT_TEMPLATE, f"the template refuses it: {error}"

@@ -18,7 +18,7 @@ from aligntrain.train.main import LAUNCHER, LOGS, set_environment, work
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing import LogsSpecs
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 ERRORS = "errors"
 
@@ -168,13 +168,10 @@ def _failure(run: Path, error: "ChildFailedError", count: int) -> AlignError:
             return (InputError if code == InputError.exit_code else AlignError)(sentence)
     rank, failure = failures[0]
     where = "above" if rank == 0 else f"in {run / LOGS / f'rank-{rank}.log'} or above"
-    return AlignError(
-        f"process {rank + 1} of {count} {_end_of(failure)}; its last words are {where}; --resume "
-        "goes on from the last checkpoint."
-    )
-
-
-def _end_of(failure: "ProcessFailure") -> str:
+    end = f"ended with exit code {failure.exitcode}"
     if failure.exitcode < 0:
-        return f"was killed (signal {-failure.exitcode}), as when memory runs out"
-    return f"ended with exit code {failure.exitcode}"
+        end = f"was killed (signal {-failure.exitcode}), as when memory runs out"
+    return AlignError(
+        f"process {rank + 1} of {count} {end}; its last words are {where}; --resume goes on from "
+        "the last checkpoint."
+    )

@@ -15,7 +15,7 @@ import os
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, redirect_stdout
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,13 +33,8 @@ PROJECT = "aligntrain"
 class MetricLogger(Protocol):
     """Logger of the numbers of a metrics line, by slash-separated name."""
 
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Record `scalars` of `step`."""
-        ...
-
-    def close(self) -> None:
-        """Flush and close."""
-        ...
+    def write(self, scalars: Mapping[str, float], step: int) -> None: ...
+    def close(self) -> None: ...
 
 
 def check_loggers(recipe: Recipe) -> None:
@@ -89,7 +84,6 @@ class WeightsAndBiases:
     def __init__(self, spec: RunSpec, step: int) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         wandb: Any = import_module("wandb")
-        mode = os.environ.get("WANDB_MODE", "offline")
         # Do not upload details of the user's machine or code.
         quiet = wandb.Settings(
             console="off",
@@ -103,11 +97,11 @@ class WeightsAndBiases:
         )
         self._run: Any = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=_name(spec),
+            name=spec.folder.absolute().name,
             id=_id(spec),
             dir=os.fspath(spec.folder),
             config=spec.recipe.settings,
-            mode=mode,
+            mode=os.environ.get("WANDB_MODE", "offline"),
             resume="allow",
             settings=quiet,
         )
@@ -124,11 +118,11 @@ class Trackio:
 
     def __init__(self, spec: RunSpec, step: int) -> None:
         os.environ.setdefault("TRACKIO_DIR", os.fspath((spec.folder / "trackio").absolute()))
-        with _on_stderr():
+        with redirect_stdout(sys.stderr):  # it prints, and stdout is for results
             self._trackio: Any = import_module("trackio")
             self._run: Any = self._trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-                name=f"{_name(spec)}-{_id(spec)}",
+                name=f"{spec.folder.absolute().name}-{_id(spec)}",
                 config=spec.recipe.settings,
                 resume="allow",
                 embed=False,
@@ -141,17 +135,8 @@ class Trackio:
 
     def close(self) -> None:
         # Not the run's own `finish`, after which trackio would end it once more, loudly, at exit.
-        with _on_stderr():
+        with redirect_stdout(sys.stderr):
             self._trackio.finish()
-
-
-def _on_stderr() -> AbstractContextManager[Any]:
-    """Redirect a library's prints to stderr, since stdout is for results."""
-    return redirect_stdout(sys.stderr)
-
-
-def _name(spec: RunSpec) -> str:
-    return spec.folder.absolute().name
 
 
 def _id(spec: RunSpec) -> str:

@@ -26,6 +26,8 @@ from typing import Any
 
 import torch
 
+from aligntrain.data.loader import Batch
+from aligntrain.model.modeling import AlignGPTForConditionalGeneration, AlignGPTOutput
 from aligntrain.train.phases import part_of
 
 PEAK_FLOPS = {
@@ -69,17 +71,18 @@ class Sums:
         self.vector = torch.zeros(size, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def add(self, batch: Any, output: Any, *, packed: bool = False) -> None:
+    def add(self, batch: Batch, output: AlignGPTOutput, *, packed: bool = False) -> None:
         """Count the micro-batch `batch` and the model's `output`, of `packed` or padded rows."""
+        assert output.sample_loss is not None and output.sample_tokens is not None  # it has labels
         tokens = output.sample_tokens.double()
         losses = output.sample_loss.double() * tokens
-        mask = batch["attention_mask"]
+        mask, logits = batch["attention_mask"], output.logits
         values = {
             "loss": losses.sum(),
             "tokens": tokens.sum(),
             "places": mask.sum() if packed else mask.numel(),
             "read": mask.sum(),
-            "scored": tokens.sum() if packed else output.logits[..., 0].numel(),
+            "scored": tokens.sum() if packed or logits is None else logits[..., 0].numel(),
             "rows": sum(bool(name) for name in batch["ids"]),
             "images": 0 if batch["pixel_values"] is None else len(batch["pixel_values"]),
         }
@@ -90,13 +93,11 @@ class Sums:
         self._by_level(0).index_add_(0, levels, losses)
         self._by_level(1).index_add_(0, levels, tokens)
         if output.gate_weights is not None:
-            self._add_gate(output.gate_weights.double())
-
-    def _add_gate(self, weights: torch.Tensor) -> None:
-        rows = weights[weights.sum(dim=-1) > 0]  # rows without an image have none
-        self.vector[-(self._levels - 1) :] += rows.sum(dim=0)
-        self.vector[self._at["entropy"]] -= torch.special.xlogy(rows, rows).sum()
-        self.vector[self._at["gated"]] += len(rows)
+            weights = output.gate_weights.double()
+            rows = weights[weights.sum(dim=-1) > 0]  # rows without an image have none
+            self.vector[-(self._levels - 1) :] += rows.sum(dim=0)
+            self.vector[self._at["entropy"]] -= torch.special.xlogy(rows, rows).sum()
+            self.vector[self._at["gated"]] += len(rows)
 
     def _by_level(self, which: int) -> torch.Tensor:
         size = self._levels + 1
@@ -168,7 +169,7 @@ class Flops:
     """Parameters of LoRA, trained in place of the LLM's."""
 
     @classmethod
-    def of(cls, model: Any) -> "Flops":
+    def of(cls, model: AlignGPTForConditionalGeneration) -> "Flops":
         """Return the FLOPs of `model` with its current trainable parameters."""
         sizes = {"llm": 0, "vision_tower": 0, "lora": 0}
         trains = False

@@ -84,7 +84,11 @@ def run(  # noqa: PLR0913 - the options of a run
     spec, ending = _check(phase, data, recipe, overrides, output, resume, start)
     if ending is not None:
         return RunResult(spec.folder, ending, before=True)
-    _check_batch(spec.recipe, process_count(nproc))
+    from aligntrain.data.loader import RankSlice
+
+    batch = spec.recipe.batch
+    # Refuses a batch that does not divide among the processes.
+    RankSlice(batch.micro_size, ranks=process_count(nproc)).micro_batches(batch.global_size)
     write_run(spec)
     launch(spec.folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
     ending = result_of(spec.folder)
@@ -128,21 +132,22 @@ def _check(
     check_loggers(resolved)
     folder = _folder(resolved, output)
     dataset = open_dataset(resolved, data)
-    existing = read_run(folder) if _has_begun(folder) else None
+    existing = _begun(folder)
     if existing is not None and start is None:
-        # It keeps its original start, even if a newer pretraining run has finished.
-        resolved_start = existing.start
+        origin = existing.start  # even if a newer pretraining run has finished
     else:
-        resolved_start = _resolve_start(phase, start, folder)
-    spec = RunSpec(folder, resolved, dataset.location, dataset.digest, resolved_start)
+        origin = _resolve_start(phase, start, folder)
+    spec = RunSpec(folder, resolved, dataset.location, dataset.digest, origin)
     ending = None
     if existing is not None:
         _check_same(existing, spec)
         ending = result_of(folder)
-        if ending is None and not resume:
-            _refuse_unfinished(folder)
-    elif folder.exists() and not _is_empty(folder) and not is_run(folder):
-        raise InputError(f"{folder} holds files that are not a run's; give another --output.")
+        newest = checkpoint.newest_checkpoint(folder)
+        if ending is None and not resume and newest is not None:
+            raise InputError(
+                f"{folder} is an unfinished run with a checkpoint of step {newest.step}; give "
+                "--resume to go on from it, or another --output."
+            )
     if ending is None and resolved.data.verify:
         dataset.verify()
     return spec, ending
@@ -156,20 +161,20 @@ def _folder(recipe: Recipe, output: str | Path | None) -> Path:
     return Path(output)
 
 
-def _has_begun(folder: Path) -> bool:
-    """Return whether the run in `folder` has made a step; until then it may be overwritten."""
-    metrics = folder / METRICS
-    return is_run(folder) and metrics.is_file() and metrics.stat().st_size > 0
+def _begun(folder: Path) -> RunSpec | None:
+    """Return the run in `folder` if it has made a step; until then it may be overwritten.
 
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not {p.name for p in folder.iterdir()} - _IGNORED_FILES
-
-
-def _check_batch(recipe: Recipe, processes: int) -> None:
-    from aligntrain.data.loader import RankSlice
-
-    RankSlice(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
+    Raises:
+        InputError: `folder` holds something else.
+    """
+    if is_run(folder):
+        metrics = folder / METRICS
+        return read_run(folder) if metrics.is_file() and metrics.stat().st_size > 0 else None
+    if folder.exists() and not (
+        folder.is_dir() and {p.name for p in folder.iterdir()} <= _IGNORED_FILES
+    ):
+        raise InputError(f"{folder} holds files that are not a run's; give another --output.")
+    return None
 
 
 def _check_same(existing: RunSpec, spec: RunSpec) -> None:
@@ -177,25 +182,13 @@ def _check_same(existing: RunSpec, spec: RunSpec) -> None:
     differences = checkpoint.recipe_differences(existing.recipe.settings, spec.recipe)
     if existing.data_sha256 != spec.data_sha256:
         differences.append(f"data: {existing.data!r} there, {spec.data!r} here, of other content")
-    if _sha256(existing.start) != _sha256(spec.start):
+    sha256s = {start and start.sha256 for start in (existing.start, spec.start)}
+    if len(sha256s) > 1:
         differences.append(f"start: {existing.start!r} there, {spec.start!r} here")
     if differences:
         raise InputError(
             f"{spec.folder} is a run with another recipe or other data "
             f"({'; '.join(differences)}); give another --output."
-        )
-
-
-def _sha256(start: Start | None) -> str | None:
-    return None if start is None else start.sha256
-
-
-def _refuse_unfinished(folder: Path) -> None:
-    newest = checkpoint.newest_checkpoint(folder)
-    if newest is not None:
-        raise InputError(
-            f"{folder} is an unfinished run with a checkpoint of step {newest.step}; give --resume "
-            "to go on from it, or another --output."
         )
 
 
