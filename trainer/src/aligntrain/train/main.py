@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,11 +136,8 @@ def _train(
     first = data.share.rank == 0
     recorder = Recorder(spec.folder, start, open_loggers(spec, start)) if first else None
     trainer = Trainer(engine, data, spec.recipe, folder=spec.folder, recorder=recorder)
-    try:
+    with recorder or nullcontext():
         trainer.run(start, notes if first else None, profile if first else None)
-    finally:
-        if recorder is not None:
-            recorder.close()
     result = trainer.result()
     if result["throughput"] is not None:
         log.info("%s.", sentence(result["throughput"]))

@@ -90,11 +90,17 @@ def apply_phase(model: "nn.Module", phase: Phase) -> list[PartSize]:
 
 def part_sizes(model: "nn.Module", phase: Phase) -> list[PartSize]:
     """Return the sizes of the parts of `model`, on any device or partitioned by ZeRO-3."""
+    trained = _trained(model, phase)
+    sizes = parameters_by_part(model)
+    return [PartSize(part, size, part in trained) for part, size in sizes.items() if size]
+
+
+def parameters_by_part(model: "nn.Module") -> dict[Part, int]:
+    """Return the numbers of parameters of all parts; ZeRO-3 keeps that of a partitioned one."""
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         sizes[part_of(name)] += int(getattr(parameter, "ds_numel", parameter.numel()))
-    trained = _trained(model, phase)
-    return [PartSize(part, size, part in trained) for part, size in sizes.items() if size]
+    return sizes
 
 
 def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[dict[str, Any]]:

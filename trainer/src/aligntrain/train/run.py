@@ -81,19 +81,23 @@ def run(  # noqa: PLR0913 - the options of a run
     """
     if profile is not None and profile < 1:
         raise InputError(f"--profile must be at least 1 (got {profile}).")
-    spec, ending = _check(phase, data, recipe, overrides, output, resume, start)
+    folder = prepare(
+        phase,
+        data,
+        recipe=recipe,
+        overrides=overrides,
+        output=output,
+        resume=resume,
+        start=start,
+        nproc=nproc,
+    )
+    ending = result_of(folder)
     if ending is not None:
-        return RunResult(spec.folder, ending, before=True)
-    from aligntrain.data.loader import RankSlice
-
-    batch = spec.recipe.batch
-    # Refuses a batch that does not divide among the processes.
-    RankSlice(batch.micro_size, ranks=process_count(nproc)).micro_batches(batch.global_size)
-    write_run(spec)
-    launch(spec.folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
-    ending = result_of(spec.folder)
+        return RunResult(folder, ending, before=True)
+    launch(folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
+    ending = result_of(folder)
     assert ending is not None  # written by rank 0 on success
-    return RunResult(spec.folder, ending)
+    return RunResult(folder, ending)
 
 
 def prepare(
@@ -105,27 +109,13 @@ def prepare(
     output: str | Path | None = None,
     resume: bool = False,
     start: str | Path | None = None,
+    nproc: int | None = 1,
 ) -> Path:
     """Write the run folder for torchrun or the deepspeed launcher (see `main`); start nothing.
 
-    Arguments and errors are those of `run`.
+    The run is checked as far as possible without a model, and left as it is if finished. Arguments
+    and errors are those of `run`; `nproc` processes must be able to share a batch.
     """
-    spec, ending = _check(phase, data, recipe, overrides, output, resume, start)
-    if ending is None:
-        write_run(spec)
-    return spec.folder
-
-
-def _check(
-    phase: Phase,
-    data: str | os.PathLike[str],
-    recipe: str | Path,
-    overrides: Sequence[str],
-    output: str | Path | None,
-    resume: bool,
-    start: str | Path | None,
-) -> tuple[RunSpec, dict[str, Any] | None]:
-    """Return the run, checked as far as possible without a model, and its result if finished."""
     if phase not in PHASES:
         raise InputError(f"the phase {phase} is unknown; give {' or '.join(PHASES)}.")
     resolved = load_recipe(recipe, phase, overrides)
@@ -148,9 +138,18 @@ def _check(
                 f"{folder} is an unfinished run with a checkpoint of step {newest.step}; give "
                 "--resume to go on from it, or another --output."
             )
-    if ending is None and resolved.data.verify:
-        dataset.verify()
-    return spec, ending
+    if ending is None:
+        if resolved.data.verify:
+            dataset.verify()
+        _check_batch(resolved, process_count(nproc))
+        write_run(spec)
+    return folder
+
+
+def _check_batch(recipe: Recipe, processes: int) -> None:
+    from aligntrain.data.loader import RankSlice
+
+    RankSlice(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
 
 
 def _folder(recipe: Recipe, output: str | Path | None) -> Path:

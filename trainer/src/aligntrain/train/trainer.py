@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -86,17 +86,6 @@ class TrainingData:
     validation_rows: Rows
 
 
-@dataclass(slots=True)
-class Interval:
-    """Counts since the last line of metrics, or since the start."""
-
-    sums: Sums
-    steps: int = 0
-    seconds: float = 0.0
-    gradient_norm: float = 0.0
-    rates: dict[str, float] = field(default_factory=dict[str, float])
-
-
 class Trainer:
     """Trainer of the model in `engine` on `data` by `recipe`, in the run folder `folder`.
 
@@ -123,8 +112,9 @@ class Trainer:
         if problem is not None:
             log.warning("this LLM cannot read packed samples (%s), so batches are padded.", problem)
         self._packed = recipe.batch.packing and problem is None
-        self._interval = Interval(self._new_sums())
-        self._whole = Interval(self._new_sums())
+        # Sums since the last line of metrics, and since the start.
+        self._interval, self._whole = self._new_sums(), self._new_sums()
+        self._gradient_norm, self._rates = math.nan, dict[str, float]()
         self.total = total_steps(recipe.max_steps, recipe.epochs, data.order.steps_per_epoch)
 
     def run(
@@ -151,7 +141,7 @@ class Trainer:
                 done = step + 1
                 last = done == self.total
                 seconds = time.monotonic() - began
-                rate = self._whole.sums["read"] / max(seconds, 1e-9)
+                rate = self._whole["read"] / max(seconds, 1e-9)
                 left = timedelta(seconds=round((self.total - done) * seconds / (done - start)))
                 state = f"loss {loss:.4f}{held_out}, {rate:,.0f} tokens/s"
                 line = f"{recipe.phase}: step {done:,} of {self.total:,}, {state}, {left} left"
@@ -182,7 +172,7 @@ class Trainer:
             "validation_loss": newest.get("validation_loss"),
             "rejected": dict(rejected),
             "truncated": sum(count.truncated for count in counts),
-            "throughput": self._speed_over(self._whole) if self._whole.steps else None,
+            "throughput": self._speed.over(self._whole) if self._whole["steps"] else None,
         }
 
     def _save(self, done: int) -> None:
@@ -201,7 +191,7 @@ class Trainer:
         began = time.perf_counter()
         settings = self._recipe.optimizer
         factor = rate_factor(step, self.total, settings.warmup_ratio, settings.schedule)
-        rates = set_rates(self._engine, factor)
+        self._rates = set_rates(self._engine, factor)
         # Drawn anew in every step: a run that resumes needs no state of random numbers.
         torch.manual_seed(step_seed(self._recipe.seed, step, self._rank))
         with part("data"):
@@ -228,13 +218,10 @@ class Trainer:
         if not math.isfinite(sums.loss):
             self._stop("loss", step, micro, not_finite)
         with part("optimizer"):
-            norm = self._apply(step, micro)
-        seconds = time.perf_counter() - began
-        for interval in (self._interval, self._whole):
-            interval.sums.merge(sums)
-            interval.steps += 1
-            interval.seconds += seconds
-            interval.gradient_norm, interval.rates = norm, rates
+            self._gradient_norm = self._apply(step, micro)
+        sums["steps"], sums["seconds"] = 1, time.perf_counter() - began
+        self._interval.merge(sums)
+        self._whole.merge(sums)
         return sums.loss
 
     def _apply(self, step: int, micro: list[Batch]) -> float:
@@ -325,22 +312,18 @@ class Trainer:
         )
         return sums.loss
 
-    def _speed_over(self, interval: Interval) -> dict[str, float]:
-        return self._speed.over(interval.sums, interval.steps, interval.seconds)
-
     def _record(self, done: int) -> None:
-        interval, self._interval = self._interval, Interval(self._new_sums())
-        sums = interval.sums
+        sums, self._interval = self._interval, self._new_sums()
         position = self._data.order.position(done)
-        norm = interval.gradient_norm if math.isfinite(interval.gradient_norm) else None
+        norm = self._gradient_norm if math.isfinite(self._gradient_norm) else None
         line = {
             "step": done,
             "epoch": position.epoch + position.step / self._data.order.steps_per_epoch,
             "loss": sums.loss,
             "loss_by_level": sums.loss_by_level,
-            "learning_rate": interval.rates,
+            "learning_rate": self._rates,
             "gradient_norm": norm,  # None where fp16 skipped the step
-            **self._speed_over(interval),
+            **self._speed.over(sums),
             **sums.gate,
         }
         self._write(line)
