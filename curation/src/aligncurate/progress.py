@@ -25,43 +25,22 @@ def showing(
     task: str, total: int | None, unit: str, console: Console, begun: int = 0
 ) -> Iterator[OnProgress]:
     """Show progress of `task` over `total` pairs, `begun` of them done by an earlier run."""
-    meter = _Meter(unit)
+    counted, rejected = begun, 0
+    first: tuple[float, int] | None = None  # the rate excludes start-up time
     of = f" of {total:,}" if total is not None else ""
     with progress(task, total, console, begun=begun) as show:
 
         def report(done: int, rejects: int = 0) -> None:
-            meter.add(done, rejects)
-            counted, state = begun + meter.done, str(meter)
-            line = f"{task}: {counted:,}{of} {unit}"
-            show(counted, state, f"{line}, {state}" if state else line)
+            nonlocal counted, rejected, first
+            counted += done
+            rejected += rejects
+            first = first or (time.monotonic(), counted)
+            began, already = first
+            elapsed = time.monotonic() - began
+            rate = (counted - already) / elapsed if elapsed > 0 else 0.0
+            state = [f"{rate:,.0f} {unit}/s"] if rate else []
+            state += [f"{rejected:,} rejects"] if rejected else []
+            line = ", ".join([f"{task}: {counted:,}{of} {unit}", *state])
+            show(counted, ", ".join(state), line)
 
         yield report
-
-
-class _Meter:
-    """Counts and rate since the first report, excluding start-up time."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._first: tuple[float, int] | None = None
-        self.done = 0
-        self.rejects = 0
-
-    def add(self, done: int, rejects: int) -> None:
-        self.done += done
-        self.rejects += rejects
-        self._first = self._first or (time.monotonic(), self.done)
-
-    @property
-    def rate(self) -> float:
-        """Pairs per second since the first report; 0 before the second."""
-        if self._first is None:
-            return 0.0
-        began, already = self._first
-        elapsed = time.monotonic() - began
-        return (self.done - already) / elapsed if elapsed > 0 else 0.0
-
-    def __str__(self) -> str:
-        rate = f"{self.rate:,.0f} {self._unit}/s" if self.rate else ""
-        rejects = f"{self.rejects:,} rejects" if self.rejects else ""
-        return ", ".join(filter(None, (rate, rejects)))

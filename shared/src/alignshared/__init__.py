@@ -4,10 +4,9 @@ import typing
 
 if typing.TYPE_CHECKING:
     from alignshared.dataset import Dataset
-    from alignshared.duplicates import DuplicateInfo
     from alignshared.errors import AlignError, ContractError, InputError
     from alignshared.levels import LevelEdges, LevelStatistics
-    from alignshared.manifest import Manifest, ModelInfo, Parent
+    from alignshared.manifest import DuplicateInfo, Manifest, ModelInfo, Parent
     from alignshared.rejects import Reason, Reject
     from alignshared.shards import ShardInfo
     from alignshared.stores.options import StorageOptions, use_storage_options
@@ -36,10 +35,9 @@ _HOME = {
     name: module
     for module, names in {
         "dataset": ("Dataset",),
-        "duplicates": ("DuplicateInfo",),
         "errors": ("AlignError", "ContractError", "InputError"),
         "levels": ("LevelEdges", "LevelStatistics"),
-        "manifest": ("Manifest", "ModelInfo", "Parent"),
+        "manifest": ("DuplicateInfo", "Manifest", "ModelInfo", "Parent"),
         "rejects": ("Reason", "Reject"),
         "shards": ("ShardInfo",),
         "stores.options": ("StorageOptions", "use_storage_options"),

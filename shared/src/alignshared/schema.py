@@ -38,9 +38,7 @@ SCORE_COLUMNS: dict[str, pa.DataType] = {
     "score": pa.float32(),
     "caption_truncated": pa.bool_(),
 }
-"""Columns added by scoring: size in pixels as displayed, CLIP cosine in [-1, 1], whether the
-caption was truncated.
-"""
+"""Columns added by scoring: size in pixels as displayed, CLIP cosine in [-1, 1], truncation."""
 
 EMBEDDING_COLUMNS = ("image_embedding", "text_embedding")
 LEVEL_COLUMN = "level"
@@ -92,9 +90,7 @@ def with_level(schema: pa.Schema) -> pa.Schema:
 
 
 def with_features(schema: pa.Schema) -> pa.Schema:
-    """Return `schema` with the metadata from which Hugging Face `datasets` restores its feature
-    types.
-    """
+    """Return `schema` with the metadata from which Hugging Face `datasets` restores features."""
     features = {
         field.name: {"_type": "Image"} if field.name == "image" else _feature(field.type)
         for field in schema

@@ -112,9 +112,7 @@ def show_gate(weights: list[float] | None) -> None:
 
 @contextmanager
 def counting() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Yield a function from a task and its total to its progress callback; bars on a terminal
-    only.
-    """
+    """Yield a function from a task and its total to the callback of its bar, for a terminal."""
     with progress_bars(notes) as bars:
 
         def begin(what: str, count: int) -> Callable[[int], None]:

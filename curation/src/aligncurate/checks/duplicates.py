@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from aligncurate.checks.files import UNREADABLE, check_file, open_parquet, unreadable
 from aligncurate.checks.problems import Kind, Problem
 from alignshared import AlignError, Dataset, DuplicateInfo, ShardInfo
-from alignshared.duplicates import DUPLICATE_SCHEMA, Likeness
+from alignshared.rejects import DUPLICATE_SCHEMA, Likeness
 
 
 def check_duplicates(dataset: Dataset) -> list[Problem]:

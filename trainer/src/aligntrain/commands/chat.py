@@ -1,7 +1,8 @@
 """`aligntrain chat`."""
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated
 
 import typer
 
@@ -42,7 +43,7 @@ def chat(
         picture = None  # kept in the conversation
 
 
-def _prompts() -> Any:
+def _prompts() -> Iterator[str]:
     """Yield questions from stdin until it ends, with a prompt on a terminal."""
     while True:
         if sys.stdin.isatty():

@@ -52,9 +52,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """Run in the folder `folder`: `recipe` on the dataset `data`, with the manifest's SHA-256
-    `data_sha256`, from `start`.
-    """
+    """Run in `folder`: `recipe` on the dataset `data`, whose manifest's SHA-256 follows."""
 
     folder: Path
     recipe: Recipe

@@ -35,27 +35,20 @@ FOLDER = "checkpoints"
 MARKER = "complete.json"
 FORMAT = 1
 
-FREE_KEYS = frozenset(
-    {
-        "name",
-        "batch.logits_mb",
-        "batch.micro_size",
-        "batch.packing",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "compile",
-        "data.verify",
-        "data.workers",
-        "gradient_checkpointing",
-        "log.every",
-        "log.track",
-        "log.validate_every",
-        "log.validate_samples",
-        "offload",
-        "zero_stage",
-    }
+_FREE_KEYS = (
+    "name",
+    "batch.logits_mb",
+    "batch.micro_size",
+    "batch.packing",
+    "compile",
+    "data.verify",
+    "data.workers",
+    "gradient_checkpointing",
+    "offload",
+    "zero_stage",
 )
-"""Recipe keys that may change on resuming: they affect training only by rounding."""
+_FREE_SECTIONS = ("checkpoint.", "log.")
+"""Recipe keys and sections that may change on resuming: they affect training only by rounding."""
 
 _OTHER_MODEL = "resume with the model that it was made with, or start a new run."
 _LARGEST_FILE = 2 << 30
@@ -120,7 +113,8 @@ def recipe_differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE_KEYS and old.get(key) != new.get(key)
+        if key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
+        if old.get(key) != new.get(key)
     ]
 
 

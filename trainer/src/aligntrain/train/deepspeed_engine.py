@@ -86,14 +86,10 @@ def on_gpu() -> bool:
 def deepspeed_config(
     recipe: Recipe, *, ranks: int, trainable: int, on_gpu: bool, micro_batches: int
 ) -> dict[str, Any]:
-    """Return the configuration of `deepspeed.initialize` for `recipe`.
+    """Return the configuration of `deepspeed.initialize` for `recipe` on `ranks` processes.
 
-    Args:
-        recipe: the run's recipe.
-        ranks: number of processes.
-        trainable: number of parameters that train; no communication buffer is larger.
-        on_gpu: whether the ranks use GPUs.
-        micro_batches: micro-batches of each rank in a step (gradient accumulation).
+    No communication buffer is larger than the `trainable` parameters. Each rank accumulates the
+    gradients of `micro_batches` in a step.
     """
     config: dict[str, Any] = {
         "train_batch_size": recipe.batch.micro_size * micro_batches * ranks,
@@ -295,8 +291,7 @@ class MasterState:
 
     def scaler(self) -> dict[str, float]:
         """Return the state of fp16's loss scale; empty in other precisions."""
-        scaler = self._scaler()
-        state = {field: getattr(scaler, field, None) for field in _SCALER_FIELDS}
+        state = {field: getattr(self._scaler(), field, None) for field in _SCALER_FIELDS}
         return {field: value for field, value in state.items() if value is not None}
 
     def set_scaler(self, state: dict[str, float]) -> None:

@@ -67,14 +67,16 @@ def process_count(nproc: int | None) -> int:
     import torch
 
     gpus = torch.cuda.device_count()
-    if nproc is not None and nproc < 1:
+    if nproc is None:
+        return gpus or 1
+    if nproc < 1:
         raise InputError(f"--nproc must be at least 1 (got {nproc}).")
-    if gpus and nproc is not None and nproc > gpus:
+    if 0 < gpus < nproc:
         raise InputError(
             f"--nproc {nproc} is more than the {gpus} GPUs here; give {gpus} or less, or set "
             "CUDA_VISIBLE_DEVICES to nothing to work on the CPU."
         )
-    return nproc or gpus or 1
+    return nproc
 
 
 def _train_here(run: Path, resume: bool, profile: int | None) -> None:

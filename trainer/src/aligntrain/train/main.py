@@ -57,8 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         work(options.run, resume=options.resume, profile=options.profile)
     except AlignError as error:
-        if launched:
-            _report(error)
+        if launched:  # the file of torch's agent (`ProcessFailure`)
+            now, code = int(time.time()), error.exit_code
+            report = {"message": str(error), "timestamp": now, "exit_code": code}
+            atomic.write(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(report))
         else:
             show_error(str(error))
         return error.exit_code
@@ -190,9 +192,3 @@ def _end_with(launcher: int) -> None:
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)  # with the data workers
     os._exit(1)
-
-
-def _report(error: AlignError) -> None:
-    """Write the message and exit code to torch's agent's file (`ProcessFailure`)."""
-    report = {"message": str(error), "timestamp": int(time.time()), "exit_code": error.exit_code}
-    atomic.write(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(report))

@@ -103,11 +103,9 @@ class Sums:
             self.vector[self._at["entropy"]] -= torch.special.xlogy(rows, rows).sum()
             self.vector[self._at["gated"]] += len(rows)
 
-    def reduce(self) -> "Sums":
+    def reduce(self) -> None:
         """Replace by the sums over all ranks; all ranks call it."""
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.vector)
-        return self
+        torch.distributed.all_reduce(self.vector)
 
     def merge(self, other: "Sums") -> None:
         """Add the sums of another step."""

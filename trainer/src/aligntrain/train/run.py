@@ -37,9 +37,7 @@ _IGNORED_FILES = frozenset({".DS_Store"})
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Finished run: folder and results (`steps`, `loss`, `validation_loss`, `seconds`,
-    `rejected`, `truncated`); `before` if it had already finished and nothing was done.
-    """
+    """Finished run and its `Trainer.result` with `seconds`; `before` if nothing was left to do."""
 
     folder: Path
     ending: dict[str, Any]
@@ -161,11 +159,7 @@ def _folder(recipe: Recipe, output: str | Path | None) -> Path:
 
 
 def _begun(folder: Path) -> RunSpec | None:
-    """Return the run in `folder` if it has made a step; until then it may be overwritten.
-
-    Raises:
-        InputError: `folder` holds something else.
-    """
+    """Return the run in `folder` if it has made a step; until then it may be overwritten."""
     if is_run(folder):
         metrics = folder / METRICS
         return read_run(folder) if metrics.is_file() and metrics.stat().st_size > 0 else None

@@ -1,7 +1,6 @@
 """Build a run's device, model, processor and data from its folder."""
 
 import os
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +65,6 @@ def _load_model(spec: RunSpec) -> AlignGPTForConditionalGeneration:
     recipe, names, start = spec.recipe, spec.recipe.model, spec.start
     dtype = build.DTYPES[recipe.precision]
     quantize = recipe.lora is not None and recipe.lora.quantize == "4bit"
-    model: Any
     if start is not None and start.model is not None:
         config = build.build_config(names.vision_tower, names.llm, **names.choices)
         options = four_bit_options(recipe.precision, keep=_KEPT_WHOLE) if quantize else {}
