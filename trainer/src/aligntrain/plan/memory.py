@@ -116,21 +116,6 @@ class Shape:
         )
 
 
-def layer_activations(shape: Shape, *, precision: Precision, trains: bool) -> int:
-    """Return the bytes that autograd keeps per token of one layer of an LLM.
-
-    Kept in any case: both norms' inputs in float32; queries, keys (repeated to all heads),
-    values and the output of attention; the input of the MLP's activation and, with a gate, both
-    factors of the product. A trained layer also keeps the inputs of its matrices and of the
-    norms' weights.
-    """
-    size = _BYTES[precision]
-    values = 4 * shape.attention + (3 if shape.gated else 1) * shape.mlp
-    if trains:
-        values += 4 * shape.width + shape.attention + shape.mlp
-    return size * values + 2 * 4 * shape.width
-
-
 def lora_activations(
     reads: Mapping[str, int], rank: int, *, precision: Precision, dropout: bool
 ) -> int:
@@ -188,12 +173,19 @@ def activations(
 ) -> int:
     """Return the bytes that autograd keeps of the LLM for `tokens` tokens, without logits.
 
-    `lora` are those of LoRA per token of one layer.
+    Kept in any case: both norms' inputs in float32; queries, keys (repeated to all heads),
+    values and the output of attention; the input of the MLP's activation and, with a gate, both
+    factors of the product. A trained layer also keeps the inputs of its matrices and of the
+    norms' weights. `lora` are those of LoRA per token of one layer. With `checkpointing`, only the
+    input of every layer is kept.
     """
-    per_token = layer_activations(shape, precision=precision, trains=trains) + lora
+    size = _BYTES[precision]
     if checkpointing:
-        per_token = _BYTES[precision] * shape.width
-    return tokens * shape.layers * per_token
+        return tokens * shape.layers * size * shape.width
+    values = 4 * shape.attention + (3 if shape.gated else 1) * shape.mlp
+    if trains:
+        values += 4 * shape.width + shape.attention + shape.mlp
+    return tokens * shape.layers * (size * values + 2 * 4 * shape.width + lora)
 
 
 def logits(shape: Shape, tokens: int, *, precision: Precision, pieces: bool) -> int:

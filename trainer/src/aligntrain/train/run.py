@@ -163,9 +163,8 @@ def _begun(folder: Path) -> RunSpec | None:
     if is_run(folder):
         metrics = folder / METRICS
         return read_run(folder) if metrics.is_file() and metrics.stat().st_size > 0 else None
-    if folder.exists() and not (
-        folder.is_dir() and {p.name for p in folder.iterdir()} <= _IGNORED_FILES
-    ):
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if folder.exists() and names - _IGNORED_FILES:
         raise InputError(f"{folder} holds files that are not a run's; give another --output.")
     return None
 
