@@ -81,11 +81,7 @@ def convert(
     described: dict[str, Any] = {}
     if (folder / "config.json").is_file():
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    weights = {
-        name.removeprefix("model."): value
-        for name, value in _read_all(_files(source)).items()
-        if not name.endswith(_BUFFERS)
-    }
+    weights = _read_all(_files(source))
     trained = {_RENAMED[name]: value for name, value in weights.items() if name in _RENAMED}
     if "model.projector.0.weight" not in trained:
         raise InputError(
@@ -132,6 +128,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read_all(files: list[Path]) -> Weights:
+    """Return the weights in `files` by name without the prefix `model.`, and no buffers."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -150,7 +147,11 @@ def _read_all(files: list[Path]) -> Weights:
             ) from error
         except SafetensorError as error:
             raise InputError(f"{file} is damaged ({error}); copy it again.") from error
-    return weights
+    return {
+        name.removeprefix("model."): value
+        for name, value in weights.items()
+        if not name.endswith(_BUFFERS)
+    }
 
 
 def _named(option: str, name: str | None, described: Any) -> str:

@@ -1,1 +1,0 @@
-"""Commands: each parses, calls one library function and prints."""
