@@ -8,19 +8,15 @@ taken, so mixing, the gate and the table that fine-tuning begins with make no di
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aligntrain.ablation.design import Design, Variant
+from aligntrain.ablation.design import Design
 from aligntrain.recipes import Phase, Recipe, load_recipe
 from aligntrain.runs.folder import EXPORT, is_run, result_of
 
 _ALIKE = ("model.mixing=adaptive", "model.table=learned", "model.gate_text=prompt")
 """Overrides of a shared pre-training."""
-
-_TUNED = "finetune"
-_WHOLE = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +96,15 @@ def runs_of(design: Design, output: Path) -> list[AblationRun]:
     for seed in (*design.seeds, *_other_seeds(design, output)):
         shared: dict[str, AblationRun] = {}
         # Over all variants, so that a pre-training has one folder whichever are chosen.
-        for variant in _baseline_first(design):
-            pretrain = _pretrain(design, variant, seed, output)
-            start = shared.setdefault(_key(design, pretrain.overrides), pretrain)
-            folder = output / _TUNED / f"{variant.name}-seed{seed}"
+        for variant in sorted(design.variants, key=lambda name: name != design.baseline):
+            name = f"{variant}-seed{seed}"
+            overrides, digest = _pretraining(design, variant, seed)
+            pretrain = AblationRun(variant, seed, "pretrain", output / "pretrain" / name, overrides)
+            start = shared.setdefault(digest, pretrain)
             overrides = tuple(design.overrides(variant, "finetune", seed))
-            tuned = AblationRun(
-                variant.name, seed, "finetune", folder, overrides, start=start.folder
-            )
-            chosen = variant.name in design.chosen and seed in design.seeds
+            folder = output / "finetune" / name
+            tuned = AblationRun(variant, seed, "finetune", folder, overrides, start.folder)
+            chosen = variant in design.chosen and seed in design.seeds
             if start not in runs and (chosen or (tuned.finished and start.finished)):
                 runs.append(start)
             if chosen or tuned.finished:
@@ -118,28 +114,19 @@ def runs_of(design: Design, output: Path) -> list[AblationRun]:
 
 def _other_seeds(design: Design, output: Path) -> list[int]:
     """Return the seeds of existing runs that are not seeds of `design`, ascending."""
-    names = {variant.name for variant in design.variants}
     seeds: set[int] = set()
-    for folder in (output / _TUNED).glob("*-seed*"):
+    for folder in (output / "finetune").glob("*-seed*"):
         name, _, seed = folder.name.rpartition("-seed")
-        if name in names and _WHOLE.fullmatch(seed):
+        if name in design.variants and re.fullmatch(r"-?\d+", seed):
             seeds.add(int(seed))
     return sorted(seeds - set(design.seeds))
 
 
-def _baseline_first(design: Design) -> Sequence[Variant]:
-    return sorted(design.variants, key=lambda variant: variant.name != design.baseline)
-
-
-def _pretrain(design: Design, variant: Variant, seed: int, output: Path) -> AblationRun:
+def _pretraining(design: Design, variant: str, seed: int) -> tuple[tuple[str, ...], str]:
+    """Return the overrides of the pre-training of `variant`, and a digest of its settings."""
     recipe = design.resolved(variant, "pretrain", seed)
     alike = () if recipe.model.mixing == "none" else _ALIKE
     overrides = (*design.overrides(variant, "pretrain", seed), *alike)
-    folder = output / "pretrain" / f"{variant.name}-seed{seed}"
-    return AblationRun(variant.name, seed, "pretrain", folder, overrides)
-
-
-def _key(design: Design, overrides: Sequence[str]) -> str:
-    """Return a digest that equal pre-trainings share."""
     settings = load_recipe(design.recipe, "pretrain", overrides).settings
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(settings, sort_keys=True)
+    return overrides, hashlib.sha256(text.encode()).hexdigest()
