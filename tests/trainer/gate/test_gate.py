@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from alignshared import InputError
 from aligntrain.cli import app
 from aligntrain.data.dataset import ShardedDataset
-from aligntrain.evaluate.question_types import question_type
+from aligntrain.evaluate.short_answers import question_type
 from aligntrain.gate.explain import GateReport, explain_gate
 from aligntrain.gate.questions import FIRST_WORDS, read_gate_questions
 from tests.trainer import rows, tiny
