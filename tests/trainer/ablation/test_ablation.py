@@ -10,17 +10,18 @@ from typer.testing import CliRunner
 
 from alignshared import AlignError, InputError
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
-from aligntrain.ablation.design import design_names, load_design
+from aligntrain.ablation.design import PACKAGE, load_design
 from aligntrain.ablation.report import draw
 from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
 from aligntrain.ablation.runs import runs_of
 from aligntrain.charts import svg
 from aligntrain.cli import app
+from aligntrain.recipes.load import shipped
 from aligntrain.train import run as running
 
 
 def test_what_ships_can_be_read() -> None:
-    assert design_names() == ["demo", "paper"]
+    assert shipped(PACKAGE) == ["demo", "paper"]
     demo = load_design("demo")
     names = list(demo.variants)
     assert {"adaptive", "local", "global", "mean", "levels-4", "levels-6", "levels-10"} < set(names)

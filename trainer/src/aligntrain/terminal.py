@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from aligntrain.export.convert import Converted
     from aligntrain.export.merge import Merged
     from aligntrain.export.model import Exported
-    from aligntrain.gate.explain import GateReport
+    from aligntrain.gate.summary import GateReport
     from aligntrain.plan.estimate import Plan
     from aligntrain.train.run import RunResult
 
@@ -177,9 +177,9 @@ def show_gate_report(report: "GateReport") -> None:
             means = (f"{kind.mean_level.mean:.2f}", f"{kind.entropy:.2f}")
             table.add_row(Text(_one_line(kind.kind)), f"{kind.count:,}", *cells, *means)
         _section("mean weight of each local level, their mean level, and entropy", table)
-    if report.swept:
+    if report.overall:
         table = _table("vector", "loss", "less that of the own mix", "right")
-        for setting in report.swept:
+        for setting in report.overall:
             difference, right = setting.difference, setting.accuracy
             ends = "" if difference is None else f"{difference.mean:+.4f}"
             if difference is not None and difference.low is not None:
@@ -192,7 +192,7 @@ def show_gate_report(report: "GateReport") -> None:
             )
         _section("every level forced", table)
     results.print()
-    results.print(f"{near(report.output / 'report.html')}: {report.questions:,} questions")
+    results.print(f"{near(report.output / 'report.html')}: {len(report.questions):,} questions")
 
 
 def show_planned(planned: "Planned") -> None:

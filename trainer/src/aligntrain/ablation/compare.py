@@ -7,9 +7,7 @@ from aligntrain.evaluate.intervals import Interval, mean_interval
 from aligntrain.evaluate.short_answers import ALL
 
 LEAST_SEEDS = 3
-"""Pairs of runs below which a difference is not judged: the interval of two is 12.7 standard errors
-to each side.
-"""
+"""Pairs needed to judge a difference: the interval of two is 12.7 standard errors to each side."""
 
 LOSS = "validation loss"
 RIGHT = "right, "
@@ -47,9 +45,7 @@ class Comparison:
 
 
 def compare(metric: str, values: Mapping[str, Mapping[int, float]], baseline: str) -> Comparison:
-    """Compare the variants in `values`, by variant and seed, with `baseline`; variants without a
-    value are left out.
-    """
+    """Compare the variants that have `values`, by variant and seed, with `baseline`."""
     lower, base = metric == LOSS, values.get(baseline, {})
     lines: list[Line] = []
     for name in sorted(values, key=lambda name: name != baseline):
@@ -76,8 +72,6 @@ def _verdict(difference: Interval | None, *, lower: bool) -> str:
 
 
 def expected_by_chance(comparisons: Sequence[Comparison]) -> float:
-    """Return how many of the judged differences would be called better or worse by chance alone:
-    one in twenty.
-    """
+    """Return how many differences would be called better or worse by chance: one in twenty."""
     differences = [line.difference for comparison in comparisons for line in comparison.lines]
     return sum(one is not None and one.count >= LEAST_SEEDS for one in differences) / 20

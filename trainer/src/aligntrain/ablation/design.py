@@ -21,11 +21,11 @@ from pydantic_core import PydanticCustomError
 
 from alignshared import InputError
 from aligntrain.recipes import PHASES, Phase, Recipe, load_recipe
-from aligntrain.recipes.load import read_mapping, read_named, shipped, validated, write_yaml
+from aligntrain.recipes.load import read_mapping, read_named, validated, write_yaml
 from aligntrain.recipes.problems import hint
 from aligntrain.recipes.schema import Section
 
-_PACKAGE = "aligntrain.ablation"
+PACKAGE = "aligntrain.ablation"
 
 
 def _folder_name(given: Any) -> str:
@@ -102,11 +102,6 @@ class Design:
         )
 
 
-def design_names() -> list[str]:
-    """Return the names of the shipped ablations in alphabetical order."""
-    return shipped(_PACKAGE)
-
-
 def load_design(
     name_or_file: str | Path,
     *,
@@ -124,7 +119,7 @@ def load_design(
     Raises:
         InputError: there is no such ablation, or something in it or in `overrides` is wrong.
     """
-    where, text = read_named(name_or_file, _PACKAGE, "ablation")
+    where, text = read_named(name_or_file, PACKAGE, "ablation")
     file = validated(_File, read_mapping(text, where, "ablation"), where)
     baseline = file.baseline or next(iter(file.variants))
     for name in (baseline, *only):
@@ -154,9 +149,7 @@ def load_design(
 def _check_overrides(
     overrides: Sequence[str], own: Mapping[str, Mapping[Phase, Sequence[str]]]
 ) -> None:
-    """Raise InputError for one that would undo a change of a variant, which then would be another
-    under its name.
-    """
+    """Raise InputError for one that would undo a change of a variant."""
     for override in overrides:
         key = _key(override)
         if key == "seed":

@@ -58,9 +58,7 @@ def write_outcome(outcome: Outcome) -> None:
 
 
 def kinds_of(outcome: Outcome) -> dict[str, tuple[int, int]]:
-    """Return, by kind and for all, the number of questions and how many of them the best constant
-    answer to each kind gets right.
-    """
+    """Return the questions, of all and by kind, and the right answers of the best constants."""
     kinds = constant_answers(outcome.question_set.questions)
     count, right = (sum(numbers[at] for numbers in kinds.values()) for at in (0, 1))
     return {ALL: (count, right)} | kinds

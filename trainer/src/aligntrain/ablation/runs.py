@@ -40,19 +40,19 @@ class AblationRun:
         return f"{self.phase}/{self.folder.name}"
 
     @property
-    def finished(self) -> bool:
-        """Whether the run has ended."""
-        return is_run(self.folder) and result_of(self.folder) is not None
-
-    @property
     def begun(self) -> bool:
         """Whether the run was started."""
         return is_run(self.folder)
 
     @property
+    def finished(self) -> bool:
+        """Whether the run has ended."""
+        return self.seconds is not None
+
+    @property
     def seconds(self) -> float | None:
         """Duration of the run, None if it is not finished."""
-        result = result_of(self.folder) if self.finished else None
+        result = result_of(self.folder) if self.begun else None
         return None if result is None else float(result["seconds"])
 
     @property

@@ -37,9 +37,7 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 Begin = Callable[[str, int], Callable[[int], None]]
 Progress = Callable[[], AbstractContextManager[Begin]]
-"""Opened while questions are answered: called with a description and a total, it returns the
-function that counts finished questions.
-"""
+"""Opened while questions are answered; yields a function from task and total to its counter."""
 
 
 def silent() -> AbstractContextManager[Begin]:
@@ -174,18 +172,14 @@ def has_model(run: AblationRun) -> bool:
 
 
 def drop_weights(run: AblationRun) -> None:
-    """Remove checkpoints and full weights of the finished `run`; the adapter file, the metrics and
-    the answers stay.
-    """
+    """Remove checkpoints and full weights of the finished `run`, but not its adapter file."""
     for file in (*run.export.glob(_WEIGHTS), *(run.folder / "checkpoints").rglob("*")):
         if file.is_file() and file.name != ADAPTER:
             file.unlink()
 
 
 def _recorded_answers(run: AblationRun) -> dict[str, Any] | None:
-    """Return the recorded answers of `run` with their `scores` and `questions_sha256`; None if
-    there are none, or they cannot be read.
-    """
+    """Return the recorded answers of `run`, None if there are none or they cannot be read."""
     try:
         written = json.loads((run.folder / ANSWERS).read_bytes())
         return written if {"questions_sha256", "scores"} <= written.keys() else None
@@ -225,9 +219,7 @@ def _ask(
 def _answers(
     run: AblationRun, questions: Sequence[ShortQuestion], progress: Progress
 ) -> list[str] | AlignError:
-    """Return the answers of the model, or the reason why there are none: a raised error would hold
-    the model in its frames.
-    """
+    """Return the answers, or the reason for none: a raised error would hold the model."""
     from safetensors import SafetensorError
 
     from aligntrain.inference.load import load_for_inference

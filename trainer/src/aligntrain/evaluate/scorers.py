@@ -60,9 +60,7 @@ def score_unknown(records: Sequence[Record]) -> Score:
 
 
 def _mean(points_of: Callable[[Record], float], kind: str | None = None) -> Scorer:
-    """Return the scorer of the mean of `points_of` in percent, over all records and by the fact
-    `kind`, if any.
-    """
+    """Return the scorer of the mean of `points_of` in percent, over all and by the fact `kind`."""
 
     def score(records: Sequence[Record]) -> Score:
         points = [float(points_of(record)) for record in records]

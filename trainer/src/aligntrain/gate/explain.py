@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,7 @@ from aligntrain.evaluate.short_answers import evenly
 from aligntrain.gate.measure import SweepResult, batches, gate_weights, sweep_levels, with_images
 from aligntrain.gate.questions import GateQuestion, read_gate_questions
 from aligntrain.gate.report import render_page
-from aligntrain.gate.summary import (
-    KindWeights,
-    Measurements,
-    Setting,
-    samples_table,
-    summary_of,
-)
+from aligntrain.gate.summary import GateReport, samples_table, summary_of
 from aligntrain.inference.load import load_for_inference
 from aligntrain.model import AlignGPTConfig
 
@@ -34,17 +27,6 @@ FOLDER = "gate"
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """Called with a task and its number of questions; returns a callback for those done."""
-
-
-@dataclass(frozen=True, slots=True)
-class GateReport:
-    """Folder and main numbers of the report; `without` is the reason for missing weights."""
-
-    output: Path
-    questions: int
-    kinds: list[KindWeights]
-    swept: list[Setting]
-    without: str | None
 
 
 def explain_gate(  # noqa: PLR0913 - one argument per option
@@ -111,10 +93,21 @@ def explain_gate(  # noqa: PLR0913 - one argument per option
         numbered, done = zip(places, asked, strict=True), progress("sweep", len(places))
         swept += sweep_levels(model, processor, numbered, batch_size=batch_size, done=done)
     together = np.concatenate(weights) if weights else None
-    found = Measurements(Path(checkpoint), model, shards, read, questions, together, swept, without)
-    _write(found, folder)
-    overall = next(iter(found.settings.values()), [])
-    return GateReport(folder, len(questions), found.kinds, overall, without)
+    assert model.model.alignment is not None  # there are level vectors
+    report = GateReport(
+        folder,
+        Path(checkpoint),
+        model.config,
+        model.model.alignment.table.detach().double().cpu().numpy(),
+        shards,
+        read,
+        questions,
+        together,
+        swept,
+        without,
+    )
+    _write(report)
+    return report
 
 
 def _output(checkpoint: str | Path, output: str | Path | None) -> Path:
@@ -157,11 +150,11 @@ def _without(config: AlignGPTConfig, template: str, *, sweep: bool) -> str | Non
     return reason
 
 
-def _write(found: Measurements, folder: Path) -> None:
-    """Write `folder` under a temporary name and rename it when complete."""
-    summary = summary_of(found)
-    with atomic.folder(folder, replace=True) as unfinished:
-        pq.write_table(samples_table(found), unfinished / SAMPLES)
-        (unfinished / REPORT).write_text(render_page(found, summary), encoding="utf-8")
+def _write(report: GateReport) -> None:
+    """Write the report's folder under a temporary name and rename it when complete."""
+    summary = summary_of(report)
+    with atomic.folder(report.output, replace=True) as unfinished:
+        pq.write_table(samples_table(report), unfinished / SAMPLES)
+        (unfinished / REPORT).write_text(render_page(report, summary), encoding="utf-8")
         text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         (unfinished / SUMMARY).write_text(text, encoding="utf-8")

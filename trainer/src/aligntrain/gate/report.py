@@ -12,7 +12,7 @@ from alignshared.thumbnails import data_uri, thumbnail
 from aligntrain.charts import INK, dots, scatter, svg
 from aligntrain.evaluate.intervals import Correlation, Interval
 from aligntrain.gate.summary import (
-    Measurements,
+    GateReport,
     Setting,
     favourite,
     highest,
@@ -31,8 +31,8 @@ _POINTS = 4000
 """Maximum points of a scatter plot; the coefficients use all."""
 
 
-def render_page(found: Measurements, summary: dict[str, Any]) -> str:
-    """Return the HTML of the report on `found`; `summary` is its `summary_of`."""
+def render_page(report: GateReport, summary: dict[str, Any]) -> str:
+    """Return the HTML of the report on `report`; `summary` is its `summary_of`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -49,19 +49,18 @@ def render_page(found: Measurements, summary: dict[str, Any]) -> str:
         "thousands": "{:,}".format,
     }
     colours = level_colours(summary["levels"])
-    overall = next(iter(found.settings.values()), [])
     return environment.get_template("page.html.j2").render(
-        name=found.checkpoint.absolute().name,
+        name=report.checkpoint.absolute().name,
         summary=summary,
         colours=colours,
-        types=found.kinds,
-        favourite=None if found.weights is None else favourite(found.weights),
-        plots=_plots(found),
-        groups=_groups(found),
-        swept=found.settings,
-        overall=overall,
-        loss_chart=_chart(overall, "difference", colours),
-        accuracy_chart=_chart(overall, "accuracy", colours),
+        types=report.kinds,
+        favourite=None if report.weights is None else favourite(report.weights),
+        plots=_plots(report),
+        groups=_groups(report),
+        swept=report.settings,
+        overall=report.overall,
+        loss_chart=_chart(report.overall, "difference", colours),
+        accuracy_chart=_chart(report.overall, "accuracy", colours),
     )
 
 
@@ -103,35 +102,35 @@ def relation(r: Correlation) -> str:
     return f"a {strength} {'positive' if r.r > 0 else 'negative'} relation"
 
 
-def _plots(found: Measurements) -> list[tuple[str, Correlation, Correlation, str]]:
+def _plots(report: GateReport) -> list[tuple[str, Correlation, Correlation, str]]:
     """For each of score and level: the coefficients, and the plot as SVG."""
     plots: list[tuple[str, Correlation, Correlation, str]] = []
-    for name, (r, rho) in found.correlations.items():
-        assert found.weights is not None  # there are coefficients
-        values = values_of(found.questions, name)
+    for name, (r, rho) in report.correlations.items():
+        assert report.weights is not None  # there are coefficients
+        values = values_of(report.questions, name)
         known = np.flatnonzero(np.isfinite(values))
         drawn = known[:: -(-len(known) // _POINTS)]
-        x, y = values[drawn], mean_levels(found.weights)[drawn]
+        x, y = values[drawn], mean_levels(report.weights)[drawn]
         if name == "level":  # whole numbers would hide each other
             x += np.random.default_rng(0).uniform(-0.3, 0.3, len(x))
         plots.append((name, r, rho, svg(scatter(x.tolist(), y.tolist()), inline=True)))
     return plots
 
 
-def _groups(found: Measurements) -> list[tuple[int, list[dict[str, Any]]]]:
+def _groups(report: GateReport) -> list[tuple[int, list[dict[str, Any]]]]:
     """Return the example cards with the highest weight of each level, the highest level first."""
-    if found.weights is None:
+    if report.weights is None:
         return []
-    chosen = highest(found.questions, found.weights, _EXAMPLES)
+    chosen = highest(report.questions, report.weights, _EXAMPLES)
     return [
-        (level, [_card(found, at, weight) for at, weight in places])
+        (level, [_card(report, at, weight) for at, weight in places])
         for level, places in sorted(chosen.items(), reverse=True)
     ]
 
 
-def _card(found: Measurements, at: int, weight: float) -> dict[str, Any]:
-    question = found.questions[at]
-    image = thumbnail(found.shards.row(question.row).image or b"")
+def _card(report: GateReport, at: int, weight: float) -> dict[str, Any]:
+    question = report.questions[at]
+    image = thumbnail(report.shards.row(question.row).image or b"")
     return {
         "uri": data_uri(image) if image else None,
         "weight": weight,

@@ -27,7 +27,7 @@ from aligntrain.evaluate.intervals import (
 from aligntrain.evaluate.short_answers import ALL
 from aligntrain.gate.measure import SweepResult
 from aligntrain.gate.questions import GateQuestion, GateQuestions
-from aligntrain.model import AlignGPTForConditionalGeneration
+from aligntrain.model import AlignGPTConfig
 
 Weights = npt.NDArray[np.float64]
 
@@ -61,16 +61,18 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Measurements:
-    """Measurements of `model`, in the folder `checkpoint`, on the dataset `shards`.
+class GateReport:
+    """Report in the folder `output` on the model in `checkpoint` over the dataset `shards`.
 
-    `questions` are those of `read` with a readable image and `weights` [n, N-1] theirs, None
-    without a gate (`without` is the reason). `swept` holds the results with forced levels, empty
-    without a sweep.
+    `table` [N, D] holds the model's level vectors. `questions` are those of `read` with a readable
+    image and `weights` [n, N-1] theirs, None without a gate (`without` is the reason). `swept`
+    holds the results with forced levels, empty without a sweep.
     """
 
+    output: Path
     checkpoint: Path
-    model: AlignGPTForConditionalGeneration
+    config: AlignGPTConfig
+    table: npt.NDArray[np.float64]
     shards: ShardedDataset
     read: GateQuestions
     questions: list[GateQuestion]
@@ -97,9 +99,7 @@ class Measurements:
 
     @cached_property
     def correlations(self) -> dict[str, tuple[Correlation, Correlation]]:
-        """Pearson's and Spearman's coefficients of the weights' mean level with `score` and
-        `level`, if there are weights and the questions have them.
-        """
+        """Pearson's and Spearman's coefficients of the mean level with `score` and `level`."""
         found: dict[str, tuple[Correlation, Correlation]] = {}
         for name in () if self.weights is None else ("score", "level"):
             values = values_of(self.questions, name)
@@ -114,6 +114,11 @@ class Measurements:
         """Results of each setting for all questions of the sweep, then by type; {} without one."""
         groups = _groups([self.questions[one.number].kind for one in self.swept])
         return {kind: _settings([self.swept[place] for place in at]) for kind, at in groups.items()}
+
+    @property
+    def overall(self) -> list[Setting]:
+        """Results of each setting for all questions of the sweep; [] without one."""
+        return next(iter(self.settings.values()), [])
 
 
 def entropies(weights: Weights) -> Weights:
@@ -158,46 +163,46 @@ def highest(
     return found
 
 
-def summary_of(found: Measurements) -> dict[str, Any]:
+def summary_of(report: GateReport) -> dict[str, Any]:
     """Return all numbers of the report as plain JSON values."""
-    config, read = found.model.config, found.read
+    config, read = report.config, report.read
     summary: dict[str, Any] = {
-        "model": str(found.checkpoint.absolute()),
+        "model": str(report.checkpoint.absolute()),
         "mixing": config.mixing,
         "levels": config.levels,
         "gate_text": config.gate_text,
-        "without": found.without,
-        "data": found.shards.location,
-        "data_sha256": found.shards.digest,
+        "without": report.without,
+        "data": report.shards.location,
+        "data_sha256": report.shards.digest,
         "rows": read.rows,
-        "questions": len(found.questions),
+        "questions": len(report.questions),
         "pairs": read.pairs,
         "types_from": read.types_from,
         "left_out": {
             "without a picture": read.text_only,
             "without a question": read.unusable,
-            "picture unread": len(read.questions) - len(found.questions),
+            "picture unread": len(read.questions) - len(report.questions),
         },
-        "vectors": _vectors(found.model),
+        "vectors": _vectors(report.table),
         "package": f"aligntrain {version('aligntrain')}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    if found.weights is not None:
+    if report.weights is not None:
         summary["entropy_of_no_preference"] = log(config.levels - 1)
-        summary["types"] = [asdict(kind) for kind in found.kinds]
+        summary["types"] = [asdict(kind) for kind in report.kinds]
         summary["correlations"] = {
             name: {"pearson": asdict(r), "spearman": asdict(rho)}
-            for name, (r, rho) in found.correlations.items()
+            for name, (r, rho) in report.correlations.items()
         }
-    if found.swept:
+    if report.swept:
         summary["sweep"] = {
             kind: [asdict(setting) for setting in settings]
-            for kind, settings in found.settings.items()
+            for kind, settings in report.settings.items()
         }
     return summary
 
 
-def samples_table(found: Measurements) -> pa.Table:
+def samples_table(report: GateReport) -> pa.Table:
     """Return a row per question: its data, its weights and its results in the sweep."""
     fields = (
         ("id", "id", pa.string()), ("turn", "turn", pa.int32()), ("type", "kind", pa.string()),
@@ -205,16 +210,16 @@ def samples_table(found: Measurements) -> pa.Table:
         ("score", "score", pa.float32()), ("level", "level", pa.int8()),
     )  # fmt: skip
     columns: dict[str, Any] = {
-        column: pa.array([getattr(question, name) for question in found.questions], kind)
+        column: pa.array([getattr(question, name) for question in report.questions], kind)
         for column, name, kind in fields
     }
-    if found.weights is not None:
-        columns["gate_weights"] = pa.array(found.weights.tolist(), pa.list_(pa.float32()))
-        columns["mean_level"] = pa.array(mean_levels(found.weights), pa.float32())
-        columns["gate_entropy"] = pa.array(entropies(found.weights), pa.float32())
-    swept = {one.number: one for one in found.swept}
-    ordered = [swept.get(number) for number in range(len(found.questions))]
-    for setting in found.swept[0].losses if found.swept else ():
+    if report.weights is not None:
+        columns["gate_weights"] = pa.array(report.weights.tolist(), pa.list_(pa.float32()))
+        columns["mean_level"] = pa.array(mean_levels(report.weights), pa.float32())
+        columns["gate_entropy"] = pa.array(entropies(report.weights), pa.float32())
+    swept = {one.number: one for one in report.swept}
+    ordered = [swept.get(number) for number in range(len(report.questions))]
+    for setting in report.swept[0].losses if report.swept else ():
         name = "own" if setting is None else f"level_{setting}"
         for what, kind in (("losses", pa.float32()), ("said", pa.string()), ("right", pa.bool_())):
             values = [one and getattr(one, what).get(setting) for one in ordered]
@@ -251,10 +256,8 @@ def _groups(kinds: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
     return everything | {name: np.flatnonzero(array == name) for name in names}
 
 
-def _vectors(model: AlignGPTForConditionalGeneration) -> dict[str, Any]:
-    """Return the lengths of the N level vectors and their pairwise cosines [N][N]."""
-    assert model.model.alignment is not None  # a model without level vectors has no report
-    table = model.model.alignment.table.detach().double().cpu().numpy()
+def _vectors(table: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Return the lengths of the N rows of `table` and their pairwise cosines [N][N]."""
     lengths = np.linalg.norm(table, axis=1)
     unit = table / np.maximum(lengths, 1e-12)[:, None]
     return {"length": lengths.tolist(), "cosine": (unit @ unit.T).tolist()}
