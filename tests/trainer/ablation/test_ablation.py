@@ -12,7 +12,7 @@ from alignshared import AlignError, InputError
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
 from aligntrain.ablation.design import PACKAGE, load_design
 from aligntrain.ablation.report import draw
-from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
+from aligntrain.ablation.runner import ablate, open_ablation
 from aligntrain.ablation.runs import runs_of
 from aligntrain.charts import svg
 from aligntrain.cli import app
@@ -112,7 +112,7 @@ def test_nothing_in_the_figure_is_cut_or_squeezed() -> None:
 def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_process: None) -> None:
     """Five variants, two seeds: made, judged, written; and taken over when it is called again."""
     ablation = open_ablation(design, *data, output=tmp_path / "out", only=["mean", "none"])
-    assert plan_ablation(ablation).seconds is None
+    assert ablation.seconds_left is None
     outcome = ablate(ablation)
     assert outcome.failed == {}
     assert sum(run.phase == "pretrain" for run in ablation.runs) == 4
@@ -138,9 +138,9 @@ def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_proce
 
     again = ablate(open_ablation(design, *data, output=folder, only=["mean", "none"]))
     assert again.comparisons == outcome.comparisons
-    planned = plan_ablation(open_ablation(design, *data, output=folder))
+    planned = open_ablation(design, *data, output=folder)
     assert {run.variant for run in planned.left} == {"levels-3", "random-levels"}
-    assert planned.seconds is not None
+    assert planned.seconds_left is not None
 
 
 @pytest.mark.slow

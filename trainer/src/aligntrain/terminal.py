@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from aligntrain.ablation.report import Outcome
-    from aligntrain.ablation.runner import Planned
+    from aligntrain.ablation.runs import Ablation
     from aligntrain.evaluate import Evaluation
     from aligntrain.export.convert import Converted
     from aligntrain.export.merge import Merged
@@ -195,18 +195,18 @@ def show_gate_report(report: "GateReport") -> None:
     results.print(f"{near(report.output / 'report.html')}: {len(report.questions):,} questions")
 
 
-def show_planned(planned: "Planned") -> None:
+def show_planned(ablation: "Ablation") -> None:
     """Print every run with its state, and how long the rest should take."""
     table = _table("run", "state", "goes on from")
-    for run in planned.ablation.runs:
+    for run in ablation.runs:
         took = "" if run.seconds is None else f"finished in {_duration(run.seconds)}"
         state = took or ("begun" if run.begun else "to do")
         table.add_row(run.name, state, "" if run.start is None else f"pretrain/{run.start.name}")
     results.print(table)
-    count, left = len(planned.ablation.runs), len(planned.left)
+    count, left, seconds = len(ablation.runs), len(ablation.left), ablation.seconds_left
     time = "how long they take is known when one of each phase is finished"
-    if planned.seconds is not None:
-        time = f"about {_duration(planned.seconds)} by those that are finished"
+    if seconds is not None:
+        time = f"about {_duration(seconds)} by those that are finished"
     results.print()
     results.print(f"{left} of {count} runs are left" + (f"; {time}." if left else "."))
 

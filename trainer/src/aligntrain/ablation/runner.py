@@ -3,10 +3,8 @@
 import errno
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from alignshared import AlignError, InputError
@@ -35,17 +33,6 @@ log = logging.getLogger("aligntrain")
 DESIGN = "ablation.yaml"
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """The runs of an ablation, those `left` to do, and the `seconds` they should take by finished
-    runs of the same phase; None if a phase has no finished run yet.
-    """
-
-    ablation: Ablation
-    left: list[AblationRun]
-    seconds: float | None
-
-
 def open_ablation(
     name_or_file: str | Path,
     pretrain_data: str | os.PathLike[str],
@@ -71,19 +58,6 @@ def open_ablation(
     return Ablation(
         design, folder, os.fspath(pretrain_data), os.fspath(finetune_data), runs_of(design, folder)
     )
-
-
-def plan_ablation(ablation: Ablation) -> Planned:
-    """Return the runs left to do and an estimate of their time."""
-    left = [run for run in ablation.runs if not run.finished]
-    known: defaultdict[str, list[float]] = defaultdict(list)
-    for run in ablation.runs:
-        if run.seconds is not None:
-            known[run.phase].append(run.seconds)
-    if any(run.phase not in known for run in left):
-        return Planned(ablation, left, None)
-    mean = {phase: sum(seconds) / len(seconds) for phase, seconds in known.items()}
-    return Planned(ablation, left, sum(mean[run.phase] for run in left))
 
 
 def ablate(

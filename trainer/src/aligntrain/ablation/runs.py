@@ -8,6 +8,7 @@ taken, so mixing, the gate and the table that fine-tuning begins with make no di
 import hashlib
 import json
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,25 @@ class Ablation:
     def seeds(self) -> list[int]:
         """Seeds of all runs, including existing runs beside those of the design."""
         return sorted({run.seed for run in self.runs})
+
+    @property
+    def left(self) -> list[AblationRun]:
+        """Runs that are not finished."""
+        return [run for run in self.runs if not run.finished]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time of the runs left, by finished runs of the same phase; None if a phase has
+        no finished run yet.
+        """
+        known: defaultdict[Phase, list[float]] = defaultdict(list)
+        for run in self.runs:
+            if run.seconds is not None:
+                known[run.phase].append(run.seconds)
+        if any(run.phase not in known for run in self.left):
+            return None
+        mean = {phase: sum(seconds) / len(seconds) for phase, seconds in known.items()}
+        return sum(mean[run.phase] for run in self.left)
 
     def recipe_of(self, run: AblationRun) -> Recipe:
         """Return the recipe of `run`."""

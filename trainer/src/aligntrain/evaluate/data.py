@@ -4,7 +4,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,7 +37,7 @@ class Data:
     files: list[str]
     source: str
     revision: str | None = None
-    images: list[str] | None = None
+    images: list[str] = field(default_factory=list[str])
     hub_revision: str | None = None
 
     @property
@@ -87,7 +87,7 @@ def fetch(benchmark: Benchmark, data: Data) -> Data:
     # Fetched by the revision's given name, so that the Hub's client finds it offline by that name.
     revision, local = data.hub_revision, dict[str, str]()
     try:
-        for name in (*data.files, *(data.images or [])):
+        for name in (*data.files, *data.images):
             local[name] = hf_hub_download(data.source, name, repo_type="dataset", revision=revision)
     except OSError as error:  # includes the errors of the Hub's client
         raise _unreachable(benchmark, error) from error
@@ -96,8 +96,8 @@ def fetch(benchmark: Benchmark, data: Data) -> Data:
             f"{benchmark.title}: {revision} of the Hub's {data.source} has changed while it was "
             "fetched; run the command again."
         )
-    images = data.images and [local[name] for name in data.images]
-    return replace(data, files=[local[n] for n in data.files], images=images, hub_revision=None)
+    files, images = ([local[name] for name in names] for names in (data.files, data.images))
+    return replace(data, files=files, images=images, hub_revision=None)
 
 
 def split_files(names: Iterable[str], benchmark: Benchmark, config: str | None = None) -> list[str]:
@@ -110,27 +110,26 @@ def split_files(names: Iterable[str], benchmark: Benchmark, config: str | None =
     return sorted(name for name in matching if config in PurePosixPath(name).parts[:-1])
 
 
-Selection = tuple[list[str], list[str] | None, str | None]
+Selection = tuple[list[str], list[str], str | None]
 """Files with the rows and, for GQA, with the images, and what is missing; None if nothing is."""
 
 
 def _select(benchmark: Benchmark, names: list[str]) -> Selection:
-    rows, missing = split_files(names, benchmark), None
-    images = split_files(names, benchmark, GQA_IMAGES) if benchmark.name == "gqa" else None
-    for some in (rows, images or []):
+    rows, gqa = split_files(names, benchmark), benchmark.name == "gqa"
+    images = split_files(names, benchmark, GQA_IMAGES) if gqa else []
+    if not rows or (gqa and not images):
+        return rows, images, f"no {GQA_IMAGES}/" if rows else "no data"
+    for some in (rows, images):
         counts = [int(match[1]) for name in some if (match := _NUMBERED.search(name))]
         if counts and len(counts) < counts[0]:
-            missing = missing or f"only {len(counts)} of {counts[0]} files like {some[0]}"
-    if images == []:
-        missing = f"no {GQA_IMAGES}/"
-    return rows, images or None, missing if rows else "no data"
+            return rows, images, f"only {len(counts)} of {counts[0]} files like {some[0]}"
+    return rows, images, None
 
 
 def _select_below(benchmark: Benchmark, root: Path) -> Selection:
     names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.parquet"))]
     rows, images, missing = _select(benchmark, names)
-    whole = [str(root / name) for name in images or []]
-    return [str(root / name) for name in rows], whole or None, missing
+    return [str(root / name) for name in rows], [str(root / name) for name in images], missing
 
 
 def _instruction(benchmark: Benchmark, root: str | Path) -> str:
@@ -244,7 +243,7 @@ def read_rows(
         InputError: a file cannot be read, lacks a column or has no rows.
     """
     rows = _read_table(data.files)
-    image_column = "image" if data.images is None else "imageId"
+    image_column = "imageId" if data.images else "image"
     missing = [name for name in (*benchmark.columns, image_column) if name not in rows.column_names]
     if missing:
         raise InputError(
@@ -252,7 +251,7 @@ def read_rows(
             f"{', '.join(rows.column_names)}); give the file as {benchmark.hub} has it."
         )
     lookup = None
-    if data.images is not None:  # GQA
+    if data.images:  # GQA
         table = _read_table(data.images)
         lookup = _lookup(table, table["id"], "imageId")
     elif data.files[0].endswith(".tsv"):  # MMBench: later rotations name the first one's row

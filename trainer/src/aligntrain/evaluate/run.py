@@ -29,8 +29,6 @@ HEADINGS = (
     "benchmark", "metric", "questions", "score", "LLaVA-1.5-7B", "AlignGPT-7B", "reruns differ by",
     "comparable",
 )  # fmt: skip
-NO_SCORE = "no score"
-
 
 Loader = Callable[[], tuple["AlignGPTForConditionalGeneration", "AlignGPTProcessor"]]
 """Function that loads model and processor once."""
@@ -315,7 +313,7 @@ def _comparable(benchmark: Benchmark, result: dict[str, Any]) -> str:
     """Return whether `result` compares with the published values (yes, nearly or no), and why."""
     published, questions = benchmark.published, result["questions"]
     if result["score"] is None:
-        return NO_SCORE
+        return "no score"
     if benchmark.not_comparable or published is None:
         return f"no: {benchmark.not_comparable}"
     if result["limit"] is not None:
