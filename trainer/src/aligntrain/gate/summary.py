@@ -101,11 +101,14 @@ class GateReport:
     def correlations(self) -> dict[str, tuple[Correlation, Correlation]]:
         """Pearson's and Spearman's coefficients of the mean level with `score` and `level`."""
         found: dict[str, tuple[Correlation, Correlation]] = {}
-        for name in () if self.weights is None else ("score", "level"):
+        if self.weights is None:
+            return found
+        levels = mean_levels(self.weights)
+        for name in ("score", "level"):
             values = values_of(self.questions, name)
             known = np.isfinite(values)
-            if self.weights is not None and known.any():
-                x, y = values[known], mean_levels(self.weights)[known]
+            if known.any():
+                x, y = values[known], levels[known]
                 found[name] = pearson(x, y), spearman(x, y)
         return found
 
