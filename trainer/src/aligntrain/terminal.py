@@ -11,10 +11,10 @@ from alignshared.errors import printable
 
 if TYPE_CHECKING:
     from aligntrain.ablation.report import Outcome
-    from aligntrain.ablation.runner import Planned
+    from aligntrain.ablation.runs import Ablation
     from aligntrain.evaluate import Evaluation
     from aligntrain.evaluate.intervals import Interval
-    from aligntrain.gate.explain import GateReport
+    from aligntrain.gate.summary import GateReport
     from aligntrain.plan.estimate import Plan
     from aligntrain.train.run import RunResult
 
@@ -134,9 +134,9 @@ def show_gate_report(report: "GateReport") -> None:
             means = (f"{kind.mean_level.mean:.2f}", f"{kind.entropy:.2f}")
             by_type.add_row(Text(_one_line(kind.kind, 30)), f"{kind.count:,}", *cells, *means)
         section("mean weight of each local level, their mean level, and entropy", by_type)
-    if report.swept:
+    if report.overall:
         by_level = table("vector", "loss", "less that of the own mix", "right")
-        for setting in report.swept:
+        for setting in report.overall:
             right = setting.accuracy
             by_level.add_row(
                 "own mix" if setting.level is None else f"level {setting.level}",
@@ -146,21 +146,21 @@ def show_gate_report(report: "GateReport") -> None:
             )
         section("every level forced", by_level)
     results.print()
-    results.print(f"{near(report.output / 'report.html')}: {report.questions:,} questions")
+    results.print(f"{near(report.output / 'report.html')}: {len(report.questions):,} questions")
 
 
-def show_planned(planned: "Planned") -> None:
+def show_planned(ablation: "Ablation") -> None:
     """Print every run with its state, and how long the rest should take."""
     states = table("run", "state", "goes on from")
-    for run in planned.ablation.runs:
+    for run in ablation.runs:
         took = "" if run.seconds is None else f"finished in {_duration(run.seconds)}"
         state = took or ("begun" if run.begun else "to do")
         states.add_row(run.name, state, "" if run.start is None else f"pretrain/{run.start.name}")
     results.print(states)
-    count, left = len(planned.ablation.runs), len(planned.left)
+    count, left, seconds = len(ablation.runs), len(ablation.left), ablation.seconds_left
     time = "how long they take is known when one of each phase is finished"
-    if planned.seconds is not None:
-        time = f"about {_duration(planned.seconds)} by those that are finished"
+    if seconds is not None:
+        time = f"about {_duration(seconds)} by those that are finished"
     results.print()
     results.print(f"{left} of {count} runs are left" + (f"; {time}." if left else "."))
 
