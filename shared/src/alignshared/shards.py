@@ -120,26 +120,17 @@ def writing_shard(
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
     # Encoded images do not compress further, and their statistics would be images; scores and
     # ids are mostly distinct, so a dictionary only costs time, while levels are few.
-    leaves = _leaf_paths(schema)
-    return {
-        "compression": {path: _compression(path) for path in leaves},
-        "use_dictionary": [path for path in leaves if _has_few_values(path)],
-        "write_statistics": [path for path in leaves if path != "image.bytes"],
-        "store_schema": True,
-    }
-
-
-def _has_few_values(path: str) -> bool:
-    return path == "level" or path.startswith("conversations.")
-
-
-def _compression(path: str) -> str:
-    return "NONE" if path in ("image.bytes", "score") else "ZSTD"
-
-
-def _leaf_paths(schema: pa.Schema) -> list[str]:
-    """Parquet column paths, such as `image.bytes`, of all leaves of `schema`."""
     empty = pa.BufferOutputStream()
     pq.ParquetWriter(empty, schema).close()
     parquet = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
-    return [parquet.column(i).path for i in range(len(parquet))]
+    leaves = [parquet.column(i).path for i in range(len(parquet))]  # such as `image.bytes`
+    return {
+        "compression": {
+            path: "NONE" if path in ("image.bytes", "score") else "ZSTD" for path in leaves
+        },
+        "use_dictionary": [
+            path for path in leaves if path == "level" or path.startswith("conversations.")
+        ],
+        "write_statistics": [path for path in leaves if path != "image.bytes"],
+        "store_schema": True,
+    }

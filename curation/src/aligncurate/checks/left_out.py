@@ -9,8 +9,7 @@ from aligncurate.checks.files import UNREADABLE, check_file, open_parquet, unrea
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.checks.problems import Kind, Problem, written_wrongly
 from alignshared import AlignError, Dataset, Reason, ShardInfo
-from alignshared.duplicates import DUPLICATE_SCHEMA, Likeness
-from alignshared.rejects import REJECT_SCHEMA
+from alignshared.rejects import DUPLICATE_SCHEMA, REJECT_SCHEMA, Likeness
 
 
 def check_rejects(dataset: Dataset, shards: list[ShardInfo]) -> list[Problem]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from alignshared import Dataset, ShardInfo, Storage
-from alignshared.images import picture_format
+from alignshared.images import image_format
 from alignshared.shards import IMAGE_ROW_GROUP, groups_of_rows, rows_within
 
 _SUFFIXES = {
@@ -105,7 +105,7 @@ def row_name(number: int) -> str:
 
 def image_suffix(data: bytes) -> str:
     """Suffix for the format of the bytes, whatever the original name."""
-    kind = picture_format(data)
+    kind = image_format(data)
     return _UNKNOWN if kind is None else _SUFFIXES.get(kind, kind.lower())
 
 

@@ -16,8 +16,8 @@ from aligncurate.core.histogram import Histogram
 from aligncurate.reporting.examples import Example, Group
 from aligncurate.reporting.format import printable, score_text, share_text
 from alignshared import LevelEdges, LevelStatistics
+from alignshared.images import thumbnail
 from alignshared.palette import level_colours
-from alignshared.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from aligncurate.reporting import format
-from alignshared.thumbnails import data_uri, thumbnail
+from alignshared.images import data_uri, thumbnail
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
