@@ -1,34 +1,115 @@
 """Command output: results on stdout; log, progress and errors on stderr."""
 
 import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from aligncurate.settings import OnProgress
 from alignshared.console import near as near
 from alignshared.console import notes as notes
 from alignshared.console import results as results
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from rich.table import Table
 
     from aligncurate.reporting.inspection import Inspection
+    from aligncurate.stages.export import Export
+    from aligncurate.stages.filter import ConditionCount, FilterCounts
+    from aligncurate.stages.search import SearchResult
     from aligncurate.stages.validate import Validation
     from alignshared import Dataset
+
+LINE_EVERY_S = 10.0
+
+
+@contextmanager
+def showing(task: str, total: int | None, unit: str, begun: int = 0) -> Iterator[OnProgress]:
+    """Show progress of `task` over `total` pairs, `begun` of them done by an earlier run: a bar
+    on a terminal, occasional plain lines in a log.
+    """
+    meter = _Meter(unit)
+    with _bar() as bar:
+        row = bar.add_task(task, total=total, completed=begun, rate="", visible=notes.is_terminal)
+        last_line = time.monotonic()
+
+        def report(done: int, rejects: int = 0) -> None:
+            nonlocal last_line
+            meter.add(done, rejects)
+            bar.update(row, advance=done, rate=str(meter))
+            if not notes.is_terminal and time.monotonic() - last_line >= LINE_EVERY_S:
+                last_line = time.monotonic()
+                of = f" of {total:,}" if total is not None else ""
+                counted = f"{task}: {begun + meter.done:,}{of} {unit}"
+                notes.print(", ".join(filter(None, (counted, str(meter)))))
+
+        yield report
+
+
+def _bar() -> "Progress":
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=notes,
+        transient=True,
+        disable=not notes.is_terminal,
+    )
+
+
+class _Meter:
+    """Counts and rate since the first report, excluding start-up time."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._first: tuple[float, int] | None = None
+        self.done = 0
+        self.rejects = 0
+
+    def add(self, done: int, rejects: int) -> None:
+        self.done += done
+        self.rejects += rejects
+        self._first = self._first or (time.monotonic(), self.done)
+
+    @property
+    def rate(self) -> float:
+        """Pairs per second since the first report; 0 before the second."""
+        if self._first is None:
+            return 0.0
+        began, already = self._first
+        elapsed = time.monotonic() - began
+        return (self.done - already) / elapsed if elapsed > 0 else 0.0
+
+    def __str__(self) -> str:
+        rate = f"{self.rate:,.0f} {self._unit}/s" if self.rate else ""
+        rejects = f"{self.rejects:,} rejects" if self.rejects else ""
+        return ", ".join(filter(None, (rate, rejects)))
 
 
 def show_scored(dataset: "Dataset") -> None:
     """Print the location and counts of the scored pairs, and the next command."""
-    _show_sum(dataset, "pairs", "scored")
-    show_next("bucket --levels 8", dataset.location)
+    show_sum(dataset, "pairs", "scored")
+    _show_next("bucket --levels 8", dataset.location)
 
 
-def show_ingested(dataset: "Dataset") -> None:
-    """Print the location and counts of the ingested records."""
-    _show_sum(dataset, "records", "ingested")
-
-
-def _show_sum(dataset: "Dataset", what: str, done: str) -> None:
+def show_sum(dataset: "Dataset", what: str, done: str) -> None:
+    """Print the location of a dataset and the counts of its rows and rejects."""
     manifest = dataset.manifest
     results.print(
         f"{near(dataset.location)}: {manifest.rows + manifest.reject_count:,} {what} in = "
@@ -45,7 +126,7 @@ def show_levels(found: "Inspection") -> None:
         + (f", {found.reject_count:,} rejects" if found.rejects else "")
     )
     results.print(_level_table(found))
-    show_next("report", found.location)
+    _show_next("report", found.location)
 
 
 def show_files(files: list[str | None]) -> None:
@@ -86,15 +167,132 @@ def show_validation(found: "Validation") -> None:
         results.print(f"{where} does not keep the contract: {found.problem_count:,} problems")
 
 
-def _level_table(found: "Inspection") -> "Table":
+def show_filtered(dataset: "Dataset") -> None:
+    """Print the number of pairs kept, and those that each condition drops."""
+    from aligncurate.stages.filter import condition_counts
+
+    manifest = dataset.manifest
+    pairs, rejects = manifest.rows + manifest.left_out, f" + {manifest.reject_count:,} rejects"
+    _show_kept(near(dataset.location), pairs, manifest.rows, rejects)
+    _show_conditions(condition_counts(dataset))
+
+
+def show_filter_counts(counts: "FilterCounts") -> None:
+    """Print what a filter would keep, in total and per level, and what each condition drops."""
+    _show_kept(f"{near(counts.location)}, dry run", counts.rows, counts.kept)
+    _show_conditions(counts.conditions)
+    if counts.levels:
+        rows = [(str(level), f"{kept:,}", f"{pairs:,}") for level, pairs, kept in counts.levels]
+        results.print(_table(("level", "kept", "of"), rows, texts=1))
+
+
+def _show_kept(where: str, rows: int, kept: int, rejects: str = "") -> None:
+    from aligncurate.reporting.format import share_text
+
+    results.print(
+        f"{where}: {rows:,} pairs in = {kept:,} kept ({share_text(kept / rows)}) + "
+        f"{rows - kept:,} filtered out{rejects}"
+    )
+
+
+def _show_conditions(counts: "list[ConditionCount]") -> None:
+    from aligncurate.reporting.format import clip_text
+
+    headings = ("condition", "pairs that fail it", "that fail it alone")
+    rows = [(clip_text(c.condition), f"{c.fail:,}", f"{c.fail_only_this:,}") for c in counts]
+    results.print(_table(headings, rows, texts=1))
+
+
+def show_sample(dataset: "Dataset") -> None:
+    """Print the number of pairs drawn, in total and per level."""
+    from aligncurate.stages.sample import drawn_by_level
+
+    manifest = dataset.manifest
+    results.print(
+        f"{near(dataset.location)}: {manifest.rows + manifest.left_out:,} pairs in = "
+        f"{manifest.rows:,} drawn + {manifest.left_out:,} not drawn + "
+        f"{manifest.reject_count:,} rejects"
+    )
+    if levels := drawn_by_level(dataset)[::-1]:
+        rows = [(str(level.level), f"{level.drawn:,}", f"{level.pairs:,}") for level in levels]
+        results.print(_table(("level", "drawn", "of"), rows))
+
+
+def show_deduplicated(dataset: "Dataset") -> None:
+    """Print the number of pairs kept, and how many duplicates they stand for."""
+    manifest = dataset.manifest
+    found, where = manifest.duplicates, near(dataset.location)
+    assert found is not None  # other stages' datasets were refused before
+    results.print(
+        f"{where}: {manifest.rows + manifest.left_out:,} pairs in = {manifest.rows:,} kept + "
+        f"{manifest.left_out:,} duplicates + {manifest.reject_count:,} rejects"
+    )
+    results.print(f"  {found.exact:,} exact, {found.near:,} near; see {where}/duplicates")
+    if found.clusters:
+        results.print(
+            f"  {found.clusters:,} kept pairs stand for others, the most for {found.largest - 1:,}"
+        )
+    if found.search and found.search["method"] == "ivf":
+        results.print(f"  {found.search['recall']:.1%} of near pairs found, on a sample")
+    _show_next("report", dataset.location)
+
+
+def show_hits(result: "SearchResult") -> None:
+    """Print the table of the pairs found, nearest first."""
     from rich.table import Table
 
-    from aligncurate.reporting.inspection import LEVEL_HEADINGS, level_rows
+    from aligncurate.reporting.format import clip_middle, clip_text, score_text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in LEVEL_HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in level_rows(found):
+    table.add_column("rank", justify="right")
+    table.add_column("cosine", justify="right")
+    table.add_column("id", no_wrap=True)
+    table.add_column("score", justify="right")
+    table.add_column("level", justify="right")
+    table.add_column("caption")
+    for hit in result.hits:
+        table.add_row(
+            str(hit.rank),
+            score_text(hit.cosine),
+            clip_middle(hit.id, 40),
+            score_text(hit.score),
+            "" if hit.level is None else str(hit.level),
+            clip_text(hit.caption or "", 60),
+        )
+    results.print(table)
+
+
+def show_export(written: "Export") -> None:
+    """Print the size and location of the export."""
+    from aligncurate.reporting.format import bytes_text, count_text
+
+    size = sum(file.bytes for file in written.files)
+    beside = f" and {count_text(written.pictures, 'picture')} beside" if written.pictures else ""
+    results.print(
+        f"{near(written.location)}: {count_text(written.rows, 'pair')} in "
+        f"{count_text(len(written.files), 'file')}, {bytes_text(size)}{beside}"
+    )
+    if written.without_picture:
+        results.print(f"  {written.without_picture:,} of them without a picture")
+
+
+def _level_table(found: "Inspection") -> "Table":
+    from aligncurate.reporting.inspection import LEVEL_HEADINGS, level_rows
+
+    return _table(LEVEL_HEADINGS, level_rows(found))
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 0) -> "Table":
+    """Table whose first `texts` columns are text, the others numbers."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for number, heading in enumerate(headings):
+        if number < texts:
+            table.add_column(heading)
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
         table.add_row(*row)
     return table
 
@@ -114,9 +312,9 @@ def _section(title: str, content: "Table | Text") -> None:
     results.print(content)
 
 
-def show_next(command: str, location: str) -> None:
+def _show_next(command: str, location: str) -> None:
     """Print the next command, without --input if `location` is its default."""
-    from aligncurate.output.locations import DATA_ROOT
+    from aligncurate.output.folder import DATA_ROOT
 
     here = near(location)
     found = here.startswith(f"{DATA_ROOT}{os.sep}")

@@ -21,9 +21,9 @@ from PIL import Image
 
 from aligncurate import Execution, score
 from aligncurate.core.clip import ClipModel, resolve_clip
-from aligncurate.progress import OnProgress, silent
 from aligncurate.scoring.execution import score_locally
 from aligncurate.scoring.spec import ScoringSpec
+from aligncurate.settings import OnProgress, silent
 from aligncurate.sources import open_source
 from alignshared import AlignError, Dataset, InputError, Storage
 from alignshared.atomic import UNFINISHED

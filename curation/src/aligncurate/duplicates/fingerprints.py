@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from aligncurate.core.vectors import column_of, column_values, embedding_rows
 from aligncurate.output.shards import open_matching, rows_per_batch
-from aligncurate.progress import OnProgress
+from aligncurate.settings import OnProgress
 from aligncurate.threads import map_ordered
 from alignshared import Dataset, ShardInfo
 from alignshared.schema import EMBEDDING_COLUMNS

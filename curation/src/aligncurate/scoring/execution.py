@@ -10,12 +10,11 @@ from typing import Any, Literal
 
 from aligncurate.core.clip import available_gpus, one_torch_thread
 from aligncurate.engine import Cluster, ItemFailure, Limits, Step, connected, map_on_ray
-from aligncurate.progress import OnProgress
 from aligncurate.scoring.preprocess import Preprocessor
 from aligncurate.scoring.scorer import Scorer
 from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.scoring.workers import PreprocessUnit, ScorePreprocessed, ScoreUnit, WriteScored
-from aligncurate.settings import Execution, Pool
+from aligncurate.settings import Execution, OnProgress, Pool
 from aligncurate.sources import Source, Unit
 from aligncurate.sources.source import Preparing
 from aligncurate.threads import available_cores

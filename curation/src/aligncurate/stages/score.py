@@ -9,9 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from aligncurate.core.clip import ResolvedClip
-from aligncurate.output.folder import RUN_FOLDER, read_rejects
-from aligncurate.output.locations import default_output, refuse_to_write_over
-from aligncurate.progress import silent
+from aligncurate.output.folder import (
+    RUN_FOLDER,
+    default_output,
+    read_rejects,
+    refuse_to_write_over,
+)
 from aligncurate.scoring.execution import (
     device_of,
     engine_of,
@@ -21,8 +24,9 @@ from aligncurate.scoring.execution import (
 )
 from aligncurate.scoring.models import refuse_taken_columns, resolve_models
 from aligncurate.scoring.spec import ScoringSpec
-from aligncurate.settings import Execution, Precision, ScoreSettings, called_with
+from aligncurate.settings import Precision, called_with, silent
 from aligncurate.sources import open_source
+from aligncurate.stages.settings import ScoreSettings
 from aligncurate.units.records import Timing, UnitRecord, manifest_fields
 from aligncurate.units.run import FailedPolicy, UnitRun, write_dataset
 from alignshared import Dataset, InputError, Manifest, Parent, Storage
@@ -51,7 +55,7 @@ def score(settings: ScoreSettings) -> Dataset:
         AlignError: the run or some of its units failed; finished units are kept, and the same call
             resumes.
     """
-    spec = _spec(settings, settings.execution or Execution())
+    spec = _spec(settings)
     storage = Storage(spec.output)
     refuse_to_write_over(
         storage.location, spec.source.identity()["location"], spec.source.image_root
@@ -66,12 +70,12 @@ def score(settings: ScoreSettings) -> Dataset:
     return dataset
 
 
-def _spec(settings: ScoreSettings, execution: Execution) -> ScoringSpec:
+def _spec(settings: ScoreSettings) -> ScoringSpec:
     """Specification resulting from `settings` on this machine."""
     source = open_source(os.fspath(settings.input), settings.image_root)
     names = _listed(settings.model) or ["demo" if settings.input == "demo" else DEFAULT_MODEL]
     models = resolve_models(names, _listed(settings.weights), settings.main, settings.view)
-    device = device_of(execution)
+    device = device_of(settings.execution)
     return ScoringSpec(
         source=source,
         clip=models.main,
@@ -88,7 +92,7 @@ def _spec(settings: ScoreSettings, execution: Execution) -> ScoringSpec:
 
 def _run(spec: ScoringSpec, settings: ScoreSettings, config: dict[str, Any]) -> Manifest:
     """Score the remaining units; return the manifest of all."""
-    storage, execution = Storage(spec.output), settings.execution or Execution()
+    storage, execution = Storage(spec.output), settings.execution
     planning = storage.child(RUN_FOLDER)
     prepare_on_cluster(spec.source, planning, execution)
     units = spec.source.plan(planning, settings.shard_rows)

@@ -16,8 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
-from aligncurate.progress import OnProgress
-from aligncurate.settings import UNIT_TIMEOUT_S
+from aligncurate.settings import UNIT_TIMEOUT_S, OnProgress
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.units.records import (
     RETRY_PAUSE_S,

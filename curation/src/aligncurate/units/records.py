@@ -28,7 +28,7 @@ from aligncurate.output.folder import (
     shard_name,
     write_rejects,
 )
-from aligncurate.progress import OnProgress, silent
+from aligncurate.settings import OnProgress, silent
 from aligncurate.threads import heartbeat
 from alignshared import AlignError, Reject, ShardInfo, Storage
 from alignshared.errors import one_line

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from aligncurate.output.folder import OutputState, finish, open_output
 from aligncurate.output.lock import check_held
-from aligncurate.progress import OnProgress
+from aligncurate.settings import OnProgress
 from aligncurate.sources import Unit
 from aligncurate.threads import map_ordered
 from aligncurate.units.records import (
@@ -27,12 +27,25 @@ from aligncurate.units.records import (
     failed_units,
     finished_units,
     forget_failures,
+    manifest_fields,
     record_failure,
     released_if_empty,
     unit_name,
     write_unit,
 )
-from alignshared import AlignError, Dataset, Manifest, Reason, Reject, Storage
+from alignshared import (
+    AlignError,
+    Dataset,
+    LevelEdges,
+    LevelStatistics,
+    Manifest,
+    Parent,
+    Reason,
+    Reject,
+    Storage,
+)
+from alignshared.levels import levels_to_json
+from alignshared.manifest import LEVELS_FILE
 
 MAX_FAILURES_IN_A_ROW = 32
 """After this many consecutive failures, stop: the environment is at fault, not the data."""
@@ -231,3 +244,32 @@ def write_dataset(
         return Dataset(output.location)
     with released_if_empty(output):
         return finish(output, write())
+
+
+def derived_manifest(
+    stage: str,
+    dataset: Dataset,
+    output: Storage,
+    config: dict[str, Any],
+    records: list[UnitRecord],
+    edges: LevelEdges | None,
+    statistics: list[LevelStatistics] | None,
+) -> Manifest:
+    """Manifest, unwritten, of the dataset whose units `records` were made from `dataset`; write
+    the file of levels, if any.
+    """
+    if edges and statistics:
+        output.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
+    parent, fields = dataset.manifest, manifest_fields(records)
+    return Manifest(
+        stage=stage,
+        config=config,
+        parents=[Parent(dataset.location, dataset.digest)],
+        model=parent.model,
+        models=parent.models,
+        scheme=edges.scheme if edges else None,
+        edges=list(edges.edges) if edges else None,
+        level_statistics=statistics,
+        left_out=parent.rows - fields["rows"] - sum(fields["rejects"].values()),
+        **fields,
+    )
