@@ -30,6 +30,8 @@ LongCaptions = Literal["truncate", "mean"]
 mean of the unit embeddings of its windows.
 """
 
+Over = Literal["images", "captions"]
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 View = Literal["crop", "pad"]

@@ -87,19 +87,17 @@ class _Meter:
         self.rejects += rejects
         self._first = self._first or (time.monotonic(), self.done)
 
-    @property
-    def rate(self) -> float:
-        """Pairs per second since the first report; 0 before the second."""
-        if self._first is None:
-            return 0.0
-        began, already = self._first
-        elapsed = time.monotonic() - began
-        return (self.done - already) / elapsed if elapsed > 0 else 0.0
-
     def __str__(self) -> str:
-        rate = f"{self.rate:,.0f} {self._unit}/s" if self.rate else ""
-        rejects = f"{self.rejects:,} rejects" if self.rejects else ""
-        return ", ".join(filter(None, (rate, rejects)))
+        rate = 0.0
+        if self._first is not None:
+            began, already = self._first
+            elapsed = time.monotonic() - began
+            rate = (self.done - already) / elapsed if elapsed > 0 else 0.0
+        parts = (
+            f"{rate:,.0f} {self._unit}/s" if rate else "",
+            f"{self.rejects:,} rejects" if self.rejects else "",
+        )
+        return ", ".join(filter(None, parts))
 
 
 def show_scored(dataset: "Dataset") -> None:
@@ -214,7 +212,7 @@ def show_sample(dataset: "Dataset") -> None:
         f"{manifest.reject_count:,} rejects"
     )
     if levels := drawn_by_level(dataset)[::-1]:
-        rows = [(str(level.level), f"{level.drawn:,}", f"{level.pairs:,}") for level in levels]
+        rows = [(str(level), f"{drawn:,}", f"{pairs:,}") for level, drawn, pairs in levels]
         results.print(_table(("level", "drawn", "of"), rows))
 
 

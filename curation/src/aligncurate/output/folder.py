@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -164,8 +164,7 @@ def open_output(
 ) -> OutputState:
     """Claim the folder for a run of `config`, unless it already holds the finished result.
 
-    The folder stays locked until `finish`, `release_output`, `close_output` or the end of the
-    process.
+    The folder stays locked until `finish`, `release_output`, `release` or the end of the process.
 
     `marker` is the file written last: the manifest or, if not a dataset, another JSON file with
     the run's `config`.
@@ -187,11 +186,6 @@ def open_output(
         raise InputError(
             f"{storage.location} cannot be written to: {error}; name another folder with --output."
         ) from error
-
-
-def close_output(storage: Storage) -> None:
-    """Unlock the folder, leaving it for another run to resume."""
-    release(storage)
 
 
 def release_output(storage: Storage) -> None:
@@ -343,15 +337,8 @@ def finish(storage: Storage, manifest: Manifest) -> Dataset:
     return Dataset(storage.location)
 
 
-class Provenance(TypedDict):
-    """Package that wrote a manifest, and the time."""
-
-    package: str
-    created: str
-
-
-def provenance() -> Provenance:
-    """Return `package` and `created` for a new manifest."""
+def provenance() -> dict[str, Any]:
+    """Fields `package` and `created` of a new manifest."""
     return {
         "package": f"aligncurate {version('aligncurate')}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

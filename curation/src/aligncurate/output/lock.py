@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
 
 from alignshared import AlignError, Storage
 
@@ -48,13 +47,7 @@ class Owner:
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
-class _Lock(Protocol):
-    def check(self) -> None: ...
-
-    def release(self) -> None: ...
-
-
-_held: dict[str, tuple[_Lock, threading.Thread]] = {}
+_held: dict[str, tuple["_FileLock | _Lease", threading.Thread]] = {}
 _guard = threading.Lock()
 
 
@@ -92,7 +85,7 @@ def check_held(storage: Storage) -> None:
         held[0].check()
 
 
-def _take(storage: Storage, name: str) -> _Lock:
+def _take(storage: Storage, name: str) -> "_FileLock | _Lease":
     if "://" not in storage.location:
         try:
             return _FileLock(storage, name)
@@ -214,23 +207,17 @@ def _read(storage: Storage, name: str) -> Owner | None:
     if not storage.exists(name):
         return None
     try:
-        fields: dict[str, Any] = json.loads(storage.read_bytes(name))
-        return Owner(**fields)
+        return Owner(**json.loads(storage.read_bytes(name)))
     except (AlignError, ValueError, TypeError):
         return None
 
 
 def _is_alive(owner: Owner) -> bool:
-    if owner.host == socket.gethostname() and not _runs(owner):
+    if time.time() - owner.seen >= LEASE_S:
         return False
-    return time.time() - owner.seen < LEASE_S
-
-
-def _runs(owner: Owner) -> bool:
-    """Whether the process of `owner`, on this host, still runs under its number. This process
-    counts as ended: it no longer holds a lock it did not release.
-    """
-    if owner.pid == os.getpid():
+    if owner.host != socket.gethostname():
+        return True
+    if owner.pid == os.getpid():  # which no longer holds a lock that it did not release
         return False
     try:
         os.kill(owner.pid, 0)

@@ -4,6 +4,8 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from aligncurate.exports.hugging_face import PAIRS_PER_FILE, HuggingFaceExporter
 from aligncurate.exports.llava import PAIRS_FILE, PAIRS_PER_FOLDER, LlavaExporter
 from aligncurate.exports.spans import (
@@ -144,10 +146,7 @@ def _exporter(format: Format, dataset: Dataset, spans: int) -> Exporter:
 
 def _finished_spans(storage: Storage) -> list[WrittenSpan]:
     """Spans finished by an earlier run whose files still exist."""
-    spans: list[WrittenSpan] = []
-    for record in read_records(storage):
-        files = [WrittenFile(**file) for file in record.pop("files")]
-        spans.append(WrittenSpan(files=files, **record))
+    spans = map(TypeAdapter(WrittenSpan).validate_json, read_records(storage))
     return [span for span in spans if all(storage.exists(file.file) for file in span.files)]
 
 

@@ -16,8 +16,8 @@ from aligncurate.sources.instructions import InstructionSource
 from aligncurate.stages.settings import IngestSettings
 from aligncurate.threads import available_cores
 from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process
-from aligncurate.units.records import FinishedBatch, Timing, manifest_fields
-from aligncurate.units.run import FailedPolicy, UnitRun, write_dataset
+from aligncurate.units.records import FinishedBatch, Timing, manifest_of
+from aligncurate.units.run import UnitRun, write_dataset
 from alignshared import Dataset, InputError, Manifest, Parent, Reject, Storage
 from alignshared.images import ImageError, decode_image
 from alignshared.schema import IMAGE_TYPE, ingested_schema
@@ -58,20 +58,18 @@ def ingest(settings: IngestSettings) -> Dataset:
         units = source.plan(storage.child(RUN_FOLDER), settings.shard_rows)
         if not units:
             raise InputError(f"there are no records in {source.location}.")
-        failed = FailedPolicy(settings.retry_failed, settings.skip_failed)
-        run = UnitRun(storage, units, ingested_schema(), failed)
+        run = UnitRun(
+            storage, units, ingested_schema(),
+            retry_failed=settings.retry_failed, skip_failed=settings.skip_failed,
+        )  # fmt: skip
         settings.on_progress(run.rows_done)
         step = ThreadStep(partial(_with_images, image_root=source.image_root), available_cores())
         read = partial(source.read, batch_rows=_BATCH_ROWS)
         pipeline = UnitPipeline(read, [step], ingested_schema(), storage, settings.unit_timeout)
         records = run.run(lambda to_do: run_in_process(pipeline, to_do, settings.on_progress))
         facts = {"records": run.total, "seconds": time.monotonic() - began}
-        return Manifest(
-            stage="ingest",
-            config=config | {"execution": facts},
-            parents=[Parent(config["input"]["location"], config["input"]["digest"])],
-            **manifest_fields(records),
-        )
+        parent = Parent(config["input"]["location"], config["input"]["digest"])
+        return manifest_of("ingest", config | {"execution": facts}, parent, records)
 
     return write_dataset(storage, config, write, overwrite=settings.overwrite)
 

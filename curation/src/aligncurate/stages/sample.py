@@ -1,7 +1,6 @@
 """sample: draw a number of pairs evenly from all levels, reproducibly."""
 
 import logging
-from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
@@ -152,20 +151,10 @@ def _warn_of_short(
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class LevelDrawn:
-    """Number of pairs drawn from a level, and its size."""
-
-    level: int
-    drawn: int
-    pairs: int
-
-
-def drawn_by_level(dataset: Dataset) -> list[LevelDrawn]:
-    """Pairs drawn from each level, read from a sample's manifest; empty without levels."""
+def drawn_by_level(dataset: Dataset) -> list[tuple[int, int, int]]:
+    """Level, pairs drawn from it, and its size, read from a sample's manifest; empty without
+    levels.
+    """
     statistics = dataset.manifest.level_statistics or []
     pairs = dataset.manifest.config.get("execution", {}).get("pairs_of_levels", [])
-    return [
-        LevelDrawn(drawn.level, drawn.count, size)
-        for drawn, size in zip(statistics, pairs, strict=True)
-    ]
+    return [(s.level, s.count, size) for s, size in zip(statistics, pairs, strict=True)]

@@ -27,8 +27,8 @@ from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.settings import Precision, called_with, silent
 from aligncurate.sources import open_source
 from aligncurate.stages.settings import ScoreSettings
-from aligncurate.units.records import Timing, UnitRecord, manifest_fields
-from aligncurate.units.run import FailedPolicy, UnitRun, write_dataset
+from aligncurate.units.records import Timing, UnitRecord, manifest_of
+from aligncurate.units.run import UnitRun, write_dataset
 from alignshared import Dataset, InputError, Manifest, Parent, Storage
 
 log = logging.getLogger("aligncurate")
@@ -99,8 +99,10 @@ def _run(spec: ScoringSpec, settings: ScoreSettings, config: dict[str, Any]) -> 
     if not units:
         raise InputError(f"there are no pairs in {config['input']['location']}.")
     refuse_taken_columns(spec.models, spec.source.own_columns().names)
-    failed = FailedPolicy(settings.retry_failed, settings.skip_failed)
-    run = UnitRun(storage, units, spec.schema, failed)
+    run = UnitRun(
+        storage, units, spec.schema,
+        retry_failed=settings.retry_failed, skip_failed=settings.skip_failed,
+    )  # fmt: skip
     done, total, to_do = run.rows_done, run.total, sum(unit.rows for unit in run.to_do)
     if done:
         log.info("resuming %s: %s of %s pairs are done.", storage.location, done, total)
@@ -110,9 +112,16 @@ def _run(spec: ScoringSpec, settings: ScoreSettings, config: dict[str, Any]) -> 
     show_progress = settings.show_progress or (lambda *_: nullcontext(silent))
     with show_progress("score", total, done) as on_progress:
         records = run.run(lambda units: score_units(spec, units, execution, on_progress))
-    facts = _execution_facts(spec, engine, time.monotonic() - began, to_do, records)
+    facts = _execution_facts(spec.device, engine, time.monotonic() - began, to_do, records)
     _log_speed(facts)
-    return _manifest(spec, config | {"execution": facts}, records)
+    return manifest_of(
+        "score",
+        config | {"execution": facts},
+        Parent(config["input"]["location"], config["input"]["digest"]),
+        records,
+        model=spec.info(spec.clip),
+        models={name: spec.info(clip) for name, clip in spec.models.items()} or None,
+    )
 
 
 def _log_speed(facts: dict[str, Any]) -> None:
@@ -181,26 +190,14 @@ def _model_config(clip: ResolvedClip) -> dict[str, Any]:
 
 
 def _execution_facts(
-    spec: ScoringSpec, engine: str, seconds: float, rows: int, records: list[UnitRecord]
+    device: str, engine: str, seconds: float, rows: int, records: list[UnitRecord]
 ) -> dict[str, Any]:
     timing = sum((record.timing for record in records), Timing())
     return {
         "engine": engine,
-        "device": spec.device,
+        "device": device,
         "pairs": rows,
         "seconds": round(seconds, 2),
         "decode_seconds": round(timing.decode_s, 2),
         "model_seconds": round(timing.model_s, 2),
     }
-
-
-def _manifest(spec: ScoringSpec, config: dict[str, Any], records: list[UnitRecord]) -> Manifest:
-    source = config["input"]
-    return Manifest(
-        stage="score",
-        config=config,
-        parents=[Parent(source["location"], source["digest"])],
-        model=spec.info(spec.clip),
-        models={name: spec.info(clip) for name, clip in spec.models.items()} or None,
-        **manifest_fields(records),
-    )

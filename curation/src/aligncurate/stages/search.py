@@ -14,8 +14,8 @@ from aligncurate.core.vectors import TopK, Units, embedding_rows, unit_rows
 from aligncurate.output.folder import input_of
 from aligncurate.output.shards import open_matching
 from aligncurate.reporting.rows import read_rows
-from aligncurate.settings import Location, called_with
-from aligncurate.stages.settings import Over, SearchSettings
+from aligncurate.settings import Location, Over, called_with
+from aligncurate.stages.settings import SearchSettings
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo, atomic
 from alignshared.images import ImageError, decode_image

@@ -17,6 +17,7 @@ from aligncurate.settings import (
     Location,
     LongCaptions,
     OnProgress,
+    Over,
     Precision,
     ShowProgress,
     View,
@@ -29,7 +30,6 @@ from alignshared.errors import InputError
 Format = Literal["llava", "webdataset", "hf"]
 Keep = Literal["best", "first"]
 Chains = Literal["split", "whole"]
-Over = Literal["images", "captions"]
 
 
 Input = Annotated[

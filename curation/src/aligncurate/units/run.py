@@ -1,14 +1,14 @@
 """Runs over units and other parts of a result: remaining work and its outcome.
 
 `UnitRun` records a failed unit and continues. The run then ends with an error and without a
-dataset: `retry` retries failed units, `skip` turns their rows into rejects. Without either,
-failed units are left alone, since one that kills its workers would do so at every start.
+dataset, unless failed units are retried or their rows made rejects. Without either, they are left
+alone, since one that kills its workers would do so at every start.
 `write_parts`, for parts of an AlignStack dataset, stops at the first error.
 """
 
 import logging
+import posixpath
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
@@ -27,10 +27,9 @@ from aligncurate.units.records import (
     failed_units,
     finished_units,
     forget_failures,
-    manifest_fields,
+    manifest_of,
     record_failure,
     released_if_empty,
-    unit_name,
     write_unit,
 )
 from alignshared import (
@@ -57,23 +56,25 @@ log = logging.getLogger("aligncurate")
 Outcomes = Iterator[UnitRecord | UnitFailure]
 
 
-@dataclass(frozen=True, slots=True)
-class FailedPolicy:
-    """Policy for failed units: `retry` those of earlier runs, `skip` those that fail."""
-
-    retry: bool = False
-    skip: bool = False
-
-
 class UnitRun:
-    """Units of one run, finished or remaining, for shards of `schema`."""
+    """Units of one run, finished or remaining, for shards of `schema`.
+
+    `retry_failed` retries units that failed in earlier runs, `skip_failed` turns rows of those
+    that fail into rejects.
+    """
 
     def __init__(
-        self, output: Storage, units: Sequence[Unit], schema: pa.Schema, policy: FailedPolicy
+        self,
+        output: Storage,
+        units: Sequence[Unit],
+        schema: pa.Schema,
+        *,
+        retry_failed: bool = False,
+        skip_failed: bool = False,
     ) -> None:
-        self._output, self._units, self._schema, self._policy = output, units, schema, policy
+        self._output, self._units, self._schema, self._skip = output, units, schema, skip_failed
         self._records = {record.index: record for record in finished_units(output)}
-        if policy.retry:
+        if retry_failed:
             forget_failures(output)
         self._failures = {
             index: failure
@@ -106,7 +107,7 @@ class UnitRun:
         to_do = self.to_do
         if to_do:
             self._take(work(to_do))
-        if self._failures and not self._policy.skip:
+        if self._failures and not self._skip:
             raise AlignError(self._failure_message())
         for unit in self._units:
             if unit.index in self._failures:
@@ -157,8 +158,10 @@ class UnitRun:
         )
 
     def _name(self, index: int) -> str:
+        """Name of a unit in messages: its number and rows of its file, counted from 1."""
         unit = next(unit for unit in self._units if unit.index == index)
-        return unit_name(unit.index, unit.file, unit.first, unit.rows)
+        rows = f"rows {unit.first + 1:,} to {unit.first + unit.rows:,}"
+        return f"unit {index} ({rows} of {posixpath.basename(unit.file)})"
 
 
 def _without_stop(sentence: str) -> str:
@@ -260,16 +263,16 @@ def derived_manifest(
     """
     if edges and statistics:
         output.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
-    parent, fields = dataset.manifest, manifest_fields(records)
-    return Manifest(
-        stage=stage,
-        config=config,
-        parents=[Parent(dataset.location, dataset.digest)],
+    parent = dataset.manifest
+    return manifest_of(
+        stage,
+        config,
+        Parent(dataset.location, dataset.digest),
+        records,
         model=parent.model,
         models=parent.models,
         scheme=edges.scheme if edges else None,
         edges=list(edges.edges) if edges else None,
         level_statistics=statistics,
-        left_out=parent.rows - fields["rows"] - sum(fields["rejects"].values()),
-        **fields,
+        left_out=parent.rows - sum(record.rows_in for record in records),
     )
