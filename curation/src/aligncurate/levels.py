@@ -108,19 +108,9 @@ def find_edges(
     return LevelEdges(tuple(edges.tolist()), scheme)
 
 
-@dataclass(frozen=True, slots=True)
-class TopCut:
-    """The least of the `wanted` greatest scores; `kept` scores, including ties, are not below
-    it.
-    """
-
-    score: np.float32
-    wanted: int
-    kept: int
-
-
-def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> TopCut:
-    """Find the least of the top `fraction` of all finite scores of `dataset`, in two passes.
+def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> tuple[np.float32, int, int]:
+    """Find the least of the top `fraction` of all finite scores of `dataset`, in two passes;
+    return it, the number of scores wanted, and the number, with ties, of those not below it.
 
     Raises:
         InputError: there is no finite score.
@@ -131,7 +121,7 @@ def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> TopCut:
     bins = coarse.bins_of_ranks([rank])
     ordered = OrderedScores(coarse, _count(dataset, lambda: FineCounts(bins), workers))
     score = ordered.at_rank(rank)
-    return TopCut(score, wanted, ordered.count - ordered.below(score))
+    return score, wanted, ordered.count - ordered.below(score)
 
 
 @dataclass(frozen=True, slots=True)

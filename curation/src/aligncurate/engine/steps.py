@@ -53,14 +53,6 @@ class Step:
     memory_gib: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Seconds since the last progress, and the host of each item in hand."""
-
-    idle_s: float
-    in_hand: dict[int, str]
-
-
 class Ledger:
     """Counts of one run. Items are identified by their position in the run's list."""
 
@@ -108,10 +100,10 @@ class Ledger:
         """Record progress of some item."""
         self._moved = time.monotonic()
 
-    def standing(self) -> Standing:
-        """State of the run."""
+    def standing(self) -> tuple[float, dict[int, str]]:
+        """Return the seconds since the last progress, and the host of each item in hand."""
         in_hand = {item: place for (item, _), place in self._in_hand.items()}
-        return Standing(time.monotonic() - self._moved, in_hand)
+        return time.monotonic() - self._moved, in_hand
 
 
 def map_on_ray(
@@ -236,14 +228,14 @@ def _look(ledger: Any, timeout_s: float) -> None:
     """Check for recent progress of any item."""
     import ray
 
-    standing: Standing = ray.get(ledger.standing.remote(), timeout=timeout_s + _GRACE_S)
-    if standing.idle_s <= timeout_s + _GRACE_S:
+    idle_s, in_hand = ray.get(ledger.standing.remote(), timeout=timeout_s + _GRACE_S)
+    if idle_s <= timeout_s + _GRACE_S:
         return
-    places = [f"item {item} on {place}" for item, place in sorted(standing.in_hand.items())]
+    places = [f"item {item} on {place}" for item, place in sorted(in_hand.items())]
     doing = f"in hand: {', '.join(places[:5])}" if places else "no worker has an item in hand"
     room = {name: ray.cluster_resources().get(name, 0) for name in ("CPU", "GPU")}
     raise AlignError(
-        f"nothing has moved on Ray for {standing.idle_s:.0f} seconds ({doing}; the cluster has "
+        f"nothing has moved on Ray for {idle_s:.0f} seconds ({doing}; the cluster has "
         f"{room['CPU']:g} CPUs and {room['GPU']:g} GPUs); see whether its nodes have room for the "
         "workers, and run the same command to resume."
     )

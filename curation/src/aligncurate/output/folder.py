@@ -198,8 +198,12 @@ def release_output(storage: Storage) -> None:
 def _look(storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool) -> OutputState:
     """Return the folder's state without changing it."""
     names = storage.names()
-    if names:
-        _refuse_foreign(storage, names, marker)
+    if names and marker not in names and RUN_FOLDER not in names:
+        what = "dataset" if marker == MANIFEST_FILE else marker
+        raise InputError(
+            f"{storage.location} is not empty and holds no {what} ({names[0]} lies there); "
+            "name an empty or new folder with --output."
+        )
     if overwrite:
         return OutputState.FRESH
     if marker in names:
@@ -257,15 +261,6 @@ def _finished_config(storage: Storage, marker: str) -> tuple[dict[str, Any], str
     content = storage.read_json(marker)
     config = content.get("config") if isinstance(content, dict) else None
     return config if isinstance(config, dict) else {}, f"holds {marker}"
-
-
-def _refuse_foreign(storage: Storage, names: list[str], marker: str) -> None:
-    if marker not in names and RUN_FOLDER not in names:
-        what = "dataset" if marker == MANIFEST_FILE else marker
-        raise InputError(
-            f"{storage.location} is not empty and holds no {what} ({names[0]} lies there); "
-            "name an empty or new folder with --output."
-        )
 
 
 def _refuse_difference(

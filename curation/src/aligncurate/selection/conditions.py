@@ -98,10 +98,9 @@ def _number(value: float, kind: str) -> str:
 def _top(share: float, dataset: Dataset, workers: int) -> tuple[str, float]:
     """Label and minimum score of the top `share`."""
     # The share as written: 0.1 is exactly a tenth, which no float is.
-    cut = find_top_cut(dataset, Fraction(str(share)), workers)
-    ties = f", {cut.kept:,} with equal scores" if cut.kept > cut.wanted else ""
-    label = f"top {share}: score >= {float(cut.score):.6g} ({cut.wanted:,} wanted{ties})"
-    return label, float(cut.score)
+    least, wanted, kept = find_top_cut(dataset, Fraction(str(share)), workers)
+    ties = f", {kept:,} with equal scores" if kept > wanted else ""
+    return f"top {share}: score >= {float(least):.6g} ({wanted:,} wanted{ties})", float(least)
 
 
 def _levels(text: str, dataset: Dataset) -> list[int]:

@@ -6,9 +6,9 @@ to avoid millions of tiny files. The cut depends only on the rows, so interrupte
 shard by shard.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ from alignshared.levels import LevelAccumulator
 from alignshared.schema import LEVEL_COLUMN, require_columns, with_features
 from alignshared.shards import row_groups
 
+Item = TypeVar("Item")
 Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 """Function from a batch of n rows to n bools; called from several threads."""
 
@@ -52,8 +53,18 @@ def choose_rows(
             parts += map(keep, dataset.shard_batches(shard, parquet, columns, size))
         return as_mask(np.concatenate(parts))
 
+    return masks_of(choose, dataset.manifest.shards, workers, on_progress)
+
+
+def masks_of(
+    choose: Callable[[Item], pa.BooleanArray],
+    items: Iterable[Item],
+    workers: int,
+    on_progress: OnProgress,
+) -> list[pa.BooleanArray]:
+    """Masks that `choose` returns of `items`, one for each shard; called on several threads."""
     masks: list[pa.BooleanArray] = []
-    for mask in map_ordered(choose, dataset.manifest.shards, workers):
+    for mask in map_ordered(choose, items, workers):
         masks.append(mask)
         on_progress(len(mask))
     return masks

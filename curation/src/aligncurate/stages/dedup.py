@@ -106,7 +106,9 @@ def dedup(settings: DedupSettings) -> Dataset:
         else:
             on_progress(dataset.manifest.rows * (1 if exact_only else 2))
         info = TypeAdapter(DuplicateInfo).validate_json(storage.read_bytes(_FOUND_FILE))
-        masks = list(_masks(storage.read_bytes(_KEPT_FILE), dataset))
+        bits = np.frombuffer(storage.read_bytes(_KEPT_FILE), np.uint8)
+        kept = np.unpackbits(bits).astype(np.bool_)
+        masks = [as_mask(kept[begin:end]) for _, begin, end in _spans(dataset)]
         manifest = copy_chosen(dataset, storage, "dedup", config, masks, threads, on_progress)
         return replace(manifest, duplicates=info)
 
@@ -237,10 +239,3 @@ def _info(found: Duplicates, facts: SearchFacts | None, shards: list[ShardInfo])
         search=None if facts is None else asdict(facts),
         shards=shards,
     )
-
-
-def _masks(bits: bytes, dataset: Dataset) -> Iterator[pa.BooleanArray]:
-    """Return the mask of kept rows for each shard."""
-    kept = np.unpackbits(np.frombuffer(bits, np.uint8)).astype(np.bool_)
-    for _, begin, end in _spans(dataset):
-        yield as_mask(kept[begin:end])

@@ -1,7 +1,6 @@
 """sample: draw a number of pairs evenly from all levels, reproducibly."""
 
 import logging
-from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,7 @@ from aligncurate.core.sampling import (
 from aligncurate.output.folder import config_of, finished_already, input_and_output
 from aligncurate.output.shards import as_mask, open_checked
 from aligncurate.reporting.summary import level_values
-from aligncurate.selection.copy import copy_chosen
+from aligncurate.selection.copy import copy_chosen, masks_of
 from aligncurate.settings import OnProgress, called_with
 from aligncurate.stages.settings import SampleSettings
 from aligncurate.threads import map_ordered, thread_count
@@ -58,7 +57,9 @@ def sample(settings: SampleSettings) -> Dataset:
     config = config_of(dataset, threads, rows=rows, per_level=per_level, seed=settings.seed)
     if finished := finished_already(storage, config, overwrite=settings.overwrite):
         return finished
-    counts = _count(keys, threads)
+    counts = KeyCounts(keys.groups)
+    for counted in map_ordered(keys, dataset.manifest.shards, threads):
+        counts.add(*counted)
     if per_level is None:
         quotas = balanced_quotas(counts.sizes, rows or 0)
     else:
@@ -99,19 +100,6 @@ class _KeyReader:
         return np.concatenate(keys), np.concatenate(groups)
 
 
-def _count(keys: _KeyReader, threads: int) -> KeyCounts:
-    total, lock = KeyCounts(keys.groups), Lock()
-
-    def count(shard: ShardInfo) -> None:
-        counted = keys(shard)
-        with lock:
-            total.add(*counted)
-
-    for _ in map_ordered(count, keys.dataset.manifest.shards, threads):
-        pass
-    return total
-
-
 def _drawn(
     keys: _KeyReader, draw: Draw, threads: int, on_progress: OnProgress
 ) -> list[pa.BooleanArray]:
@@ -123,11 +111,7 @@ def _drawn(
         part, shard = numbered
         return as_mask(draw.drawn(part, *keys(shard)))
 
-    masks: list[pa.BooleanArray] = []
-    for mask in map_ordered(choose, enumerate(shards), threads):
-        masks.append(mask)
-        on_progress(len(mask))
-    return masks
+    return masks_of(choose, enumerate(shards), threads, on_progress)
 
 
 def _warn_of_short(

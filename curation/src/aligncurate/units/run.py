@@ -129,7 +129,7 @@ class UnitRun:
             if consecutive == MAX_FAILURES_IN_A_ROW:
                 raise AlignError(
                     f"{consecutive} units failed one after another, the last one, "
-                    f"{self._name(outcome.index)}, for this: {_without_stop(outcome.reason)}; fix "
+                    f"{self._name(outcome.index)}, for this: {outcome.reason.rstrip('.')}; fix "
                     "that, and run the same command with --retry-failed."
                 )
 
@@ -146,7 +146,7 @@ class UnitRun:
     def _failure_message(self) -> str:
         failures = [self._failures[index] for index in sorted(self._failures)]
         named = "; ".join(
-            f"{self._name(f.index)}: {_without_stop(f.reason)}" for f in failures[:_NAMED_FAILURES]
+            f"{self._name(f.index)}: {f.reason.rstrip('.')}" for f in failures[:_NAMED_FAILURES]
         )
         more = len(failures) - _NAMED_FAILURES
         rows = sum(unit.rows for unit in self._units if unit.index in self._failures)
@@ -162,10 +162,6 @@ class UnitRun:
         unit = next(unit for unit in self._units if unit.index == index)
         rows = f"rows {unit.first + 1:,} to {unit.first + unit.rows:,}"
         return f"unit {index} ({rows} of {posixpath.basename(unit.file)})"
-
-
-def _without_stop(sentence: str) -> str:
-    return sentence.rstrip(".")
 
 
 class Part(Protocol):
