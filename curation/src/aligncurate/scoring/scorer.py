@@ -5,13 +5,12 @@ captions with each model and take cosines.
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aligncurate.core.clip import ClipModel, PixelView, pixel_view, score_pairs
+from aligncurate.core.clip import ClipModel, pixel_view, score_pairs
 from aligncurate.scoring.spec import ScoringSpec
 from aligncurate.sources import RawBatch
 from aligncurate.sources.files import read_image
@@ -51,58 +50,42 @@ class Preprocessor:
     def __call__(self, raw: RawBatch) -> PreprocessedBatch:
         """Return `raw` with pixels; pairs with unusable images become rejects."""
         began = time.perf_counter()
-        rows = _Images(self._image_root, self._views, self._shorter_side)
         rejects = list(raw.rejects)
-        contents: list[bytes] = []
         keep: list[int] = []
+        contents: list[bytes] = []
+        # Repeated images are decoded once, for all views.
+        index_of: dict[bytes, int] = {}
+        sizes: list[tuple[int, int]] = []
+        framed: list[list[npt.NDArray[np.uint8]]] = []
         ids = raw.table["id"].to_pylist()
         for row, (id_, image) in enumerate(zip(ids, raw.table["image"].to_pylist(), strict=True)):
             try:
-                contents.append(rows.add(image))
-                keep.append(row)
+                content: bytes | None = image["bytes"]
+                if content is None:
+                    content = read_image(self._image_root, image["path"])
+                if content not in index_of:
+                    decoded, size = decode_sized(content, self._shorter_side)
+                    framed.append([view(decoded) for view in self._views])
+                    sizes.append(size)
+                    index_of[content] = len(index_of)
             except ImageError as error:
                 rejects.append(Reject(id_, image["path"], error.reason, error.detail))
-        table = _with_contents(raw.table.take(pa.array(keep, pa.int64())), contents)
+                continue
+            contents.append(content)
+            keep.append(row)
+        image_N = [index_of[content] for content in contents]
+        none = np.empty((0, 0, 0, 3), np.uint8)
         return PreprocessedBatch(
-            table,
-            [np.stack(p) if p else np.empty((0, 0, 0, 3), np.uint8) for p in rows.pixels],
-            np.array(rows.indices, dtype=np.intp),
-            np.array(rows.sizes, dtype=np.int32).reshape(-1, 2),
+            _with_contents(raw.table.take(pa.array(keep, pa.int64())), contents),
+            [
+                np.stack([images[view] for images in framed]) if framed else none
+                for view in range(len(self._views))
+            ],
+            np.array(image_N, dtype=np.intp),
+            np.array([sizes[index] for index in image_N], dtype=np.int32).reshape(-1, 2),
             rejects,
             time.perf_counter() - began,
         )
-
-
-class _Images:
-    """Images of one batch; repeated ones are decoded once, for all views."""
-
-    def __init__(
-        self, image_root: str | None, views: list[PixelView], shorter_side: int | None
-    ) -> None:
-        self._image_root = image_root
-        self._views = views
-        self._shorter_side = shorter_side
-        self._index_of: dict[bytes, int] = {}
-        self._distinct_sizes: list[tuple[int, int]] = []
-        self.pixels: list[list[npt.NDArray[np.uint8]]] = [[] for _ in views]
-        self.indices: list[int] = []
-        self.sizes: list[tuple[int, int]] = []
-
-    def add(self, image: dict[str, Any]) -> bytes:
-        """Add a pair's image; return its bytes."""
-        content: bytes | None = image["bytes"]
-        if content is None:
-            content = read_image(self._image_root, image["path"])
-        if content not in self._index_of:
-            decoded, size = decode_sized(content, self._shorter_side)
-            for pixels, view in zip(self.pixels, self._views, strict=True):
-                pixels.append(view(decoded))
-            self._distinct_sizes.append(size)
-            self._index_of[content] = len(self._index_of)
-        index = self._index_of[content]
-        self.indices.append(index)
-        self.sizes.append(self._distinct_sizes[index])
-        return content
 
 
 def _with_contents(table: pa.Table, contents: list[bytes]) -> pa.Table:

@@ -39,7 +39,7 @@ RETRY_PAUSE_S = 0.25
 """Seconds before the second attempt, doubled for each further one."""
 
 _RECORDS_FOLDER = f"{RUN_FOLDER}/units"
-_FAILURES_FOLDER = f"{RUN_FOLDER}/failed"
+FAILURES_FOLDER = f"{RUN_FOLDER}/failed"
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -157,7 +157,7 @@ def write_unit(
     name = file or shard_name(index)
     rejects: list[Reject] = []
     timing = Timing()
-    try:
+    with _writing(output, name):
         with writing_shard(output, name, schema) as (writer, result):
             for batch in _blaming_the_unit(batches):
                 writer.write(batch.table)
@@ -168,8 +168,6 @@ def write_unit(
         written_rejects = write_rejects(output, name, rejects)
         record = UnitRecord(index, result.info, written_rejects, timing, counts and counts())
         write_record(output, index, asdict(record))
-    except OSError as error:
-        raise _output_error(output, name, error) from error
     return record
 
 
@@ -203,12 +201,17 @@ def read_records(output: Storage) -> Iterator[bytes]:
             yield folder.read_bytes(name)
 
 
-def _output_error(output: Storage, name: str, error: OSError) -> OutputError:
-    return OutputError(
-        f"{name} cannot be written in {output.location}: {one_line(error)}; make room or access, "
-        "and run the same command to resume.",
-        lasting=error.errno in _LASTING,
-    )
+@contextmanager
+def _writing(output: Storage, name: str) -> Generator[None, None, None]:
+    """Raise an OSError in the block as an OutputError that names `name`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{name} cannot be written in {output.location}: {one_line(error)}; make room or "
+            "access, and run the same command to resume.",
+            lasting=error.errno in _LASTING,
+        ) from error
 
 
 def _blaming_the_unit(batches: Iterable[FinishedBatch]) -> Iterator[FinishedBatch]:
@@ -245,24 +248,17 @@ def record_failure(output: Storage, failure: UnitFailure) -> None:
     Raises:
         AlignError: the output is no longer writable.
     """
-    name = f"{_FAILURES_FOLDER}/{failure.index:07d}.json"
-    try:
+    name = f"{FAILURES_FOLDER}/{failure.index:07d}.json"
+    with _writing(output, name):
         output.write_json(name, asdict(failure))
-    except OSError as error:
-        raise _output_error(output, name, error) from error
 
 
 def failed_units(output: Storage) -> dict[int, UnitFailure]:
     """Units that failed in earlier runs, by index."""
-    folder = output.child(_FAILURES_FOLDER)
+    folder = output.child(FAILURES_FOLDER)
     names = [name for name in folder.names() if name.endswith(".json")]
     failures = [UnitFailure(**folder.read_json(name)) for name in names]
     return {failure.index: failure for failure in failures}
-
-
-def forget_failures(output: Storage) -> None:
-    """Delete the records of failed units, so that they are retried."""
-    output.delete(_FAILURES_FOLDER)
 
 
 def finished_units(output: Storage) -> Iterator[UnitRecord]:

@@ -19,6 +19,7 @@ from aligncurate.settings import OnProgress
 from aligncurate.sources import Unit
 from aligncurate.threads import map_ordered
 from aligncurate.units.records import (
+    FAILURES_FOLDER,
     FinishedBatch,
     Timing,
     UnitError,
@@ -26,7 +27,6 @@ from aligncurate.units.records import (
     UnitRecord,
     failed_units,
     finished_units,
-    forget_failures,
     manifest_of,
     record_failure,
     released_if_empty,
@@ -75,12 +75,9 @@ class UnitRun:
         self._output, self._units, self._schema, self._skip = output, units, schema, skip_failed
         self._records = {record.index: record for record in finished_units(output)}
         if retry_failed:
-            forget_failures(output)
-        self._failures = {
-            index: failure
-            for index, failure in failed_units(output).items()
-            if index not in self._records
-        }
+            output.delete(FAILURES_FOLDER)
+        failures = failed_units(output).items()
+        self._failures = {index: f for index, f in failures if index not in self._records}
 
     @property
     def total(self) -> int:
