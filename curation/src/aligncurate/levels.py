@@ -24,8 +24,8 @@ from aligncurate.output.shards import open_checked, open_matching, rows_per_batc
 from aligncurate.settings import OnProgress
 from aligncurate.sources import Unit
 from aligncurate.threads import map_ordered
-from aligncurate.units.records import FinishedBatch, Timing, UnitRecord, finished_units
-from aligncurate.units.run import write_parts, write_shard_unit
+from aligncurate.units.records import FinishedBatch, Timing, UnitRecord, finished_units, write_unit
+from aligncurate.units.run import required_unit, write_parts
 from alignshared import (
     Dataset,
     InputError,
@@ -170,17 +170,14 @@ def label(
 
     def label_unit(unit: Unit) -> UnitRecord:
         shard, levels = shards[unit.index], LevelAccumulator(edges.levels)
-        return write_shard_unit(
-            storage,
-            unit.index,
-            with_level(schema),
-            _labelled(dataset, shard, schema, edges, levels),
-            f"{shard.file} in {dataset.location}",
-            file=shard.file,
-            counts=levels.to_json,
-        )
+        batches = _labelled(dataset, shard, schema, edges, levels)
+        with required_unit(f"{shard.file} in {dataset.location}"):
+            return write_unit(
+                storage, unit.index, with_level(schema), batches,
+                file=shard.file, counts=levels.to_json,
+            )  # fmt: skip
 
-    finished = {record.index: record for record in finished_units(storage)}
+    finished = finished_units(storage)
     records = write_parts(
         storage, units, finished, label_unit, workers=workers, on_progress=on_progress
     )

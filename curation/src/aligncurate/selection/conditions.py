@@ -104,11 +104,7 @@ def _top(share: float, dataset: Dataset, workers: int) -> tuple[str, float]:
 
 
 def _levels(text: str, dataset: Dataset) -> list[int]:
-    """Parse levels of `dataset` from `3-8` or `1,5-8`.
-
-    Raises:
-        InputError: invalid syntax, or a level that the dataset lacks.
-    """
+    """Parse levels of `dataset` from `3-8` or `1,5-8`."""
     edges = dataset.manifest.level_edges
     if edges is None:
         raise InputError(
@@ -129,11 +125,7 @@ def _levels(text: str, dataset: Dataset) -> list[int]:
 
 
 def _language(text: str, dataset: Dataset) -> tuple[str, list[str]]:
-    """Parse column and values from `COLUMN=en,de`.
-
-    Raises:
-        InputError: invalid syntax, or the dataset has no such text column.
-    """
+    """Parse a text column of `dataset` and values from `COLUMN=en,de`."""
     column, _, names = text.rpartition("=")
     values = [name.strip() for name in names.split(",") if name.strip()]
     if not column or not values:

@@ -25,8 +25,8 @@ from aligncurate.output.shards import (
 from aligncurate.reporting.summary import level_values
 from aligncurate.settings import OnProgress
 from aligncurate.threads import map_ordered
-from aligncurate.units.records import FinishedBatch, Timing, UnitRecord, finished_units
-from aligncurate.units.run import derived_manifest, write_parts, write_shard_unit
+from aligncurate.units.records import FinishedBatch, Timing, UnitRecord, finished_units, write_unit
+from aligncurate.units.run import derived_manifest, required_unit, write_parts
 from alignshared import Dataset, LevelStatistics, Manifest, ShardInfo, Storage
 from alignshared.levels import LevelAccumulator
 from alignshared.schema import LEVEL_COLUMN, require_columns, with_features
@@ -107,14 +107,12 @@ def copy_chosen(
     schema = dataset.schema
 
     def write(part: _Part) -> UnitRecord:
-        read = f"{part.shards[0].file} in {dataset.location}"
         batches = _chosen_batches(dataset, schema, part)
-        return write_shard_unit(storage, part.index, with_features(schema), batches, read)
+        with required_unit(f"{part.shards[0].file} in {dataset.location}"):
+            return write_unit(storage, part.index, with_features(schema), batches)
 
-    finished = {record.index: record for record in finished_units(storage)}
-    records = write_parts(
-        storage, _parts(dataset, masks), finished, write, workers=workers, on_progress=on_progress
-    )
+    parts, finished = _parts(dataset, masks), finished_units(storage)
+    records = write_parts(storage, parts, finished, write, workers=workers, on_progress=on_progress)
     statistics = level_statistics(dataset, masks, workers)
     edges = dataset.manifest.level_edges
     return derived_manifest(stage, dataset, storage, config, records, edges, statistics)

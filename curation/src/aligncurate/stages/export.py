@@ -126,7 +126,7 @@ def _run(
         written = write_parts(
             storage,
             spans,
-            {span.index: span for span in _finished_spans(storage)},
+            _finished_spans(storage),
             write,
             workers=config["execution"]["workers"],
             on_progress=on_progress,

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aligncurate.output.folder import config_of, finished_already, input_and_output, input_of
-from aligncurate.selection.conditions import Condition, conditions_over
+from aligncurate.selection.conditions import conditions_over
 from aligncurate.selection.copy import choose_rows, copy_chosen, level_statistics
 from aligncurate.settings import Conditions, Location, OnProgress, called_with, silent
 from aligncurate.stages.settings import FilterSettings
@@ -101,36 +101,24 @@ def _choose(
 ) -> tuple[list[pa.BooleanArray], list[ConditionCount]]:
     """Return a mask for each shard, and the counts of each condition."""
     tests = conditions_over(conditions, dataset, threads)
-    counter = _Counter(tests)
+    fail, fail_alone = np.zeros((2, len(tests)), dtype=np.int64)
+    lock = Lock()
+
+    def keep(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        nonlocal fail, fail_alone
+        fails = np.stack([~test.predicate(batch) for test in tests])
+        fails_of_row = fails.sum(axis=0)
+        with lock:
+            fail += fails.sum(axis=1)
+            fail_alone += (fails & (fails_of_row == 1)).sum(axis=1)
+        return fails_of_row == 0
+
     columns = sorted({"id"}.union(*(test.predicate.columns for test in tests)))
     if "image" in columns and "image.path" in columns:
         columns.remove("image.path")
-    masks = choose_rows(dataset, columns, counter.keep, threads, on_progress)
-    return masks, counter.counts()
-
-
-class _Counter:
-    """Applies conditions to batches and counts what each drops; thread-safe."""
-
-    def __init__(self, tests: list[Condition]) -> None:
-        self._tests = tests
-        self._fail = np.zeros(len(tests), dtype=np.int64)
-        self._fail_alone = np.zeros(len(tests), dtype=np.int64)
-        self._lock = Lock()
-
-    def keep(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Return a mask [n] of the rows of `batch` that meet all conditions."""
-        fails = np.stack([~test.predicate(batch) for test in self._tests])
-        fails_of_row = fails.sum(axis=0)
-        with self._lock:
-            self._fail += fails.sum(axis=1)
-            self._fail_alone += (fails & (fails_of_row == 1)).sum(axis=1)
-        return fails_of_row == 0
-
-    def counts(self) -> list[ConditionCount]:
-        """Counts so far, in the order of the conditions."""
-        rows = zip(self._tests, self._fail.tolist(), self._fail_alone.tolist(), strict=True)
-        return [ConditionCount(test.label, fail, alone) for test, fail, alone in rows]
+    masks = choose_rows(dataset, columns, keep, threads, on_progress)
+    counts = zip(tests, fail.tolist(), fail_alone.tolist(), strict=True)
+    return masks, [ConditionCount(test.label, *numbers) for test, *numbers in counts]
 
 
 def condition_counts(dataset: Dataset) -> list[ConditionCount]:

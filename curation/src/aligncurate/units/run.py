@@ -8,7 +8,8 @@ alone, since one that kills its workers would do so at every start.
 
 import logging
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
@@ -161,34 +162,39 @@ class UnitRun:
         return f"unit {index} ({rows} of {posixpath.basename(unit.file)})"
 
 
-class Part(Protocol):
-    """A part of the result, and the number of input rows it covers."""
+class Numbered(Protocol):
+    """Something with the number of a part of the result."""
 
     @property
     def index(self) -> int: ...
+
+
+class Part(Numbered, Protocol):
+    """A part of the result, and the number of input rows it covers."""
 
     @property
     def rows(self) -> int: ...
 
 
 AnyPart = TypeVar("AnyPart", bound=Part)
-Record = TypeVar("Record")
+AnyRecord = TypeVar("AnyRecord", bound=Numbered)
 
 
 def write_parts(
     output: Storage,
     parts: Sequence[AnyPart],
-    records: dict[int, Record],
-    write: Callable[[AnyPart], Record],
+    finished: Iterable[AnyRecord],
+    write: Callable[[AnyPart], AnyRecord],
     *,
     workers: int,
     on_progress: OnProgress,
-) -> list[Record]:
-    """Write the `parts` without a record from earlier runs, on `workers` threads.
+) -> list[AnyRecord]:
+    """Write the `parts` without a record of `finished` ones, on `workers` threads.
 
     Returns:
         The records of all parts, in order.
     """
+    records = {record.index: record for record in finished}
     to_do = [part for part in parts if part.index not in records]
     on_progress(sum(part.rows for part in parts) - sum(part.rows for part in to_do))
     for part, record in zip(to_do, map_ordered(write, to_do, workers), strict=True):
@@ -199,24 +205,11 @@ def write_parts(
     return [records[part.index] for part in parts]
 
 
-def write_shard_unit(
-    output: Storage,
-    index: int,
-    schema: pa.Schema,
-    batches: Iterable[FinishedBatch],
-    read: str,
-    *,
-    file: str | None = None,
-    counts: Callable[[], Any] | None = None,
-) -> UnitRecord:
-    """Write unit `index` of an AlignStack dataset, where every unit is required; `read` names
-    its first shard in messages.
-
-    Raises:
-        AlignError: the unit cannot be read or written.
-    """
+@contextmanager
+def required_unit(read: str) -> Generator[None, None, None]:
+    """Raise the failure of a unit in the block as one of the run; `read` names its first shard."""
     try:
-        return write_unit(output, index, schema, batches, file=file, counts=counts)
+        yield
     except UnitError as error:
         if isinstance(error.__cause__, AlignError):
             raise error.__cause__ from None
