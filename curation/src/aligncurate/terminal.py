@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -32,22 +33,35 @@ def showing(task: str, total: int | None, unit: str, begun: int = 0) -> Iterator
     """Show progress of `task` over `total` pairs, `begun` of them done by an earlier run: a bar
     on a terminal, occasional plain lines in a log.
     """
-    meter = _Meter(unit)
+    counts: Counter[str] = Counter()
+    first: tuple[float, int] | None = None
     with _bar() as bar:
         row = bar.add_task(task, total=total, completed=begun, rate="", visible=notes.is_terminal)
         last_line = time.monotonic()
 
         def report(done: int, rejects: int = 0) -> None:
-            nonlocal last_line
-            meter.add(done, rejects)
-            bar.update(row, advance=done, rate=str(meter))
-            if not notes.is_terminal and time.monotonic() - last_line >= LINE_EVERY_S:
-                last_line = time.monotonic()
+            nonlocal first, last_line
+            now = time.monotonic()
+            counts.update(done=done, rejects=rejects)
+            first = first or (now, done)
+            speed = _speed_text(counts, *first, now, unit)
+            bar.update(row, advance=done, rate=speed)
+            if not notes.is_terminal and now - last_line >= LINE_EVERY_S:
+                last_line = now
                 of = f" of {total:,}" if total is not None else ""
-                counted = f"{task}: {begun + meter.done:,}{of} {unit}"
-                notes.print(", ".join(filter(None, (counted, str(meter)))))
+                counted = f"{task}: {begun + counts['done']:,}{of} {unit}"
+                notes.print(", ".join(filter(None, (counted, speed))))
 
         yield report
+
+
+def _speed_text(counts: Counter[str], began: float, already: int, now: float, unit: str) -> str:
+    """Rate since the first report, which excludes start-up time, and rejects; empty without."""
+    rate = (counts["done"] - already) / (now - began) if now > began else 0.0
+    parts = [f"{rate:,.0f} {unit}/s"] if rate else []
+    if counts["rejects"]:
+        parts.append(f"{counts['rejects']:,} rejects")
+    return ", ".join(parts)
 
 
 def _bar() -> "Progress":
@@ -71,33 +85,6 @@ def _bar() -> "Progress":
         transient=True,
         disable=not notes.is_terminal,
     )
-
-
-class _Meter:
-    """Counts and rate since the first report, excluding start-up time."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._first: tuple[float, int] | None = None
-        self.done = 0
-        self.rejects = 0
-
-    def add(self, done: int, rejects: int) -> None:
-        self.done += done
-        self.rejects += rejects
-        self._first = self._first or (time.monotonic(), self.done)
-
-    def __str__(self) -> str:
-        rate = 0.0
-        if self._first is not None:
-            began, already = self._first
-            elapsed = time.monotonic() - began
-            rate = (self.done - already) / elapsed if elapsed > 0 else 0.0
-        parts = (
-            f"{rate:,.0f} {self._unit}/s" if rate else "",
-            f"{self.rejects:,} rejects" if self.rejects else "",
-        )
-        return ", ".join(filter(None, parts))
 
 
 def show_scored(dataset: "Dataset") -> None:

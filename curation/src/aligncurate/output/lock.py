@@ -80,9 +80,9 @@ def check_held(storage: Storage) -> None:
     Raises:
         AlignError: this run was presumed dead and another one writes there now.
     """
-    held = _held.get(storage.location)
-    if held is not None:
-        held[0].check()
+    lock, _ = _held.get(storage.location, (None, None))
+    if isinstance(lock, _Lease):  # the kernel keeps its own
+        lock.check()
 
 
 def _take(storage: Storage, name: str) -> "_FileLock | _Lease":
@@ -125,9 +125,6 @@ class _FileLock:
             return os.path.samestat(os.fstat(self._file), path.stat())
         except FileNotFoundError:
             return False
-
-    def check(self) -> None:
-        """Do nothing: the kernel keeps the lock."""
 
     def release(self) -> None:
         os.close(self._file)

@@ -97,14 +97,9 @@ def read_export(location: Location) -> Export:
     """
     marker = Storage(location).read_json(MARKER)
     try:
-        return Export(
-            location=Storage(location).location,
-            format=marker["config"]["format"],
-            rows=marker["rows"],
-            pictures=marker["pictures"],
-            without_picture=marker["without_picture"],
-            files=[WrittenFile(**file) for file in marker["files"]],
-        )
+        counts = {name: marker[name] for name in ("rows", "pictures", "without_picture")}
+        files = [WrittenFile(**file) for file in marker["files"]]
+        return Export(Storage(location).location, marker["config"]["format"], files=files, **counts)
     except (KeyError, TypeError) as error:
         raise InputError(
             f"{MARKER} in {Storage(location).location} is not of an export; export again."

@@ -74,7 +74,11 @@ def report(settings: ReportSettings) -> ReportFiles:
     dataset, output = input_of(settings, open_dataset), settings.output
     other = None if settings.against is None else open_dataset(settings.against)
     storage = Storage(sibling_output(dataset, "report") if output is None else output)
-    _refuse_foreign(storage)
+    if other_names := [name for name in storage.names() if name not in _FILES]:
+        raise InputError(
+            f"{storage.location} holds {other_names[0]}, which no report wrote; name an empty or "
+            "new folder with --output."
+        )
     with _naming_damage(dataset):
         content = _gather(dataset, settings.examples, settings.on_progress)
     if other is not None:
@@ -111,16 +115,6 @@ def _naming_damage(dataset: Dataset) -> Iterator[None]:
             f"{dataset.location} cannot be read to its end: {error}; aligncurate validate tells "
             "which file is damaged."
         ) from error
-
-
-def _refuse_foreign(storage: Storage) -> None:
-    names = storage.names()
-    if names and not set(names) <= set(_FILES):
-        other = next(name for name in names if name not in _FILES)
-        raise InputError(
-            f"{storage.location} holds {other}, which no report wrote; name an empty or new folder "
-            "with --output."
-        )
 
 
 def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "ReportContent":
