@@ -173,7 +173,7 @@ class Engine:
             _emit(row.request, PrefillDone(weights))
         going = self._accept(rows, output.logits[:, -1], likeliest)
         if going:
-            self._join([rows[i] for i in going], BatchCache(output.past_key_values, mask), going)
+            self._join([rows[i] for i in going], BatchCache(output.cache, mask), going)
 
     def _join(self, rows: list[_Row], read: BatchCache, places: list[int]) -> None:
         """Add `rows`, found at `places` of `read`, to the batch."""
@@ -208,7 +208,7 @@ class Engine:
         # Without a configuration each layer keeps all tokens, those with a sliding window too, so
         # that rows of any length can be put side by side; the masks see to the windows.
         cache = DynamicCache() if self._joins else None
-        output = model(**given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = model(**given, cache=cache, use_cache=True, logits_to_keep=1)
         likeliest = _likeliest(output)
         self._metrics.prompt_tokens.inc(int(mask.sum()))
         return output, mask, likeliest
@@ -226,7 +226,7 @@ class Engine:
             output = self._model(
                 input_ids=ids,
                 attention_mask=mask,
-                past_key_values=cached.cache,
+                cache=cached.cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
@@ -237,7 +237,7 @@ class Engine:
             self._lose(written)
             return
         output, mask, likeliest = written
-        self._cached = BatchCache(output.past_key_values, mask)
+        self._cached = BatchCache(output.cache, mask)
         going = self._accept(rows, output.logits[:, -1], likeliest)
         if len(going) < len(rows):
             self._keep(going)
