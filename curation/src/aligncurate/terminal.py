@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from aligncurate.reporting.inspection import Inspection
+    from aligncurate.reporting.sheet import SearchResult
     from aligncurate.stages.export import Export
     from aligncurate.stages.filter import ConditionCount, FilterCounts
-    from aligncurate.stages.search import SearchResult
     from aligncurate.stages.validate import Validation
     from alignshared import Dataset
 
@@ -123,7 +123,8 @@ def show_files(files: list[str | None]) -> None:
 
 def show_inspection(found: "Inspection") -> None:
     """Print the full description of a dataset, section by section."""
-    from aligncurate.reporting.inspection import config_rows, facts, lineage_rows, reject_rows
+    from aligncurate.reporting.format import flat_config
+    from aligncurate.reporting.inspection import facts, lineage_rows, reject_rows
 
     results.print(_columns(facts(found)))
     _section("columns", _columns([(column.name, column.type) for column in found.columns]))
@@ -131,7 +132,7 @@ def show_inspection(found: "Inspection") -> None:
         _section("levels", _level_table(found))
     for title, rows in (
         ("rejects", reject_rows(found)),
-        ("configuration", config_rows(found)),
+        ("configuration", flat_config(found.config)),
         ("lineage", lineage_rows(found)),
     ):
         if rows:

@@ -1,6 +1,6 @@
 """Writing a shard: a Parquet file with its size and SHA-256 known on closing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,20 @@ def groups_of_rows(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[
         (group, begin) for group, begin, stop in row_groups(parquet) if begin < end and stop > first
     ]
     return [group for group, _ in groups], first - groups[0][1] if groups else 0
+
+
+def rows_within(
+    batches: Iterable[pa.RecordBatch], skip: int, count: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield `count` rows of `batches` after the first `skip`, batch by batch."""
+    for batch in batches:
+        rows = batch.slice(skip, count)
+        skip = max(skip - batch.num_rows, 0)
+        if rows.num_rows:
+            yield rows
+            count -= rows.num_rows
+        if not count:
+            return
 
 
 class ShardWriter:

@@ -8,13 +8,7 @@ from pydantic import TypeAdapter
 
 from aligncurate.exports.hugging_face import PAIRS_PER_FILE, HuggingFaceExporter
 from aligncurate.exports.llava import PAIRS_FILE, PAIRS_PER_FOLDER, LlavaExporter
-from aligncurate.exports.spans import (
-    Exporter,
-    Span,
-    WrittenFile,
-    WrittenSpan,
-    cut_into_spans,
-)
+from aligncurate.exports.spans import Exporter, Span, WrittenSpan, cut_into_spans
 from aligncurate.exports.webdataset import PAIRS_PER_TAR, WebdatasetExporter
 from aligncurate.output.folder import (
     RUN_FOLDER,
@@ -29,7 +23,7 @@ from aligncurate.stages.settings import ExportSettings, Format
 from aligncurate.threads import thread_count
 from aligncurate.units.records import read_records, released_if_empty, write_record
 from aligncurate.units.run import write_parts
-from alignshared import Dataset, InputError, Storage
+from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.schema import require_columns
 
 MARKER = "export.json"
@@ -54,7 +48,7 @@ class Export:
     rows: int
     pictures: int
     without_picture: int
-    files: list[WrittenFile]
+    files: list[ShardInfo]
 
 
 @called_with(ExportSettings)
@@ -98,9 +92,9 @@ def read_export(location: Location) -> Export:
     marker = Storage(location).read_json(MARKER)
     try:
         counts = {name: marker[name] for name in ("rows", "pictures", "without_picture")}
-        files = [WrittenFile(**file) for file in marker["files"]]
+        files = [ShardInfo(**file) for file in marker["files"]]
         return Export(Storage(location).location, marker["config"]["format"], files=files, **counts)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{MARKER} in {Storage(location).location} is not of an export; export again."
         ) from error
@@ -146,7 +140,7 @@ def _finished_spans(storage: Storage) -> list[WrittenSpan]:
 
 
 def _marker(
-    dataset: Dataset, config: dict[str, Any], spans: list[WrittenSpan], files: list[WrittenFile]
+    dataset: Dataset, config: dict[str, Any], spans: list[WrittenSpan], files: list[ShardInfo]
 ) -> dict[str, Any]:
     manifest = dataset.manifest
     return {

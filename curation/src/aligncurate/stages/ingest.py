@@ -12,7 +12,7 @@ from aligncurate.output.folder import RUN_FOLDER, default_output, refuse_to_writ
 from aligncurate.settings import called_with
 from aligncurate.sources import RawBatch
 from aligncurate.sources.files import read_image
-from aligncurate.sources.instructions import InstructionSource
+from aligncurate.sources.llava import InstructionSource
 from aligncurate.stages.settings import IngestSettings
 from aligncurate.threads import available_cores
 from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process

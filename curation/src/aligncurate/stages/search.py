@@ -2,7 +2,7 @@
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,8 @@ from aligncurate.checks.manifest import open_dataset
 from aligncurate.core.vectors import TopK, Units, embedding_rows, unit_rows
 from aligncurate.output.folder import input_of
 from aligncurate.output.shards import open_matching
-from aligncurate.reporting.rows import read_rows
+from aligncurate.reporting.examples import read_rows
+from aligncurate.reporting.sheet import Hit, SearchResult, render_sheet
 from aligncurate.settings import Location, Over, called_with
 from aligncurate.stages.settings import SearchSettings
 from aligncurate.threads import available_cores, map_ordered
@@ -24,40 +25,6 @@ from alignshared.schema import EMBEDDING_COLUMNS, LEVEL_COLUMN, require_columns
 _COLUMN_OF = dict(zip(get_args(Over), EMBEDDING_COLUMNS, strict=True))
 _BATCH_ROWS = 4096
 _SHOWN = ("id", "caption", "score", LEVEL_COLUMN, "image")
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A search result: the `cosine` of its embedding with the query's, and its contents.
-
-    `score` is the pair's own, `level` is None without levels, `image` holds the image bytes and
-    `path` its name, if stored in the dataset.
-    """
-
-    rank: int
-    cosine: float
-    id: str
-    caption: str | None
-    score: float | None
-    level: int | None
-    path: str | None
-    image: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Query over `dataset` and the pairs found, nearest first.
-
-    `query` is the text, or the path of the image whose bytes are in `image`.
-    """
-
-    dataset: str
-    rows: int
-    model: ModelInfo
-    over: Over
-    query: str
-    image: bytes | None
-    hits: list[Hit]
 
 
 @called_with(SearchSettings)
@@ -210,27 +177,12 @@ def write_sheet(result: SearchResult, file: Location) -> str:
     Raises:
         InputError: the file cannot be written.
     """
-    from aligncurate.reporting.sheet import Sheet, SheetPair, render_sheet
-
-    sheet = Sheet(
-        dataset=result.dataset,
-        rows=result.rows,
-        model=result.model.name,
-        over=result.over,
-        query=result.query,
-        image=result.image,
-        levels=max((hit.level or 0 for hit in result.hits), default=0),
-        pairs=[
-            SheetPair(h.rank, h.cosine, h.id, h.caption, h.score, h.level, h.image)
-            for h in result.hits
-        ],
-    )
     path = Path(file)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html {path} is not named like a page; give a file that ends in .html.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(path, render_sheet(sheet))
+        atomic.write(path, render_sheet(result))
     except OSError as error:
         raise InputError(f"--html {path} cannot be written: {error.strerror or error}.") from error
     return str(path.absolute())
