@@ -234,10 +234,7 @@ class Conditions:
             if value is not None and not test(value):
                 raise InputError(f"{option_of(name)} must be {requirement} (got {value}).")
         require_at_least(
-            0,
-            min_size=self.min_size,
-            min_caption=self.min_caption,
-            max_caption=self.max_caption,
+            0, min_size=self.min_size, min_caption=self.min_caption, max_caption=self.max_caption
         )
         for what in ("score", "caption"):
             least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aligncurate.core.vectors import Rows, Units, Vectors
-from aligncurate.duplicates.recall import probes_for, sample_pairs
+from aligncurate.duplicates.recall import pairs_with_all, probes_for, sample_pairs
 
 EXACT_MAX_ROWS = 20_000
 """Maximum rows for an exhaustive search, which takes seconds."""
@@ -222,11 +222,10 @@ def nearest_pairs(
         firsts.append(waiting[rows])
         seconds.append(neighbours[rows, columns])
         waiting, k = waiting[~done], k * 8
-    for begin in range(0, len(vectors) if len(waiting) else 0, _BLOCK_ROWS):
-        cosines = queries[waiting] @ vectors.units(slice(begin, begin + _BLOCK_ROWS)).T
-        rows, columns = np.nonzero(cosines >= threshold)
+    if len(waiting):
+        rows, others = pairs_with_all(queries[waiting], vectors, threshold, _BLOCK_ROWS)
         firsts.append(waiting[rows])
-        seconds.append(columns + begin)
+        seconds.append(others)
     return np.concatenate(firsts), np.concatenate(seconds)
 
 

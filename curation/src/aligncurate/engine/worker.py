@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -133,8 +134,7 @@ def _result(function: Function, bench: Bench, position: int, pickled: bytes) -> 
 
 
 def _tried(function: Function, position: int, item: Any) -> Any:
-    attempt = 1
-    while True:
+    for attempt in count(1):
         try:
             return function(item)
         except AlignError as error:
@@ -145,4 +145,3 @@ def _tried(function: Function, position: int, item: Any) -> Any:
             if attempt == UNIT_ATTEMPTS:
                 return ItemFailure(position, describe_error(error))
         time.sleep(RETRY_PAUSE_S * 2 ** (attempt - 1))
-        attempt += 1

@@ -114,17 +114,12 @@ class _FileLock:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     raise _in_use(storage, _read(storage, name)) from error
                 raise
-            if self._is_at(path):
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file), path.stat()):
+                    break
             os.close(self._file)  # deleted by its last holder on finishing
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(asdict(_this_process())).encode(), 0)
-
-    def _is_at(self, path: Path) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._file), path.stat())
-        except FileNotFoundError:
-            return False
 
     def release(self) -> None:
         os.close(self._file)

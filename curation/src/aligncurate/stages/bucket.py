@@ -81,16 +81,16 @@ def _warn_of_other_scores(edges_file: EdgesFile, dataset: Dataset) -> None:
     model, edges_model = dataset.manifest.model, edges_file.model
     if model is None or not edges_model:
         return
-    differences = [
-        difference
-        for name, difference in (
-            ("weights_sha256", "other weights"),
-            ("view", "another view of images"),
-            ("long_captions", "another treatment of long captions"),
-        )
+    meanings = {
+        "weights_sha256": "other weights",
+        "view": "another view of images",
+        "long_captions": "another treatment of long captions",
+    }
+    if differences := [
+        meaning
+        for name, meaning in meanings.items()
         if edges_model.get(name) != getattr(model, name)
-    ]
-    if differences:
+    ]:
         _log.warning(
             "the edges in %s part scores of %s than those of %s, so the levels of the two "
             "are not comparable.",

@@ -84,32 +84,28 @@ def dedup(settings: DedupSettings) -> Dataset:
     Raises:
         InputError: invalid arguments or unusable input or folders.
     """
-    threads, exact_only, on_progress = (
-        thread_count(settings.workers), settings.exact_only, settings.on_progress
-    )  # fmt: skip
+    threads, exact_only = thread_count(settings.workers), settings.exact_only
     dataset, storage = input_and_output(
         "dedup", settings, "there are no duplicates in it", open_dataset
     )
     _check_dataset(dataset, settings)
-    near = {
-        "threshold": settings.threshold,
-        "chains": settings.chains,
-        "recall": settings.recall,
-    }
+    near = {"threshold": settings.threshold, "chains": settings.chains, "recall": settings.recall}
     config = config_of(dataset, threads, keep=settings.keep, near=None if exact_only else near)
     if finished := finished_already(storage, config, overwrite=settings.overwrite):
         return finished
 
     def write() -> Manifest:
         if not storage.exists(_FOUND_FILE):
-            _find(dataset, storage, config, threads, on_progress)
+            _find(dataset, storage, config, threads, settings.on_progress)
         else:
-            on_progress(dataset.manifest.rows * (1 if exact_only else 2))
+            settings.on_progress(dataset.manifest.rows * (1 if exact_only else 2))
         info = TypeAdapter(DuplicateInfo).validate_json(storage.read_bytes(_FOUND_FILE))
         bits = np.frombuffer(storage.read_bytes(_KEPT_FILE), np.uint8)
         kept = np.unpackbits(bits).astype(np.bool_)
         masks = [as_mask(kept[begin:end]) for _, begin, end in _spans(dataset)]
-        manifest = copy_chosen(dataset, storage, "dedup", config, masks, threads, on_progress)
+        manifest = copy_chosen(
+            dataset, storage, "dedup", config, masks, threads, settings.on_progress
+        )
         return replace(manifest, duplicates=info)
 
     return write_dataset(storage, config, write, overwrite=settings.overwrite)

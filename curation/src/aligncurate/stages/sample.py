@@ -18,7 +18,7 @@ from aligncurate.output.folder import config_of, finished_already, input_and_out
 from aligncurate.output.shards import as_mask, open_checked
 from aligncurate.reporting.summary import level_values
 from aligncurate.selection.copy import copy_chosen, masks_of
-from aligncurate.settings import OnProgress, called_with
+from aligncurate.settings import called_with
 from aligncurate.stages.settings import SampleSettings
 from aligncurate.threads import map_ordered, thread_count
 from aligncurate.units.run import write_dataset
@@ -67,7 +67,15 @@ def sample(settings: SampleSettings) -> Dataset:
     _warn_of_short(dataset, counts.sizes, quotas, settings)
     if levelled:
         config["execution"]["pairs_of_levels"] = counts.sizes
-    masks = _drawn(keys, Draw(counts, quotas), threads, settings.on_progress)
+    # One pass finds the last keys drawn, one the rows.
+    shards, draw = dataset.manifest.shards, Draw(counts, quotas)
+    draw.resolve(map_ordered(lambda shard: draw.of_last_bin(*keys(shard)), shards, threads))
+
+    def choose(numbered: tuple[int, ShardInfo]) -> pa.BooleanArray:
+        part, shard = numbered
+        return as_mask(draw.drawn(part, *keys(shard)))
+
+    masks = masks_of(choose, enumerate(shards), threads, settings.on_progress)
 
     def write() -> Manifest:
         return copy_chosen(dataset, storage, "sample", config, masks, threads, settings.on_progress)
@@ -98,20 +106,6 @@ class _KeyReader:
                 )
                 groups.append(levels.astype(np.intp) - 1)
         return np.concatenate(keys), np.concatenate(groups)
-
-
-def _drawn(
-    keys: _KeyReader, draw: Draw, threads: int, on_progress: OnProgress
-) -> list[pa.BooleanArray]:
-    """Return a mask of drawn rows for each shard: one pass finds the last keys, one the rows."""
-    shards = keys.dataset.manifest.shards
-    draw.resolve(map_ordered(lambda shard: draw.of_last_bin(*keys(shard)), shards, threads))
-
-    def choose(numbered: tuple[int, ShardInfo]) -> pa.BooleanArray:
-        part, shard = numbered
-        return as_mask(draw.drawn(part, *keys(shard)))
-
-    return masks_of(choose, enumerate(shards), threads, on_progress)
 
 
 def _warn_of_short(

@@ -31,11 +31,8 @@ Format = Literal["llava", "webdataset", "hf"]
 Keep = Literal["best", "first"]
 Chains = Literal["split", "whole"]
 
-
 Input = Annotated[
-    Location | None,
-    "Dataset to read; by default the newest suitable one in data/.",
-    str | None,
+    Location | None, "Dataset to read; by default the newest suitable one in data/.", str | None
 ]
 Output = Annotated[
     Location | None, "Folder to write; by default a sibling of the input.", str | None

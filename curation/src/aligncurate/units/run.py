@@ -102,8 +102,7 @@ class UnitRun:
         Raises:
             AlignError: units failed and are not to be skipped; or the run cannot continue.
         """
-        to_do = self.to_do
-        if to_do:
+        if to_do := self.to_do:
             self._take(work(to_do))
         if self._failures and not self._skip:
             raise AlignError(self._failure_message())
