@@ -24,7 +24,7 @@ from recording import record, table
 
 from aligncurate import dedup, score
 from aligncurate.core.vectors import unit_rows
-from aligncurate.stages.dedup import DEFAULT_THRESHOLD
+from aligncurate.stages.settings import DedupSettings
 from alignshared import Dataset, demo
 from alignshared.images import decode_image
 
@@ -203,7 +203,7 @@ def measure(model: str, weights: str | None, originals: int) -> dict[str, Any]:
         "rows": len(rows.kinds),
         "originals": originals,
         "wanted_copies": wanted,
-        "default_threshold": DEFAULT_THRESHOLD,
+        "default_threshold": DedupSettings().threshold,
         "kinds": [
             {
                 "name": kind.name,

@@ -164,13 +164,13 @@ def _run_units(work: Path, *, small: bool) -> None:
     from aligncurate.engine import Step, map_on_ray
     from aligncurate.output.folder import RUN_FOLDER, open_output
     from aligncurate.sources.source import cut_into_units
-    from aligncurate.units.run import FailedPolicy, UnitRun
+    from aligncurate.units.run import UnitRun
     from alignshared import Storage
 
     output = Storage(work / "out")
     open_output(output, {"input": str(work)}, overwrite=False)
     files = [(str(file), ROWS_PER_FILE) for file in sorted((work / "in").iterdir())]
-    run = UnitRun(output, cut_into_units(files, UNIT_ROWS), _schema(), FailedPolicy())
+    run = UnitRun(output, cut_into_units(files, UNIT_ROWS), _schema())
     step = Step(WorkUnit(Work(str(work / "log")), output.location), actors=WORKERS)
     with connected("auto", 0, verbose=False):
         run.run(lambda units: map_on_ray([step], units))

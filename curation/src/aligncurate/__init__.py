@@ -7,8 +7,7 @@ Every command is also a function: `from aligncurate import score, bucket, report
 import typing
 
 if typing.TYPE_CHECKING:
-    from aligncurate.selection.conditions import Conditions
-    from aligncurate.settings import Execution
+    from aligncurate.settings import Conditions, Execution
     from aligncurate.stages.bucket import bucket
     from aligncurate.stages.dedup import dedup
     from aligncurate.stages.export import export
@@ -38,7 +37,7 @@ __all__ = [
 ]
 
 _HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
-    "Conditions": "aligncurate.selection.conditions",
+    "Conditions": "aligncurate.settings",
     "Execution": "aligncurate.settings",
 }
 

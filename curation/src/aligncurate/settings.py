@@ -1,17 +1,17 @@
-"""Settings of a scoring run, defined once as keyword arguments of `score` and options of its
-command. Imports little, for a fast `--help`.
+"""Settings shared by stages, and their types. Imports little, for a fast `--help`.
 
 A field `Annotated[TYPE, HELP]` is an option; a third part gives the command-line type where
 Python accepts more.
 """
 
 import inspect
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import wraps
-from typing import Annotated, Literal, ParamSpec, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, ParamSpec, Protocol, TypeVar, get_args
 
 from alignshared.errors import InputError
 
@@ -30,6 +30,8 @@ LongCaptions = Literal["truncate", "mean"]
 mean of the unit embeddings of its windows.
 """
 
+Over = Literal["images", "captions"]
+
 Precision = Literal["fp32", "bf16", "fp16"]
 
 View = Literal["crop", "pad"]
@@ -41,7 +43,18 @@ whole image is visible. Either replaces the squashing of SigLIP-type models, whi
 aspect ratio.
 """
 
-ShowProgress = Callable[[str, int, int], AbstractContextManager[Callable[..., None]]]
+
+class OnProgress(Protocol):
+    """Progress callback: numbers of pairs newly done and, of those, rejected."""
+
+    def __call__(self, done: int, rejects: int = 0) -> None: ...
+
+
+def silent(done: int, rejects: int = 0) -> None:
+    """Default OnProgress of library calls; shows nothing."""
+
+
+ShowProgress = Callable[[str, int, int], AbstractContextManager[OnProgress]]
 """From (task, total pairs, pairs done by an earlier run) to the `OnProgress` to call as pairs are
 done.
 """
@@ -165,72 +178,79 @@ def pool_of(option: str, value: int | str | None, *, least: int) -> Pool | None:
     return pool
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreSettings:
-    """Arguments of `score` and options of `aligncurate score`."""
+class DatasetSettings(Protocol):
+    """Settings of a stage that reads a dataset, by default the newest of `stages` in data/."""
 
-    input: Annotated[
-        Location,
-        "demo, laion-cc-sbu, a LLaVA .json or .jsonl, Parquet or WebDataset tars (file, folder, "
-        "glob), or a folder of images; on disk, s3://, gs://, hf://datasets/.",
-        str,
-    ]
-    output: Annotated[
-        Location | None, "Folder to write; by default data/<name>/score.", str | None
+    stages: ClassVar[tuple[str, ...]]
+
+    @property
+    def input(self) -> Location | None: ...
+
+
+class CopySettings(DatasetSettings, Protocol):
+    """Settings of a stage that writes to a folder, by default beside its input."""
+
+    @property
+    def output(self) -> Location | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """Conditions of a filter; a pair must meet all that are set.
+
+    Bounds are inclusive, and score bounds are rounded to float32, like scores. `levels` is `3-8`
+    or `1,5-8`, `language` is `COLUMN=en,de`, `where` is SQL. `top` is a share: the greatest
+    ceil(top * n) of the input's n finite scores, plus ties with the least of them. Captions are
+    measured in characters (Unicode code points), `min_size` is the shorter side in pixels,
+    `max_aspect` the longer side over the shorter.
+    """
+
+    min_score: Annotated[float | None, "Least score to keep."] = None
+    max_score: Annotated[float | None, "Greatest score to keep."] = None
+    levels: Annotated[str | None, "Levels to keep, such as 3-8 or 1,5-8."] = None
+    top: Annotated[
+        float | None, "Share of all pairs to keep, best scores first; equal scores too."
     ] = None
-    image_root: Annotated[
-        str | None, "Folder that paths of images start from; by default the input's own."
+    min_size: Annotated[int | None, "Least length of an image's shorter side, in pixels."] = None
+    max_aspect: Annotated[
+        float | None, "Greatest ratio of an image's longer to its shorter side."
     ] = None
-    model: Annotated[
-        str | Sequence[str] | None,
-        "open_clip architecture, hf-hub: name, folder, or demo. By default demo for the demo "
-        "pairs, else ViT-L-14-336. Given several times, as MODEL or NAME=MODEL, each writes "
-        "score_NAME.",
-        list[str] | None,
-    ] = None
-    weights: Annotated[
-        str | Sequence[str] | None,
-        "Pretrained tag or weights file of an architecture; by default openai. With several "
-        "models NAME=WEIGHTS.",
-        list[str] | None,
-    ] = None
-    main: Annotated[
-        str | None, "Which of several models gives score and embeddings; by default the first."
-    ] = None
-    view: Annotated[
-        View | None,
-        "Crop an image's centre or pad it to a square; by default the model's own way.",
-    ] = None
-    long_captions: Annotated[
-        LongCaptions, "Cut captions that are too long, or take the mean of their windows."
-    ] = "truncate"
-    decode: Annotated[
-        Decode, "fast: decode JPEGs much larger than the model's input at reduced scale."
-    ] = "exact"
-    precision: Annotated[
-        Precision | Literal["auto"],
-        "auto: fp32 on CPU, bf16 on GPU.",
-        Literal["auto", "fp32", "bf16", "fp16"],
-    ] = "auto"
-    batch_size: Annotated[
-        int | None, "Pairs per forward pass; by default 64 on CPU, 256 on GPU."
-    ] = None
-    shard_rows: Annotated[
-        int | None, "Pairs per shard; by default 256 to 1,024, by their number."
-    ] = None
-    embeddings: Annotated[bool, "Also write both embeddings, as float16 unit vectors."] = False
-    overwrite: Annotated[bool, "Replace the dataset or unfinished run in the output."] = False
-    retry_failed: Annotated[bool, "Try units again that failed in earlier runs."] = False
-    skip_failed: Annotated[bool, "Leave failed units out: their rows become rejects."] = False
-    execution: Execution = Execution()
-    show_progress: ShowProgress | None = None
+    min_caption: Annotated[int | None, "Least length of a caption, in characters."] = None
+    max_caption: Annotated[int | None, "Greatest length of a caption, in characters."] = None
+    language: Annotated[str | None, "COLUMN=en,de: values of that column to keep."] = None
+    where: Annotated[str | None, "SQL condition (DuckDB) on any columns of the dataset."] = None
 
     def __post_init__(self) -> None:
-        require_at_least(1, batch_size=self.batch_size, shard_rows=self.shard_rows)
-        require_one_of("--view", self.view or "crop", get_args(View))
-        require_one_of("--long-captions", self.long_captions, get_args(LongCaptions))
-        require_one_of("--decode", self.decode, get_args(Decode))
-        require_one_of("--precision", self.precision, ("auto", *get_args(Precision)))
+        if not self.given():
+            options = ", ".join(map(option_of, asdict(self)))
+            raise InputError(f"no condition was given; give at least one of {options}.")
+        for name, test, requirement in (
+            ("min_score", math.isfinite, "a finite number"),
+            ("max_score", math.isfinite, "a finite number"),
+            ("top", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+            ("max_aspect", lambda value: value >= 1, "at least 1"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not test(value):
+                raise InputError(f"{option_of(name)} must be {requirement} (got {value}).")
+        require_at_least(
+            0, min_size=self.min_size, min_caption=self.min_caption, max_caption=self.max_caption
+        )
+        for what in ("score", "caption"):
+            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
+            if least is not None and most is not None and least > most:
+                raise InputError(
+                    f"--min-{what} {least} is above --max-{what} {most}, so no pair would be kept."
+                )
+
+    def given(self) -> dict[str, Any]:
+        """Conditions that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def arguments_of(settings: Any, **others: Any) -> dict[str, Any]:
+    """Fields of `settings`, some with `others` values, as keyword arguments of its function."""
+    return {field.name: getattr(settings, field.name) for field in fields(settings)} | others
 
 
 _Arguments = ParamSpec("_Arguments")

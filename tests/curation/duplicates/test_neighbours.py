@@ -8,8 +8,13 @@ import numpy.typing as npt
 import pytest
 
 from aligncurate.core.vectors import TopK, Units, Vectors, unit_rows
-from aligncurate.duplicates.components import Components
-from aligncurate.duplicates.duplicates import Verdict, exact_duplicates, lead, near_duplicates
+from aligncurate.duplicates.duplicates import (
+    Components,
+    Verdict,
+    exact_duplicates,
+    lead,
+    near_duplicates,
+)
 from aligncurate.duplicates.neighbours import NeighbourSearch, nearest_pairs
 from aligncurate.duplicates.recall import sample_pairs
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from aligncurate import Execution, score
-from aligncurate.progress import silent
+from aligncurate.settings import silent
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.stages.validate import validate
 from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from aligncurate import Execution, score
-from aligncurate.engine import ItemFailure, Limits, Step, connected, map_on_ray
+from aligncurate.engine import ItemFailure, Step, connected, map_on_ray
 from aligncurate.sources import webdataset
 from alignshared import Dataset, InputError
 from tests.curation.faults.killing import GONE, Job, forkserver, start, write_input
@@ -253,7 +253,7 @@ class Trouble:
 
 def test_what_kills_its_workers_or_hangs_is_named_and_the_others_go_on(machines: Machines):
     items = list(range(6))
-    found = list(map_on_ray([Step(Trouble(1, 4), actors=2)], items, Limits(timeout_s=5)))
+    found = list(map_on_ray([Step(Trouble(1, 4), actors=2)], items, timeout_s=5))
     failures = {item.position: item.reason for item in found if isinstance(item, ItemFailure)}
     assert sorted(item for item in found if not isinstance(item, ItemFailure)) == [0, 2, 3, 5]
     assert sorted(failures) == [1, 4]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aligncurate.output.folder import OutputState, close_output, open_output, release_output
+from aligncurate.output.folder import OutputState, open_output, release_output
+from aligncurate.output.lock import release
 from alignshared import AlignError, InputError, Storage
 from tests.curation.datasets import write_scored_dataset
 
@@ -100,7 +101,7 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path: Path):
 
 def test_a_closed_output_is_free_for_another_thread(tmp_path: Path):
     claim(tmp_path)
-    close_output(Storage(tmp_path))
+    release(Storage(tmp_path))
     states: list[OutputState] = []
     other = threading.Thread(target=lambda: states.append(claim(tmp_path)))
     other.start()

@@ -84,7 +84,7 @@ def test_pictures_are_decoded_once_for_all_models(
         calls.append(len(data))
         return decode_sized(data, shorter_side)
 
-    monkeypatch.setattr("aligncurate.scoring.preprocess.decode_sized", counting)
+    monkeypatch.setattr("aligncurate.scoring.scorer.decode_sized", counting)
     score_good_pairs(tmp_path, [tiny_clip, f"again={tiny_clip}", other_clip], 7)
     assert len(calls) == 7
 

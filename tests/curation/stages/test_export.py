@@ -23,7 +23,8 @@ from aligncurate.exports.hugging_face import feature_of
 from aligncurate.sources import open_source
 from aligncurate.sources.files import read_image
 from aligncurate.sources.llava import LlavaSource
-from aligncurate.stages.export import Format, read_export
+from aligncurate.stages.export import read_export
+from aligncurate.stages.settings import Format
 from alignshared import Dataset, InputError, Parent
 from alignshared.atomic import UNFINISHED
 from alignshared.schema import with_features

@@ -23,7 +23,7 @@ from aligncurate.core.sampling import (
     sampling_keys,
 )
 from aligncurate.reporting.inspection import lineage_rows
-from aligncurate.selection.conditions import Conditions
+from aligncurate.settings import Conditions
 from alignshared import Dataset, InputError
 from tests.curation.datasets import (
     cosines,

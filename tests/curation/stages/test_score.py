@@ -21,9 +21,9 @@ from PIL import Image
 
 from aligncurate import Execution, score
 from aligncurate.core.clip import ClipModel, resolve_clip
-from aligncurate.progress import OnProgress, silent
 from aligncurate.scoring.execution import score_locally
 from aligncurate.scoring.spec import ScoringSpec
+from aligncurate.settings import OnProgress, silent
 from aligncurate.sources import open_source
 from alignshared import AlignError, Dataset, InputError, Storage
 from alignshared.atomic import UNFINISHED
@@ -176,7 +176,7 @@ def test_the_demo_runs_with_any_model(workdir: Path, tiny_clip: str):
 def test_pictures_of_a_batch_beyond_what_one_arrow_array_holds(
     tmp_path: Path, tiny_clip: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("aligncurate.scoring.preprocess._CHUNK_BYTES", 4000)
+    monkeypatch.setattr("aligncurate.scoring.scorer._CHUNK_BYTES", 4000)
     dataset = score_good_pairs(tmp_path, tiny_clip, 9)
     for i, row in enumerate(rows_of(dataset)):
         assert row["image"]["bytes"] == photo(i)

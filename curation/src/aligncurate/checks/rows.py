@@ -15,7 +15,7 @@ from aligncurate.checks.files import UNREADABLE, check_file, open_parquet, unrea
 from aligncurate.checks.problems import LISTED_PER_KIND, Kind, Problem
 from aligncurate.core.idhash import RepeatFinder, hash_ids, rows_among
 from aligncurate.core.vectors import column_values
-from aligncurate.progress import OnProgress
+from aligncurate.settings import OnProgress
 from alignshared import Dataset, InputError, LevelEdges, ShardInfo, Storage
 from alignshared.levels import LevelAccumulator
 from alignshared.schema import LEVEL_COLUMN

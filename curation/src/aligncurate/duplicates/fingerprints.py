@@ -4,7 +4,6 @@ embeddings.
 
 import hashlib
 import os
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 
 from aligncurate.core.vectors import column_of, column_values, embedding_rows
 from aligncurate.output.shards import open_matching, rows_per_batch
-from aligncurate.progress import OnProgress
+from aligncurate.settings import OnProgress
 from aligncurate.threads import map_ordered
 from alignshared import Dataset, ShardInfo
 from alignshared.schema import EMBEDDING_COLUMNS
@@ -74,80 +73,58 @@ def read_fingerprints(
     Raises:
         ContractError: a shard does not match the manifest, or a row lacks its embedding.
     """
-    reader = _Reader(dataset, scratch, scores=scores, embeddings=embeddings)
-    shards = dataset.manifest.shards
-    firsts = accumulate((shard.rows for shard in shards), initial=0)
-    ids: list[pa.Array] = []
-    work = zip(firsts, shards, strict=False)
-    with closing(reader):
-        for part in map_ordered(lambda shard: reader(*shard), work, workers):
-            ids += part
-            on_progress(sum(map(len, part)))
-    return Fingerprints(
-        pa.chunked_array(ids, pa.large_string()), reader.scores, reader.digests, reader.mapped()
-    )
+    schema, shards, rows = dataset.schema, dataset.manifest.shards, dataset.manifest.rows
+    images = "image" in schema.names
+    read_of = {"id": True, "image.bytes": images, "score": scores, IMAGE_EMBEDDING: embeddings}
+    columns = [name for name, is_read in read_of.items() if is_read]
+    dim = schema.field(IMAGE_EMBEDDING).type.list_size if embeddings else 0
+    score_of_row = np.full(rows, np.nan, np.float32)
+    digests = np.zeros((rows, DIGEST_BYTES), np.uint8)
+    file = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600) if embeddings else -1
 
-
-class _Reader:
-    """Reads shards on several threads, each filling its own rows."""
-
-    def __init__(self, dataset: Dataset, scratch: Path, *, scores: bool, embeddings: bool) -> None:
-        rows = dataset.manifest.rows
-        self._dataset = dataset
-        self._schema = dataset.schema
-        self._scratch = scratch
-        self._dim = 0
-        self._file = -1
-        self._columns = ["id"]
-        self.scores = np.full(rows, np.nan, np.float32)
-        self.digests = np.zeros((rows, DIGEST_BYTES), np.uint8)
-        if "image" in self._schema.names:
-            self._columns.append("image.bytes")
-        if scores:
-            self._columns.append("score")
-        if embeddings:
-            self._columns.append(IMAGE_EMBEDDING)
-            self._dim = self._schema.field(IMAGE_EMBEDDING).type.list_size
-            self._file = os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-
-    def __call__(self, first: int, shard: ShardInfo) -> list[pa.Array]:
-        """Read `shard`, starting at the dataset's row `first`; return the ids."""
+    def read(work: tuple[int, ShardInfo]) -> list[pa.Array]:
+        """Read a shard, which starts at a row of the dataset; return the ids."""
+        first, shard = work
         ids: list[pa.Array] = []
-        where = f"{shard.file} in {self._dataset.location}"
-        with open_matching(self._dataset, shard, self._schema) as parquet:
-            size = rows_per_batch(self._schema.names)
-            for batch in self._dataset.shard_batches(shard, parquet, self._columns, size):
-                self._take(batch, first, where)
+        with open_matching(dataset, shard, schema) as parquet:
+            size = rows_per_batch(schema.names)
+            for batch in dataset.shard_batches(shard, parquet, columns, size):
+                end = first + batch.num_rows
                 ids.append(batch.column("id").cast(pa.large_string()))
-                first += batch.num_rows
+                if images:
+                    _digest(batch.column("image"), digests[first:end])
+                if scores:
+                    score_of_row[first:end] = column_values(batch.column("score"), np.nan)
+                if embeddings:
+                    where = f"{shard.file} in {dataset.location}"
+                    vectors = embedding_rows(batch.column(IMAGE_EMBEDDING), where)
+                    _write(file, vectors.tobytes(), 2 * dim * first)
+                first = end
         return ids
 
-    def _take(self, batch: pa.RecordBatch, first: int, where: str) -> None:
-        end = first + batch.num_rows
-        names = batch.schema.names
-        if "image" in names:
-            images = _compute.struct_field(batch.column("image"), "bytes")
-            for row, image in enumerate(images, start=first):
-                if image.is_valid:
-                    digest = hashlib.sha256(image.as_buffer()).digest()
-                    self.digests[row] = np.frombuffer(digest, np.uint8)
-        if "score" in names:
-            self.scores[first:end] = column_values(batch.column("score"), np.nan)
-        if self._dim:
-            rows = embedding_rows(batch.column(IMAGE_EMBEDDING), where)
-            data, at = rows.tobytes(), 2 * self._dim * first
-            while (
-                data
-            ):  # written, not mapped, so that a full disk raises an error instead of crashing
-                written = os.pwrite(self._file, data, at)
-                data, at = data[written:], at + written
+    ids: list[pa.Array] = []
+    firsts = accumulate((shard.rows for shard in shards), initial=0)
+    try:
+        for part in map_ordered(read, zip(firsts, shards, strict=False), workers):
+            ids += part
+            on_progress(sum(map(len, part)))
+    finally:
+        if embeddings:
+            os.close(file)
+    mapped = np.memmap(scratch, np.float16, "r", shape=(rows, dim)) if embeddings else None
+    return Fingerprints(pa.chunked_array(ids, pa.large_string()), score_of_row, digests, mapped)
 
-    def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
 
-    def mapped(self) -> npt.NDArray[np.float16] | None:
-        if not self._dim:
-            return None
-        shape = (len(self.scores), self._dim)
-        return np.memmap(self._scratch, np.float16, "r", shape=shape)
+def _digest(images: pa.StructArray, digests: npt.NDArray[np.uint8]) -> None:
+    """Fill `digests` [n, 32] with the SHA-256 of those `images` [n] that have bytes."""
+    for row, image in enumerate(_compute.struct_field(images, "bytes")):
+        if image.is_valid:
+            digest = hashlib.sha256(image.as_buffer()).digest()
+            digests[row] = np.frombuffer(digest, np.uint8)
+
+
+def _write(file: int, data: bytes, at: int) -> None:
+    # Not through the memory map, where a full disk would crash instead of raising an error.
+    while data:
+        written = os.pwrite(file, data, at)
+        data, at = data[written:], at + written

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from aligncurate.core.vectors import Rows, Units, Vectors
-from aligncurate.duplicates.recall import PairSample, probes_for, sample_pairs
+from aligncurate.duplicates.recall import pairs_with_all, probes_for, sample_pairs
 
 EXACT_MAX_ROWS = 20_000
 """Maximum rows for an exhaustive search, which takes seconds."""
@@ -102,16 +102,19 @@ class NeighbourSearch:
         self._vectors = vectors
         self._threshold = threshold
         gpus: int = faiss.get_num_gpus()
-        limit = exact_max
-        if limit is None:
-            limit = GPU_EXACT_MAX_ROWS if gpus else EXACT_MAX_ROWS
-        if len(vectors) <= limit:
+        if exact_max is None:
+            exact_max = GPU_EXACT_MAX_ROWS if gpus else EXACT_MAX_ROWS
+        if len(vectors) <= exact_max:
             self.facts = SearchFacts("exact", "gpu" if gpus else "cpu")
             return
         rng = np.random.default_rng(seed)
         self._cells = self._centroids(rng)
         sample = sample_pairs(vectors, threshold, rng)
-        self.facts = self._facts_of(sample, target)
+        cells: int = self._cells.ntotal
+        probes, recall = probes_for(sample, target, cells, self._nearest_cells)
+        self.facts = SearchFacts(
+            "ivf", "cpu", cells, probes, recall, sample.rows, len(sample.first), sample.planted
+        )
 
     def pairs(self) -> Iterator[PairBlock]:
         """Yield all pairs, block by block."""
@@ -147,13 +150,6 @@ class NeighbourSearch:
         )  # fmt: skip
         kmeans.train(self._vectors.units(np.sort(chosen)))
         return kmeans.index
-
-    def _facts_of(self, sample: PairSample, target: float) -> SearchFacts:
-        cells: int = self._cells.ntotal
-        probes, recall = probes_for(sample, target, cells, self._nearest_cells)
-        return SearchFacts(
-            "ivf", "cpu", cells, probes, recall, sample.rows, len(sample.first), sample.planted
-        )
 
     def _nearest_cells(self, units: Units, probes: int) -> Rows:
         """Return the `probes` cells nearest to each of `units` [m, d]: [m, probes], own cell
@@ -226,11 +222,10 @@ def nearest_pairs(
         firsts.append(waiting[rows])
         seconds.append(neighbours[rows, columns])
         waiting, k = waiting[~done], k * 8
-    for begin in range(0, len(vectors) if len(waiting) else 0, _BLOCK_ROWS):
-        cosines = queries[waiting] @ vectors.units(slice(begin, begin + _BLOCK_ROWS)).T
-        rows, columns = np.nonzero(cosines >= threshold)
+    if len(waiting):
+        rows, others = pairs_with_all(queries[waiting], vectors, threshold, _BLOCK_ROWS)
         firsts.append(waiting[rows])
-        seconds.append(columns + begin)
+        seconds.append(others)
     return np.concatenate(firsts), np.concatenate(seconds)
 
 

@@ -48,8 +48,9 @@ def sample_pairs(vectors: Vectors, threshold: float, rng: np.random.Generator) -
     drawn = 0
     while drawn < len(order) and sum(map(len, firsts)) < _ENOUGH_PAIRS:
         rows = order[drawn : drawn + _QUERIES_AT_A_TIME]
-        first, second = _all_pairs(vectors, rows, threshold)
-        first, second = _few_of_each(first, second, rng)
+        first, second = pairs_with_all(vectors.units(rows), vectors, threshold, _BLOCK_ROWS)
+        others = rows[first] != second
+        first, second = _few_of_each(first[others], second[others], rng)
         firsts.append(first + drawn)
         seconds.append(second)
         drawn += len(rows)
@@ -98,15 +99,18 @@ def _place_of(cell: Rows, nearest: Rows) -> Rows:
     return np.where(same.any(axis=1), same.argmax(axis=1) + 1, np.iinfo(np.int64).max)
 
 
-def _all_pairs(vectors: Vectors, rows: Rows, threshold: float) -> tuple[Rows, Rows]:
-    queries = vectors.units(rows)
+def pairs_with_all(
+    queries: Units, vectors: Vectors, threshold: float, block_rows: int
+) -> tuple[Rows, Rows]:
+    """Pairs of `queries` [q, d] and `vectors`, `block_rows` at a time, with a cosine of at least
+    `threshold`.
+    """
     firsts, seconds = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for begin in range(0, len(vectors), _BLOCK_ROWS):
-        cosines = queries @ vectors.units(slice(begin, begin + _BLOCK_ROWS)).T
+    for begin in range(0, len(vectors), block_rows):
+        cosines = queries @ vectors.units(slice(begin, begin + block_rows)).T
         first, second = np.nonzero(cosines >= threshold)
-        others = rows[first] != second + begin
-        firsts.append(first[others])
-        seconds.append(second[others] + begin)
+        firsts.append(first)
+        seconds.append(second + begin)
     return np.concatenate(firsts), np.concatenate(seconds)
 
 

@@ -5,7 +5,7 @@ it is never split; results arrive in order of completion.
 """
 
 from aligncurate.engine.cluster import Cluster, connected
-from aligncurate.engine.steps import Limits, Step, map_on_ray
+from aligncurate.engine.steps import Step, map_on_ray
 from aligncurate.engine.worker import ItemFailure
 
-__all__ = ["Cluster", "ItemFailure", "Limits", "Step", "connected", "map_on_ray"]
+__all__ = ["Cluster", "ItemFailure", "Step", "connected", "map_on_ray"]

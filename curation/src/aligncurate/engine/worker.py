@@ -13,17 +13,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
 
 from aligncurate.threads import on_heartbeat
-from aligncurate.units.records import UNIT_ATTEMPTS, OutputError, describe_error
+from aligncurate.units.records import RETRY_PAUSE_S, UNIT_ATTEMPTS, OutputError, describe_error
 from alignshared import AlignError
 
 POSITION, ITEM = "position", "item"
 
-_PAUSE_S = 0.25
 _REPORT_EVERY_S = 5.0
 
 Function = Callable[[Any], Any]
@@ -134,8 +134,7 @@ def _result(function: Function, bench: Bench, position: int, pickled: bytes) -> 
 
 
 def _tried(function: Function, position: int, item: Any) -> Any:
-    attempt = 1
-    while True:
+    for attempt in count(1):
         try:
             return function(item)
         except AlignError as error:
@@ -145,5 +144,4 @@ def _tried(function: Function, position: int, item: Any) -> Any:
         except Exception as error:  # noqa: BLE001 reported with the item's name
             if attempt == UNIT_ATTEMPTS:
                 return ItemFailure(position, describe_error(error))
-        time.sleep(_PAUSE_S * 2 ** (attempt - 1))
-        attempt += 1
+        time.sleep(RETRY_PAUSE_S * 2 ** (attempt - 1))

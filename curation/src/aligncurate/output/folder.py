@@ -13,19 +13,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from importlib.metadata import version
-from typing import Any, TypedDict
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
 from aligncurate.output.lock import acquire, release
-from aligncurate.settings import Location
+from aligncurate.settings import CopySettings, DatasetSettings, Location
 from alignshared import Dataset, InputError, Manifest, Reject, ShardInfo, Storage
 from alignshared.atomic import UNFINISHED
 from alignshared.manifest import MANIFEST_FILE, REJECTS_FOLDER, read_manifest, write_manifest
 from alignshared.rejects import REJECT_SCHEMA, rejects_table
 from alignshared.shards import writing_shard
+from alignshared.stores.filesystems import is_remote, lies_within
+
+DATA_ROOT = Path("data")
+"""Relative to the working directory: `data/<name>/<stage>`."""
 
 RUN_FOLDER = ".run"
 _CONFIG_FILE = f"{RUN_FOLDER}/config.json"
@@ -48,23 +52,85 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
-def input_and_output(
-    stage: str,
-    input: Location | None,
-    output: Location | None,
-    newest: tuple[str, ...],
-    open: Callable[[Location], Dataset] = Dataset,
-) -> tuple[Dataset, Storage]:
-    """Return a stage's input dataset, by default the newest of the stages `newest` under
-    `data/`, and its output folder, by default `stage` beside the input.
+def newest_dataset(*stages: str) -> Dataset:
+    """Return the most recently finished dataset of `stages` under `data/`.
 
     Raises:
-        InputError: the dataset is missing, or the output would overwrite it.
+        InputError: there is none.
     """
-    dataset = open(newest_dataset(*newest).location if input is None else input)
+    manifests = [p for stage in stages for p in DATA_ROOT.glob(f"*/{stage}/{MANIFEST_FILE}")]
+    if not manifests:
+        places = " or ".join(f"{DATA_ROOT}/*/{stage}" for stage in stages)
+        raise InputError(
+            f"no finished dataset lies in {places} under {Path.cwd()}; name one with --input, or "
+            f"run aligncurate {stages[-1]} first."
+        )
+    return Dataset(max(manifests, key=lambda p: p.stat().st_mtime_ns).parent)
+
+
+def input_of(
+    settings: DatasetSettings,
+    open: Callable[[Location], Dataset] = Dataset,
+    empty: str | None = None,
+) -> Dataset:
+    """Open a stage's input dataset, by default the newest of its stages under `data/`.
+
+    Raises:
+        InputError: the dataset is missing; or it has no rows and `empty` says what follows.
+    """
+    named = settings.input
+    dataset = open(newest_dataset(*settings.stages).location if named is None else named)
+    if empty and dataset.manifest.rows == 0:
+        raise InputError(f"{dataset.location} is empty, so {empty}.")
+    return dataset
+
+
+def input_and_output(
+    stage: str,
+    settings: CopySettings,
+    empty: str,
+    open: Callable[[Location], Dataset] = Dataset,
+) -> tuple[Dataset, Storage]:
+    """Return a stage's input dataset and its output folder, by default `stage` beside the input.
+
+    Raises:
+        InputError: the dataset is missing or empty, or the output would overwrite it.
+    """
+    dataset, output = input_of(settings, open, empty), settings.output
     storage = Storage(sibling_output(dataset, stage) if output is None else output)
     refuse_to_write_over(storage.location, dataset.location)
     return dataset, storage
+
+
+def default_output(name: str, stage: str) -> str:
+    """Return `data/<name>/<stage>`."""
+    return str(DATA_ROOT / name / stage)
+
+
+def sibling_output(dataset: Dataset, stage: str) -> str:
+    """Return the folder `stage` beside `dataset`: `data/demo/bucket` for `data/demo/score`.
+
+    Raises:
+        InputError: the dataset is a whole object store bucket, with nothing beside it.
+    """
+    parent, _, _ = dataset.location.rstrip("/").rpartition("/")
+    if is_remote(dataset.location) and parent.endswith(":/"):
+        raise InputError(
+            f"{dataset.location} is a whole bucket, so nothing can lie beside it; name a folder "
+            "with --output."
+        )
+    return f"{parent}/{stage}"
+
+
+def refuse_to_write_over(output: str, *read: str | None) -> None:
+    """Raise InputError if a location in `read` is `output` or inside it, where --overwrite would
+    delete it.
+    """
+    for place in read:
+        if place is not None and lies_within(place, output):
+            raise InputError(
+                f"the output {output} is the input or holds it; name another folder with --output."
+            )
 
 
 def config_of(dataset: Dataset, workers: int, **settings: Any) -> dict[str, Any]:
@@ -98,8 +164,7 @@ def open_output(
 ) -> OutputState:
     """Claim the folder for a run of `config`, unless it already holds the finished result.
 
-    The folder stays locked until `finish`, `release_output`, `close_output` or the end of the
-    process.
+    The folder stays locked until `finish`, `release_output`, `release` or the end of the process.
 
     `marker` is the file written last: the manifest or, if not a dataset, another JSON file with
     the run's `config`.
@@ -123,11 +188,6 @@ def open_output(
         ) from error
 
 
-def close_output(storage: Storage) -> None:
-    """Unlock the folder, leaving it for another run to resume."""
-    release(storage)
-
-
 def release_output(storage: Storage) -> None:
     """Give up the claim on a folder without finished units, freeing it for other configurations."""
     if storage.names() == [RUN_FOLDER]:
@@ -138,8 +198,12 @@ def release_output(storage: Storage) -> None:
 def _look(storage: Storage, config: dict[str, Any], marker: str, *, overwrite: bool) -> OutputState:
     """Return the folder's state without changing it."""
     names = storage.names()
-    if names:
-        _refuse_foreign(storage, names, marker)
+    if names and marker not in names and RUN_FOLDER not in names:
+        what = "dataset" if marker == MANIFEST_FILE else marker
+        raise InputError(
+            f"{storage.location} is not empty and holds no {what} ({names[0]} lies there); "
+            "name an empty or new folder with --output."
+        )
     if overwrite:
         return OutputState.FRESH
     if marker in names:
@@ -197,15 +261,6 @@ def _finished_config(storage: Storage, marker: str) -> tuple[dict[str, Any], str
     content = storage.read_json(marker)
     config = content.get("config") if isinstance(content, dict) else None
     return config if isinstance(config, dict) else {}, f"holds {marker}"
-
-
-def _refuse_foreign(storage: Storage, names: list[str], marker: str) -> None:
-    if marker not in names and RUN_FOLDER not in names:
-        what = "dataset" if marker == MANIFEST_FILE else marker
-        raise InputError(
-            f"{storage.location} is not empty and holds no {what} ({names[0]} lies there); "
-            "name an empty or new folder with --output."
-        )
 
 
 def _refuse_difference(
@@ -277,15 +332,8 @@ def finish(storage: Storage, manifest: Manifest) -> Dataset:
     return Dataset(storage.location)
 
 
-class Provenance(TypedDict):
-    """Package that wrote a manifest, and the time."""
-
-    package: str
-    created: str
-
-
-def provenance() -> Provenance:
-    """Return `package` and `created` for a new manifest."""
+def provenance() -> dict[str, Any]:
+    """Fields `package` and `created` of a new manifest."""
     return {
         "package": f"aligncurate {version('aligncurate')}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

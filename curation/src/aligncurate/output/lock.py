@@ -19,7 +19,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
 
 from alignshared import AlignError, Storage
 
@@ -48,13 +47,7 @@ class Owner:
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
-class _Lock(Protocol):
-    def check(self) -> None: ...
-
-    def release(self) -> None: ...
-
-
-_held: dict[str, tuple[_Lock, threading.Thread]] = {}
+_held: dict[str, tuple["_FileLock | _Lease", threading.Thread]] = {}
 _guard = threading.Lock()
 
 
@@ -87,12 +80,12 @@ def check_held(storage: Storage) -> None:
     Raises:
         AlignError: this run was presumed dead and another one writes there now.
     """
-    held = _held.get(storage.location)
-    if held is not None:
-        held[0].check()
+    lock, _ = _held.get(storage.location, (None, None))
+    if isinstance(lock, _Lease):  # the kernel keeps its own
+        lock.check()
 
 
-def _take(storage: Storage, name: str) -> _Lock:
+def _take(storage: Storage, name: str) -> "_FileLock | _Lease":
     if "://" not in storage.location:
         try:
             return _FileLock(storage, name)
@@ -121,20 +114,12 @@ class _FileLock:
                 if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                     raise _in_use(storage, _read(storage, name)) from error
                 raise
-            if self._is_at(path):
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._file), path.stat()):
+                    break
             os.close(self._file)  # deleted by its last holder on finishing
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, json.dumps(asdict(_this_process())).encode(), 0)
-
-    def _is_at(self, path: Path) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._file), path.stat())
-        except FileNotFoundError:
-            return False
-
-    def check(self) -> None:
-        """Do nothing: the kernel keeps the lock."""
 
     def release(self) -> None:
         os.close(self._file)
@@ -214,23 +199,17 @@ def _read(storage: Storage, name: str) -> Owner | None:
     if not storage.exists(name):
         return None
     try:
-        fields: dict[str, Any] = json.loads(storage.read_bytes(name))
-        return Owner(**fields)
+        return Owner(**json.loads(storage.read_bytes(name)))
     except (AlignError, ValueError, TypeError):
         return None
 
 
 def _is_alive(owner: Owner) -> bool:
-    if owner.host == socket.gethostname() and not _runs(owner):
+    if time.time() - owner.seen >= LEASE_S:
         return False
-    return time.time() - owner.seen < LEASE_S
-
-
-def _runs(owner: Owner) -> bool:
-    """Whether the process of `owner`, on this host, still runs under its number. This process
-    counts as ended: it no longer holds a lock it did not release.
-    """
-    if owner.pid == os.getpid():
+    if owner.host != socket.gethostname():
+        return True
+    if owner.pid == os.getpid():  # which no longer holds a lock that it did not release
         return False
     try:
         os.kill(owner.pid, 0)

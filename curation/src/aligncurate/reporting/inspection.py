@@ -1,6 +1,6 @@
 """Result of `inspect`, and its sections as text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from aligncurate.core.moments import Moment
@@ -37,19 +37,19 @@ class Inspection:
     rejects: dict[str, int]
     shards: int
     bytes: int
-    columns: list[Column]
-    fault: str | None
-    model: ModelInfo | None
-    models: dict[str, ModelInfo]
-    scores: Moment | None
-    duplicates: DuplicateInfo | None
-    edges: LevelEdges | None
-    levels: list[LevelStatistics]
-    config: dict[str, Any]
-    lineage: list[Ancestor]
-    package: str | None
-    created: str | None
-    digest: str | None
+    columns: list[Column] = field(default_factory=list[Column])
+    fault: str | None = None
+    model: ModelInfo | None = None
+    models: dict[str, ModelInfo] = field(default_factory=dict[str, ModelInfo])
+    scores: Moment | None = None
+    duplicates: DuplicateInfo | None = None
+    edges: LevelEdges | None = None
+    levels: list[LevelStatistics] = field(default_factory=list[LevelStatistics])
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    lineage: list[Ancestor] = field(default_factory=list[Ancestor])
+    package: str | None = None
+    created: str | None = None
+    digest: str | None = None
     left_out: int = 0
 
     @property

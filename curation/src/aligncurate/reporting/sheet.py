@@ -1,14 +1,12 @@
 """Search results, and their page: one HTML file with images."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from aligncurate.reporting.format import clip_text
 from aligncurate.reporting.template import image_card, pair_card, render
+from aligncurate.settings import Over
 from alignshared import ModelInfo
 from alignshared.palette import level_colours
-
-Over = Literal["images", "captions"]
 
 
 @dataclass(frozen=True, slots=True)

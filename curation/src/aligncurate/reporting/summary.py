@@ -17,8 +17,8 @@ from aligncurate.core.histogram import Histogram, LogHistogram
 from aligncurate.core.moments import Moments
 from aligncurate.core.vectors import column_values
 from aligncurate.output.shards import scores_of
-from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.shortlist import Pick, Shortlist
+from aligncurate.settings import OnProgress, silent
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import AlignError, ContractError, Dataset, LevelStatistics, Manifest, ShardInfo
 from alignshared.manifest import STATISTICS_FILE

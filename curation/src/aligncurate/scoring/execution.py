@@ -3,19 +3,20 @@ here changes a row.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from aligncurate.core.clip import available_gpus, one_torch_thread
-from aligncurate.engine import Cluster, ItemFailure, Limits, Step, connected, map_on_ray
-from aligncurate.progress import OnProgress
-from aligncurate.scoring.preprocess import Preprocessor
-from aligncurate.scoring.scorer import Scorer
+from aligncurate.engine import Cluster, ItemFailure, Step, connected, map_on_ray
+from aligncurate.scoring.scorer import Preprocessor, Scorer
 from aligncurate.scoring.spec import ScoringSpec
-from aligncurate.scoring.workers import PreprocessUnit, ScorePreprocessed, ScoreUnit, WriteScored
-from aligncurate.settings import Execution, Pool
+from aligncurate.scoring.workers import (
+    preprocessed_scorer,
+    scored_writer,
+    unit_preprocessor,
+    unit_scorer,
+)
+from aligncurate.settings import Execution, OnProgress, Pool
 from aligncurate.sources import Source, Unit
 from aligncurate.sources.source import Preparing
 from aligncurate.threads import available_cores
@@ -92,33 +93,28 @@ def score_on_ray(
         if spec.device == "cpu":
             workers = _cpu_pool(execution, cluster, len(units))
             memory = execution.memory_per_worker
-            steps = [Step(ScoreUnit(spec), workers.least, most=workers.most, memory_gib=memory)]
+            make = partial(unit_scorer, spec)
+            steps = [Step(make, workers.least, most=workers.most, memory_gib=memory)]
         else:
             steps = gpu_steps(spec, _gpu_pool(execution, cluster, len(units)), execution)
-        yield from _outcomes(steps, units, execution, on_progress)
-
-
-def _outcomes(
-    steps: list[Step], units: list[Unit], execution: Execution, on_progress: OnProgress
-) -> Iterator[Any]:
-    for outcome in map_on_ray(steps, units, Limits(execution.unit_timeout)):
-        if isinstance(outcome, ItemFailure):
-            yield UnitFailure(units[outcome.position].index, outcome.reason)
-        else:
-            on_progress(outcome.rows_in, outcome.reject_count)
-            yield outcome
+        for outcome in map_on_ray(steps, units, execution.unit_timeout):
+            if isinstance(outcome, ItemFailure):
+                yield UnitFailure(units[outcome.position].index, outcome.reason)
+            else:
+                on_progress(outcome.rows_in, outcome.reject_count)
+                yield outcome
 
 
 def gpu_steps(spec: ScoringSpec, pool: Pool, execution: Execution) -> list[Step]:
     """Decode in tasks, score in actors holding a GPU or a share of one, write in tasks."""
     scorers = Step(
-        ScorePreprocessed(spec),
+        partial(preprocessed_scorer, spec),
         actors=pool.least,
         most=pool.most,
         gpus=execution.gpus_per_worker if spec.device == "cuda" else 0.0,
         memory_gib=execution.memory_per_worker,
     )
-    return [Step(PreprocessUnit(spec)), scorers, Step(WriteScored(spec))]
+    return [Step(partial(unit_preprocessor, spec)), scorers, Step(partial(scored_writer, spec))]
 
 
 def _cpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
@@ -142,17 +138,6 @@ def _gpu_pool(execution: Execution, cluster: Cluster, units: int) -> Pool:
     return Pool(min(least, units), min(most, units))
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepare:
-    """Builds, in a worker, the function that prepares one part of the source."""
-
-    source: Preparing
-    work: Storage
-
-    def __call__(self) -> Callable[[Any], Any]:
-        return lambda part: self.source.prepare(self.work, part)
-
-
 def prepare_on_cluster(source: Source, work: Storage, execution: Execution) -> None:
     """Prepare the files of `source` on the cluster at `execution.ray_address`; without a
     cluster, or with a single part, this is left to `plan`.
@@ -167,9 +152,9 @@ def prepare_on_cluster(source: Source, work: Storage, execution: Execution) -> N
     if len(parts) < 2:
         return
     log.info("planning: the workers look through %s files of %s.", f"{len(parts):,}", source.name)
-    steps = [Step(_Prepare(source, work))]
+    steps = [Step(lambda: partial(source.prepare, work))]
     with connected(execution.ray_address, 0, verbose=execution.verbose):
-        for outcome in map_on_ray(steps, parts, Limits(execution.unit_timeout)):
+        for outcome in map_on_ray(steps, parts, execution.unit_timeout):
             if isinstance(outcome, ItemFailure):
                 raise AlignError(
                     f"the input could not be planned: {outcome.reason}; fix that, and run the "

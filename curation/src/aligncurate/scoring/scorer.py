@@ -1,17 +1,125 @@
-"""Second half of scoring a batch: embed images and captions with each model, take cosines."""
+"""Scoring a batch: open and decode images and frame them for each model; then embed images and
+captions with each model and take cosines.
+"""
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aligncurate.core.clip import ClipModel, score_pairs
-from aligncurate.scoring.preprocess import PreprocessedBatch, paths_of
+from aligncurate.core.clip import ClipModel, pixel_view, score_pairs
 from aligncurate.scoring.spec import ScoringSpec
+from aligncurate.sources import RawBatch
+from aligncurate.sources.files import read_image
 from aligncurate.units.records import FinishedBatch, Timing
 from alignshared import Reason, Reject
-from alignshared.schema import score_column
+from alignshared.images import ImageError, decode_sized
+from alignshared.schema import IMAGE_TYPE, score_column
+
+_CHUNK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class PreprocessedBatch:
+    """Pairs with decoded and framed images.
+
+    `pixels` holds, per preprocessing of the spec, the U distinct images [U, H, W, 3] uint8;
+    `image_N` [N] is each pair's row among them, `sizes_N2` [N, 2] width and height in pixels as
+    displayed.
+    """
+
+    table: pa.Table
+    pixels: list[npt.NDArray[np.uint8]]
+    image_N: npt.NDArray[np.intp]
+    sizes_N2: npt.NDArray[np.int32]
+    rejects: list[Reject]
+    decode_s: float
+
+
+class Preprocessor:
+    """Opens, decodes and frames the images of a batch, without a model."""
+
+    def __init__(self, spec: ScoringSpec) -> None:
+        self._image_root = spec.source.image_root
+        self._views = [pixel_view(preprocessing) for preprocessing in spec.preprocessings]
+        self._shorter_side = spec.decode_shorter_side
+
+    def __call__(self, raw: RawBatch) -> PreprocessedBatch:
+        """Return `raw` with pixels; pairs with unusable images become rejects."""
+        began = time.perf_counter()
+        rejects = list(raw.rejects)
+        keep: list[int] = []
+        contents: list[bytes] = []
+        # Repeated images are decoded once, for all views.
+        index_of: dict[bytes, int] = {}
+        sizes: list[tuple[int, int]] = []
+        framed: list[list[npt.NDArray[np.uint8]]] = []
+        ids = raw.table["id"].to_pylist()
+        for row, (id_, image) in enumerate(zip(ids, raw.table["image"].to_pylist(), strict=True)):
+            try:
+                content: bytes | None = image["bytes"]
+                if content is None:
+                    content = read_image(self._image_root, image["path"])
+                if content not in index_of:
+                    decoded, size = decode_sized(content, self._shorter_side)
+                    framed.append([view(decoded) for view in self._views])
+                    sizes.append(size)
+                    index_of[content] = len(index_of)
+            except ImageError as error:
+                rejects.append(Reject(id_, image["path"], error.reason, error.detail))
+                continue
+            contents.append(content)
+            keep.append(row)
+        image_N = [index_of[content] for content in contents]
+        none = np.empty((0, 0, 0, 3), np.uint8)
+        return PreprocessedBatch(
+            _with_contents(raw.table.take(pa.array(keep, pa.int64())), contents),
+            [
+                np.stack([images[view] for images in framed]) if framed else none
+                for view in range(len(self._views))
+            ],
+            np.array(image_N, dtype=np.intp),
+            np.array([sizes[index] for index in image_N], dtype=np.int32).reshape(-1, 2),
+            rejects,
+            time.perf_counter() - began,
+        )
+
+
+def _with_contents(table: pa.Table, contents: list[bytes]) -> pa.Table:
+    """Return `table` with `contents` as `image.bytes`, chunked since an Arrow array holds at most 2
+    GiB.
+    """
+    paths = paths_of(table).combine_chunks()
+    chunks = [
+        pa.StructArray.from_arrays(
+            [pa.array(contents[begin:end], pa.binary()), paths.slice(begin, end - begin)],
+            fields=list(IMAGE_TYPE),
+        )
+        for begin, end in _spans([len(content) for content in contents])
+    ]
+    images = pa.chunked_array(chunks, IMAGE_TYPE)
+    return table.set_column(table.schema.get_field_index("image"), "image", images)
+
+
+def paths_of(table: pa.Table) -> pa.ChunkedArray:
+    """Column `image.path` of `table`."""
+    bytes_and_paths: list[pa.ChunkedArray] = table["image"].flatten()
+    return bytes_and_paths[1]
+
+
+def _spans(sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield row ranges of at most _CHUNK_BYTES, or of one row."""
+    begin = total = 0
+    for row, size in enumerate(sizes):
+        if total + size > _CHUNK_BYTES and row > begin:
+            yield begin, row
+            begin, total = row, 0
+        total += size
+    if begin < len(sizes):
+        yield begin, len(sizes)
 
 
 class Scorer:
@@ -46,7 +154,8 @@ class Scorer:
         """Return the columns added by scoring."""
         captions: list[str] = batch.table["caption"].to_pylist()
         distinct = list(dict.fromkeys(captions))
-        caption_N = _positions(captions, distinct)
+        index_of = {caption: index for index, caption in enumerate(distinct)}
+        caption_N = np.array([index_of[caption] for caption in captions], dtype=np.intp)
         arrays = {
             "width": pa.array(batch.sizes_N2[:, 0]),
             "height": pa.array(batch.sizes_N2[:, 1]),
@@ -84,11 +193,6 @@ def _without_nonfinite(table: pa.Table, columns: list[str]) -> tuple[pa.Table, l
         path = paths_of(bad)[row].as_py()
         rejects.append(Reject(bad["id"][row].as_py(), path, Reason.NON_FINITE_SCORE, detail))
     return table.filter(pa.array(finite_N)), rejects
-
-
-def _positions(values: list[str], distinct: list[str]) -> npt.NDArray[np.intp]:
-    index_of = {value: index for index, value in enumerate(distinct)}
-    return np.array([index_of[value] for value in values], dtype=np.intp)
 
 
 def _embedding_array(embeddings_ND: npt.NDArray[np.float32]) -> pa.Array:

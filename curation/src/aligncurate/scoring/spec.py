@@ -61,9 +61,8 @@ class ScoringSpec:
         """Minimum shorter side of a decoded image in pixels; None decodes at full scale."""
         if self.decode == "exact":
             return None
-        return REDUCED_MARGIN * max(
-            _longest(preprocessing["size"]) for preprocessing in self.preprocessings
-        )
+        sizes = [preprocessing["size"] for preprocessing in self.preprocessings]
+        return REDUCED_MARGIN * max(s if isinstance(s, int) else max(s) for s in sizes)
 
     def info(self, clip: ResolvedClip) -> ModelInfo:
         """Manifest entry of one model."""
@@ -72,7 +71,3 @@ class ScoringSpec:
             long_captions=None if self.long_captions == "truncate" else self.long_captions,
             decode=None if self.decode == "exact" else self.decode,
         )
-
-
-def _longest(size: int | list[int] | tuple[int, ...]) -> int:
-    return size if isinstance(size, int) else max(size)

@@ -3,75 +3,21 @@
 Nulls and NaN scores pass no condition.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from aligncurate.levels.edges import find_top_cut
+from aligncurate.levels import find_top_cut
 from aligncurate.selection.sql import Predicate
+from aligncurate.settings import Conditions
 from alignshared import Dataset, InputError
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
 _SIDES = ("width", "height")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Conditions:
-    """Conditions of a filter; a pair must meet all that are set.
-
-    Bounds are inclusive, and score bounds are rounded to float32, like scores. `levels` is `3-8`
-    or `1,5-8`, `language` is `COLUMN=en,de`, `where` is SQL. `top` is a share: the greatest
-    ceil(top * n) of the input's n finite scores, plus ties with the least of them. Captions are
-    measured in characters (Unicode code points), `min_size` is the shorter side in pixels,
-    `max_aspect` the longer side over the shorter.
-    """
-
-    min_score: float | None = None
-    max_score: float | None = None
-    levels: str | None = None
-    top: float | None = None
-    min_size: int | None = None
-    max_aspect: float | None = None
-    min_caption: int | None = None
-    max_caption: int | None = None
-    language: str | None = None
-    where: str | None = None
-
-    def __post_init__(self) -> None:
-        if not self.given():
-            options = ", ".join(_option(name) for name in asdict(self))
-            raise InputError(f"no condition was given; give at least one of {options}.")
-        for name in ("min_score", "max_score"):
-            _require(name, getattr(self, name), math.isfinite, "a finite number")
-        _require("top", self.top, lambda value: 0 < value <= 1, "above 0 and at most 1")
-        _require("max_aspect", self.max_aspect, lambda value: value >= 1, "at least 1")
-        for name in ("min_size", "min_caption", "max_caption"):
-            _require(name, getattr(self, name), lambda value: value >= 0, "at least 0")
-        for what in ("score", "caption"):
-            least, most = getattr(self, f"min_{what}"), getattr(self, f"max_{what}")
-            if least is not None and most is not None and least > most:
-                raise InputError(
-                    f"--min-{what} {least} is above --max-{what} {most}, so no pair would be kept."
-                )
-
-    def given(self) -> dict[str, Any]:
-        """Conditions that are not None, by name."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _require(name: str, value: Any, test: Callable[[Any], bool], requirement: str) -> None:
-    if value is not None and not test(value):
-        raise InputError(f"{_option(name)} must be {requirement} (got {value}).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,18 +98,13 @@ def _number(value: float, kind: str) -> str:
 def _top(share: float, dataset: Dataset, workers: int) -> tuple[str, float]:
     """Label and minimum score of the top `share`."""
     # The share as written: 0.1 is exactly a tenth, which no float is.
-    cut = find_top_cut(dataset, Fraction(str(share)), workers)
-    ties = f", {cut.kept:,} with equal scores" if cut.kept > cut.wanted else ""
-    label = f"top {share}: score >= {float(cut.score):.6g} ({cut.wanted:,} wanted{ties})"
-    return label, float(cut.score)
+    least, wanted, kept = find_top_cut(dataset, Fraction(str(share)), workers)
+    ties = f", {kept:,} with equal scores" if kept > wanted else ""
+    return f"top {share}: score >= {float(least):.6g} ({wanted:,} wanted{ties})", float(least)
 
 
 def _levels(text: str, dataset: Dataset) -> list[int]:
-    """Parse levels of `dataset` from `3-8` or `1,5-8`.
-
-    Raises:
-        InputError: invalid syntax, or a level that the dataset lacks.
-    """
+    """Parse levels of `dataset` from `3-8` or `1,5-8`."""
     edges = dataset.manifest.level_edges
     if edges is None:
         raise InputError(
@@ -184,11 +125,7 @@ def _levels(text: str, dataset: Dataset) -> list[int]:
 
 
 def _language(text: str, dataset: Dataset) -> tuple[str, list[str]]:
-    """Parse column and values from `COLUMN=en,de`.
-
-    Raises:
-        InputError: invalid syntax, or the dataset has no such text column.
-    """
+    """Parse a text column of `dataset` and values from `COLUMN=en,de`."""
     column, _, names = text.rpartition("=")
     values = [name.strip() for name in names.split(",") if name.strip()]
     if not column or not values:

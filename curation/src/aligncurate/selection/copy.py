@@ -6,10 +6,9 @@ to avoid millions of tiny files. The cut depends only on the rows, so interrupte
 shard by shard.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,33 +22,17 @@ from aligncurate.output.shards import (
     rows_per_batch,
     scores_of,
 )
-from aligncurate.progress import OnProgress, silent
 from aligncurate.reporting.summary import level_values
+from aligncurate.settings import OnProgress
 from aligncurate.threads import map_ordered
-from aligncurate.units.records import (
-    FinishedBatch,
-    Timing,
-    UnitRecord,
-    finished_units,
-    manifest_fields,
-)
-from aligncurate.units.run import write_dataset, write_parts, write_shard_unit
-from alignshared import (
-    Dataset,
-    LevelEdges,
-    LevelStatistics,
-    Manifest,
-    Parent,
-    ShardInfo,
-    Storage,
-)
-from alignshared.levels import LevelAccumulator, levels_to_json
-from alignshared.manifest import LEVELS_FILE
+from aligncurate.units.records import FinishedBatch, Timing, UnitRecord, finished_units, write_unit
+from aligncurate.units.run import derived_manifest, required_unit, write_parts
+from alignshared import Dataset, LevelStatistics, Manifest, ShardInfo, Storage
+from alignshared.levels import LevelAccumulator
 from alignshared.schema import LEVEL_COLUMN, require_columns, with_features
 from alignshared.shards import row_groups
 
-_log = logging.getLogger("aligncurate")
-
+Item = TypeVar("Item")
 Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 """Function from a batch of n rows to n bools; called from several threads."""
 
@@ -59,7 +42,7 @@ def choose_rows(
     columns: Sequence[str],
     keep: Keep,
     workers: int,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress,
 ) -> list[pa.BooleanArray]:
     """Run one pass over `columns`; return a mask of rows to `keep` for each shard of `dataset`."""
 
@@ -70,8 +53,18 @@ def choose_rows(
             parts += map(keep, dataset.shard_batches(shard, parquet, columns, size))
         return as_mask(np.concatenate(parts))
 
+    return masks_of(choose, dataset.manifest.shards, workers, on_progress)
+
+
+def masks_of(
+    choose: Callable[[Item], pa.BooleanArray],
+    items: Iterable[Item],
+    workers: int,
+    on_progress: OnProgress,
+) -> list[pa.BooleanArray]:
+    """Masks that `choose` returns of `items`, one for each shard; called on several threads."""
     masks: list[pa.BooleanArray] = []
-    for mask in map_ordered(choose, dataset.manifest.shards, workers):
+    for mask in map_ordered(choose, items, workers):
         masks.append(mask)
         on_progress(len(mask))
     return masks
@@ -91,68 +84,38 @@ class _Part:
         return sum(shard.rows for shard in self.shards)
 
 
-def write_chosen(
-    dataset: Dataset,
-    storage: Storage,
-    stage: str,
-    config: dict[str, Any],
-    masks: Sequence[pa.BooleanArray],
-    *,
-    workers: int,
-    overwrite: bool = False,
-    on_progress: OnProgress = silent,
-) -> Dataset:
-    """Copy the rows of `dataset` selected by `masks` to `storage`, like `copy_chosen`, and
-    finish it as a dataset.
-
-    Args:
-        dataset: dataset to copy from.
-        storage: folder to write, claimed for `config`.
-        stage: name of the stage in the manifest.
-        config: full configuration; `execution` changes no row.
-        masks: one bit for each row of each shard of `dataset`, in the order of its manifest.
-        workers: threads; their number changes no byte of a shard.
-        overwrite: replace a dataset or unfinished run in `storage`.
-        on_progress: called with the number of input rows processed, kept or not.
-
-    Raises:
-        ContractError: a shard does not match the manifest.
-    """
-
-    def write() -> Manifest:
-        return copy_chosen(
-            dataset, storage, stage, config, masks, workers=workers, on_progress=on_progress
-        )
-
-    return write_dataset(storage, config, write, overwrite=overwrite)
-
-
 def copy_chosen(
     dataset: Dataset,
     storage: Storage,
     stage: str,
     config: dict[str, Any],
     masks: Sequence[pa.BooleanArray],
-    *,
     workers: int,
-    on_progress: OnProgress = silent,
+    on_progress: OnProgress,
 ) -> Manifest:
-    """Copy the rows of `dataset` selected by `masks`, with all columns and in order, to
-    `storage`, claimed for `config`; return its manifest, unwritten.
+    """Copy the rows of `dataset` selected by `masks`, one bit per row of each shard, with all
+    columns and in order, to `storage`, claimed for `config`; return the manifest of `stage`,
+    unwritten.
 
     Levels keep their edges, with statistics of the remaining rows. An unfinished run of the same
-    configuration is resumed.
+    configuration is resumed. The number of `workers` changes no byte of a shard; `on_progress` is
+    called with the number of input rows processed, kept or not.
 
     Raises:
         ContractError: a shard does not match the manifest.
     """
     schema = dataset.schema
-    records = _copy(dataset, storage, schema, _parts(dataset, masks), workers, on_progress)
+
+    def write(part: _Part) -> UnitRecord:
+        batches = _chosen_batches(dataset, schema, part)
+        with required_unit(f"{part.shards[0].file} in {dataset.location}"):
+            return write_unit(storage, part.index, with_features(schema), batches)
+
+    parts, finished = _parts(dataset, masks), finished_units(storage)
+    records = write_parts(storage, parts, finished, write, workers=workers, on_progress=on_progress)
     statistics = level_statistics(dataset, masks, workers)
     edges = dataset.manifest.level_edges
-    if edges and statistics:
-        storage.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
-    return _manifest(dataset, stage, config, records, statistics)
+    return derived_manifest(stage, dataset, storage, config, records, edges, statistics)
 
 
 def _parts(dataset: Dataset, masks: Sequence[pa.BooleanArray]) -> list[_Part]:
@@ -171,23 +134,6 @@ def _parts(dataset: Dataset, masks: Sequence[pa.BooleanArray]) -> list[_Part]:
         runs[-1].shards.append(shard)
         runs[-1].masks.append(mask)
     return runs
-
-
-def _copy(
-    dataset: Dataset,
-    storage: Storage,
-    schema: pa.Schema,
-    parts: list[_Part],
-    workers: int,
-    on_progress: OnProgress,
-) -> list[UnitRecord]:
-    def write(part: _Part) -> UnitRecord:
-        read = f"{part.shards[0].file} in {dataset.location}"
-        batches = _chosen_batches(dataset, schema, part)
-        return write_shard_unit(storage, part.index, with_features(schema), batches, read)
-
-    finished = {record.index: record for record in finished_units(storage)}
-    return write_parts(storage, parts, finished, write, workers=workers, on_progress=on_progress)
 
 
 def _chosen_batches(dataset: Dataset, schema: pa.Schema, part: _Part) -> Iterator[FinishedBatch]:
@@ -222,56 +168,25 @@ def level_statistics(
     edges = dataset.manifest.level_edges
     if edges is None:
         return None
-    columns = ("score", LEVEL_COLUMN)
+    columns = ["score", LEVEL_COLUMN]
     if dataset.manifest.shards:
         require_columns(dataset.schema, columns, dataset.location)
 
     def count(work: tuple[ShardInfo, pa.BooleanArray]) -> LevelAccumulator:
-        return _levels_of(dataset, edges, *work)
+        shard, mask = work
+        counts, first = LevelAccumulator(edges.levels), 0
+        with open_checked(dataset, shard) as parquet:
+            for batch in dataset.shard_batches(shard, parquet, columns):
+                rows = batch.filter(mask.slice(first, batch.num_rows))
+                first += batch.num_rows
+                levels = level_values(rows, edges.levels, f"{shard.file} in {dataset.location}")
+                counts.add(scores_of(rows), levels)
+        return counts
 
     total = LevelAccumulator(edges.levels)
-    some = [
-        (shard, mask)
-        for shard, mask in zip(dataset.manifest.shards, masks, strict=True)
-        if mask.true_count
-    ]
+    chosen = zip(dataset.manifest.shards, masks, strict=True)
+    some = [(shard, mask) for shard, mask in chosen if mask.true_count]
     # Added in shard order: bit-identical sums for any number of workers.
     for part in map_ordered(count, some, workers):
         total.merge(part)
     return total.statistics()
-
-
-def _levels_of(
-    dataset: Dataset, edges: LevelEdges, shard: ShardInfo, mask: pa.BooleanArray
-) -> LevelAccumulator:
-    counts, first = LevelAccumulator(edges.levels), 0
-    with open_checked(dataset, shard) as parquet:
-        columns = ["score", LEVEL_COLUMN]
-        for batch in dataset.shard_batches(shard, parquet, columns):
-            rows = batch.filter(mask.slice(first, batch.num_rows))
-            first += batch.num_rows
-            levels = level_values(rows, edges.levels, f"{shard.file} in {dataset.location}")
-            counts.add(scores_of(rows), levels)
-    return counts
-
-
-def _manifest(
-    dataset: Dataset,
-    stage: str,
-    config: dict[str, Any],
-    records: list[UnitRecord],
-    statistics: list[LevelStatistics] | None,
-) -> Manifest:
-    parent = dataset.manifest
-    return Manifest(
-        stage=stage,
-        config=config,
-        parents=[Parent(dataset.location, dataset.digest)],
-        model=parent.model,
-        models=parent.models,
-        scheme=parent.scheme,
-        edges=parent.edges,
-        level_statistics=statistics,
-        left_out=parent.rows - sum(record.shard.rows for record in records),
-        **manifest_fields(records),
-    )

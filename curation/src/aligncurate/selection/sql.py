@@ -61,7 +61,8 @@ class Predicate:
         empty = _readable(schema.empty_table())
         self._rows(empty.select([c.name for c in empty.schema if self._is_known(c)]))
         names = _Names(self._parsed())
-        if unstable := sorted(names.called & self._unstable() - _lower(schema.names)):
+        columns = {name.lower() for name in schema.names}
+        if unstable := sorted(names.called & self._unstable() - columns):
             raise InputError(
                 f"--where {self.sql} uses {unstable[0]}, which answers differently each time; "
                 "write the value itself, or draw pairs with aligncurate sample."
@@ -172,10 +173,6 @@ def _strings(value: Any) -> Iterator[str]:
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, str):
             yield item.lower()
-
-
-def _lower(names: Sequence[str]) -> set[str]:
-    return {name.lower() for name in names}
 
 
 def _readable(table: pa.Table) -> pa.Table:

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,13 @@ from pydantic import TypeAdapter
 
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.core.vectors import Vectors, column_of
-from aligncurate.duplicates.components import Components
-from aligncurate.duplicates.duplicates import Duplicates, Verdict, exact_duplicates, near_duplicates
+from aligncurate.duplicates.duplicates import (
+    Components,
+    Duplicates,
+    Verdict,
+    exact_duplicates,
+    near_duplicates,
+)
 from aligncurate.duplicates.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
 from aligncurate.duplicates.neighbours import NeighbourSearch, SearchFacts
 from aligncurate.output.folder import (
@@ -26,9 +31,9 @@ from aligncurate.output.folder import (
     input_and_output,
 )
 from aligncurate.output.shards import as_mask
-from aligncurate.progress import OnProgress, silent
 from aligncurate.selection.copy import copy_chosen
-from aligncurate.settings import Location, require_one_of
+from aligncurate.settings import OnProgress, called_with
+from aligncurate.stages.settings import DedupSettings
 from aligncurate.threads import thread_count
 from aligncurate.units.run import write_dataset
 from alignshared import (
@@ -48,116 +53,76 @@ from alignshared.rejects import (
 from alignshared.schema import require_columns
 from alignshared.shards import writing_shard
 
-DEFAULT_THRESHOLD = 0.99
-"""Lowest threshold in benchmarks/dedup_planted.py, on planted copies and merely similar images,
-that loses at most one in twenty images of the hardest kind, drawings.
-"""
-
-DEFAULT_RECALL = 0.99
-
-Keep = Literal["best", "first"]
-Chains = Literal["split", "whole"]
-
 _KEPT_FILE, _FOUND_FILE = f"{RUN_FOLDER}/kept.bits", f"{RUN_FOLDER}/duplicates.json"
 
 _log = logging.getLogger("aligncurate")
 
 
-def dedup(  # noqa: PLR0913 the command's options
-    input: Location | None = None,
-    output: Location | None = None,
-    *,
-    threshold: float = DEFAULT_THRESHOLD,
-    keep: Keep = "best",
-    exact_only: bool = False,
-    chains: Chains = "split",
-    recall: float = DEFAULT_RECALL,
-    workers: int | None = None,
-    overwrite: bool = False,
-    on_progress: OnProgress = silent,
-) -> Dataset:
+@called_with(DedupSettings)
+def dedup(settings: DedupSettings) -> Dataset:
     """Write `input` to `output` without pairs whose image another pair has.
 
     Exact duplicates are found by SHA-256 of the image bytes, then near ones by a cosine of image
     embeddings of at least `threshold`. Pairs linked by near-duplicate pairs, directly or
-    indirectly, form a component, whose preferred pair is kept. Pairs near to it are dropped;
-    with chains "split" this repeats with the rest. So every dropped pair is near to a kept one,
-    and kept pairs are not near each other.
+    indirectly, form a component, whose preferred pair is kept: that with the highest score, ties
+    by least id, or the first in the dataset. Pairs near to it are dropped; with chains "split"
+    this repeats with the rest. So every dropped pair is near to a kept one, and kept pairs are not
+    near each other. "whole" keeps one pair per component.
 
-    Dropped pairs are listed in `duplicates/` beside the shards. Up to 20,000 images (10,000,000
-    on GPUs) are compared exhaustively; more are compared only within the same region of the
-    space, which finds at least a share of `recall` of the pairs, as measured on a sample. A
-    levelled dataset stays levelled.
+    Dropped pairs are listed in `duplicates/` beside the shards, and the manifest has the result
+    under `duplicates`. Up to 20,000 images (10,000,000 on GPUs) are compared exhaustively; more
+    are compared only within the same region of the space, which finds at least a share of
+    `recall` of the pairs, as measured on a sample. A levelled dataset stays levelled.
 
     Memory per row: 75 bytes, its id and, for near duplicates of many images, 24 bytes per region
     probed, usually a few; 2 bytes per embedding value in a memory-mapped temporary file under
     `$TMPDIR`.
 
-    Args:
-        input: a dataset, for near duplicates one with embeddings; by default the newest under
-            `data/`.
-        output: a new folder; by default `dedup` beside `input`.
-        threshold: least cosine of near duplicates, above 0 and up to 1.
-        keep: prefer the pair with the highest score, ties by least id; or the
-            first in the dataset.
-        exact_only: keep near duplicates; needs no embeddings.
-        chains: "whole" keeps one pair per component, whatever its cosine with the others.
-        recall: minimum share of pairs to find if not all are compared, in (0, 1].
-        workers: threads; by default one per core.
-        overwrite: replace a dataset or unfinished run in `output`.
-        on_progress: called with the rows read, then compared (not with `exact_only`), then written.
-
-    Returns:
-        The dataset; the result is in its manifest under `duplicates`.
+    Arguments are the fields of `DedupSettings`, which are also the command's options;
+    `on_progress` is called with the rows read, then compared (not with `exact_only`), then written.
 
     Raises:
         InputError: invalid arguments or unusable input or folders.
     """
-    threads = thread_count(workers)
-    _check_arguments(threshold, keep, chains, recall)
-    dataset, storage = input_and_output("dedup", input, output, ("bucket", "score"), open_dataset)
-    _check_dataset(dataset, keep, exact_only=exact_only)
-    near = {"threshold": threshold, "chains": chains, "recall": recall}
-    config = config_of(dataset, threads, keep=keep, near=None if exact_only else near)
-    if finished := finished_already(storage, config, overwrite=overwrite):
+    threads, exact_only = thread_count(settings.workers), settings.exact_only
+    dataset, storage = input_and_output(
+        "dedup", settings, "there are no duplicates in it", open_dataset
+    )
+    _check_dataset(dataset, settings)
+    near = {"threshold": settings.threshold, "chains": settings.chains, "recall": settings.recall}
+    config = config_of(dataset, threads, keep=settings.keep, near=None if exact_only else near)
+    if finished := finished_already(storage, config, overwrite=settings.overwrite):
         return finished
 
     def write() -> Manifest:
         if not storage.exists(_FOUND_FILE):
-            _find(dataset, storage, config, threads, on_progress)
+            _find(dataset, storage, config, threads, settings.on_progress)
         else:
-            on_progress(dataset.manifest.rows * (1 if exact_only else 2))
+            settings.on_progress(dataset.manifest.rows * (1 if exact_only else 2))
         info = TypeAdapter(DuplicateInfo).validate_json(storage.read_bytes(_FOUND_FILE))
-        masks = list(_masks(storage.read_bytes(_KEPT_FILE), dataset))
+        bits = np.frombuffer(storage.read_bytes(_KEPT_FILE), np.uint8)
+        kept = np.unpackbits(bits).astype(np.bool_)
+        masks = [as_mask(kept[begin:end]) for _, begin, end in _spans(dataset)]
         manifest = copy_chosen(
-            dataset, storage, "dedup", config, masks, workers=threads, on_progress=on_progress
+            dataset, storage, "dedup", config, masks, threads, settings.on_progress
         )
         return replace(manifest, duplicates=info)
 
-    return write_dataset(storage, config, write, overwrite=overwrite)
+    return write_dataset(storage, config, write, overwrite=settings.overwrite)
 
 
-def _check_arguments(threshold: float, keep: str, chains: str, recall: float) -> None:
-    for option, share in (("--threshold", threshold), ("--recall", recall)):
-        if not 0 < share <= 1:
-            raise InputError(f"{option} must be above 0 and at most 1 (got {share}).")
-    require_one_of("--keep", keep, get_args(Keep))
-    require_one_of("--chains", chains, get_args(Chains))
-
-
-def _check_dataset(dataset: Dataset, keep: Keep, *, exact_only: bool) -> None:
-    if dataset.manifest.rows == 0:
-        raise InputError(f"{dataset.location} is empty, so there are no duplicates in it.")
+def _check_dataset(dataset: Dataset, settings: DedupSettings) -> None:
     schema = dataset.schema
-    require_columns(schema, ("id", "image") if exact_only else ("id",), dataset.location)
-    if keep == "best":
+    needed = ("id", "image") if settings.exact_only else ("id",)
+    require_columns(schema, needed, dataset.location)
+    if settings.keep == "best":
         if "score" not in schema.names:
             raise InputError(
                 f"{dataset.location} has no scores to choose by; give --keep first, or run "
                 "aligncurate score first."
             )
         require_columns(schema, ("score",), dataset.location)
-    if not exact_only and IMAGE_EMBEDDING not in schema.names:
+    if not settings.exact_only and IMAGE_EMBEDDING not in schema.names:
         raise ContractError(
             f"{dataset.location} has no image embeddings, by which near duplicates are found; "
             "score the pairs again with --embeddings, or give --exact-only."
@@ -270,10 +235,3 @@ def _info(found: Duplicates, facts: SearchFacts | None, shards: list[ShardInfo])
         search=None if facts is None else asdict(facts),
         shards=shards,
     )
-
-
-def _masks(bits: bytes, dataset: Dataset) -> Iterator[pa.BooleanArray]:
-    """Return the mask of kept rows for each shard."""
-    kept = np.unpackbits(np.frombuffer(bits, np.uint8)).astype(np.bool_)
-    for _, begin, end in _spans(dataset):
-        yield as_mask(kept[begin:end])

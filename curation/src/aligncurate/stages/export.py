@@ -2,7 +2,9 @@
 
 import logging
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from aligncurate.exports.hugging_face import PAIRS_PER_FILE, HuggingFaceExporter
 from aligncurate.exports.llava import PAIRS_FILE, PAIRS_PER_FOLDER, LlavaExporter
@@ -16,8 +18,8 @@ from aligncurate.output.folder import (
     open_output,
     provenance,
 )
-from aligncurate.progress import OnProgress, silent
-from aligncurate.settings import Location, require_at_least, require_one_of
+from aligncurate.settings import Location, OnProgress, called_with
+from aligncurate.stages.settings import ExportSettings, Format
 from aligncurate.threads import thread_count
 from aligncurate.units.records import read_records, released_if_empty, write_record
 from aligncurate.units.run import write_parts
@@ -27,13 +29,8 @@ from alignshared.schema import require_columns
 MARKER = "export.json"
 """Written last: a folder without it is an unfinished export."""
 
-EXPORTED_STAGES = ("sample", "filter", "bucket")
-"""Stages whose newest dataset under `data/` is the default input."""
-
 AUTHORS_LEVELS = 8
 """Number of levels in the AlignGPT authors' trainer."""
-
-Format = Literal["llava", "webdataset", "hf"]
 
 _PAIRS_PER_FILE = {"llava": PAIRS_PER_FOLDER, "webdataset": PAIRS_PER_TAR, "hf": PAIRS_PER_FILE}
 
@@ -54,51 +51,35 @@ class Export:
     files: list[ShardInfo]
 
 
-def export(
-    input: Location | None = None,
-    output: Location | None = None,
-    *,
-    format: Format,
-    pairs_per_file: int | None = None,
-    workers: int | None = None,
-    overwrite: bool = False,
-    on_progress: OnProgress = silent,
-) -> Export:
+@called_with(ExportSettings)
+def export(settings: ExportSettings) -> Export:
     """Export the pairs of `input`, in order, to another tool's format.
 
     `llava` is JSON with images beside it, for the AlignGPT authors' trainer; `webdataset` is
-    tars; `hf` is a folder for Hugging Face `datasets` and the Hub. `export.json`, with counts,
-    digests and lineage, is written last. An unfinished export is resumed; a finished one of the
-    same configuration is left as it is.
+    tars; `hf` is a folder for Hugging Face `datasets` and the Hub; by default in
+    `export-<format>` beside the input, with 10,000 pairs, or 1,000 images, in a file or folder.
+    `export.json`, with counts, digests and lineage, is written last. An unfinished export is
+    resumed; a finished one of the same configuration is left as it is. The number of workers
+    changes no byte.
 
-    Args:
-        input: a dataset; by default the newest sampled, filtered or levelled one under `data/`.
-        output: a new folder; by default `export-<format>` beside `input`.
-        format: `llava`, `webdataset` or `hf`.
-        pairs_per_file: pairs in a tar or Parquet file, or in a folder of images; by default
-            10,000, and 1,000 images.
-        workers: threads, by default one per core; their number changes no byte.
-        overwrite: replace an export in `output`, finished or not.
-        on_progress: called with the number of pairs written.
+    Arguments are the fields of `ExportSettings`, which are also the command's options;
+    `on_progress` is called with the number of pairs written.
 
     Raises:
         InputError: invalid arguments or unusable folders.
     """
-    require_one_of("--format", format, get_args(Format))
-    require_at_least(1, pairs_per_file=pairs_per_file)
-    threads = thread_count(workers)
-    dataset, storage = input_and_output(f"export-{format}", input, output, EXPORTED_STAGES)
-    if dataset.manifest.rows == 0:
-        raise InputError(f"{dataset.location} is empty, so there is nothing to export.")
+    format, threads = settings.format, thread_count(settings.workers)
+    dataset, storage = input_and_output(f"export-{format}", settings, "there is nothing to export")
     require_columns(dataset.schema, ("id", "image", "caption"), dataset.location)
-    size = pairs_per_file or _PAIRS_PER_FILE[format]
+    size = settings.pairs_per_file or _PAIRS_PER_FILE[format]
     config = config_of(dataset, threads, format=format, pairs_per_file=size)
-    if open_output(storage, config, overwrite=overwrite, marker=MARKER) is OutputState.FINISHED:
+    state = open_output(storage, config, overwrite=settings.overwrite, marker=MARKER)
+    if state is OutputState.FINISHED:
         _log.info("%s is finished already; nothing to do.", storage.location)
-        return read_export(storage.location)
-    if format == "llava":
-        _warn_of_levels(dataset)
-    _run(dataset, storage, config, on_progress)
+    else:
+        if format == "llava":
+            _warn_of_levels(dataset)
+        _run(dataset, storage, config, settings.on_progress)
     return read_export(storage.location)
 
 
@@ -110,14 +91,9 @@ def read_export(location: Location) -> Export:
     """
     marker = Storage(location).read_json(MARKER)
     try:
-        return Export(
-            location=Storage(location).location,
-            format=marker["config"]["format"],
-            rows=marker["rows"],
-            pictures=marker["pictures"],
-            without_picture=marker["without_picture"],
-            files=[ShardInfo(**file) for file in marker["files"]],
-        )
+        counts = {name: marker[name] for name in ("rows", "pictures", "without_picture")}
+        files = [ShardInfo(**file) for file in marker["files"]]
+        return Export(Storage(location).location, marker["config"]["format"], files=files, **counts)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{MARKER} in {Storage(location).location} is not of an export; export again."
@@ -139,7 +115,7 @@ def _run(
         written = write_parts(
             storage,
             spans,
-            {span.index: span for span in _finished_spans(storage)},
+            _finished_spans(storage),
             write,
             workers=config["execution"]["workers"],
             on_progress=on_progress,
@@ -159,10 +135,7 @@ def _exporter(format: Format, dataset: Dataset, spans: int) -> Exporter:
 
 def _finished_spans(storage: Storage) -> list[WrittenSpan]:
     """Spans finished by an earlier run whose files still exist."""
-    spans: list[WrittenSpan] = []
-    for record in read_records(storage):
-        files = [ShardInfo(**file) for file in record.pop("files")]
-        spans.append(WrittenSpan(files=files, **record))
+    spans = map(TypeAdapter(WrittenSpan).validate_json, read_records(storage))
     return [span for span in spans if all(storage.exists(file.file) for file in span.files)]
 
 

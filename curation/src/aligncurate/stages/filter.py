@@ -2,27 +2,21 @@
 
 from dataclasses import asdict, dataclass
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from aligncurate.output.folder import finished_already
-from aligncurate.output.locations import newest_dataset, refuse_to_write_over, sibling_output
-from aligncurate.progress import OnProgress, silent
-from aligncurate.selection.conditions import Condition, Conditions, conditions_over
-from aligncurate.selection.copy import (
-    choose_rows,
-    level_statistics,
-    write_chosen,
-)
-from aligncurate.settings import Location
+from aligncurate.output.folder import config_of, finished_already, input_and_output, input_of
+from aligncurate.selection.conditions import conditions_over
+from aligncurate.selection.copy import choose_rows, copy_chosen, level_statistics
+from aligncurate.settings import Conditions, Location, OnProgress, called_with, silent
+from aligncurate.stages.settings import FilterSettings
 from aligncurate.threads import thread_count
-from alignshared import Dataset, InputError, Storage
+from aligncurate.units.run import write_dataset
+from alignshared import Dataset, InputError, Manifest
 
-FILTERED_STAGES = ("bucket", "score")
-"""Stages whose newest dataset under `data/` is the default input."""
+_EMPTY = "there is nothing to filter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,57 +41,37 @@ class FilterCounts:
     levels: list[tuple[int, int, int]]
 
 
-def filter(
-    conditions: Conditions,
-    input: Location | None = None,
-    output: Location | None = None,
-    *,
-    workers: int | None = None,
-    overwrite: bool = False,
-    on_progress: OnProgress = silent,
-) -> Dataset:
+@called_with(FilterSettings)
+def filter(settings: FilterSettings) -> Dataset:
     """Write the pairs of `input` that meet all `conditions` to `output`, in order.
 
     Columns and level edges are unchanged. Dropped pairs are counted in the manifest, in total as
-    `left_out` and per condition in its configuration. Memory grows by a few bits per pair. An
-    unfinished run is resumed; a finished `output` of the same configuration is left as it is.
+    `left_out` and per condition in its configuration; `condition_counts` reads these. Memory grows
+    by a few bits per pair. An unfinished run is resumed; a finished `output` of the same
+    configuration is left as it is.
 
-    Args:
-        conditions: at least one.
-        input: a dataset; by default the newest levelled or scored one under `data/`.
-        output: a new folder; by default `filter` beside `input`.
-        workers: threads; by default one per core.
-        overwrite: replace a dataset or unfinished run in `output`.
-        on_progress: called with the number of pairs read; every pair is read twice.
-
-    Returns:
-        The filtered dataset; `condition_counts` gives what each condition drops.
+    Arguments are the fields of `FilterSettings`, which are also the command's options;
+    `on_progress` is called with the number of pairs read, every pair twice.
 
     Raises:
         InputError: unusable conditions or folders, or no pair is kept.
     """
-    threads = thread_count(workers)
-    dataset = _input(input)
-    storage = Storage(sibling_output(dataset, "filter") if output is None else output)
-    refuse_to_write_over(storage.location, dataset.location)
-    config: dict[str, Any] = {
-        "input": dataset.location,
-        "input_sha256": dataset.digest,
-        "conditions": conditions.given(),
-        "execution": {"workers": threads},
-    }
-    if finished := finished_already(storage, config, overwrite=overwrite):
+    threads = thread_count(settings.workers)
+    dataset, storage = input_and_output("filter", settings, _EMPTY)
+    config = config_of(dataset, threads, conditions=settings.conditions.given())
+    if finished := finished_already(storage, config, overwrite=settings.overwrite):
         return finished
     # Invalid conditions are refused before the output folder is claimed or replaced.
-    masks, counts = _choose(conditions, dataset, threads, on_progress)
+    masks, counts = _choose(settings.conditions, dataset, threads, settings.on_progress)
     if not any(mask.true_count for mask in masks):
         labels = " and ".join(count.condition for count in counts)
         raise InputError(f"no pair of {dataset.location} fulfils {labels}; nothing was written.")
     config["execution"]["conditions"] = [asdict(count) for count in counts]
-    return write_chosen(
-        dataset, storage, "filter", config, masks,
-        workers=threads, overwrite=overwrite, on_progress=on_progress,
-    )  # fmt: skip
+
+    def write() -> Manifest:
+        return copy_chosen(dataset, storage, "filter", config, masks, threads, settings.on_progress)
+
+    return write_dataset(storage, config, write, overwrite=settings.overwrite)
 
 
 def count_filter(
@@ -113,7 +87,7 @@ def count_filter(
         InputError: the conditions or the input are unusable.
     """
     threads = thread_count(workers)
-    dataset = _input(input)
+    dataset = input_of(FilterSettings(conditions, input), empty=_EMPTY)
     masks, counts = _choose(conditions, dataset, threads, on_progress)
     before = dataset.manifest.level_statistics or []
     after = level_statistics(dataset, masks, threads) or []
@@ -122,48 +96,29 @@ def count_filter(
     return FilterCounts(dataset.location, dataset.manifest.rows, kept, counts, levels)
 
 
-def _input(input: Location | None) -> Dataset:
-    dataset = newest_dataset(*FILTERED_STAGES) if input is None else Dataset(input)
-    if dataset.manifest.rows == 0:
-        raise InputError(f"{dataset.location} is empty, so there is nothing to filter.")
-    return dataset
-
-
 def _choose(
     conditions: Conditions, dataset: Dataset, threads: int, on_progress: OnProgress
 ) -> tuple[list[pa.BooleanArray], list[ConditionCount]]:
     """Return a mask for each shard, and the counts of each condition."""
     tests = conditions_over(conditions, dataset, threads)
-    counter = _Counter(tests)
+    fail, fail_alone = np.zeros((2, len(tests)), dtype=np.int64)
+    lock = Lock()
+
+    def keep(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        nonlocal fail, fail_alone
+        fails = np.stack([~test.predicate(batch) for test in tests])
+        fails_of_row = fails.sum(axis=0)
+        with lock:
+            fail += fails.sum(axis=1)
+            fail_alone += (fails & (fails_of_row == 1)).sum(axis=1)
+        return fails_of_row == 0
+
     columns = sorted({"id"}.union(*(test.predicate.columns for test in tests)))
     if "image" in columns and "image.path" in columns:
         columns.remove("image.path")
-    masks = choose_rows(dataset, columns, counter.keep, threads, on_progress)
-    return masks, counter.counts()
-
-
-class _Counter:
-    """Applies conditions to batches and counts what each drops; thread-safe."""
-
-    def __init__(self, tests: list[Condition]) -> None:
-        self._tests = tests
-        self._fail = np.zeros(len(tests), dtype=np.int64)
-        self._fail_alone = np.zeros(len(tests), dtype=np.int64)
-        self._lock = Lock()
-
-    def keep(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Return a mask [n] of the rows of `batch` that meet all conditions."""
-        fails = np.stack([~test.predicate(batch) for test in self._tests])
-        fails_of_row = fails.sum(axis=0)
-        with self._lock:
-            self._fail += fails.sum(axis=1)
-            self._fail_alone += (fails & (fails_of_row == 1)).sum(axis=1)
-        return fails_of_row == 0
-
-    def counts(self) -> list[ConditionCount]:
-        """Counts so far, in the order of the conditions."""
-        rows = zip(self._tests, self._fail.tolist(), self._fail_alone.tolist(), strict=True)
-        return [ConditionCount(test.label, fail, alone) for test, fail, alone in rows]
+    masks = choose_rows(dataset, columns, keep, threads, on_progress)
+    counts = zip(tests, fail.tolist(), fail_alone.tolist(), strict=True)
+    return masks, [ConditionCount(test.label, *numbers) for test, *numbers in counts]
 
 
 def condition_counts(dataset: Dataset) -> list[ConditionCount]:

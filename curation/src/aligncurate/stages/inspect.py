@@ -5,11 +5,11 @@ import os
 from aligncurate.checks.files import UNREADABLE
 from aligncurate.checks.levels import edges_of
 from aligncurate.checks.manifest import is_unfinished, open_dataset
-from aligncurate.output.folder import RUN_FOLDER, add_reasons
-from aligncurate.output.locations import READABLE_STAGES, newest_dataset
+from aligncurate.output.folder import RUN_FOLDER, add_reasons, newest_dataset
 from aligncurate.reporting.inspection import Column, Inspection
 from aligncurate.reporting.lineage import ancestors
 from aligncurate.reporting.summary import known_summary
+from aligncurate.stages.settings import SHOWN_STAGES
 from aligncurate.units.records import finished_units
 from alignshared import AlignError, Dataset, InputError, Storage
 
@@ -23,7 +23,7 @@ def inspect(input: str | os.PathLike[str] | None = None) -> Inspection:
     Raises:
         InputError: `input` is neither a dataset nor an unfinished run, or cannot be read.
     """
-    location = newest_dataset(*READABLE_STAGES).location if input is None else input
+    location = newest_dataset(*SHOWN_STAGES).location if input is None else input
     storage = Storage(location)
     try:
         unfinished = is_unfinished(storage)
@@ -92,17 +92,5 @@ def _unfinished(storage: Storage) -> Inspection:
         rejects=add_reasons(record.rejects.reasons for record in records),
         shards=len(records),
         bytes=sum(file.bytes for file in files),
-        columns=[],
-        fault=None,
-        model=None,
-        models={},
-        scores=None,
-        duplicates=None,
-        edges=None,
-        levels=[],
         config=config if isinstance(config, dict) else {},
-        lineage=[],
-        package=None,
-        created=None,
-        digest=None,
     )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from aligncurate.checks.manifest import open_dataset
-from aligncurate.output.locations import READABLE_STAGES, newest_dataset, sibling_output
-from aligncurate.progress import OnProgress, silent
-from aligncurate.settings import Location
+from aligncurate.output.folder import input_of, sibling_output
+from aligncurate.settings import OnProgress, called_with
+from aligncurate.stages.settings import ReportSettings
 from alignshared import ContractError, Dataset, InputError, Storage
 from alignshared.schema import LEVEL_COLUMN, require_columns
 
@@ -55,40 +55,34 @@ class ReportFiles:
     drift: DriftFiles | None = None
 
 
-def report(
-    input: Location | None = None,
-    output: Location | None = None,
-    *,
-    against: Location | None = None,
-    examples: int = 8,
-    on_progress: OnProgress = silent,
-) -> ReportFiles:
+@called_with(ReportSettings)
+def report(settings: ReportSettings) -> ReportFiles:
     """Write `report.html`, one file that works offline, and its figures as PNG.
 
-    Args:
-        input: a scored or levelled dataset; by default the newest one under `data/`.
-        output: a folder of an earlier report or a new one; by default `report` beside `input`.
-        against: another scored dataset to compare `input` with: the report gets a section on
-            drift, and `drift.png`. A warning is logged if scores of other weights are compared.
-        examples: pairs to show of each level, reproducibly.
-        on_progress: called with the number of pairs read. Every pair is read once, and the summary
-            is left beside the manifest, so that no later report reads them again.
+    With `against`, the report gets a section on drift, and `drift.png`; a warning is logged if
+    scores of other weights are compared. `output` may hold an earlier report. Every pair is read
+    once, and the summary is left beside the manifest, so that no later report reads them again.
+
+    Arguments are the fields of `ReportSettings`, which are also the command's options;
+    `on_progress` is called with the number of pairs read.
 
     Raises:
         InputError: a dataset has no scores, or the folder holds something else.
     """
     from aligncurate.reporting.page import render_page
 
-    if examples < 1:
-        raise InputError(f"--examples must be at least 1 (got {examples}).")
-    dataset = open_dataset(newest_dataset(*READABLE_STAGES).location if input is None else input)
-    other = None if against is None else open_dataset(against)
+    dataset, output = input_of(settings, open_dataset), settings.output
+    other = None if settings.against is None else open_dataset(settings.against)
     storage = Storage(sibling_output(dataset, "report") if output is None else output)
-    _refuse_foreign(storage)
+    if other_names := [name for name in storage.names() if name not in _FILES]:
+        raise InputError(
+            f"{storage.location} holds {other_names[0]}, which no report wrote; name an empty or "
+            "new folder with --output."
+        )
     with _naming_damage(dataset):
-        content = _gather(dataset, examples, on_progress)
+        content = _gather(dataset, settings.examples, settings.on_progress)
     if other is not None:
-        content = replace(content, drift=_compare(content, other, on_progress))
+        content = replace(content, drift=_compare(content, other, settings.on_progress))
     files = _draw(content)
     for name in _FILES:
         if name in files:
@@ -121,16 +115,6 @@ def _naming_damage(dataset: Dataset) -> Iterator[None]:
             f"{dataset.location} cannot be read to its end: {error}; aligncurate validate tells "
             "which file is damaged."
         ) from error
-
-
-def _refuse_foreign(storage: Storage) -> None:
-    names = storage.names()
-    if names and not set(names) <= set(_FILES):
-        other = next(name for name in names if name not in _FILES)
-        raise InputError(
-            f"{storage.location} holds {other}, which no report wrote; name an empty or new folder "
-            "with --output."
-        )
 
 
 def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "ReportContent":

@@ -9,9 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from aligncurate.core.clip import ResolvedClip
-from aligncurate.output.folder import RUN_FOLDER, read_rejects
-from aligncurate.output.locations import default_output, refuse_to_write_over
-from aligncurate.progress import silent
+from aligncurate.output.folder import (
+    RUN_FOLDER,
+    default_output,
+    read_rejects,
+    refuse_to_write_over,
+)
 from aligncurate.scoring.execution import (
     device_of,
     engine_of,
@@ -21,10 +24,11 @@ from aligncurate.scoring.execution import (
 )
 from aligncurate.scoring.models import refuse_taken_columns, resolve_models
 from aligncurate.scoring.spec import ScoringSpec
-from aligncurate.settings import Execution, Precision, ScoreSettings, called_with
+from aligncurate.settings import Precision, called_with, silent
 from aligncurate.sources import open_source
-from aligncurate.units.records import Timing, UnitRecord, manifest_fields
-from aligncurate.units.run import FailedPolicy, UnitRun, write_dataset
+from aligncurate.stages.settings import ScoreSettings
+from aligncurate.units.records import Timing, UnitRecord, manifest_of
+from aligncurate.units.run import UnitRun, write_dataset
 from alignshared import Dataset, InputError, Manifest, Parent, Storage
 
 log = logging.getLogger("aligncurate")
@@ -51,7 +55,7 @@ def score(settings: ScoreSettings) -> Dataset:
         AlignError: the run or some of its units failed; finished units are kept, and the same call
             resumes.
     """
-    spec = _spec(settings, settings.execution or Execution())
+    spec = _spec(settings)
     storage = Storage(spec.output)
     refuse_to_write_over(
         storage.location, spec.source.identity()["location"], spec.source.image_root
@@ -66,12 +70,12 @@ def score(settings: ScoreSettings) -> Dataset:
     return dataset
 
 
-def _spec(settings: ScoreSettings, execution: Execution) -> ScoringSpec:
+def _spec(settings: ScoreSettings) -> ScoringSpec:
     """Specification resulting from `settings` on this machine."""
     source = open_source(os.fspath(settings.input), settings.image_root)
     names = _listed(settings.model) or ["demo" if settings.input == "demo" else DEFAULT_MODEL]
     models = resolve_models(names, _listed(settings.weights), settings.main, settings.view)
-    device = device_of(execution)
+    device = device_of(settings.execution)
     return ScoringSpec(
         source=source,
         clip=models.main,
@@ -88,15 +92,17 @@ def _spec(settings: ScoreSettings, execution: Execution) -> ScoringSpec:
 
 def _run(spec: ScoringSpec, settings: ScoreSettings, config: dict[str, Any]) -> Manifest:
     """Score the remaining units; return the manifest of all."""
-    storage, execution = Storage(spec.output), settings.execution or Execution()
+    storage, execution = Storage(spec.output), settings.execution
     planning = storage.child(RUN_FOLDER)
     prepare_on_cluster(spec.source, planning, execution)
     units = spec.source.plan(planning, settings.shard_rows)
     if not units:
         raise InputError(f"there are no pairs in {config['input']['location']}.")
     refuse_taken_columns(spec.models, spec.source.own_columns().names)
-    failed = FailedPolicy(settings.retry_failed, settings.skip_failed)
-    run = UnitRun(storage, units, spec.schema, failed)
+    run = UnitRun(
+        storage, units, spec.schema,
+        retry_failed=settings.retry_failed, skip_failed=settings.skip_failed,
+    )  # fmt: skip
     done, total, to_do = run.rows_done, run.total, sum(unit.rows for unit in run.to_do)
     if done:
         log.info("resuming %s: %s of %s pairs are done.", storage.location, done, total)
@@ -106,9 +112,16 @@ def _run(spec: ScoringSpec, settings: ScoreSettings, config: dict[str, Any]) -> 
     show_progress = settings.show_progress or (lambda *_: nullcontext(silent))
     with show_progress("score", total, done) as on_progress:
         records = run.run(lambda units: score_units(spec, units, execution, on_progress))
-    facts = _execution_facts(spec, engine, time.monotonic() - began, to_do, records)
+    facts = _execution_facts(spec.device, engine, time.monotonic() - began, to_do, records)
     _log_speed(facts)
-    return _manifest(spec, config | {"execution": facts}, records)
+    return manifest_of(
+        "score",
+        config | {"execution": facts},
+        Parent(config["input"]["location"], config["input"]["digest"]),
+        records,
+        model=spec.info(spec.clip),
+        models={name: spec.info(clip) for name, clip in spec.models.items()} or None,
+    )
 
 
 def _log_speed(facts: dict[str, Any]) -> None:
@@ -177,26 +190,14 @@ def _model_config(clip: ResolvedClip) -> dict[str, Any]:
 
 
 def _execution_facts(
-    spec: ScoringSpec, engine: str, seconds: float, rows: int, records: list[UnitRecord]
+    device: str, engine: str, seconds: float, rows: int, records: list[UnitRecord]
 ) -> dict[str, Any]:
     timing = sum((record.timing for record in records), Timing())
     return {
         "engine": engine,
-        "device": spec.device,
+        "device": device,
         "pairs": rows,
         "seconds": round(seconds, 2),
         "decode_seconds": round(timing.decode_s, 2),
         "model_seconds": round(timing.model_s, 2),
     }
-
-
-def _manifest(spec: ScoringSpec, config: dict[str, Any], records: list[UnitRecord]) -> Manifest:
-    source = config["input"]
-    return Manifest(
-        stage="score",
-        config=config,
-        parents=[Parent(source["location"], source["digest"])],
-        model=spec.info(spec.clip),
-        models={name: spec.info(clip) for name, clip in spec.models.items()} or None,
-        **manifest_fields(records),
-    )

@@ -1,6 +1,5 @@
 """validate: check every file and row of a dataset against the contract."""
 
-import os
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,8 +13,9 @@ from aligncurate.checks.manifest import open_dataset
 from aligncurate.checks.problems import Problem, ProblemList
 from aligncurate.checks.rows import RowChecker, check_unique, first_schema
 from aligncurate.core.idhash import RepeatFinder
-from aligncurate.output.locations import READABLE_STAGES, newest_dataset
-from aligncurate.progress import OnProgress, silent
+from aligncurate.output.folder import input_of
+from aligncurate.settings import OnProgress, called_with
+from aligncurate.stages.settings import ValidateSettings
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, LevelEdges, ShardInfo
 from alignshared.levels import LevelAccumulator
@@ -44,24 +44,21 @@ class Validation:
         return self.problem_count == 0
 
 
-def validate(
-    input: str | os.PathLike[str] | None = None, *, on_progress: OnProgress = silent
-) -> Validation:
+@called_with(ValidateSettings)
+def validate(settings: ValidateSettings) -> Validation:
     """Check a dataset against its manifest and the contract, writing only to `$TMPDIR`.
 
     Every file is read and hashed, and `id`, `score` and `level` of every row are checked. Memory
     is constant; from four million ids on, 8 bytes each go to a temporary folder. All problems
     are reported.
 
-    Args:
-        input: a dataset; by default the newest one under `data/`.
-        on_progress: called with the number of rows checked, of `manifest.rows`.
+    Arguments are the fields of `ValidateSettings`; `on_progress` is called with the number of rows
+    checked, of `manifest.rows`.
 
     Raises:
         InputError: `input` holds no dataset with a readable manifest.
     """
-    location = newest_dataset(*READABLE_STAGES).location if input is None else input
-    dataset = open_dataset(location)
+    dataset = input_of(settings, open_dataset)
     problems = ProblemList()
     shards, listed_twice = distinct_shards(dataset.manifest.shards)
     reject_shards, rejects_listed_twice = distinct_shards(dataset.manifest.reject_shards)
@@ -70,7 +67,7 @@ def validate(
     problems.add([*check_sums(dataset), *wrong_edges])
     if edges:
         problems.add(check_levels_file(dataset, edges))
-    rows = _check_rows(dataset, shards, edges, problems, on_progress)
+    rows = _check_rows(dataset, shards, edges, problems, settings.on_progress)
     problems.add(check_rejects(dataset, reject_shards))
     problems.add(check_duplicates(dataset))
     return Validation(

@@ -5,19 +5,19 @@ shards are written as their batches arrive, in order. Workers also fetch the ite
 hanging read is detected.
 """
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import count
-from typing import Any, Generic, TypeVar
+from queue import SimpleQueue
+from threading import TIMEOUT_MAX, Event, Lock, Semaphore, Thread
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from aligncurate.progress import OnProgress
-from aligncurate.settings import UNIT_TIMEOUT_S
+from aligncurate.settings import UNIT_TIMEOUT_S, OnProgress
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.units.records import (
     RETRY_PAUSE_S,
@@ -109,7 +109,7 @@ def _records(
             )
 
 
-def _read(pipeline: UnitPipeline, units: list[Unit]) -> Iterator[RawBatch | None]:
+def _read(pipeline: UnitPipeline, units: list[Unit]) -> Generator[RawBatch | None, None, None]:
     """Yield the batches of each unit, then None."""
     for unit in units:
         yield from pipeline.read(unit)
@@ -121,26 +121,30 @@ def _except_ends(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _map_watched(
-    function: Callable[[Item], Result], items: Iterable[Item], workers: int, timeout_s: float
+    function: Callable[[Item], Result],
+    items: Generator[Item, None, None],
+    workers: int,
+    timeout_s: float,
 ) -> Iterator[Result]:
     """`map` on `workers` threads, in order, with at most `workers + 1` items in hand.
 
     Raises:
         Stalled: the next result did not come within `timeout_s` seconds.
     """
-    line = _Line(function, iter(items), workers + 1)
-    threads = [threading.Thread(target=line.work, daemon=True) for _ in range(workers)]
+    line = _Line(function, items, Semaphore(workers + 1))
+    threads = [Thread(target=line.work, daemon=True) for _ in range(workers)]
     for thread in threads:
         thread.start()
     stalled = False
     try:
-        for number in count():
-            failed, result = line.take(number, timeout_s)
-            if failed:
-                raise result
-            if result is _END:
+        while True:
+            outcome = line.begun.get()
+            if not wait([outcome], min(timeout_s, TIMEOUT_MAX)).done:
+                raise Stalled
+            line.room.release()
+            if outcome.result() is _END:
                 return
-            yield result
+            yield outcome.result()
     except Stalled:
         stalled = True
         raise
@@ -149,77 +153,46 @@ def _map_watched(
         if not stalled:
             for thread in threads:
                 thread.join()
-            line.close()
+            items.close()
 
 
 _END = object()
 
 
-class _Line(Generic[Item, Result]):
-    """Items in the workers of `_map_watched`, at most `room` at a time."""
+class _Line:
+    """Items in the workers of `_map_watched`, with the `room` for more."""
 
     def __init__(
-        self, function: Callable[[Item], Result], items: Iterator[Item], room: int
+        self, function: Callable[[Any], Any], items: Iterator[Any], room: Semaphore
     ) -> None:
-        self._function, self._items = function, items
-        self._room = threading.Semaphore(room)
-        self._source = threading.Lock()
-        self._started = 0
-        self._stopped = False
-        self._done: dict[int, tuple[bool, Any]] = {}
-        self._news = threading.Condition()
+        self._function, self._items, self.room = function, items, room
+        self._source, self._over = Lock(), Event()
+        self.begun: SimpleQueue[Future[Any]] = SimpleQueue()
 
     def work(self) -> None:
-        """Worker loop: take an item, store its result, until none is left."""
-        while (taken := self._next()) is not None:
-            number, item = taken
+        """Worker loop: take an item, keep its result or error, until none is left."""
+        while True:
+            self.room.acquire()
+            outcome: Future[Any] = Future()
+            with self._source:
+                if self._over.is_set():
+                    break
+                self.begun.put(outcome)
+                try:
+                    item = next(self._items)
+                except StopIteration:
+                    outcome.set_result(_END)
+                    break
+                except BaseException as error:  # noqa: BLE001 raised again by the consumer
+                    outcome.set_exception(error)
+                    break
             try:
-                outcome = False, self._function(item)
+                outcome.set_result(self._function(item))
             except BaseException as error:  # noqa: BLE001 raised again by the consumer
-                outcome = True, error
-            self._put(number, outcome)
-
-    def _next(self) -> tuple[int, Item] | None:
-        self._room.acquire()
-        with self._source:
-            if self._stopped:
-                self._room.release()
-                return None
-            number, self._started = self._started, self._started + 1
-            try:
-                return number, next(self._items)
-            except StopIteration:
-                outcome = False, _END
-            except BaseException as error:  # noqa: BLE001 raised again by the consumer
-                outcome = True, error
-            self._put(number, outcome)
-            self.stop()
-            return None
-
-    def _put(self, number: int, outcome: tuple[bool, Any]) -> None:
-        with self._news:
-            self._done[number] = outcome
-            self._news.notify_all()
-
-    def take(self, number: int, timeout_s: float) -> tuple[bool, Any]:
-        """Return whether item `number` failed, and its result or error."""
-        deadline = time.monotonic() + timeout_s
-        with self._news:
-            while number not in self._done:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    raise Stalled
-                self._news.wait(min(remaining, threading.TIMEOUT_MAX))
-            self._room.release()
-            return self._done.pop(number)
-
-    def close(self) -> None:
-        """Close the generator of items."""
-        close: Callable[[], None] | None = getattr(self._items, "close", None)
-        if close is not None:
-            close()
+                outcome.set_exception(error)
+        self.stop()
 
     def stop(self) -> None:
         """Start no further items."""
-        self._stopped = True
-        self._room.release()  # wakes one worker, and each that ends wakes the next
+        self._over.set()
+        self.room.release()  # wakes one worker, and each that ends wakes the next

@@ -8,29 +8,27 @@ disk, ends the run.
 """
 
 import errno
-import json
-import posixpath
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from aligncurate.output.folder import (
     RUN_FOLDER,
-    Provenance,
     WrittenRejects,
     add_reasons,
-    close_output,
     provenance,
     release_output,
     shard_name,
     write_rejects,
 )
-from aligncurate.progress import OnProgress, silent
+from aligncurate.output.lock import release
+from aligncurate.settings import OnProgress, silent
 from aligncurate.threads import heartbeat
-from alignshared import AlignError, Reject, ShardInfo, Storage
+from alignshared import AlignError, Manifest, Parent, Reject, ShardInfo, Storage
 from alignshared.errors import one_line
 from alignshared.shards import writing_shard
 
@@ -41,7 +39,7 @@ RETRY_PAUSE_S = 0.25
 """Seconds before the second attempt, doubled for each further one."""
 
 _RECORDS_FOLDER = f"{RUN_FOLDER}/units"
-_FAILURES_FOLDER = f"{RUN_FOLDER}/failed"
+FAILURES_FOLDER = f"{RUN_FOLDER}/failed"
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -89,6 +87,9 @@ class UnitRecord:
     def reject_count(self) -> int:
         """Number of rows rejected."""
         return sum(self.rejects.reasons.values())
+
+
+_RECORD = TypeAdapter(UnitRecord)
 
 
 class Stalled(Exception):
@@ -156,7 +157,7 @@ def write_unit(
     name = file or shard_name(index)
     rejects: list[Reject] = []
     timing = Timing()
-    try:
+    with _writing(output, name):
         with writing_shard(output, name, schema) as (writer, result):
             for batch in _blaming_the_unit(batches):
                 writer.write(batch.table)
@@ -167,29 +168,24 @@ def write_unit(
         written_rejects = write_rejects(output, name, rejects)
         record = UnitRecord(index, result.info, written_rejects, timing, counts and counts())
         write_record(output, index, asdict(record))
-    except OSError as error:
-        raise _output_error(output, name, error) from error
     return record
 
 
-class ManifestFields(Provenance):
-    """Manifest fields derived from unit records."""
-
-    rows: int
-    rejects: dict[str, int]
-    shards: list[ShardInfo]
-    reject_shards: list[ShardInfo]
-
-
-def manifest_fields(records: Sequence[UnitRecord]) -> ManifestFields:
-    """Counts, shards and provenance of a dataset made of the units `records`."""
-    return {
-        "rows": sum(record.shard.rows for record in records),
-        "rejects": add_reasons(record.rejects.reasons for record in records),
-        "shards": [record.shard for record in records],
-        "reject_shards": [r.rejects.info for r in records if r.rejects.info is not None],
+def manifest_of(
+    stage: str, config: dict[str, Any], parent: Parent, records: Sequence[UnitRecord], **others: Any
+) -> Manifest:
+    """Manifest, unwritten, of a dataset made of the units `records`."""
+    return Manifest(
+        stage=stage,
+        config=config,
+        parents=[parent],
+        rows=sum(record.shard.rows for record in records),
+        rejects=add_reasons(record.rejects.reasons for record in records),
+        shards=[record.shard for record in records],
+        reject_shards=[r.rejects.info for r in records if r.rejects.info is not None],
         **provenance(),
-    }
+        **others,
+    )
 
 
 def write_record(output: Storage, index: int, record: dict[str, Any]) -> None:
@@ -197,20 +193,25 @@ def write_record(output: Storage, index: int, record: dict[str, Any]) -> None:
     output.write_json(f"{_RECORDS_FOLDER}/{index:07d}.json", record)
 
 
-def read_records(output: Storage) -> Iterator[dict[str, Any]]:
-    """Read the records of earlier runs in `output`, in order."""
+def read_records(output: Storage) -> Iterator[bytes]:
+    """Read the records of earlier runs in `output`, as JSON, in order."""
     folder = output.child(_RECORDS_FOLDER)
     for name in folder.names():
-        if _is_json(name):
-            yield json.loads(folder.read_bytes(name))
+        if name.endswith(".json"):
+            yield folder.read_bytes(name)
 
 
-def _output_error(output: Storage, name: str, error: OSError) -> OutputError:
-    return OutputError(
-        f"{name} cannot be written in {output.location}: {one_line(error)}; make room or access, "
-        "and run the same command to resume.",
-        lasting=error.errno in _LASTING,
-    )
+@contextmanager
+def _writing(output: Storage, name: str) -> Generator[None, None, None]:
+    """Raise an OSError in the block as an OutputError that names `name`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{name} cannot be written in {output.location}: {one_line(error)}; make room or "
+            "access, and run the same command to resume.",
+            lasting=error.errno in _LASTING,
+        ) from error
 
 
 def _blaming_the_unit(batches: Iterable[FinishedBatch]) -> Iterator[FinishedBatch]:
@@ -238,7 +239,7 @@ def released_if_empty(output: Storage) -> Generator[None, None, None]:
                 release_output(output)
         raise
     finally:
-        close_output(output)
+        release(output)
 
 
 def record_failure(output: Storage, failure: UnitFailure) -> None:
@@ -247,32 +248,17 @@ def record_failure(output: Storage, failure: UnitFailure) -> None:
     Raises:
         AlignError: the output is no longer writable.
     """
-    name = f"{_FAILURES_FOLDER}/{failure.index:07d}.json"
-    try:
+    name = f"{FAILURES_FOLDER}/{failure.index:07d}.json"
+    with _writing(output, name):
         output.write_json(name, asdict(failure))
-    except OSError as error:
-        raise _output_error(output, name, error) from error
 
 
 def failed_units(output: Storage) -> dict[int, UnitFailure]:
     """Units that failed in earlier runs, by index."""
-    folder = output.child(_FAILURES_FOLDER)
-    failures = (UnitFailure(**folder.read_json(name)) for name in folder.names() if _is_json(name))
+    folder = output.child(FAILURES_FOLDER)
+    names = [name for name in folder.names() if name.endswith(".json")]
+    failures = [UnitFailure(**folder.read_json(name)) for name in names]
     return {failure.index: failure for failure in failures}
-
-
-def forget_failures(output: Storage) -> None:
-    """Delete the records of failed units, so that they are retried."""
-    output.delete(_FAILURES_FOLDER)
-
-
-def unit_name(index: int, file: str, first: int, rows: int) -> str:
-    """Name of a unit in messages: its number and rows of its file, counted from 1."""
-    return f"unit {index} (rows {first + 1:,} to {first + rows:,} of {posixpath.basename(file)})"
-
-
-def _is_json(name: str) -> bool:
-    return name.endswith(".json")
 
 
 def finished_units(output: Storage) -> Iterator[UnitRecord]:
@@ -280,14 +266,6 @@ def finished_units(output: Storage) -> Iterator[UnitRecord]:
     missing.
     """
     files = frozenset(output.names())
-    for record in read_records(output):
-        rejects, shard = record["rejects"], ShardInfo(**record["shard"])
-        if shard.file in files:
-            info = ShardInfo(**rejects["info"]) if rejects["info"] else None
-            yield UnitRecord(
-                index=record["index"],
-                shard=shard,
-                rejects=WrittenRejects(info, rejects["reasons"]),
-                timing=Timing(**record["timing"]),
-                counts=record.get("counts"),
-            )
+    for record in map(_RECORD.validate_json, read_records(output)):
+        if record.shard.file in files:
+            yield record

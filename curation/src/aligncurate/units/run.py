@@ -1,24 +1,26 @@
 """Runs over units and other parts of a result: remaining work and its outcome.
 
 `UnitRun` records a failed unit and continues. The run then ends with an error and without a
-dataset: `retry` retries failed units, `skip` turns their rows into rejects. Without either,
-failed units are left alone, since one that kills its workers would do so at every start.
+dataset, unless failed units are retried or their rows made rejects. Without either, they are left
+alone, since one that kills its workers would do so at every start.
 `write_parts`, for parts of an AlignStack dataset, stops at the first error.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import posixpath
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
 from aligncurate.output.folder import OutputState, finish, open_output
 from aligncurate.output.lock import check_held
-from aligncurate.progress import OnProgress
+from aligncurate.settings import OnProgress
 from aligncurate.sources import Unit
 from aligncurate.threads import map_ordered
 from aligncurate.units.records import (
+    FAILURES_FOLDER,
     FinishedBatch,
     Timing,
     UnitError,
@@ -26,13 +28,24 @@ from aligncurate.units.records import (
     UnitRecord,
     failed_units,
     finished_units,
-    forget_failures,
+    manifest_of,
     record_failure,
     released_if_empty,
-    unit_name,
     write_unit,
 )
-from alignshared import AlignError, Dataset, Manifest, Reason, Reject, Storage
+from alignshared import (
+    AlignError,
+    Dataset,
+    LevelEdges,
+    LevelStatistics,
+    Manifest,
+    Parent,
+    Reason,
+    Reject,
+    Storage,
+)
+from alignshared.levels import levels_to_json
+from alignshared.manifest import LEVELS_FILE
 
 MAX_FAILURES_IN_A_ROW = 32
 """After this many consecutive failures, stop: the environment is at fault, not the data."""
@@ -44,29 +57,28 @@ log = logging.getLogger("aligncurate")
 Outcomes = Iterator[UnitRecord | UnitFailure]
 
 
-@dataclass(frozen=True, slots=True)
-class FailedPolicy:
-    """Policy for failed units: `retry` those of earlier runs, `skip` those that fail."""
-
-    retry: bool = False
-    skip: bool = False
-
-
 class UnitRun:
-    """Units of one run, finished or remaining, for shards of `schema`."""
+    """Units of one run, finished or remaining, for shards of `schema`.
+
+    `retry_failed` retries units that failed in earlier runs, `skip_failed` turns rows of those
+    that fail into rejects.
+    """
 
     def __init__(
-        self, output: Storage, units: Sequence[Unit], schema: pa.Schema, policy: FailedPolicy
+        self,
+        output: Storage,
+        units: Sequence[Unit],
+        schema: pa.Schema,
+        *,
+        retry_failed: bool = False,
+        skip_failed: bool = False,
     ) -> None:
-        self._output, self._units, self._schema, self._policy = output, units, schema, policy
+        self._output, self._units, self._schema, self._skip = output, units, schema, skip_failed
         self._records = {record.index: record for record in finished_units(output)}
-        if policy.retry:
-            forget_failures(output)
-        self._failures = {
-            index: failure
-            for index, failure in failed_units(output).items()
-            if index not in self._records
-        }
+        if retry_failed:
+            output.delete(FAILURES_FOLDER)
+        failures = failed_units(output).items()
+        self._failures = {index: f for index, f in failures if index not in self._records}
 
     @property
     def total(self) -> int:
@@ -90,10 +102,9 @@ class UnitRun:
         Raises:
             AlignError: units failed and are not to be skipped; or the run cannot continue.
         """
-        to_do = self.to_do
-        if to_do:
+        if to_do := self.to_do:
             self._take(work(to_do))
-        if self._failures and not self._policy.skip:
+        if self._failures and not self._skip:
             raise AlignError(self._failure_message())
         for unit in self._units:
             if unit.index in self._failures:
@@ -115,7 +126,7 @@ class UnitRun:
             if consecutive == MAX_FAILURES_IN_A_ROW:
                 raise AlignError(
                     f"{consecutive} units failed one after another, the last one, "
-                    f"{self._name(outcome.index)}, for this: {_without_stop(outcome.reason)}; fix "
+                    f"{self._name(outcome.index)}, for this: {outcome.reason.rstrip('.')}; fix "
                     "that, and run the same command with --retry-failed."
                 )
 
@@ -132,7 +143,7 @@ class UnitRun:
     def _failure_message(self) -> str:
         failures = [self._failures[index] for index in sorted(self._failures)]
         named = "; ".join(
-            f"{self._name(f.index)}: {_without_stop(f.reason)}" for f in failures[:_NAMED_FAILURES]
+            f"{self._name(f.index)}: {f.reason.rstrip('.')}" for f in failures[:_NAMED_FAILURES]
         )
         more = len(failures) - _NAMED_FAILURES
         rows = sum(unit.rows for unit in self._units if unit.index in self._failures)
@@ -144,42 +155,45 @@ class UnitRun:
         )
 
     def _name(self, index: int) -> str:
+        """Name of a unit in messages: its number and rows of its file, counted from 1."""
         unit = next(unit for unit in self._units if unit.index == index)
-        return unit_name(unit.index, unit.file, unit.first, unit.rows)
+        rows = f"rows {unit.first + 1:,} to {unit.first + unit.rows:,}"
+        return f"unit {index} ({rows} of {posixpath.basename(unit.file)})"
 
 
-def _without_stop(sentence: str) -> str:
-    return sentence.rstrip(".")
-
-
-class Part(Protocol):
-    """A part of the result, and the number of input rows it covers."""
+class Numbered(Protocol):
+    """Something with the number of a part of the result."""
 
     @property
     def index(self) -> int: ...
+
+
+class Part(Numbered, Protocol):
+    """A part of the result, and the number of input rows it covers."""
 
     @property
     def rows(self) -> int: ...
 
 
 AnyPart = TypeVar("AnyPart", bound=Part)
-Record = TypeVar("Record")
+AnyRecord = TypeVar("AnyRecord", bound=Numbered)
 
 
 def write_parts(
     output: Storage,
     parts: Sequence[AnyPart],
-    records: dict[int, Record],
-    write: Callable[[AnyPart], Record],
+    finished: Iterable[AnyRecord],
+    write: Callable[[AnyPart], AnyRecord],
     *,
     workers: int,
     on_progress: OnProgress,
-) -> list[Record]:
-    """Write the `parts` without a record from earlier runs, on `workers` threads.
+) -> list[AnyRecord]:
+    """Write the `parts` without a record of `finished` ones, on `workers` threads.
 
     Returns:
         The records of all parts, in order.
     """
+    records = {record.index: record for record in finished}
     to_do = [part for part in parts if part.index not in records]
     on_progress(sum(part.rows for part in parts) - sum(part.rows for part in to_do))
     for part, record in zip(to_do, map_ordered(write, to_do, workers), strict=True):
@@ -190,24 +204,11 @@ def write_parts(
     return [records[part.index] for part in parts]
 
 
-def write_shard_unit(
-    output: Storage,
-    index: int,
-    schema: pa.Schema,
-    batches: Iterable[FinishedBatch],
-    read: str,
-    *,
-    file: str | None = None,
-    counts: Callable[[], Any] | None = None,
-) -> UnitRecord:
-    """Write unit `index` of an AlignStack dataset, where every unit is required; `read` names
-    its first shard in messages.
-
-    Raises:
-        AlignError: the unit cannot be read or written.
-    """
+@contextmanager
+def required_unit(read: str) -> Generator[None, None, None]:
+    """Raise the failure of a unit in the block as one of the run; `read` names its first shard."""
     try:
-        return write_unit(output, index, schema, batches, file=file, counts=counts)
+        yield
     except UnitError as error:
         if isinstance(error.__cause__, AlignError):
             raise error.__cause__ from None
@@ -231,3 +232,32 @@ def write_dataset(
         return Dataset(output.location)
     with released_if_empty(output):
         return finish(output, write())
+
+
+def derived_manifest(
+    stage: str,
+    dataset: Dataset,
+    output: Storage,
+    config: dict[str, Any],
+    records: list[UnitRecord],
+    edges: LevelEdges | None,
+    statistics: list[LevelStatistics] | None,
+) -> Manifest:
+    """Manifest, unwritten, of the dataset whose units `records` were made from `dataset`; write
+    the file of levels, if any.
+    """
+    if edges and statistics:
+        output.write_json(LEVELS_FILE, levels_to_json(edges, statistics))
+    parent = dataset.manifest
+    return manifest_of(
+        stage,
+        config,
+        Parent(dataset.location, dataset.digest),
+        records,
+        model=parent.model,
+        models=parent.models,
+        scheme=edges.scheme if edges else None,
+        edges=list(edges.edges) if edges else None,
+        level_statistics=statistics,
+        left_out=parent.rows - sum(record.rows_in for record in records),
+    )

@@ -1,1 +1,0 @@
-"""Edges between levels, and labelling of pairs."""
