@@ -144,7 +144,7 @@ def check_questions(
 ) -> None:
     """Raise InputError unless the model can answer each row of `inputs` with its level."""
     config = model.config
-    limit = _max_positions(model)
+    limit = max_positions(model)
     has_images = (inputs["input_ids"] == config.image_token_id).any(dim=1).tolist()
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     for level, has_image, length in zip(levels, has_images, lengths, strict=True):
@@ -209,7 +209,7 @@ def _room(
     Raises:
         InputError: one of them leaves no room.
     """
-    limit = _max_positions(model)
+    limit = max_positions(model)
     if limit is None:
         return most
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
@@ -222,7 +222,8 @@ def _room(
     return min(most, limit - max(lengths))
 
 
-def _max_positions(model: AlignGPTForConditionalGeneration) -> int | None:
+def max_positions(model: AlignGPTForConditionalGeneration) -> int | None:
+    """Return the tokens that the LLM reads, or None if unlimited."""
     return getattr(model.config.text_config, "max_position_embeddings", None)
 
 
