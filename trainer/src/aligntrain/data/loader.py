@@ -11,17 +11,18 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from functools import partial
+from typing import Protocol, TypedDict
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
 
 from alignshared import AlignError, InputError
-from aligntrain.data.dataset import ShardedDataset
+from aligntrain.data.dataset import Row, ShardedDataset, decode_sample_image
 from aligntrain.data.sampler import GlobalBatch, Rows, rank_part
-from aligntrain.data.samples import Sample, decode_sample_image, make_sample
-from aligntrain.prompts.conversation import InvalidSample
+from aligntrain.prompts.conversation import InvalidSample, Reason
 from aligntrain.prompts.encode import Encoder
 from aligntrain.prompts.placeholders import IGNORE_INDEX, Layout
 
@@ -39,15 +40,61 @@ Pixels = Callable[[Image.Image], torch.Tensor]
 """Function from an RGB image to the vision tower's input [3, H, W] float32."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Training sample: `ids` and `labels` of equal length, `images` in reading order.
+
+    `level` is 1..N, or 0 without an image or a level.
+    """
+
+    id: str
+    ids: list[int]
+    labels: list[int]
+    images: list[bytes]
+    level: int
+    truncated: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence, including images and the alignment vector."""
+        return len(self.ids)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the sample has an image and so an alignment vector."""
+        return bool(self.images)
+
+
+def make_sample(row: Row, encoder: Encoder) -> Sample:
+    """Return `row` as a sample.
+
+    Raises:
+        InvalidSample: the row lacks something, or is too long even when cut.
+    """
+    if row.image == b"":
+        raise InvalidSample(Reason.NO_IMAGE, "the shard holds a path and no picture")
+    images = [] if row.image is None else [row.image]
+    tokens = encoder(row.caption, row.turns, len(images))
+    images = images[: tokens.images]
+    return Sample(
+        id=row.id,
+        ids=tokens.ids,
+        labels=tokens.labels,
+        images=images,
+        level=row.level or 0 if images else 0,
+        truncated=tokens.truncated,
+    )
+
+
 class Processor(Protocol):
     """Part of an AlignGPTProcessor used by data preparation."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
 
     @property
     def layout(self) -> Layout: ...
 
-    def pixel_values(self, images: Sequence[Any]) -> torch.Tensor: ...
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor: ...
 
 
 class Batch(TypedDict):
@@ -103,15 +150,11 @@ class Preparation:
         encoder = Encoder(tokenizer, processor.layout, template, max_length)
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad_id = next(id_ for id_ in ends if id_ is not None)  # any token: it is masked
-        return cls(encoder, _PixelsOf(processor), pad_id)
+        return cls(encoder, partial(_pixels, processor), pad_id)  # pyright: ignore[reportArgumentType]
 
 
-@dataclass(frozen=True, slots=True)
-class _PixelsOf:
-    processor: Processor
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.processor.pixel_values([image])[0]
+def _pixels(processor: Processor, image: Image.Image) -> torch.Tensor:
+    return processor.pixel_values([image])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,9 +250,8 @@ class Loader:
             AlignError: more rows were rejected than `max_reject_share` allows, or a worker died.
             InputError: the dataset is damaged.
         """
-        work = _Work(self._shards, self._preparation)
         micro = (rows for step in plan for rows in self._share.of(step.rows))
-        source = _begin(self._loader(work, micro))
+        source = _begin(self._loader(micro))
         try:
             while (prepared := _next(source)) is not None:
                 if isinstance(prepared, AlignError):
@@ -219,13 +261,13 @@ class Loader:
         finally:
             del source  # ends the workers
 
-    def _loader(self, work: "_Work", micro: Iterable[list[int]]) -> DataLoader[object]:
-        multi = self._workers > 0
+    def _loader(self, micro: Iterable[list[int]]) -> DataLoader[object]:
+        multi, remote = self._workers > 0, "://" in self._shards.location
         if multi:
             # A thread pool of the tokenizers would lose its threads in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return DataLoader(
-            work,
+            _Work(self._shards, self._preparation),
             batch_size=None,
             sampler=micro,
             num_workers=self._workers,
@@ -233,7 +275,7 @@ class Loader:
             worker_init_fn=_set_up_worker if multi else None,
             prefetch_factor=_AHEAD if multi else None,
             # A connection to an object store does not survive a fork.
-            multiprocessing_context=_context(self._shards.location) if multi else None,
+            multiprocessing_context=("forkserver" if remote else "fork") if multi else None,
             # Keep torch's default generator for training.
             generator=torch.Generator(),
         )
@@ -256,13 +298,9 @@ class Loader:
             )
             if self._on_rejected is not None:
                 self._on_rejected(reject)
-        if prepared.rejected:
-            self._check_share(prepared.rejected[-1])
-
-    def _check_share(self, last: Rejected) -> None:
-        counts = self.counts
         rejected = counts.rejected.total()
-        if rejected > self._max_reject_share * max(counts.rows, LEAST_SEEN):
+        if rejected > self._max_reject_share * max(counts.rows, LEAST_SEEN) and prepared.rejected:
+            last = prepared.rejected[-1]
             why, times = counts.rejected.most_common(1)[0]
             raise AlignError(
                 f"{rejected} of {counts.rows} rows of {self._shards.location} cannot be trained "
@@ -322,10 +360,6 @@ def _next(source: Iterator[object]) -> _Prepared | AlignError | None:
 
 def _identity(item: object) -> object:
     return item
-
-
-def _context(location: str) -> str:
-    return "forkserver" if "://" in location else "fork"
 
 
 def _begin(loader: DataLoader[object]) -> Iterator[object]:

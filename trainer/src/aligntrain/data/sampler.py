@@ -112,9 +112,10 @@ class GlobalBatchSampler:
         group: bool = False,
     ) -> "GlobalBatchSampler":
         """Return the sampler over `rows` of `shards`; `group` is data.group_by_length."""
+        groups = shards.row_groups
         return cls(
             rows,
-            row_group_numbers(shards)[rows],
+            np.repeat(np.arange(len(groups)), [group.rows for group in groups])[rows],
             global_size=global_size,
             seed=seed,
             lengths=index.lengths[rows] if group else None,
@@ -231,11 +232,6 @@ class _Pools:
         if self._lengths is not None:
             indices = indices[np.argsort(self._lengths[indices], kind="stable")]
         return list(indices.reshape(-1, self._size))
-
-
-def row_group_numbers(shards: ShardedDataset) -> Rows:
-    """Return the row group [n] of each row of `shards`."""
-    return np.repeat(np.arange(len(shards.row_groups)), [group.rows for group in shards.row_groups])
 
 
 def rank_part(rows: Rows, rank: int, ranks: int) -> Rows:

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from alignshared import InputError
 
 if TYPE_CHECKING:
-    from aligntrain.data.dataset import ShardedDataset
-    from aligntrain.data.samples import Row
+    from aligntrain.data.dataset import Row, ShardedDataset
     from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 
 SHORT_WORDS = 3
@@ -190,7 +189,7 @@ def _held_out_rows(data: str, share: float) -> "tuple[ShardedDataset, list[int]]
 
 
 def _of_row(row: "Row") -> Iterator[ShortQuestion]:
-    from aligntrain.data.samples import decode_sample_image
+    from aligntrain.data.dataset import decode_sample_image
     from aligntrain.evaluate.question_types import question_type
     from aligntrain.prompts.conversation import InvalidSample, read_conversation
     from aligntrain.prompts.placeholders import IMAGE_MARK
@@ -208,7 +207,7 @@ def _of_row(row: "Row") -> Iterator[ShortQuestion]:
 
 
 def _messages(question: ShortQuestion) -> list[dict[str, Any]]:
-    from aligntrain.data.samples import decode_sample_image
+    from aligntrain.data.dataset import decode_sample_image
     from aligntrain.model.processing import read_image
 
     encoded = question.image

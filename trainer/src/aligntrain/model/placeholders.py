@@ -43,9 +43,9 @@ class Placeholders:
         image_counts, align_counts = image_mask.sum(dim=1), align_mask.sum(dim=1)
         # One transfer from the GPU for all checks.
         counts: list[tuple[int, int]] = torch.stack([image_counts, align_counts], dim=1).tolist()
-        _check_images([image_count for image_count, _ in counts], images, config.image_tokens)
-        _check_align(counts, config)
-        _check_levels(levels, counts, config)
+        _check_counts(counts, images, config)
+        if levels is not None:
+            _check_levels(levels, counts, config)
         per_row = image_counts // config.image_tokens
         row_of_image = torch.arange(len(per_row), device=per_row.device).repeat_interleave(
             per_row, output_size=images
@@ -69,23 +69,21 @@ class Placeholders:
         return text if labels is None else text & (labels == IGNORE_INDEX)
 
 
-def _check_images(counts: list[int], images: int, image_tokens: int) -> None:
-    for row, count in enumerate(counts):
-        if count % image_tokens:
+def _check_counts(counts: list[tuple[int, int]], images: int, config: AlignGPTConfig) -> None:
+    """Check the image and alignment placeholders of each row, and the number of all images."""
+    for row, (image_count, _) in enumerate(counts):
+        if image_count % config.image_tokens:
             raise InputError(
-                f"row {row} has {count} image tokens, which is no multiple of the {image_tokens} "
-                "that one image takes; make input_ids with the model's own processor, and do not "
-                "truncate inside an image."
+                f"row {row} has {image_count} image tokens, which is no multiple of the "
+                f"{config.image_tokens} that one image takes; make input_ids with the model's own "
+                "processor, and do not truncate inside an image."
             )
-    places = sum(counts) // image_tokens
+    places = sum(image_count for image_count, _ in counts) // config.image_tokens
     if places != images:
         raise InputError(
             f"input_ids have places for {places} images, but pixel_values hold {images}; give as "
             "many images as there are image marks in the prompts."
         )
-
-
-def _check_align(counts: list[tuple[int, int]], config: AlignGPTConfig) -> None:
     for row, (image_count, align_count) in enumerate(counts):
         expected = int(config.has_table and image_count > 0)
         if align_count != expected:
@@ -96,10 +94,8 @@ def _check_align(counts: list[tuple[int, int]], config: AlignGPTConfig) -> None:
 
 
 def _check_levels(
-    levels: torch.Tensor | None, counts: list[tuple[int, int]], config: AlignGPTConfig
+    levels: torch.Tensor, counts: list[tuple[int, int]], config: AlignGPTConfig
 ) -> None:
-    if levels is None:
-        return
     if not config.has_table:
         raise InputError(
             "levels are given, but a model of mixing none has no level vectors; leave them out."

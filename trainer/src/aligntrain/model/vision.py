@@ -70,8 +70,9 @@ def multi_scale(
     `read` is called row of tiles by row of tiles, equally often for any number of images, so that
     ranks sharing the tower under ZeRO-3 stay together.
     """
-    features = [_read_scale(_resize(pixel_values, scale), tile, read) for scale in scales]
-    return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+    return torch.cat(
+        [_read_scale(_resize(pixel_values, scale), tile, read) for scale in scales], dim=-1
+    )
 
 
 def tower_bytes(config: AlignGPTConfig, images: int, itemsize: int) -> int:
