@@ -124,11 +124,7 @@ class ShardedDataset:
         self.reopen()
 
     def row(self, number: int) -> Row:
-        """Return row `number`, counted from 0 in shard order.
-
-        Raises:
-            InputError: a shard is missing or damaged since it was opened.
-        """
+        """Return row `number`, from 0 in shard order; InputError if its shard is missing or bad."""
         index = bisect_right(self._firsts, number) - 1
         row_group = self.row_groups[index]
         if not 0 <= number - row_group.first < row_group.rows:
@@ -142,10 +138,7 @@ class ShardedDataset:
     def iter_batches(
         self, columns: Sequence[str]
     ) -> Iterator[tuple[int, ShardInfo, pa.RecordBatch]]:
-        """Iterate over all rows as (number of the first, shard, batch) with `columns`.
-
-        `columns` may name leaves such as `image.path`.
-        """
+        """Iterate over (first row, shard, batch) of `columns`, leaves such as `image.path` too."""
         first = 0
         for shard in self.dataset.manifest.shards:
             with self.dataset.open_shard(shard) as parquet:
@@ -154,11 +147,7 @@ class ShardedDataset:
                     first += batch.num_rows
 
     def verify(self) -> None:
-        """Compare every shard with its checksum in the manifest; reads all data once.
-
-        Raises:
-            ContractError: a shard has changed.
-        """
+        """Compare every shard with its checksum, reading all data; ContractError if one differs."""
         for shard in self.dataset.manifest.shards:
             digest = hashlib.sha256()
             with self.dataset.storage.open(shard.file) as stream:
@@ -242,11 +231,7 @@ class ShardedDataset:
 
 
 def decode_sample_image(data: bytes) -> Image.Image:
-    """Decode the image file `data` to RGB.
-
-    Raises:
-        InvalidSample: it cannot be decoded (see `alignshared.images.decode_image`).
-    """
+    """Decode the image file `data` to RGB; raise InvalidSample if it cannot be decoded."""
     try:
         return decode_image(data)
     except ImageError as error:
@@ -256,11 +241,7 @@ def decode_sample_image(data: bytes) -> Image.Image:
 
 
 def open_dataset(recipe: Recipe, location: str | os.PathLike[str]) -> ShardedDataset:
-    """Return the dataset at `location` as read by a run of `recipe`.
-
-    Raises:
-        InputError: it cannot be trained on with this recipe.
-    """
+    """Return the dataset at `location` as read by a run of `recipe`."""
     return ShardedDataset(
         location,
         levels=required_levels(recipe),

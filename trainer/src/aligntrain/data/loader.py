@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Protocol, TypedDict
 
@@ -66,11 +66,7 @@ class Sample:
 
 
 def make_sample(row: Row, encoder: Encoder) -> Sample:
-    """Return `row` as a sample.
-
-    Raises:
-        InvalidSample: the row lacks something, or is too long even when cut.
-    """
+    """Return `row` as a sample; raise InvalidSample if it lacks something or is too long."""
     if row.image == b"":
         raise InvalidSample(Reason.NO_IMAGE, "the shard holds a path and no picture")
     images = [] if row.image is None else [row.image]
@@ -166,11 +162,7 @@ class RankSlice:
     ranks: int = 1
 
     def micro_batches(self, global_size: int) -> int:
-        """Return the micro-batches per rank in a full global batch: gradient accumulation steps.
-
-        Raises:
-            InputError: the sizes are not divisible.
-        """
+        """Return the micro-batches per rank in a global batch; InputError if not a whole number."""
         per_step = self.micro_size * self.ranks
         if global_size % per_step:
             raise InputError(
@@ -217,29 +209,21 @@ class _Prepared:
     truncated: int
 
 
+@dataclass(eq=False)
 class Loader:
     """Micro-batches of `shards`, prepared by `workers` processes (0: by this one).
 
     `counts` covers the yielded batches; `on_rejected` is called with each reject.
     """
 
-    def __init__(
-        self,
-        shards: ShardedDataset,
-        preparation: Preparation,
-        share: RankSlice,
-        *,
-        workers: int = 0,
-        max_reject_share: float = 0.01,
-        on_rejected: Callable[[Rejected], None] | None = None,
-    ) -> None:
-        self._shards = shards
-        self._preparation = preparation
-        self._share = share
-        self._workers = workers
-        self._max_reject_share = max_reject_share
-        self._on_rejected = on_rejected
-        self.counts = Counts()
+    shards: ShardedDataset
+    preparation: Preparation
+    share: RankSlice
+    _: KW_ONLY
+    workers: int = 0
+    max_reject_share: float = 0.01
+    on_rejected: Callable[[Rejected], None] | None = None
+    counts: Counts = field(default_factory=Counts, init=False)
 
     def batches(self, plan: Iterable[GlobalBatch]) -> Generator[Batch, None, None]:
         """Iterate over this rank's micro-batches of `plan`, equally many per step on all ranks.
@@ -250,7 +234,7 @@ class Loader:
             AlignError: more rows were rejected than `max_reject_share` allows, or a worker died.
             InputError: the dataset is damaged.
         """
-        micro = (rows for step in plan for rows in self._share.of(step.rows))
+        micro = (rows for step in plan for rows in self.share.of(step.rows))
         source = _begin(self._loader(micro))
         try:
             while (prepared := _next(source)) is not None:
@@ -262,15 +246,15 @@ class Loader:
             del source  # ends the workers
 
     def _loader(self, micro: Iterable[list[int]]) -> DataLoader[object]:
-        multi, remote = self._workers > 0, "://" in self._shards.location
+        multi, remote = self.workers > 0, "://" in self.shards.location
         if multi:
             # A thread pool of the tokenizers would lose its threads in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return DataLoader(
-            _Work(self._shards, self._preparation),
+            _Work(self.shards, self.preparation),
             batch_size=None,
             sampler=micro,
-            num_workers=self._workers,
+            num_workers=self.workers,
             collate_fn=_identity,
             worker_init_fn=_set_up_worker if multi else None,
             prefetch_factor=_AHEAD if multi else None,
@@ -292,29 +276,29 @@ class Loader:
                 "row %d (%s) of %s cannot be trained on: %s (%s)",
                 reject.row,
                 reject.id,
-                self._shards.location,
+                self.shards.location,
                 reject.detail,
                 reject.reason,
             )
-            if self._on_rejected is not None:
-                self._on_rejected(reject)
+            if self.on_rejected is not None:
+                self.on_rejected(reject)
         rejected = counts.rejected.total()
-        if rejected > self._max_reject_share * max(counts.rows, LEAST_SEEN) and prepared.rejected:
+        if rejected > self.max_reject_share * max(counts.rows, LEAST_SEEN) and prepared.rejected:
             last = prepared.rejected[-1]
             why, times = counts.rejected.most_common(1)[0]
             raise AlignError(
-                f"{rejected} of {counts.rows} rows of {self._shards.location} cannot be trained "
-                f"on, more than data.max_reject_share {self._max_reject_share} allows ({times} for "
+                f"{rejected} of {counts.rows} rows of {self.shards.location} cannot be trained "
+                f"on, more than data.max_reject_share {self.max_reject_share} allows ({times} for "
                 f"{why}; the last, {last.id}: {last.detail}); mend the data or raise the share."
             )
 
 
+@dataclass(eq=False)
 class _Work(Dataset[object]):
     """Map from row numbers to a prepared micro-batch; lives in the workers."""
 
-    def __init__(self, shards: ShardedDataset, preparation: Preparation) -> None:
-        self.shards = shards
-        self._preparation = preparation
+    shards: ShardedDataset
+    preparation: Preparation
 
     def __getitem__(self, rows: list[int]) -> _Prepared | AlignError:
         """Return the micro-batch, or unraised the error that ends the run: torch would wrap it."""
@@ -324,20 +308,21 @@ class _Work(Dataset[object]):
             return error
 
     def _prepare(self, rows: list[int]) -> _Prepared:
+        preparation = self.preparation
         samples: list[Sample] = []
         pixels: list[torch.Tensor] = []
         rejected: list[Rejected] = []
         for number in rows:
             row = self.shards.row(number)
             try:
-                sample = make_sample(row, self._preparation.encoder)
+                sample = make_sample(row, preparation.encoder)
                 images = [decode_sample_image(data) for data in sample.images]
             except InvalidSample as problem:
                 rejected.append(Rejected(number, row.id, problem.reason.value, problem.detail))
                 continue
             samples.append(sample)
-            pixels += [self._preparation.pixels(image) for image in images]
-        batch = collate(samples, pixels, self._preparation.pad_id)
+            pixels += [preparation.pixels(image) for image in images]
+        batch = collate(samples, pixels, preparation.pad_id)
         truncated = sum(sample.truncated for sample in samples)
         return _Prepared(batch, len(rows), rejected, truncated)
 

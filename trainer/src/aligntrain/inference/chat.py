@@ -42,13 +42,7 @@ class Chat:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> "Chat":
-        """Load the model in `folder`, a run's or one written by `save_pretrained`.
-
-        It runs on a GPU in the saved dtype if there is one, else on the CPU in float32.
-
-        Raises:
-            InputError: there is no such model.
-        """
+        """Load the model in `folder` (see `load_for_inference`)."""
         return cls(*load_for_inference(folder, device=device))
 
     @property

@@ -107,10 +107,7 @@ def assemble(
     language_model: PreTrainedModel,
     **options: Any,
 ) -> AlignGPTForConditionalGeneration:
-    """Return the model of `config` around a loaded tower and LLM, which are not copied.
-
-    New parts are initialised on the LLM's device.
-    """
+    """Return the model of `config` around a loaded tower and LLM, not copied, on its device."""
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration._from_config(config, **options)
     config = model.config
@@ -134,11 +131,7 @@ def build_processor(
     aspect: Aspect = "pad",
     template: TemplateName = "vicuna_v1",
 ) -> AlignGPTProcessor:
-    """Return the processor of a model of `config` built from `vision_tower` and `llm`.
-
-    Raises:
-        InputError: one of them has no usable image processor or tokenizer.
-    """
+    """Return the processor for `config`; InputError without an image processor or a tokenizer."""
     with _readable(vision_tower, clip_path) as folder:
         if open_clip.is_open_clip(folder):
             images = open_clip.image_processor(folder)
@@ -162,11 +155,7 @@ def vision_config(name: str) -> PreTrainedConfig:
 
 
 def text_config(name: str) -> PreTrainedConfig:
-    """Return the configuration of the causal LM `name`.
-
-    Raises:
-        InputError: it cannot be read, or has other towers beside the LLM.
-    """
+    """Return the configuration of the causal LM `name`; InputError if it has other towers."""
     with _readable(name, demo_llm_path) as folder:
         config = AutoConfig.from_pretrained(folder)
     if config.get_text_config() is not config:
@@ -189,10 +178,7 @@ def _whole(folder: str, auto_class: Any, **options: Any) -> Any:
 
 @contextmanager
 def _readable(name: str, demo: Callable[[], Path]) -> Iterator[str]:
-    """Yield the folder or hub name of `name`, which may be `demo`.
-
-    transformers' long errors about it become one sentence.
-    """
+    """Yield the folder or hub name of `name`; transformers' long errors become one sentence."""
     folder = str(demo()) if name == "demo" else name
     try:
         yield folder

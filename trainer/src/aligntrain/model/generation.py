@@ -4,6 +4,7 @@
 # pyright: reportIncompatibleMethodOverride=false
 """`generate` with images, padding on either side, and placeholder ids in the prompt."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -88,26 +89,26 @@ class AlignGPTGeneration(GenerationMixin):
         return LogitsProcessorList(_WithPlaceholders(part, width) for part in processors)
 
 
+@dataclass(slots=True)
 class _WithPlaceholders:
     """Logits processor that looks up the scores of ids in the prompt, placeholders among them.
 
     The wrapped processor sees scores widened to `width` ids, with -inf for the placeholders.
     """
 
-    def __init__(self, processor: LogitsProcessor, width: int) -> None:
-        self._processor = processor
-        self._width = width
+    processor: LogitsProcessor
+    width: int
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         vocabulary = scores.shape[-1]
-        missing = self._width - vocabulary
+        missing = self.width - vocabulary
         if missing <= 0 or isinstance(
-            self._processor, UnbatchedClassifierFreeGuidanceLogitsProcessor
+            self.processor, UnbatchedClassifierFreeGuidanceLogitsProcessor
         ):
-            return self._processor(input_ids, scores)
+            return self.processor(input_ids, scores)
         impossible = scores.new_full((*scores.shape[:-1], missing), float("-inf"))
         widened = torch.cat([scores, impossible], dim=-1)  # [B, V] -> [B, width]
-        return self._processor(input_ids, widened)[:, :vocabulary]
+        return self.processor(input_ids, widened)[:, :vocabulary]
 
 
 def count_positions(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:

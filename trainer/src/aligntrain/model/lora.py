@@ -63,11 +63,7 @@ def add_lora(model: "AlignGPTForConditionalGeneration", settings: LoraSettings) 
 
 
 def target_names(llm: "PreTrainedModel", targets: tuple[str, ...]) -> list[str]:
-    """Return the full names of the modules of `llm` that match `targets` (see `LoraSettings`).
-
-    Raises:
-        InputError: one of them matches none.
-    """
+    """Return the full names of the modules of `llm` that match `targets` (`LoraSettings`)."""
     known = list(linear_layers(llm))
     if targets == (_ALL,):
         return known
@@ -160,11 +156,7 @@ def save_lora(
 
 
 def load_lora(model: "AlignGPTForConditionalGeneration", folder: Path) -> None:
-    """Load the LoRA in `folder`, in peft's form, into the LLM of `model`.
-
-    Raises:
-        InputError: it is damaged or of another LLM, or peft is not installed.
-    """
+    """Load the LoRA in `folder` into the LLM of `model`; InputError if damaged or another LLM's."""
     _need("peft", "LoRA", "lora")
     import torch
     from peft import LoraConfig, inject_adapter_in_model
@@ -194,10 +186,7 @@ def load_lora(model: "AlignGPTForConditionalGeneration", folder: Path) -> None:
 
 
 def merge_lora(model: "AlignGPTForConditionalGeneration") -> int:
-    """Merge the LoRA of `model` into the LLM's own matrices; return their number.
-
-    The outputs stay the same up to rounding.
-    """
+    """Merge LoRA into the LLM's own matrices; return their number. Outputs stay, up to rounding."""
     from peft.tuners.lora import LoraLayer
 
     llm = model.model.language_model

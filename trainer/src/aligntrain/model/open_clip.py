@@ -40,11 +40,7 @@ def is_open_clip(folder: str | Path) -> bool:
 
 
 def vision_config(folder: str | Path) -> CLIPVisionConfig:
-    """Return the configuration of the vision tower in `folder`.
-
-    Raises:
-        InputError: the tower is not a plain vision transformer, as CLIPVisionModel is.
-    """
+    """Return the configuration of the tower in `folder`, a plain vision transformer."""
     model = _read_config(folder)["model_cfg"]
     vision: dict[str, Any] = model["vision_cfg"]
     foreign = sorted(key for key, value in vision.items() if value and key in _FOREIGN)
@@ -100,11 +96,7 @@ def load_vision_tower(
 
 
 def image_processor(folder: str | Path) -> CLIPImageProcessorPil:
-    """Return the image processor equal to open_clip's evaluation transform of `folder`.
-
-    Raises:
-        InputError: transformers' CLIP processor cannot resize that way.
-    """
+    """Return the processor that equals open_clip's evaluation transform; InputError if none can."""
     config = _read_config(folder)
     preprocess: dict[str, Any] = config.get("preprocess_cfg", {})
     size: int = config["model_cfg"]["vision_cfg"]["image_size"]

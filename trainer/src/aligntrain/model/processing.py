@@ -276,11 +276,7 @@ def _to_rgb(image: Any) -> Image.Image:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Return the image in the file `path` in RGB, decoded as in training.
-
-    Raises:
-        InputError: there is no such file, or it holds no image.
-    """
+    """Return the image in the file `path` in RGB, decoded as in training, or raise InputError."""
     try:
         return decode_image(Path(path).read_bytes())
     except OSError as error:

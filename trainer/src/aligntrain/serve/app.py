@@ -1,6 +1,7 @@
 """HTTP routes and access control."""
 
 import secrets
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -35,6 +36,7 @@ _HEADERS = {
 STATIC = Path(__file__).with_name("static")
 
 
+@dataclass(frozen=True)
 class Access:
     """Middleware that checks the API key and, for a local server, the Host header.
 
@@ -42,14 +44,14 @@ class Access:
     own.
     """
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, local: bool) -> None:
-        self._app = app
-        self._key = None if api_key is None else api_key.encode()
-        self._local = local
+    app: ASGIApp
+    _: KW_ONLY
+    api_key: str | None
+    local: bool
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
 
         async def with_headers(message: Message) -> None:
@@ -60,13 +62,13 @@ class Access:
             await send(message)
 
         error = self._error(scope)
-        app = self._app if error is None else error.response
+        app = self.app if error is None else error.response
         await app(scope, receive, with_headers)
 
     def _error(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
-        if self._key is None:
-            if self._local and not _is_local(headers.get("host", "")):
+        if self.api_key is None:
+            if self.local and not _is_local(headers.get("host", "")):
                 return APIError(
                     403, "without an API key this server answers on localhost alone; start it with "
                     "one to reach it by another name.",
@@ -75,7 +77,8 @@ class Access:
         if not str(scope["path"]).startswith(_GUARDED):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        known = secrets.compare_digest(given.strip().encode("utf-8", "replace"), self._key)
+        sent = given.strip().encode("utf-8", "replace")
+        known = secrets.compare_digest(sent, self.api_key.encode())
         if known and scheme.lower() == "bearer":
             return None
         return APIError(401, "the API key is missing or wrong; send Authorization: Bearer KEY.",

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -25,10 +26,6 @@ still sending does not see the response.
 """
 
 
-class ClientGone(Exception):
-    """The client closed the connection."""
-
-
 class Events:
     """The events of one request, passed from the engine's thread to the event loop."""
 
@@ -38,22 +35,13 @@ class Events:
         self.arrived = self._loop.time()
         self.deadline = self.arrived + timeout
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the request's arrival."""
-        return self._loop.time() - self.arrived
-
     def emit(self, event: Event) -> None:
         """Add `event`; thread-safe."""
         with suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
 
     async def next(self) -> PrefillDone | TextDelta | Finished:
-        """Wait for the next event.
-
-        Raises:
-            APIError: the request failed or timed out.
-        """
+        """Wait for the next event; raise APIError if the request failed or timed out."""
         try:
             async with asyncio.timeout_at(self.deadline):
                 event = await self._queue.get()
@@ -64,21 +52,21 @@ class Events:
         return event
 
 
+@dataclass(frozen=True)
 class ChatCompletions:
     """ASGI application that answers chat requests with the model of `service`."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    service: Service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, requests = self._service, self._service.metrics.requests
+        service, requests = self.service, self.service.metrics.requests
         events = Events(service.limits.timeout)
         with ExitStack() as held:  # slot and row, until the response has been sent
             try:
                 response = await self._response(HTTPRequest(scope, receive), events, held)
             except APIError as error:
                 response = error.response
-            except (ClientGone, ClientDisconnect):
+            except ClientDisconnect:
                 response = Response(status_code=499)  # nobody reads it; the metrics count it
             except Exception:
                 requests.labels("500").inc()  # which the application's handler sends
@@ -89,17 +77,17 @@ class ChatCompletions:
                     await response(scope, receive, send)
 
     async def _response(self, request: HTTPRequest, events: Events, held: ExitStack) -> Response:
-        held.enter_context(self._service.slot())
+        held.enter_context(self.service.slot())
         try:
             async with asyncio.timeout_at(events.deadline):
-                body = _body(request, self._service.limits.body)
+                body = _body(request, self.service.limits.body)
                 return await _unless_gone(request, self._answer(await body, events, held))
         except TimeoutError as error:
             raise _too_late() from error
 
     async def _answer(self, body: bytes, events: Events, held: ExitStack) -> Response:
         """The response, made after prefill so that earlier errors keep their HTTP status."""
-        service = self._service
+        service = self.service
         asked, prompt, new_tokens = await service.prompt(body)
         request = Request(prompt, events.emit, new_tokens, asked.sampling, tuple(asked.stop or ()))
         reply = ResponseBuilder(service.name, len(prompt.input_ids), gate=bool(asked.gate))
@@ -109,7 +97,8 @@ class ChatCompletions:
         held.callback(request.cancel)
         service.submit(request)
         begun: Any = await events.next()
-        service.metrics.first_token.observe(events.seconds)
+        seconds = asyncio.get_running_loop().time() - events.arrived
+        service.metrics.first_token.observe(seconds)
         if stream:
             return StreamingResponse(
                 _stream(events, begun, reply, usage=bool(options and options.include_usage)),
@@ -165,11 +154,7 @@ async def _body(request: HTTPRequest, most: int) -> bytes:
 
 
 async def _unless_gone(request: HTTPRequest, work: Awaitable[T]) -> T:
-    """Await `work`, cancelled if the client disconnects; the body must have been read before.
-
-    Raises:
-        ClientGone: the client disconnected.
-    """
+    """Await `work`, cancelled if the client disconnects; the body must have been read before."""
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -179,7 +164,7 @@ async def _unless_gone(request: HTTPRequest, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone
+            raise ClientDisconnect
         return task.result()
     finally:
         for one in (task, gone):

@@ -207,11 +207,7 @@ class ChatRequest(BaseModel, extra="forbid", frozen=True):
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """Parse and validate the request in `body`.
-
-    Raises:
-        APIError: the body is not JSON, or asks for something unsupported.
-    """
+    """Parse and validate the request in `body`; raise APIError if it asks for anything else."""
     try:
         given = from_json(body)
     except ValueError as error:
@@ -273,10 +269,7 @@ def _unsupported(place: str) -> APIError:
 
 
 def _place(location: Sequence[str | int]) -> str:
-    """Format a location as `messages[0].content[1].text`.
-
-    pydantic puts a part's type before its fields; the type is dropped.
-    """
+    """Format a location as `messages[0].content[1].text`, without the types that pydantic adds."""
     path = ""
     for at, step in enumerate(location):
         if isinstance(step, int):
@@ -295,11 +288,10 @@ class ResponseBuilder:
     """Builds the response or the stream chunks of one answer; `gate` adds the gate's weights."""
 
     def __init__(self, model: str, prompt_tokens: int, *, gate: bool) -> None:
-        self._model = model
         self._prompt_tokens = prompt_tokens
         self._shows_gate = gate
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
+        self._common = {"created": int(time.time()), "model": model}
 
     def whole(
         self, text: str, reason: str, tokens: int, weights: list[float] | None
@@ -331,13 +323,7 @@ class ResponseBuilder:
         return {"gate": weights} if self._shows_gate else {}
 
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._model,
-            "choices": choices,
-        }
+        return {"id": self._id, "object": kind, **self._common, "choices": choices}
 
     def _usage(self, tokens: int) -> dict[str, int]:
         return {

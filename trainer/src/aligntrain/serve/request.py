@@ -34,10 +34,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
-    """The prompt has been processed.
-
-    `gate_weights` are the N - 1 weights of the local levels, or None if the gate was not used.
-    """
+    """The prompt is read; `gate_weights` [N-1] of the local levels are None without the gate."""
 
     gate_weights: list[float] | None
 

@@ -167,11 +167,7 @@ FETCHING = 4
 
 
 class Service:
-    """Admits requests while there is room and builds their prompts.
-
-    `card`, the model's description, is None until the model is loaded. Used from one event loop
-    only.
-    """
+    """Admits requests and builds their prompts, in one event loop; `card` is None until loaded."""
 
     def __init__(self, name: str, limits: Limits, fetcher: Fetcher | None = None) -> None:
         self.name = name
@@ -192,11 +188,7 @@ class Service:
 
     @contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold a place among the requests that wait or are answered.
-
-        Raises:
-            APIError: the model is still loading, or the queue is full.
-        """
+        """Hold a place among the requests; raise APIError while loading or if the queue is full."""
         if self.card is None:
             raise APIError(503, "the model is still being loaded; come again later.", retry_after=5)
         limits, metrics = self.limits, self.metrics
@@ -223,11 +215,7 @@ class Service:
             metrics.seconds.observe(seconds)
 
     async def prompt(self, body: bytes) -> tuple[ChatRequest, Prompt, int]:
-        """Parse `body` into the request, its prompt and its maximum number of new tokens.
-
-        Raises:
-            APIError: the request is invalid.
-        """
+        """Parse `body` into the request, its prompt and its maximum number of new tokens."""
         run = asyncio.get_running_loop().run_in_executor
         request = await run(self._pool, self._read, body)
         remote = {place: url for place, url in request.images if not is_data_url(url)}
