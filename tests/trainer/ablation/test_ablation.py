@@ -10,19 +10,20 @@ from typer.testing import CliRunner
 
 from alignshared import AlignError, InputError
 from aligntrain.ablation.compare import LOSS, compare, expected_by_chance
-from aligntrain.ablation.design import design_names, load_design
-from aligntrain.ablation.figure import draw
-from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
+from aligntrain.ablation.design import PACKAGE, load_design
+from aligntrain.ablation.report import draw
+from aligntrain.ablation.runner import ablate, open_ablation
 from aligntrain.ablation.runs import runs_of
 from aligntrain.charts import svg
 from aligntrain.cli import app
+from aligntrain.recipes.load import shipped
 from aligntrain.train import run as running
 
 
 def test_what_ships_can_be_read() -> None:
-    assert design_names() == ["demo", "paper"]
+    assert shipped(PACKAGE) == ["demo", "paper"]
     demo = load_design("demo")
-    names = [variant.name for variant in demo.variants]
+    names = list(demo.variants)
     assert {"adaptive", "local", "global", "mean", "levels-4", "levels-6", "levels-10"} < set(names)
     assert {"random-table", "random-levels", "none"} < set(names)
     assert load_design("paper").recipe == "vicuna-7b"
@@ -111,7 +112,7 @@ def test_nothing_in_the_figure_is_cut_or_squeezed() -> None:
 def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_process: None) -> None:
     """Five variants, two seeds: made, judged, written; and taken over when it is called again."""
     ablation = open_ablation(design, *data, output=tmp_path / "out", only=["mean", "none"])
-    assert plan_ablation(ablation).seconds is None
+    assert ablation.seconds_left is None
     outcome = ablate(ablation)
     assert outcome.failed == {}
     assert sum(run.phase == "pretrain" for run in ablation.runs) == 4
@@ -137,9 +138,9 @@ def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_proce
 
     again = ablate(open_ablation(design, *data, output=folder, only=["mean", "none"]))
     assert again.comparisons == outcome.comparisons
-    planned = plan_ablation(open_ablation(design, *data, output=folder))
+    planned = open_ablation(design, *data, output=folder)
     assert {run.variant for run in planned.left} == {"levels-3", "random-levels"}
-    assert planned.seconds is not None
+    assert planned.seconds_left is not None
 
 
 @pytest.mark.slow
@@ -182,17 +183,29 @@ def test_a_run_that_fails_is_named_and_the_rest_goes_on(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("variants: {a: []}", "names no recipe"),
-        ("recipe: demo", "has no variants"),
+        ("variants: {a: []}", "lacks the key recipe; add it"),
+        ("recipe: demo", "lacks the key variants; add it"),
+        ("recipe: demo\nvariants: {}", "variants in .* should name at least one"),
         ("recipe: demo\nvariant: {a: []}", "unknown key variant; did you mean variants"),
-        ("recipe: demo\nvariants: {a: model.mixing=mean}", "a of .* should be a list of changes"),
+        (
+            "recipe: demo\nvariants: {a: model.mixing=mean}",
+            "variants.a.pretrain in .* should be a",
+        ),
         ("recipe: demo\nvariants: {a: [model.mixin=mean]}", "model.mixin"),
-        ("recipe: demo\nvariants: {'../a': []}", "cannot be a folder's name"),
-        ("recipe: demo\nvariants: {a: {tune: []}}", "the phase tune"),
+        (
+            "recipe: demo\nvariants: {'../a': []}",
+            "letters, digits and hyphens, as it names",
+        ),
+        (
+            "recipe: demo\nvariants: {a: {tune: []}}",
+            "variants.a.tune .* 'pretrain' or",
+        ),
         ("recipe: demo\nbaseline: b\nvariants: {a: []}", "no variant b; there are a"),
-        ("recipe: demo\nseeds: [x]\nvariants: {a: []}", "list of whole numbers"),
+        ("recipe: demo\nbaseline: mena\nvariants: {mean: []}", "did you mean mean"),
+        ("recipe: demo\nseeds: [x]\nvariants: {a: []}", "seeds.0 in .* should be a valid integer"),
+        ("recipe: demo\nseeds: []\nvariants: {a: []}", "seeds in .* should name at least one"),
         ("- a", "is no ablation"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not valid YAML in line 1"),
     ],
 )
 def test_designs_that_cannot_be(tmp_path: Path, text: str, said: str) -> None:
@@ -200,6 +213,17 @@ def test_designs_that_cannot_be(tmp_path: Path, text: str, said: str) -> None:
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=said):
         load_design(path)
+
+
+def test_a_variant_may_change_one_phase_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "design.yaml"
+    path.write_text("recipe: demo\nset: [max_steps=7]\nvariants:\n  4:\n  a: {finetune: [seed=1]}")
+    design = load_design(path)
+    assert (design.baseline, design.seeds) == ("4", (0, 1, 2))
+    assert design.variants == {
+        "4": {"pretrain": ["max_steps=7"], "finetune": ["max_steps=7"]},
+        "a": {"pretrain": ["max_steps=7"], "finetune": ["max_steps=7", "seed=1"]},
+    }
 
 
 def test_the_command_plans_and_refuses(tmp_path: Path) -> None:

@@ -41,14 +41,13 @@ def test_no_override_undoes_a_variant(override: str, said: str) -> None:
 
 def test_an_override_of_what_no_chosen_variant_changes_is_taken() -> None:
     design = load_design("demo", overrides=["data.levels=random"], only=["mean"])
-    mean = next(v for v in design.variants if v.name == "mean")
-    assert design.resolved(mean, "pretrain", 0).data.levels == "random"
+    assert design.resolved("mean", "pretrain", 0).data.levels == "random"
 
 
 def test_the_numbers_of_levels_differ_in_nothing_else() -> None:
     for name in ("demo", "paper"):
         design = load_design(name)
-        settings = {v.name: design.resolved(v, "pretrain", 0).settings for v in design.variants}
+        settings = {v: design.resolved(v, "pretrain", 0).settings for v in design.variants}
         for levels in ("levels-4", "levels-6", "levels-10"):
             model = {**settings[levels]["model"], "levels": 8}
             assert {**settings[levels], "model": model} == settings["adaptive"]

@@ -11,10 +11,10 @@ from alignshared import InputError
 from aligntrain import terminal
 from aligntrain.ablation.compare import LOSS, RIGHT_ALL
 from aligntrain.ablation.design import load_design
-from aligntrain.ablation.questions import choose_questions
 from aligntrain.ablation.report import Outcome
 from aligntrain.ablation.runner import ablate, open_ablation
 from aligntrain.ablation.runs import runs_of
+from aligntrain.ablation.score import choose_questions
 
 pytestmark = pytest.mark.usefixtures("in_process")
 

@@ -9,8 +9,8 @@ import pytest
 
 from alignshared import InputError
 from aligntrain.evaluate import Judge, Settings, evaluate
+from aligntrain.evaluate.benchmarks import PROTOCOL
 from aligntrain.evaluate.judge import JUDGED, judge_all, read_correctness, read_pair
-from aligntrain.evaluate.prompts import PROTOCOL
 from aligntrain.evaluate.store import fingerprint, read_lines, write_json, write_lines
 from tests.trainer.evaluate.fixtures import run_that_says_a
 from tests.trainer.evaluate.stub_judge import judging

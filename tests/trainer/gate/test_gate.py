@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 from alignshared import InputError
 from aligntrain.cli import app
 from aligntrain.data.dataset import ShardedDataset
-from aligntrain.evaluate.question_types import question_type
-from aligntrain.gate.explain import GateReport, explain_gate
+from aligntrain.evaluate.short_answers import question_type
+from aligntrain.gate.explain import explain_gate
 from aligntrain.gate.questions import FIRST_WORDS, read_gate_questions
+from aligntrain.gate.summary import GateReport
 from tests.trainer import rows, tiny
 
 EVIL = "<script>alert('x')</script>"
@@ -98,7 +99,7 @@ def test_weights_do_not_depend_on_the_batch(model: Path, talks: Path, tmp_path: 
 def test_a_report_on_conversations(model: Path, talks: Path, tmp_path: Path) -> None:
     report = explain_gate(model, talks, output=tmp_path / "r")
     summary = json.loads((report.output / "gate.json").read_text(encoding="utf-8"))
-    assert summary["questions"] == report.questions == 50  # two of each of 25 pictures
+    assert summary["questions"] == len(report.questions) == 50  # two of each of 25 pictures
     assert summary["left_out"]["without a picture"] == 5
     assert [kind.kind for kind in report.kinds] == ["all", "colour", "yes or no"]
     found = samples(report)
@@ -141,7 +142,7 @@ def test_the_sweep_is_what_forcing_a_level_does(model: Path, talks: Path, tmp_pa
 
     options: dict[str, Any] = {"limit": 5, "sweep": True, "sweep_limit": 2}
     report = explain_gate(model, talks, output=tmp_path / "r", batch_size=3, **options)
-    assert [setting.level for setting in report.swept] == [None, 1, 2, 3, 4]
+    assert [setting.level for setting in report.overall] == [None, 1, 2, 3, 4]
     found = samples(report)
     at = next(i for i, said in enumerate(found["said_own"]) if said is not None)
     assert sum(loss is not None for loss in found["loss_own"]) == 2
@@ -201,7 +202,7 @@ def test_levels_can_be_forced_without_a_gate(tmp_path: Path, talks: Path) -> Non
     report = explain_gate(folder, talks, output=tmp_path / "r", limit=2, sweep=True)
     assert report.without is not None
     assert report.kinds == []
-    assert len(report.swept) == 5
+    assert len(report.overall) == 5
     assert "no weights to show" in (report.output / "report.html").read_text(encoding="utf-8")
     assert "gate_weights" not in samples(report)
 
@@ -215,7 +216,7 @@ def test_a_pretrained_model_shows_what_each_level_does_to_captions(
     options: dict[str, Any] = {"output": tmp_path / "r", "limit": 4, "sweep": True}
     report = explain_gate(tmp_path / "model", pairs, **options)
     assert "as it was drawn at random" in str(report.without)
-    assert len(report.swept) == 5
+    assert len(report.overall) == 5
     with pytest.raises(InputError, match="reads no questions"):
         explain_gate(tmp_path / "model", talks, **options)
 

@@ -35,7 +35,7 @@ def greedy(chat: Chat, prompt: str, image: Any, **options: Any) -> str:
         [turn], add_generation_prompt=True, tokenize=True, return_dict=True
     )
     ids = chat.model.generate(**batch, do_sample=False, **options)
-    return chat.processor.tokenizer.decode(
+    return str(chat.processor.tokenizer.decode()
         ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )
 

@@ -103,10 +103,22 @@ def test_a_conversation_goes_on_from_its_cache() -> None:
     answered = model(**first, use_cache=True)
     more = torch.tensor([[4, 5]])
     mask = torch.ones(1, first["input_ids"].shape[1] + 2, dtype=torch.long)
-    later = model(input_ids=more, attention_mask=mask, past_key_values=answered.past_key_values)
+    later = model(input_ids=more, attention_mask=mask, cache=answered.cache)
     given = batch(row(1, 2, 3, 4, 5)) | {"pixel_values": pixels(1)}
     whole = model(**given, gate_weights=answered.gate_weights)
     torch.testing.assert_close(later.logits[0], whole.logits[0, -2:], rtol=1e-4, atol=1e-5)
+
+
+def test_the_cache_has_its_old_name_too() -> None:
+    model = tiny.model()
+    read = model(**batch(row(1, 2, 3)), pixel_values=pixels(1), use_cache=True)
+    length = read.cache.get_seq_length()
+    mask = torch.ones(1, length + 1, dtype=torch.long)
+    with pytest.warns(FutureWarning, match="past_key_values"):
+        later = model(
+            input_ids=torch.tensor([[4]]), attention_mask=mask, past_key_values=read.cache
+        )
+    assert later.cache.get_seq_length() == length + 1
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -388,7 +388,7 @@ def test_steps_with_a_cache_count_on_behind_padding() -> None:
     step = model(
         input_ids=torch.tensor([[5], [6]]),
         attention_mask=longer,
-        past_key_values=read.past_key_values,
+        cache=read.cache,
     )
     alone = model(input_ids=torch.tensor([row(4, 6, images=0)]))
     torch.testing.assert_close(step.logits[1, -1], alone.logits[0, -1], rtol=1e-4, atol=1e-5)

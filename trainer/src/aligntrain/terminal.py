@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from aligntrain.ablation.report import Outcome
-    from aligntrain.ablation.runner import Planned
+    from aligntrain.ablation.runs import Ablation
     from aligntrain.evaluate import Evaluation
     from aligntrain.export.convert import Converted
     from aligntrain.export.merge import Merged
     from aligntrain.export.model import Exported
-    from aligntrain.gate.explain import GateReport
+    from aligntrain.gate.summary import GateReport
     from aligntrain.plan.estimate import Plan
     from aligntrain.train.run import RunResult
 
@@ -177,9 +177,9 @@ def show_gate_report(report: "GateReport") -> None:
             means = (f"{kind.mean_level.mean:.2f}", f"{kind.entropy:.2f}")
             table.add_row(Text(_one_line(kind.kind)), f"{kind.count:,}", *cells, *means)
         _section("mean weight of each local level, their mean level, and entropy", table)
-    if report.swept:
+    if report.overall:
         table = _table("vector", "loss", "less that of the own mix", "right")
-        for setting in report.swept:
+        for setting in report.overall:
             difference, right = setting.difference, setting.accuracy
             ends = "" if difference is None else f"{difference.mean:+.4f}"
             if difference is not None and difference.low is not None:
@@ -192,21 +192,21 @@ def show_gate_report(report: "GateReport") -> None:
             )
         _section("every level forced", table)
     results.print()
-    results.print(f"{near(report.output / 'report.html')}: {report.questions:,} questions")
+    results.print(f"{near(report.output / 'report.html')}: {len(report.questions):,} questions")
 
 
-def show_planned(planned: "Planned") -> None:
+def show_planned(ablation: "Ablation") -> None:
     """Print every run with its state, and how long the rest should take."""
     table = _table("run", "state", "goes on from")
-    for run in planned.ablation.runs:
+    for run in ablation.runs:
         took = "" if run.seconds is None else f"finished in {_duration(run.seconds)}"
         state = took or ("begun" if run.begun else "to do")
         table.add_row(run.name, state, "" if run.start is None else f"pretrain/{run.start.name}")
     results.print(table)
-    count, left = len(planned.ablation.runs), len(planned.left)
+    count, left, seconds = len(ablation.runs), len(ablation.left), ablation.seconds_left
     time = "how long they take is known when one of each phase is finished"
-    if planned.seconds is not None:
-        time = f"about {_duration(planned.seconds)} by those that are finished"
+    if seconds is not None:
+        time = f"about {_duration(seconds)} by those that are finished"
     results.print()
     results.print(f"{left} of {count} runs are left" + (f"; {time}." if left else "."))
 

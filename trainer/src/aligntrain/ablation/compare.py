@@ -7,17 +7,14 @@ from aligntrain.evaluate.intervals import Interval, mean_interval
 from aligntrain.evaluate.short_answers import ALL
 
 LEAST_SEEDS = 3
-"""Pairs of runs below which a difference is not judged: the interval of two is 12.7 standard errors
-to each side.
-"""
+"""Pairs needed to judge a difference: the interval of two is 12.7 standard errors to each side."""
 
 LOSS = "validation loss"
 RIGHT = "right, "
 """Prefix of a metric before the kind of question: the share of right answers."""
 RIGHT_ALL = RIGHT + ALL
-
-Values = Mapping[str, Mapping[int, float]]
-"""Values by variant and seed."""
+BASELINE = "baseline"
+"""Verdict on the baseline itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,39 +38,32 @@ class Comparison:
     lower_is_better: bool
     lines: list[Line]
 
+    @property
+    def scale(self) -> int:
+        """Factor of the values where they are shown: shares are shown in percent."""
+        return 1 if self.lower_is_better else 100
 
-def compare(metric: str, values: Values, baseline: str) -> Comparison:
-    """Compare the variants in `values` with `baseline`; variants without a value are left out."""
-    lower = metric == LOSS
-    base = values.get(baseline, {})
-    order = sorted(values, key=lambda name: name != baseline)
-    lines = [
-        _line(name, dict(values[name]), base, baseline, lower=lower)
-        for name in order
-        if values[name]
-    ]
+
+def compare(metric: str, values: Mapping[str, Mapping[int, float]], baseline: str) -> Comparison:
+    """Compare the variants that have `values`, by variant and seed, with `baseline`."""
+    lower, base = metric == LOSS, values.get(baseline, {})
+    lines: list[Line] = []
+    for name in sorted(values, key=lambda name: name != baseline):
+        own = dict(values[name])
+        if not own:
+            continue
+        difference, verdict = None, BASELINE
+        if name != baseline:
+            paired = [value - base[seed] for seed, value in own.items() if seed in base]
+            difference = mean_interval(paired) if paired else None
+            verdict = _verdict(difference, lower=lower)
+        lines.append(Line(name, own, mean_interval(list(own.values())), difference, verdict))
     return Comparison(metric, lower, lines)
 
 
-def _line(
-    name: str,
-    values: dict[int, float],
-    base: Mapping[int, float],
-    baseline: str,
-    *,
-    lower: bool,
-) -> Line:
-    mean = mean_interval(list(values.values()))
-    if name == baseline:
-        return Line(name, values, mean, None, "baseline")
-    paired = [value - base[seed] for seed, value in values.items() if seed in base]
-    if not paired:
-        return Line(name, values, mean, None, "no seed of the baseline to compare with")
-    difference = mean_interval(paired)
-    return Line(name, values, mean, difference, _verdict(difference, lower=lower))
-
-
-def _verdict(difference: Interval, *, lower: bool) -> str:
+def _verdict(difference: Interval | None, *, lower: bool) -> str:
+    if difference is None:
+        return "no seed of the baseline to compare with"
     if difference.count < LEAST_SEEDS:
         return "too few seeds to say"
     if difference.holds_zero:
@@ -82,13 +72,6 @@ def _verdict(difference: Interval, *, lower: bool) -> str:
 
 
 def expected_by_chance(comparisons: Sequence[Comparison]) -> float:
-    """Return how many of the judged differences would be called better or worse by chance alone:
-    one in twenty.
-    """
-    judged = [
-        line
-        for comparison in comparisons
-        for line in comparison.lines
-        if line.difference is not None and line.difference.count >= LEAST_SEEDS
-    ]
-    return len(judged) / 20
+    """Return how many differences would be called better or worse by chance: one in twenty."""
+    differences = [line.difference for comparison in comparisons for line in comparison.lines]
+    return sum(one is not None and one.count >= LEAST_SEEDS for one in differences) / 20

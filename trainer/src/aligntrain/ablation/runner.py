@@ -3,22 +3,27 @@
 import errno
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from alignshared import AlignError, InputError
 from aligntrain.ablation.compare import LOSS, RIGHT_ALL, compare
-from aligntrain.ablation.design import Design, load_design
-from aligntrain.ablation.questions import QuestionSet, check_questions, choose_questions
+from aligntrain.ablation.design import load_design
 from aligntrain.ablation.report import Outcome, write_outcome
 from aligntrain.ablation.runs import Ablation, AblationRun, runs_of
-from aligntrain.ablation.score import Progress, RunScores, drop_weights, score_run, silent
+from aligntrain.ablation.score import (
+    Progress,
+    QuestionSet,
+    RunScores,
+    check_questions,
+    choose_questions,
+    drop_weights,
+    score_run,
+    silent,
+)
 from aligntrain.data.dataset import open_dataset
 from aligntrain.evaluate.short_answers import holds_out
-from aligntrain.recipes import Recipe
 from aligntrain.runs.folder import read_run, required_levels
 from aligntrain.train.run import RUNS
 from aligntrain.train.run import run as train
@@ -26,17 +31,6 @@ from aligntrain.train.run import run as train
 log = logging.getLogger("aligntrain")
 
 DESIGN = "ablation.yaml"
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """The runs of an ablation, those `left` to do, and the `seconds` they should take by finished
-    runs of the same phase; None if a phase has no finished run yet.
-    """
-
-    ablation: Ablation
-    left: list[AblationRun]
-    seconds: float | None
 
 
 def open_ablation(
@@ -58,26 +52,12 @@ def open_ablation(
     """
     design = load_design(name_or_file, recipe=recipe, overrides=overrides, seeds=seeds, only=only)
     folder = RUNS / f"ablation-{design.name}" if output is None else Path(output)
-    if folder.is_file() or (
-        folder.is_dir() and any(folder.iterdir()) and not (folder / DESIGN).is_file()
-    ):
+    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    if not empty and not (folder / DESIGN).is_file():
         raise InputError(f"{folder} holds something else than an ablation; give another --output.")
     return Ablation(
         design, folder, os.fspath(pretrain_data), os.fspath(finetune_data), runs_of(design, folder)
     )
-
-
-def plan_ablation(ablation: Ablation) -> Planned:
-    """Return the runs left to do and an estimate of their time."""
-    left = [run for run in ablation.runs if not run.finished]
-    known: defaultdict[str, list[float]] = defaultdict(list)
-    for run in ablation.runs:
-        if run.seconds is not None:
-            known[run.phase].append(run.seconds)
-    if any(run.phase not in known for run in left):
-        return Planned(ablation, left, None)
-    mean = {phase: sum(seconds) / len(seconds) for phase, seconds in known.items()}
-    return Planned(ablation, left, sum(mean[run.phase] for run in left))
 
 
 def ablate(
@@ -110,34 +90,33 @@ def ablate(
             questions, or there is nothing to score by; nothing was started.
         AlignError: the disk is full.
     """
-    rows = (ablation.finetune_data, _baseline(ablation.design).data.validation_share)
+    design = ablation.design
+    baseline = design.resolved(design.baseline, "finetune", design.seeds[0])
+    rows = (ablation.finetune_data, baseline.data.validation_share)
     question_set = choose_questions(ablation.output, questions, kinds, rows)
     check_questions(ablation.output, ablation.runs, question_set)
     _check_data(ablation, question_set)
     ablation.output.mkdir(parents=True, exist_ok=True)
-    (ablation.output / DESIGN).write_text(ablation.design.text(ablation.seeds), encoding="utf-8")
+    (ablation.output / DESIGN).write_text(design.text(ablation.seeds), encoding="utf-8")
     question_set.write(ablation.output)
-    results = _Results()
+    scored: list[tuple[AblationRun, RunScores]] = []
+    failed: dict[str, str] = {}
     for number, run in enumerate(_finished_first(ablation.runs), start=1):
         log.info("%d of %d: %s", number, len(ablation.runs), run.name)
         before = run.finished
-        with _record_failure(run, results):
-            _make(ablation, run, nproc, results.failed)
+        with _record_failure(run, failed):
+            _make(ablation, run, nproc, failed)
             if run.phase == "finetune":
-                results.add(run, score_run(run, question_set.questions, progress))
+                scored.append((run, score_run(run, question_set.questions, progress)))
+                if scored[-1][1].unasked:
+                    log.warning("%s was not asked: its model was not kept.", run.name)
             if not keep_models:
                 drop_weights(run)
         if run.phase == "finetune" and not before:
-            write_outcome(ablation.output, results.outcome(ablation, question_set))
-    outcome = results.outcome(ablation, question_set)
-    write_outcome(ablation.output, outcome)
+            write_outcome(_outcome(ablation, question_set, scored, failed))
+    outcome = _outcome(ablation, question_set, scored, failed)
+    write_outcome(outcome)
     return outcome
-
-
-def _baseline(design: Design) -> Recipe:
-    """Return the baseline's fine-tuning recipe."""
-    variant = next(v for v in design.variants if v.name == design.baseline)
-    return design.resolved(variant, "finetune", design.seeds[0])
 
 
 def _check_data(ablation: Ablation, question_set: QuestionSet) -> None:
@@ -162,38 +141,32 @@ def _check_data(ablation: Ablation, question_set: QuestionSet) -> None:
 def _finished_first(runs: Sequence[AblationRun]) -> list[AblationRun]:
     """Return `runs` with the finished ones first: the report stays complete while others train."""
     finished = {run.folder for run in runs if run.finished}
-    return sorted(
-        runs, key=lambda c: c.folder not in finished or (c.start or c.folder) not in finished
-    )
+    return sorted(runs, key=lambda run: not {run.folder, run.start or run.folder} <= finished)
 
 
-class _Results:
-    """Metrics and failures so far."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, dict[str, dict[int, float]]] = {}
-        self.failed: dict[str, str] = {}
-        self.unasked: list[str] = []
-
-    def add(self, run: AblationRun, scores: RunScores) -> None:
+def _outcome(
+    ablation: Ablation,
+    question_set: QuestionSet,
+    scored: Sequence[tuple[AblationRun, RunScores]],
+    failed: dict[str, str],
+) -> Outcome:
+    """Return the results so far."""
+    design = ablation.design
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    for run, scores in scored:
         for metric, value in scores.values.items():
-            self.values.setdefault(metric, {}).setdefault(run.variant, {})[run.seed] = value
-        if scores.unasked:
-            log.warning("%s was not asked: its model was not kept.", run.name)
-            self.unasked.append(run.name)
-
-    def outcome(self, ablation: Ablation, question_set: QuestionSet) -> Outcome:
-        order = sorted(self.values, key=lambda m: (m != LOSS, m != RIGHT_ALL, m))
-        names = [variant.name for variant in ablation.design.variants]
-        compared = [
-            compare(metric, {n: values[n] for n in names if n in values}, ablation.design.baseline)
-            for metric, values in ((m, self.values[m]) for m in order)
-        ]
-        return Outcome(ablation, question_set, compared, dict(self.failed), list(self.unasked))
+            by_variant = values.setdefault(metric, {name: {} for name in design.variants})
+            by_variant[run.variant][run.seed] = value
+    compared = [
+        compare(metric, values[metric], design.baseline)
+        for metric in sorted(values, key=lambda m: (m != LOSS, m != RIGHT_ALL, m))
+    ]
+    unasked = [run.name for run, scores in scored if scores.unasked]
+    return Outcome(ablation, question_set, compared, dict(failed), unasked)
 
 
 @contextmanager
-def _record_failure(run: AblationRun, results: _Results) -> Iterator[None]:
+def _record_failure(run: AblationRun, failed: dict[str, str]) -> Iterator[None]:
     """Record a failure of `run` and let the other runs go on, except on a full disk."""
     try:
         yield
@@ -207,7 +180,7 @@ def _record_failure(run: AblationRun, results: _Results) -> Iterator[None]:
             ) from error
         reason = f"{error}."
     log.warning("%s failed: %s", run.name, reason)
-    results.failed[run.name] = reason
+    failed[run.name] = reason
 
 
 def _make(ablation: Ablation, run: AblationRun, nproc: int | None, failed: dict[str, str]) -> None:
@@ -224,15 +197,11 @@ def _make(ablation: Ablation, run: AblationRun, nproc: int | None, failed: dict[
         isolated=True,
         start=run.start,
     )
-    if result.before and run.phase == "finetune":
-        _check_validation(run, ablation.recipe_of(run))
-
-
-def _check_validation(run: AblationRun, here: Recipe) -> None:
-    """Raise InputError if the loss of the finished `run` was measured on other rows than that of
-    the runs it is compared with: a resumed run may have changed how many.
-    """
-    before, now = read_run(run.folder).recipe.log.validate_samples, here.log.validate_samples
+    if not result.before or run.phase == "pretrain":
+        return
+    # A resumed run may have changed on how many rows the loss is measured.
+    before = read_run(run.folder).recipe.log.validate_samples
+    now = ablation.recipe_of(run).log.validate_samples
     if before != now:
         raise InputError(
             f"its loss was measured with log.validate_samples {before or 'null'}, and that of the "

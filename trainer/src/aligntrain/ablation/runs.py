@@ -8,19 +8,16 @@ taken, so mixing, the gate and the table that fine-tuning begins with make no di
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from aligntrain.ablation.design import Design, Variant
+from aligntrain.ablation.design import Design
 from aligntrain.recipes import Phase, Recipe, load_recipe
 from aligntrain.runs.folder import EXPORT, is_run, result_of
 
 _ALIKE = ("model.mixing=adaptive", "model.table=learned", "model.gate_text=prompt")
 """Overrides of a shared pre-training."""
-
-_TUNED = "finetune"
-_WHOLE = re.compile(r"-?\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +41,19 @@ class AblationRun:
         return f"{self.phase}/{self.folder.name}"
 
     @property
-    def finished(self) -> bool:
-        """Whether the run has ended."""
-        return is_run(self.folder) and result_of(self.folder) is not None
-
-    @property
     def begun(self) -> bool:
         """Whether the run was started."""
         return is_run(self.folder)
 
     @property
+    def finished(self) -> bool:
+        """Whether the run has ended."""
+        return self.seconds is not None
+
+    @property
     def seconds(self) -> float | None:
         """Duration of the run, None if it is not finished."""
-        result = result_of(self.folder) if self.finished else None
+        result = result_of(self.folder) if self.begun else None
         return None if result is None else float(result["seconds"])
 
     @property
@@ -80,6 +77,25 @@ class Ablation:
         """Seeds of all runs, including existing runs beside those of the design."""
         return sorted({run.seed for run in self.runs})
 
+    @property
+    def left(self) -> list[AblationRun]:
+        """Runs that are not finished."""
+        return [run for run in self.runs if not run.finished]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time of the runs left, by finished runs of the same phase; None if a phase has
+        no finished run yet.
+        """
+        known: defaultdict[Phase, list[float]] = defaultdict(list)
+        for run in self.runs:
+            if run.seconds is not None:
+                known[run.phase].append(run.seconds)
+        if any(run.phase not in known for run in self.left):
+            return None
+        mean = {phase: sum(seconds) / len(seconds) for phase, seconds in known.items()}
+        return sum(mean[run.phase] for run in self.left)
+
     def recipe_of(self, run: AblationRun) -> Recipe:
         """Return the recipe of `run`."""
         return load_recipe(self.design.recipe, run.phase, run.overrides)
@@ -100,15 +116,15 @@ def runs_of(design: Design, output: Path) -> list[AblationRun]:
     for seed in (*design.seeds, *_other_seeds(design, output)):
         shared: dict[str, AblationRun] = {}
         # Over all variants, so that a pre-training has one folder whichever are chosen.
-        for variant in _baseline_first(design):
-            pretrain = _pretrain(design, variant, seed, output)
-            start = shared.setdefault(_key(design, pretrain.overrides), pretrain)
-            folder = output / _TUNED / f"{variant.name}-seed{seed}"
+        for variant in sorted(design.variants, key=lambda name: name != design.baseline):
+            name = f"{variant}-seed{seed}"
+            overrides, digest = _pretraining(design, variant, seed)
+            pretrain = AblationRun(variant, seed, "pretrain", output / "pretrain" / name, overrides)
+            start = shared.setdefault(digest, pretrain)
             overrides = tuple(design.overrides(variant, "finetune", seed))
-            tuned = AblationRun(
-                variant.name, seed, "finetune", folder, overrides, start=start.folder
-            )
-            chosen = variant.name in design.chosen and seed in design.seeds
+            folder = output / "finetune" / name
+            tuned = AblationRun(variant, seed, "finetune", folder, overrides, start.folder)
+            chosen = variant in design.chosen and seed in design.seeds
             if start not in runs and (chosen or (tuned.finished and start.finished)):
                 runs.append(start)
             if chosen or tuned.finished:
@@ -118,28 +134,19 @@ def runs_of(design: Design, output: Path) -> list[AblationRun]:
 
 def _other_seeds(design: Design, output: Path) -> list[int]:
     """Return the seeds of existing runs that are not seeds of `design`, ascending."""
-    names = {variant.name for variant in design.variants}
     seeds: set[int] = set()
-    for folder in (output / _TUNED).glob("*-seed*"):
+    for folder in (output / "finetune").glob("*-seed*"):
         name, _, seed = folder.name.rpartition("-seed")
-        if name in names and _WHOLE.fullmatch(seed):
+        if name in design.variants and re.fullmatch(r"-?\d+", seed):
             seeds.add(int(seed))
     return sorted(seeds - set(design.seeds))
 
 
-def _baseline_first(design: Design) -> Sequence[Variant]:
-    return sorted(design.variants, key=lambda variant: variant.name != design.baseline)
-
-
-def _pretrain(design: Design, variant: Variant, seed: int, output: Path) -> AblationRun:
+def _pretraining(design: Design, variant: str, seed: int) -> tuple[tuple[str, ...], str]:
+    """Return the overrides of the pre-training of `variant`, and a digest of its settings."""
     recipe = design.resolved(variant, "pretrain", seed)
     alike = () if recipe.model.mixing == "none" else _ALIKE
     overrides = (*design.overrides(variant, "pretrain", seed), *alike)
-    folder = output / "pretrain" / f"{variant.name}-seed{seed}"
-    return AblationRun(variant.name, seed, "pretrain", folder, overrides)
-
-
-def _key(design: Design, overrides: Sequence[str]) -> str:
-    """Return a digest that equal pre-trainings share."""
     settings = load_recipe(design.recipe, "pretrain", overrides).settings
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(settings, sort_keys=True)
+    return overrides, hashlib.sha256(text.encode()).hexdigest()

@@ -52,7 +52,7 @@ def ablate(
     ] = False,
 ) -> None:
     """Train variants of a recipe over several seeds and test their differences for significance."""
-    from aligntrain.ablation.runner import ablate, open_ablation, plan_ablation
+    from aligntrain.ablation.runner import ablate, open_ablation
 
     ablation = open_ablation(
         design,
@@ -65,7 +65,7 @@ def ablate(
         only=only or (),
     )
     if plan:
-        terminal.show_planned(plan_ablation(ablation))
+        terminal.show_planned(ablation)
         return
     terminal.hide_loading()
     outcome = ablate(

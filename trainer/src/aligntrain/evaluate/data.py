@@ -3,8 +3,8 @@
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,8 +14,7 @@ from alignshared import InputError
 from alignshared.errors import one_line
 from alignshared.images import ImageError, decode_image, to_rgb
 from alignshared.stores.hub import require_hub
-from aligntrain.evaluate.benchmarks import Benchmark
-from aligntrain.evaluate.prompts import Row
+from aligntrain.evaluate.benchmarks import Benchmark, Row
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,7 +37,7 @@ class Data:
     files: list[str]
     source: str
     revision: str | None = None
-    images: list[str] | None = None
+    images: list[str] = field(default_factory=list[str])
     hub_revision: str | None = None
 
     @property
@@ -64,18 +63,15 @@ def find_data(benchmark: Benchmark, folder: str | Path | None, revision: str | N
     root = Path(folder)
     if not root.is_dir():
         raise InputError(f"there is no folder {root}; give the benchmarks' files as data.")
-    single = [root / f"{benchmark.name}.{ending}" for ending in ("parquet", "tsv")]
-    single = [str(file) for file in single if file.is_file()][:1]
-    inside = root / benchmark.name
-    names = [path.relative_to(inside).as_posix() for path in sorted(inside.rglob("*.parquet"))]
-    rows, images = _select_files(benchmark, names)
-    missing = None if single else _missing_files(benchmark, rows, images)
+    rows, images, missing = _select_below(benchmark, root / benchmark.name)
+    for ending in ("tsv", "parquet"):
+        if (single := root / f"{benchmark.name}.{ending}").is_file():
+            rows, missing = [str(single)], None
     if missing:
         raise InputError(
             f"{benchmark.title}: {missing} in {root}; {_instruction(benchmark, root)}."
         )
-    files = single or [str(inside / name) for name in rows]
-    return Data(files, str(root), images=[str(inside / name) for name in images] or None)
+    return Data(rows, str(root), images=images)
 
 
 def fetch(benchmark: Benchmark, data: Data) -> Data:
@@ -91,7 +87,7 @@ def fetch(benchmark: Benchmark, data: Data) -> Data:
     # Fetched by the revision's given name, so that the Hub's client finds it offline by that name.
     revision, local = data.hub_revision, dict[str, str]()
     try:
-        for name in (*data.files, *(data.images or [])):
+        for name in (*data.files, *data.images):
             local[name] = hf_hub_download(data.source, name, repo_type="dataset", revision=revision)
     except OSError as error:  # includes the errors of the Hub's client
         raise _unreachable(benchmark, error) from error
@@ -100,8 +96,8 @@ def fetch(benchmark: Benchmark, data: Data) -> Data:
             f"{benchmark.title}: {revision} of the Hub's {data.source} has changed while it was "
             "fetched; run the command again."
         )
-    images = data.images and [local[name] for name in data.images]
-    return replace(data, files=[local[n] for n in data.files], images=images, hub_revision=None)
+    files, images = ([local[name] for name in names] for names in (data.files, data.images))
+    return replace(data, files=files, images=images, hub_revision=None)
 
 
 def split_files(names: Iterable[str], benchmark: Benchmark, config: str | None = None) -> list[str]:
@@ -114,6 +110,28 @@ def split_files(names: Iterable[str], benchmark: Benchmark, config: str | None =
     return sorted(name for name in matching if config in PurePosixPath(name).parts[:-1])
 
 
+Selection = tuple[list[str], list[str], str | None]
+"""Files with the rows and, for GQA, with the images, and what is missing; None if nothing is."""
+
+
+def _select(benchmark: Benchmark, names: list[str]) -> Selection:
+    rows, gqa = split_files(names, benchmark), benchmark.name == "gqa"
+    images = split_files(names, benchmark, GQA_IMAGES) if gqa else []
+    if not rows or (gqa and not images):
+        return rows, images, f"no {GQA_IMAGES}/" if rows else "no data"
+    for some in (rows, images):
+        counts = [int(match[1]) for name in some if (match := _NUMBERED.search(name))]
+        if counts and len(counts) < counts[0]:
+            return rows, images, f"only {len(counts)} of {counts[0]} files like {some[0]}"
+    return rows, images, None
+
+
+def _select_below(benchmark: Benchmark, root: Path) -> Selection:
+    names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*.parquet"))]
+    rows, images, missing = _select(benchmark, names)
+    return [str(root / name) for name in rows], [str(root / name) for name in images], missing
+
+
 def _instruction(benchmark: Benchmark, root: str | Path) -> str:
     config = f"{benchmark.config}/" if benchmark.config else "data/"
     images = f" and {GQA_IMAGES}/" if benchmark.name == "gqa" else ""
@@ -121,24 +139,6 @@ def _instruction(benchmark: Benchmark, root: str | Path) -> str:
         f"put {config}{benchmark.split}-*.parquet{images} of "
         f"https://huggingface.co/datasets/{benchmark.hub} below {root}/{benchmark.name}/"
     )
-
-
-def _select_files(benchmark: Benchmark, names: list[str]) -> tuple[list[str], list[str]]:
-    images = split_files(names, benchmark, GQA_IMAGES) if benchmark.name == "gqa" else []
-    return split_files(names, benchmark), images
-
-
-def _missing_files(benchmark: Benchmark, rows: list[str], images: list[str]) -> str | None:
-    """Describe the missing files; None if the data is complete."""
-    if not rows:
-        return "no data"
-    if benchmark.name == "gqa" and not images:
-        return f"no {GQA_IMAGES}/"
-    for names in (rows, images):
-        counts = [match for name in names if (match := _NUMBERED.search(name))]
-        if counts and len(counts) < int(counts[0][1]):
-            return f"only {len(counts)} of {int(counts[0][1])} files like {names[0]}"
-    return None
 
 
 def _from_hub(benchmark: Benchmark, revision: str | None) -> Data:
@@ -152,14 +152,14 @@ def _from_hub(benchmark: Benchmark, revision: str | None) -> Data:
         info = HfApi().dataset_info(benchmark.hub, revision=revision)
     except OSError as error:  # includes the errors of the Hub's client
         raise _unreachable(benchmark, error) from error
-    rows, images = _select_files(benchmark, [file.rfilename for file in info.siblings or []])
-    missing = _missing_files(benchmark, rows, images)
+    names = [file.rfilename for file in info.siblings or []]
+    rows, images, missing = _select(benchmark, names)
     if missing:
         raise InputError(
             f"{benchmark.title}: the Hub's {benchmark.hub} at {info.sha} has {missing} for the "
             f"split {benchmark.split}; give another revision as {benchmark.name}@REVISION."
         )
-    return Data(rows, benchmark.hub, info.sha, images or None, hub_revision=revision or "main")
+    return Data(rows, benchmark.hub, info.sha, images, hub_revision=revision or "main")
 
 
 def _from_cache(benchmark: Benchmark, revision: str | None, reason: OSError) -> Data:
@@ -172,12 +172,10 @@ def _from_cache(benchmark: Benchmark, revision: str | None, reason: OSError) -> 
         )
     except (OSError, ValueError) as error:
         raise _unreachable(benchmark, reason) from error
-    names = [path.relative_to(snapshot).as_posix() for path in Path(snapshot).rglob("*.parquet")]
-    rows, images = _select_files(benchmark, names)
-    if _missing_files(benchmark, rows, images):
+    rows, images, missing = _select_below(benchmark, Path(snapshot))
+    if missing:
         raise _unreachable(benchmark, reason)
-    rows, images = ([str(Path(snapshot) / name) for name in some] for some in (rows, images))
-    return Data(rows, benchmark.hub, Path(snapshot).name, images or None)
+    return Data(rows, benchmark.hub, Path(snapshot).name, images)
 
 
 def _unreachable(benchmark: Benchmark, reason: OSError) -> InputError:
@@ -188,38 +186,34 @@ def _unreachable(benchmark: Benchmark, reason: OSError) -> InputError:
     )
 
 
-class ImageLookup:
-    """Images stored in another row or table, by the key in `column` of a row."""
+Lookup = Callable[[Row], Any]
+"""Function from a row to the cell with its image, stored in another row or table."""
 
-    def __init__(self, rows: "Dataset", keys: Iterable[Any], column: str) -> None:
-        self._rows = rows
-        self._index = {str(key): index for index, key in enumerate(keys)}
-        self._column = column
 
-    def cell(self, row: Row) -> Any:
-        """Return the cell with the image of `row`.
+def _lookup(rows: "Dataset", keys: Iterable[Any], column: str) -> Lookup:
+    """Return the lookup of the images of `rows`, which have `keys`, by the key in `column`."""
+    places = {str(key): place for place, key in enumerate(keys)}
 
-        Raises:
-            InputError: no row holds it.
-        """
-        index = self._index.get(str(row[self._column]))
-        if index is None:
+    def cell(row: Row) -> Any:
+        if str(row[column]) not in places:
             raise InputError(
-                f"no row holds the picture {row[self._column]}; get the whole benchmark anew."
+                f"no row holds the picture {row[column]}; get the whole benchmark anew."
             )
-        return self._rows[index]["image"]
+        return rows[places[str(row[column])]]["image"]
+
+    return cell
 
 
-def images_of(row: Row, lookup: ImageLookup | None = None) -> list[Image.Image]:
+def images_of(row: Row, lookup: Lookup | None = None) -> list[Image.Image]:
     """Return the images of `row` in RGB, from `lookup` if the row has none itself.
 
     Raises:
-        InputError: an image cannot be read.
+        InputError: an image is missing or cannot be read.
     """
     cell = row.get("image")
     missing = cell is None or (isinstance(cell, str) and len(cell) <= _LONGEST_REFERENCE)
     if lookup is not None and missing:
-        cell = lookup.cell(row)
+        cell = lookup(row)
     try:
         return [_decode(one) for one in (cell if isinstance(cell, list) else [cell])]
     except (ImageError, OSError, binascii.Error, TypeError) as error:
@@ -240,7 +234,7 @@ def _decode(cell: Any) -> Image.Image:
 
 def read_rows(
     benchmark: Benchmark, data: Data, limit: int | None = None
-) -> tuple["Dataset", ImageLookup | None]:
+) -> tuple["Dataset", Lookup | None]:
     """Read the rows of `benchmark`, and the lookup of images stored elsewhere.
 
     `limit` keeps the first rows, with the last unit complete.
@@ -249,7 +243,7 @@ def read_rows(
         InputError: a file cannot be read, lacks a column or has no rows.
     """
     rows = _read_table(data.files)
-    image_column = "image" if data.images is None else "imageId"
+    image_column = "imageId" if data.images else "image"
     missing = [name for name in (*benchmark.columns, image_column) if name not in rows.column_names]
     if missing:
         raise InputError(
@@ -257,15 +251,16 @@ def read_rows(
             f"{', '.join(rows.column_names)}); give the file as {benchmark.hub} has it."
         )
     lookup = None
-    if data.images is not None:  # GQA
+    if data.images:  # GQA
         table = _read_table(data.images)
-        lookup = ImageLookup(table, table["id"], "imageId")
+        lookup = _lookup(table, table["id"], "imageId")
     elif data.files[0].endswith(".tsv"):  # MMBench: later rotations name the first one's row
-        lookup = ImageLookup(rows, rows["index"], "image")
-    selected = _select_rows(benchmark, rows, limit)
-    if len(selected) == 0:
+        lookup = _lookup(rows, rows["index"], "image")
+    if benchmark.rows is not None or limit is not None:
+        rows = _select_rows(benchmark, rows, limit)
+    if len(rows) == 0:
         raise InputError(f"{benchmark.title}: {data.files[0]} has no rows to ask; get it anew.")
-    return selected, lookup
+    return rows, lookup
 
 
 def without_images(rows: "Dataset") -> Sequence[Row]:
@@ -298,8 +293,6 @@ def _read_table(files: list[Any]) -> "Dataset":
 
 
 def _select_rows(benchmark: Benchmark, rows: "Dataset", limit: int | None) -> "Dataset":
-    if benchmark.rows is None and limit is None:
-        return rows
     units: dict[Any, list[int]] = {}
     for index, row in enumerate(without_images(rows)):
         if benchmark.rows is None or benchmark.rows(row):

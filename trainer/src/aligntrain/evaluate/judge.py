@@ -5,148 +5,15 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib.resources import files
+from math import nan
 from typing import Any, cast
 
 from alignshared import InputError
-from aligntrain.evaluate.scorers import Record, Score, grouped
+from aligntrain.evaluate.scorers import Record, Score, grouped, percents
 
 Messages = list[dict[str, str]]
 Grade = list[float]
-
-_ANY_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
-_SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
-
-
-@dataclass(frozen=True, slots=True)
-class Judging:
-    """Prompt, grade parser and scorer of one benchmark, with its own evaluation's settings.
-
-    If `read` finds no grade in a reply, the judge is asked again up to `asked_again` times, each
-    time at a higher temperature; then `read_last` is tried on the replies.
-    """
-
-    ask: Callable[[Record], Messages]
-    read: Callable[[str], Grade | None]
-    score: Callable[[Sequence[Record]], Score]
-    temperature: float
-    max_tokens: int
-    asked_again: int = 0
-    read_last: Callable[[str], Grade | None] | None = None
-
-
-def _prompt(name: str) -> str:
-    return (resources.files("aligntrain.evaluate") / "judge_prompts" / name).read_text(
-        encoding="utf-8"
-    )
-
-
-def _ask_llava(record: Record) -> Messages:
-    """Return the prompt: caption, question, reference answer and the model's answer."""
-    facts = record["facts"]
-    caption = facts["caption"]
-    context = "\n".join(caption) if isinstance(caption, list) else caption
-    answers = "".join(
-        f"[Assistant {i}]\n{text}\n\n[End of Assistant {i}]\n\n"
-        for i, text in ((1, facts["gpt_answer"]), (2, record["text"]))
-    )
-    prompt = (
-        f"[Context]\n{context}\n\n[Question]\n{facts['question']}\n\n{answers}"
-        f"[System]\n{_prompt('llava-bench.txt')}\n\n"
-    )
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
-
-
-def read_pair(reply: str) -> Grade | None:
-    """Return the two grades, 1 to 10, if they are all of the first line of `reply`, else None."""
-    words = reply.strip().split("\n", 1)[0].replace(",", " ").split()
-    grades = [_number(word) for word in words]
-    if len(grades) != 2 or not all(grade is not None and 1 <= grade <= 10 for grade in grades):
-        return None
-    return [grade for grade in grades if grade is not None]
-
-
-def score_llava(records: Sequence[Record]) -> Score:
-    """Score the model's grades in percent of the reference's; facts: `category`.
-
-    100 · mean of the model's / mean of the reference's, over all questions and by category.
-    """
-    points = [record.get("grade") for record in records]
-    notes = _missing(points)
-    if notes or not points:
-        return Score(None, points, notes=notes)
-    details = {
-        str(category): _ratio([points[i] for i in places])
-        for (category,), places in grouped(records, "category").items()
-    }
-    return Score(_ratio(points), points, details)
-
-
-def _ratio(grades: list[Any]) -> float:
-    return 100 * sum(model for _, model in grades) / sum(reference for reference, _ in grades)
-
-
-def _ask_mm_vet(record: Record) -> Messages:
-    """Return the benchmark's graded examples, with the answer as the line to complete."""
-    facts = record["facts"]
-    truth = facts["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-    line = f"{facts['question']} | {truth} | {record['text']} |"
-    return [{"role": "user", "content": f"{_prompt('mm-vet.txt')}\n{line}"}]
-
-
-def read_correctness(reply: str) -> Grade | None:
-    """Return the number from 0 to 1 at the start of `reply`, else None."""
-    first = (reply.split() or [""])[0]
-    grade = _number(first.rstrip(".") if first.count(".") > 1 else first)
-    return [grade] if grade is not None and 0 <= grade <= 1 else None
-
-
-def read_only_number(reply: str) -> Grade | None:
-    """Return the only number on the first line of `reply` if it is from 0 to 1, else None."""
-    numbers = _ANY_NUMBER.findall(reply.strip().split("\n", 1)[0])
-    return read_correctness(numbers[0]) if len(numbers) == 1 else None
-
-
-def score_mm_vet(records: Sequence[Record]) -> Score:
-    """Score mean correctness in percent, over all questions and by capability."""
-    points = [record.get("grade") for record in records]
-    notes = _missing(points)
-    if notes or not points:
-        return Score(None, points, notes=notes)
-    grades = [float(point[0]) for point in points if point]
-    by_capability: dict[str, list[float]] = {}
-    for record, grade in zip(records, grades, strict=True):
-        for capability in record["facts"]["capability"].split(","):
-            by_capability.setdefault(capability.strip(), []).append(grade)
-    details = {name: 100 * sum(some) / len(some) for name, some in by_capability.items()}
-    return Score(100 * sum(grades) / len(grades), points, details)
-
-
-def _missing(points: list[Any]) -> list[str]:
-    given = sum(point is not None for point in points)
-    return [] if given == len(points) else [f"{given} of {len(points)} answers judged"]
-
-
-def _number(word: str) -> float | None:
-    try:
-        return float(word)
-    except ValueError:
-        return None
-
-
-JUDGED = {
-    "llava-bench": Judging(_ask_llava, read_pair, score_llava, temperature=0.2, max_tokens=1024),
-    "mm-vet": Judging(
-        _ask_mm_vet,
-        read_correctness,
-        score_mm_vet,
-        temperature=0.0,
-        max_tokens=128,
-        asked_again=3,
-        read_last=read_only_number,
-    ),
-}
-
 
 KEY = "OPENAI_API_KEY"
 """Environment variable of the endpoint's key; command lines are visible to other users."""
@@ -162,6 +29,33 @@ _REASONING_TOKENS = 4096
 _REFUSABLE = {"max_tokens", "temperature"}
 _SHOWN = 200
 _TEMPERATURE_STEP = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """Prompt, grade parser and scorer of one benchmark, with its own evaluation's settings.
+
+    If `read` finds no grade in a reply, the judge is asked again up to `asked_again` times, each
+    time at a higher temperature; then `read_last` is tried on the replies.
+    """
+
+    ask: Callable[[Record], Messages]
+    read: Callable[[str], Grade | None]
+    score_graded: Callable[[Sequence[Record], list[Any]], tuple[float, dict[str, float]]]
+    temperature: float
+    max_tokens: int
+    asked_again: int = 0
+    read_last: Callable[[str], Grade | None] | None = None
+
+    def score(self, records: Sequence[Record]) -> Score:
+        """Score `records` by their `grade`, if all have one."""
+        grades = [record.get("grade") for record in records]
+        given = sum(grade is not None for grade in grades)
+        if given < len(grades) or not grades:
+            missing = [f"{given} of {len(grades)} answers judged"] if grades else []
+            return Score(None, grades, notes=missing)
+        value, details = self.score_graded(records, grades)
+        return Score(value, grades, details)
 
 
 class JudgeError(Exception):
@@ -186,7 +80,7 @@ class Judge:
         """
         question = [{"role": "user", "content": "Reply with the word yes."}]
         try:
-            self._complete(question, 0.0, _PING_TOKENS, self.refused, retries=0)
+            self._complete(question, 0.0, _PING_TOKENS, self.refused, 0)
         except JudgeError as error:
             raise InputError(
                 f"the judge {self.model} at {self.url} does not answer ({error}); see that the URL "
@@ -201,8 +95,7 @@ class Judge:
             JudgeError: there is none after three tries, or a further try would not help.
         """
         # A copy: the rejection may concern one temperature, not the option itself.
-        refused = {*self.refused}
-        text, reason = self._complete(messages, temperature, max_tokens, refused, retries=_RETRIES)
+        text, reason = self._complete(messages, temperature, max_tokens, {*self.refused}, _RETRIES)
         if text is None:
             raise JudgeError(f"a reply without text, ended by {reason}")
         return text
@@ -213,7 +106,6 @@ class Judge:
         temperature: float,
         max_tokens: int,
         refused: set[str],
-        *,
         retries: int,
     ) -> tuple[str | None, str | None]:
         """Return the reply's text and finish reason; add rejected options to `refused`."""
@@ -222,10 +114,7 @@ class Judge:
         key = os.environ.get(KEY)
         headers = None if key else {"Authorization": cast(str, Omit())}
         with OpenAI(
-            base_url=self.url,
-            api_key=key or "none",
-            timeout=_TIMEOUT_S,
-            max_retries=retries,
+            base_url=self.url, api_key=key or "none", timeout=_TIMEOUT_S, max_retries=retries
         ) as client:
             while True:
                 options: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens}
@@ -287,11 +176,108 @@ def _graded(judge: Judge, judging: Judging, record: Record) -> dict[str, Any]:
     for again in range(judging.asked_again + 1):
         temperature = judging.temperature + again * _TEMPERATURE_STEP
         replies.append(judge.ask(messages, temperature, judging.max_tokens))
-        grade = judging.read(replies[-1])
-        if grade is not None:
+        if (grade := judging.read(replies[-1])) is not None:
             return {"reply": replies[-1], "grade": grade}
     for reply in replies:
-        grade = judging.read_last(reply) if judging.read_last else None
-        if grade is not None:
+        if judging.read_last and (grade := judging.read_last(reply)) is not None:
             return {"reply": reply, "grade": grade}
     return {"reply": replies[0], "grade": None}
+
+
+_ANY_NUMBER = re.compile(r"-?(?:\d+(?:\.\d+)?|\.\d+)")
+_SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
+
+
+def _prompt(name: str) -> str:
+    return files("aligntrain.evaluate").joinpath("judge_prompts", name).read_text("utf-8")
+
+
+def _ask_llava(record: Record) -> Messages:
+    """Return the prompt: caption, question, reference answer and the model's answer."""
+    facts = record["facts"]
+    caption = facts["caption"]
+    context = "\n".join(caption) if isinstance(caption, list) else caption
+    answers = "".join(
+        f"[Assistant {i}]\n{text}\n\n[End of Assistant {i}]\n\n"
+        for i, text in ((1, facts["gpt_answer"]), (2, record["text"]))
+    )
+    prompt = (
+        f"[Context]\n{context}\n\n[Question]\n{facts['question']}\n\n{answers}"
+        f"[System]\n{_prompt('llava-bench.txt')}\n\n"
+    )
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
+
+
+def read_pair(reply: str) -> Grade | None:
+    """Return the two grades, 1 to 10, if they are all of the first line of `reply`, else None."""
+    words = reply.strip().split("\n", 1)[0].replace(",", " ").split()
+    grades = [_number(word) for word in words]
+    return grades if len(grades) == 2 and all(1 <= grade <= 10 for grade in grades) else None
+
+
+def _score_llava(records: Sequence[Record], grades: list[Any]) -> tuple[float, dict[str, float]]:
+    """Score the model's grades in percent of the reference's; facts: `category`.
+
+    100 · mean of the model's / mean of the reference's, over all questions and by category.
+    """
+    categories = [str(record["facts"]["category"]) for record in records]
+    by_category = grouped(zip(categories, grades, strict=True))
+    return _ratio(grades), {category: _ratio(some) for category, some in by_category.items()}
+
+
+def _ratio(grades: list[Any]) -> float:
+    return 100 * sum(model for _, model in grades) / sum(reference for reference, _ in grades)
+
+
+def _ask_mm_vet(record: Record) -> Messages:
+    """Return the benchmark's graded examples, with the answer as the line to complete."""
+    facts = record["facts"]
+    truth = facts["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+    line = f"{facts['question']} | {truth} | {record['text']} |"
+    return [{"role": "user", "content": f"{_prompt('mm-vet.txt')}\n{line}"}]
+
+
+def read_correctness(reply: str) -> Grade | None:
+    """Return the number from 0 to 1 at the start of `reply`, else None."""
+    first = (reply.split() or [""])[0]
+    grade = _number(first.rstrip(".") if first.count(".") > 1 else first)
+    return [grade] if 0 <= grade <= 1 else None
+
+
+def read_only_number(reply: str) -> Grade | None:
+    """Return the only number on the first line of `reply` if it is from 0 to 1, else None."""
+    numbers = _ANY_NUMBER.findall(reply.strip().split("\n", 1)[0])
+    return read_correctness(numbers[0]) if len(numbers) == 1 else None
+
+
+def _score_mm_vet(records: Sequence[Record], grades: list[Any]) -> tuple[float, dict[str, float]]:
+    """Score mean correctness in percent, over all questions and by capability."""
+    points = [float(grade) for (grade,) in grades]
+    by_capability = percents(
+        (capability.strip(), point)
+        for record, point in zip(records, points, strict=True)
+        for capability in record["facts"]["capability"].split(",")
+    )
+    return 100 * sum(points) / len(points), by_capability
+
+
+def _number(word: str) -> float:
+    """Return the number `word`, NaN if it is none."""
+    try:
+        return float(word)
+    except ValueError:
+        return nan
+
+
+JUDGED = {
+    "llava-bench": Judging(_ask_llava, read_pair, _score_llava, temperature=0.2, max_tokens=1024),
+    "mm-vet": Judging(
+        _ask_mm_vet,
+        read_correctness,
+        _score_mm_vet,
+        temperature=0.0,
+        max_tokens=128,
+        asked_again=3,
+        read_last=read_only_number,
+    ),
+}

@@ -14,7 +14,7 @@ from lmms_eval.api.model import lmms
 
 from alignshared import InputError
 from aligntrain.evaluate.benchmarks import LOADER_TOKENS
-from aligntrain.inference.generate import Question, generate_answers
+from aligntrain.inference.generate import Question, generate_answers, messages_of
 from aligntrain.inference.load import load_for_inference
 
 if TYPE_CHECKING:
@@ -74,9 +74,7 @@ class AlignGPTLmm(lmms):
         arguments: tuple[Any, ...] = request.args
         text, _, images_of, row, task, split = arguments
         images = images_of(self.task_dict[task][split][row]) or []
-        content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
-        content.append({"type": "text", "text": text})
-        return Question([{"role": "user", "content": content}], name=f"{task}, row {row}")
+        return Question(messages_of(text, images), name=f"{task}, row {row}")
 
     def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
         raise NotImplementedError("this model only generates; take the task's generating form.")

@@ -13,40 +13,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from alignshared import InputError, atomic
-from aligntrain.evaluate.benchmarks import BENCHMARKS, Benchmark, parse_benchmarks
-from aligntrain.evaluate.data import (
-    Data,
-    ImageLookup,
-    fetch,
-    find_data,
-    images_of,
-    read_rows,
-    without_images,
-)
+from aligntrain.evaluate import store
+from aligntrain.evaluate.benchmarks import BENCHMARKS, PROTOCOL, Benchmark, parse_benchmarks
+from aligntrain.evaluate.data import Data, fetch, find_data, images_of, read_rows, without_images
 from aligntrain.evaluate.judge import JUDGED, Judge, judge_all
-from aligntrain.evaluate.prompts import PROTOCOL
-from aligntrain.evaluate.scorers import Score
-from aligntrain.evaluate.store import (
-    ANSWERS,
-    JUDGEMENTS,
-    RESULT,
-    JsonlLog,
-    check_conditions,
-    fingerprint,
-    read_conditions,
-    read_lines,
-    write_conditions,
-    write_json,
-    write_lines,
-    write_submission,
-)
 from aligntrain.inference.load import load_for_inference, model_folder
 from aligntrain.progress import watched
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from aligntrain.inference.generate import Question
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration
     from aligntrain.model.processing import AlignGPTProcessor
 
@@ -55,7 +29,10 @@ HEADINGS = (
     "benchmark", "metric", "questions", "score", "LLaVA-1.5-7B", "AlignGPT-7B", "reruns differ by",
     "comparable",
 )  # fmt: skip
-NO_SCORE = "no score"
+
+Loader = Callable[[], tuple["AlignGPTForConditionalGeneration", "AlignGPTProcessor"]]
+"""Function that loads model and processor once."""
+_PACKAGES = ("aligntrain", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,60 +42,19 @@ class Outcome:
     benchmark: Benchmark
     result: dict[str, Any]
 
-    @classmethod
-    def of(cls, result: dict[str, Any]) -> "Outcome":
-        """Return the outcome for the content of a `result.json`."""
-        return cls(BENCHMARKS[result["benchmark"]], result)
-
     @property
     def cells(self) -> tuple[str, ...]:
         """Cells of the table's row, in the order of `HEADINGS`."""
-        benchmark, published = self.benchmark, self.benchmark.published
+        benchmark, published, result = self.benchmark, self.benchmark.published, self.result
+        values = (result["score"], published and published.llava, published and published.aligngpt)
         return (
             benchmark.title,
             benchmark.metric,
-            f"{self.result['questions']:,}",
-            "–" if self.result["score"] is None else f"{self.result['score']:.1f}",
-            "–" if published is None else f"{published.llava:.1f}",
-            "–" if published is None else f"{published.aligngpt:.1f}",
-            "–" if published is None or not published.noise else published.noise,
-            self.result["comparable"],
+            f"{result['questions']:,}",
+            *("–" if value is None else f"{value:.1f}" for value in values),
+            (published and published.noise) or "–",
+            result["comparable"],
         )
-
-
-def comparable(benchmark: Benchmark, result: dict[str, Any]) -> str:
-    """Return whether `result` compares with the published values (yes, nearly or no), and why."""
-    published, questions = benchmark.published, result["questions"]
-    if result["score"] is None:
-        return NO_SCORE
-    if benchmark.not_comparable or published is None:
-        return f"no: {benchmark.not_comparable}"
-    if result["limit"] is not None:
-        return f"no: the first {questions:,} questions"
-    if result["max_new_tokens"] != benchmark.max_new_tokens:
-        return f"no: answers of at most {result['max_new_tokens']:,} tokens"
-    if questions == published.questions:
-        return "yes"
-    if benchmark.edition is not None and questions == benchmark.edition[0]:
-        return f"nearly: {benchmark.edition[1]}"
-    return f"no: {questions:,} of {published.questions:,} questions"
-
-
-def write_table(outcomes: list[Outcome], file: Path) -> None:
-    """Write the table in Markdown with the notes below it."""
-    rows = [HEADINGS, ("---",) * len(HEADINGS), *(outcome.cells for outcome in outcomes)]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    notes = [
-        f"- {outcome.benchmark.title}: {note}."
-        for outcome in outcomes
-        for note in outcome.result["notes"]
-    ]
-    atomic.write(file, "\n".join([*lines, "", *notes]).rstrip() + "\n")
-
-
-Loader = Callable[[], tuple["AlignGPTForConditionalGeneration", "AlignGPTProcessor"]]
-"""Function that loads model and processor once."""
-_PACKAGES = ("aligntrain", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +109,9 @@ def evaluate(
     if settings.judge is not None and any(benchmark.judged for benchmark, _ in selected):
         _require("openai")
         settings.judge.ping()
-    if not all((target / benchmark.name / RESULT).is_file() for benchmark, _ in selected):
+    if not all((target / benchmark.name / store.RESULT).is_file() for benchmark, _ in selected):
         _require("datasets")
-    model_id = fingerprint(folder)
+    model_id = store.fingerprint(folder)
     # Plan all tasks first: missing data must show before any generation.
     tasks = [
         _plan(benchmark, revision, target / benchmark.name, model_id, settings)
@@ -184,19 +120,16 @@ def evaluate(
     load = cache(lambda: _load(folder, device))
     outcomes: list[Outcome] = []
     for task in tasks:
-        outcomes.append(_run(task, settings, load))
-        write_table(_stored_outcomes(model_id, target), target / TABLE)
+        outcomes.append(Outcome(task.benchmark, _run(task, settings, load)))
+        # Results of the model in this folder, also of earlier calls, in the paper's order.
+        stored = [
+            Outcome(benchmark, json.loads((target / name / store.RESULT).read_bytes()))
+            for name, benchmark in BENCHMARKS.items()
+            if (target / name / store.RESULT).is_file()
+            and store.read_conditions(target / name).get("model") == model_id
+        ]
+        _write_table(stored, target / TABLE)
     return Evaluation(target, outcomes)
-
-
-def _stored_outcomes(model_id: str, target: Path) -> list[Outcome]:
-    """Return outcomes of the model in `target`, also of earlier calls, in the paper's order."""
-    folders = [target / name for name in BENCHMARKS]
-    return [
-        Outcome.of(json.loads((folder / RESULT).read_bytes()))
-        for folder in folders
-        if (folder / RESULT).is_file() and read_conditions(folder).get("model") == model_id
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +140,11 @@ class _Task:
     folder: Path
     conditions: dict[str, Any]
     data: Data | None
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Maximum tokens of an answer."""
+        return self.conditions["max_new_tokens"]
 
 
 def _plan(
@@ -223,12 +161,12 @@ def _plan(
         "limit": settings.limit,
         "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
     }
-    check_conditions(folder, conditions)
-    done, stored = (folder / RESULT).is_file(), read_conditions(folder).get("revision")
+    store.check_conditions(folder, conditions)
+    done, stored = (folder / store.RESULT).is_file(), store.read_conditions(folder).get("revision")
     if done and settings.data is None and revision in (None, stored):
         return _Task(benchmark, folder, conditions, None)
     data = find_data(benchmark, settings.data, revision or stored)
-    check_conditions(folder, data.identity)
+    store.check_conditions(folder, data.identity)
     return _Task(benchmark, folder, conditions | data.identity, None if done else data)
 
 
@@ -268,132 +206,134 @@ def _load(
     return model, processor
 
 
-def _run(task: _Task, settings: Settings, load: Loader) -> Outcome:
+def _run(task: _Task, settings: Settings, load: Loader) -> dict[str, Any]:
+    """Answer, judge and score the questions of `task`, as far as needed; return its result."""
     benchmark, folder = task.benchmark, task.folder
     if task.data is None:
-        result = json.loads((folder / RESULT).read_bytes())
+        result = json.loads((folder / store.RESULT).read_bytes())
         if benchmark.judged and settings.judge is None:
-            return Outcome(benchmark, result)  # keep the grades of the last judge, if any
-        records = read_lines(folder / ANSWERS)
+            return result  # keep the grades of the last judge, if any
+        records = store.read_lines(folder / store.ANSWERS)
     else:
         data = fetch(benchmark, task.data)
+        precision = str(load()[0].dtype).removeprefix("torch.")
+        store.write_conditions(folder, {**task.conditions, "precision": precision})
         records = _answer(task, data, settings, load)
-        result = _facts(benchmark, data, settings, load)
-    submission = write_submission(benchmark.name, records, folder, settings.data)
+        published = benchmark.published
+        result: dict[str, Any] = {
+            "benchmark": benchmark.name,
+            "title": benchmark.title,
+            "metric": benchmark.metric,
+            "data": data.source,
+            "revision": data.revision,
+            "limit": settings.limit,
+            "max_new_tokens": task.max_new_tokens,
+            "batch_size": settings.batch_size,
+            "precision": precision,
+            "published": published and {"llava": published.llava, "aligngpt": published.aligngpt},
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+    submission = store.write_submission(benchmark.name, records, folder, settings.data)
     if benchmark.judged:
-        _judge(benchmark, folder, records, settings)
+        _judge(task, records, settings)
         result["judge"] = settings.judge.model if settings.judge else None
-    score = _score(benchmark, records)
+    score = benchmark.score(records)
     for record, points in zip(records, score.points, strict=True):
         record["score"] = points
-    write_lines(folder / ANSWERS, records)
+    store.write_lines(folder / store.ANSWERS, records)
     notes = [*score.notes, *([submission] if submission else [])]
     result |= {"score": score.value, "details": score.details, "questions": len(records)}
-    result |= {"notes": notes, "comparable": comparable(benchmark, result)}
-    write_json(folder / RESULT, result)
-    return Outcome(benchmark, result)
+    result |= {"notes": notes, "comparable": _comparable(benchmark, result)}
+    store.write_json(folder / store.RESULT, result)
+    return result
 
 
 def _answer(task: _Task, data: Data, settings: Settings, load: Loader) -> list[dict[str, Any]]:
     """Answer the rows without a stored answer to the same prompt; return all, with scorer facts."""
-    from aligntrain.inference.generate import generate_answers
+    from datasets import disable_progress_bars
 
-    write_conditions(task.folder, {**task.conditions, "precision": _precision(load)})
+    from aligntrain.inference.generate import Question, generate_answers, messages_of
+
     if settings.console is None or not settings.console.is_terminal:
-        _hide_bars()
+        disable_progress_bars()
     benchmark = task.benchmark
     rows, lookup = read_rows(benchmark, data, settings.limit)
     texts = without_images(rows)
     prompts = [benchmark.prompt(row) for row in texts]
-    log = JsonlLog(task.folder / ANSWERS)
-    stored = dict(enumerate(prompts))
-    records = {line["row"]: line for line in log.lines if stored.get(line["row"]) == line["prompt"]}
-    waiting = [row for row in range(len(prompts)) if row not in records]
+    log = store.JsonlLog(task.folder / store.ANSWERS)
+    asked = dict(enumerate(prompts))
+    records = {line["row"]: line for line in log.lines if asked.get(line["row"]) == line["prompt"]}
+    waiting = [row for row in asked if row not in records]
+
+    def question(row: int) -> Question:
+        images = images_of(dict(rows[row]), lookup)
+        return Question(messages_of(prompts[row], images), name=f"{benchmark.name}, row {row}")
+
     answers = generate_answers(
         *load(),
-        (_question(benchmark, rows, lookup, row, prompts[row]) for row in waiting),
-        max_new_tokens=settings.max_new_tokens or benchmark.max_new_tokens,
+        map(question, waiting),
+        max_new_tokens=task.max_new_tokens,
         batch_size=settings.batch_size,
         shorten=True,
     )
     progress = watched(waiting, benchmark.name, len(waiting), settings.console)
-    for row, reply in zip(progress, answers, strict=True):
+    for row, answer in zip(progress, answers, strict=True):
         records[row] = {
             "row": row,
             "prompt": prompts[row],
-            "text": reply.text,
-            "tokens": reply.tokens,
-            "finished": reply.finished,
-            "gate_weights": reply.gate_weights,
+            "text": answer.text,
+            "tokens": answer.tokens,
+            "finished": answer.finished,
+            "gate_weights": answer.gate_weights,
         }
         log.append(records[row])
     return [{**records[index], "facts": benchmark.facts(row)} for index, row in enumerate(texts)]
 
 
-def _question(
-    benchmark: Benchmark, rows: "Dataset", lookup: ImageLookup | None, row: int, prompt: str
-) -> "Question":
-    from aligntrain.inference.generate import Question
-
-    content: list[dict[str, Any]] = [
-        {"type": "image", "image": image} for image in images_of(dict(rows[row]), lookup)
-    ]
-    content.append({"type": "text", "text": prompt})
-    return Question([{"role": "user", "content": content}], name=f"{benchmark.name}, row {row}")
-
-
-def _hide_bars() -> None:
-    from datasets import disable_progress_bars
-
-    disable_progress_bars()
-
-
-def _precision(load: Loader) -> str:
-    return str(load()[0].dtype).removeprefix("torch.")
-
-
-def _facts(benchmark: Benchmark, data: Data, settings: Settings, load: Loader) -> dict[str, Any]:
-    published = benchmark.published
-    return {
-        "benchmark": benchmark.name,
-        "title": benchmark.title,
-        "metric": benchmark.metric,
-        "data": data.source,
-        "revision": data.revision,
-        "limit": settings.limit,
-        "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
-        "batch_size": settings.batch_size,
-        "precision": _precision(load),
-        "published": published and {"llava": published.llava, "aligngpt": published.aligngpt},
-        "versions": {name: version(name) for name in _PACKAGES},
-    }
-
-
-def _judge(
-    benchmark: Benchmark, folder: Path, records: list[dict[str, Any]], settings: Settings
-) -> None:
+def _judge(task: _Task, records: list[dict[str, Any]], settings: Settings) -> None:
     """Add the judge's grade to each of `records`, requesting only missing grades."""
     for record in records:
         record.pop("grade", None)
-    judge = settings.judge
+    judge, name = settings.judge, task.benchmark.name
     if judge is None:
         return
-    log = JsonlLog(folder / JUDGEMENTS)
+    log = store.JsonlLog(task.folder / store.JUDGEMENTS)
     lines = [line for line in log.lines if line["judge"] == judge.model]
     grades = {line["row"]: line["grade"] for line in lines if line["grade"] is not None}
     left = [record for record in records if record["row"] not in grades]
-    judgements = judge_all(judge, JUDGED[benchmark.name], left)
-    title = f"{benchmark.name}, judged"
-    for line in watched(judgements, title, len(left), settings.console):
+    judgements = judge_all(judge, JUDGED[name], left)
+    for line in watched(judgements, f"{name}, judged", len(left), settings.console):
         log.append(line)
         grades[line["row"]] = line["grade"]
     for record in records:
         record["grade"] = grades.get(record["row"])
 
 
-def _score(benchmark: Benchmark, records: list[dict[str, Any]]) -> Score:
-    if benchmark.judged:
-        return JUDGED[benchmark.name].score(records)
-    if benchmark.score is None:
-        return Score(None, [None] * len(records), notes=["its server alone knows the answers"])
-    return benchmark.score(records)
+def _comparable(benchmark: Benchmark, result: dict[str, Any]) -> str:
+    """Return whether `result` compares with the published values (yes, nearly or no), and why."""
+    published, questions = benchmark.published, result["questions"]
+    if result["score"] is None:
+        return "no score"
+    if benchmark.not_comparable or published is None:
+        return f"no: {benchmark.not_comparable}"
+    if result["limit"] is not None:
+        return f"no: the first {questions:,} questions"
+    if result["max_new_tokens"] != benchmark.max_new_tokens:
+        return f"no: answers of at most {result['max_new_tokens']:,} tokens"
+    if questions == published.questions:
+        return "yes"
+    if benchmark.edition is not None and questions == benchmark.edition[0]:
+        return f"nearly: {benchmark.edition[1]}"
+    return f"no: {questions:,} of {published.questions:,} questions"
+
+
+def _write_table(outcomes: list[Outcome], file: Path) -> None:
+    """Write the table in Markdown with the notes below it."""
+    rows = [HEADINGS, ("---",) * len(HEADINGS), *(outcome.cells for outcome in outcomes)]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    notes = [
+        f"- {outcome.benchmark.title}: {note}."
+        for outcome in outcomes
+        for note in outcome.result["notes"]
+    ]
+    atomic.write(file, "\n".join([*lines, "", *notes]).rstrip() + "\n")

@@ -6,10 +6,10 @@ as scores are compared with the server's.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 Record = Mapping[str, Any]
 """Answered question: the answer `text`, and `facts` of the data for its scorer."""
@@ -30,18 +30,44 @@ class Score:
     notes: list[str] = field(default_factory=list[str])
 
 
+Scorer = Callable[[Sequence[Record]], Score]
+K = TypeVar("K")
+V = TypeVar("V")
+
+
 def percent(points: Iterable[float]) -> float | None:
     """Return the mean of `points` in percent, None if there are none."""
     given = list(points)
     return 100 * sum(given) / len(given) if given else None
 
 
-def grouped(records: Sequence[Record], *keys: str) -> dict[tuple[Any, ...], list[int]]:
-    """Group the indices of `records` by their facts `keys`, in order of appearance."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    for place, record in enumerate(records):
-        groups.setdefault(tuple(record["facts"][key] for key in keys), []).append(place)
+def grouped(pairs: Iterable[tuple[K, V]]) -> dict[K, list[V]]:
+    """Return the second items of `pairs` by the first, in order of appearance."""
+    groups: dict[K, list[V]] = {}
+    for key, value in pairs:
+        groups.setdefault(key, []).append(value)
     return groups
+
+
+def percents(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Return the mean in percent of the points of each name in `pairs`."""
+    return {name: 100 * sum(some) / len(some) for name, some in grouped(pairs).items()}
+
+
+def score_unknown(records: Sequence[Record]) -> Score:
+    """Score nothing: the answers are not public."""
+    return Score(None, [None] * len(records), notes=["its server alone knows the answers"])
+
+
+def _mean(points_of: Callable[[Record], float], kind: str | None = None) -> Scorer:
+    """Return the scorer of the mean of `points_of` in percent, over all and by the fact `kind`."""
+
+    def score(records: Sequence[Record]) -> Score:
+        points = [float(points_of(record)) for record in records]
+        kinds = [str(record["facts"][kind]) for record in records] if kind else []
+        return Score(percent(points), points, percents(zip(kinds, points, strict=False)))
+
+    return score
 
 
 _NUMBERS = {
@@ -117,33 +143,17 @@ def vqa_accuracy(answer: str, humans: list[str]) -> float:
     return sum(min((total - match) / 3, 1) for match in matches) / len(matches)
 
 
-def score_vqa(records: Sequence[Record]) -> Score:
-    """Score mean VQA accuracy in percent; facts: `answers` of people."""
-    points = [vqa_accuracy(record["text"], record["facts"]["answers"]) for record in records]
-    return Score(percent(points), points)
+score_vqa = _mean(lambda record: vqa_accuracy(record["text"], record["facts"]["answers"]))
+"""Score mean VQA accuracy in percent; facts: `answers` of people."""
 
-
-def score_exact(records: Sequence[Record]) -> Score:
-    """Score answers that match, ignoring case and a full stop; facts: `answer`."""
-    points = [
-        float(record["text"].strip().rstrip(".").lower() == record["facts"]["answer"].lower())
-        for record in records
-    ]
-    return Score(percent(points), points)
+score_exact = _mean(
+    lambda record: record["text"].strip().rstrip(".").lower() == record["facts"]["answer"].lower()
+)
+"""Score answers that match, ignoring case and a full stop; facts: `answer`."""
 
 
 _THE_ANSWER_IS = re.compile(r"The answer is ([A-Z])\.")
 _LETTER = re.compile(r"\(?([A-Z])[.):]?|\(?([A-Z])[.):]\s.*", re.DOTALL)
-
-
-def score_science(records: Sequence[Record]) -> Score:
-    """Score right letters; facts: `answer`, a letter, and `options`, their number.
-
-    As in LLaVA's evaluation, a letter stands alone, as `B. …` or in `The answer is B.`; anything
-    else is wrong.
-    """
-    points = [float(_science_letter(r["text"]) == r["facts"]["answer"]) for r in records]
-    return Score(percent(points), points)
 
 
 def _science_letter(text: str) -> str | None:
@@ -155,12 +165,15 @@ def _science_letter(text: str) -> str | None:
     return letters[0] if len(letters) == 1 else None
 
 
-def score_letter(records: Sequence[Record]) -> Score:
-    """Score answers that are exactly the right letter; facts: `answer`, `kind`."""
-    points = [float(record["text"] == record["facts"]["answer"]) for record in records]
-    kinds = grouped(records, "kind")
-    details = {str(kind): percent(points[i] for i in places) for (kind,), places in kinds.items()}
-    return Score(percent(points), points, {k: v for k, v in details.items() if v is not None})
+score_science = _mean(lambda record: _science_letter(record["text"]) == record["facts"]["answer"])
+"""Score right letters; facts: `answer`, a letter.
+
+As in LLaVA's evaluation, a letter stands alone, as `B. …` or in `The answer is B.`; anything else
+is wrong.
+"""
+
+score_letter = _mean(lambda record: record["text"] == record["facts"]["answer"], kind="kind")
+"""Score answers that are exactly the right letter; facts: `answer`, `kind`."""
 
 
 def chosen_letter(text: str, options: dict[str, str]) -> str | None:
@@ -193,28 +206,20 @@ def score_circular(records: Sequence[Record]) -> Score:
     options: 53 questions of the dev file have four options and three rotations. A question with a
     gap in the numbers of its rotations lacks one; it is left out, with a note.
     """
-    right = [
-        float(
-            chosen_letter(record["text"], record["facts"]["options"]) == record["facts"]["answer"]
-        )
-        for record in records
+    facts = [record["facts"] for record in records]
+    letters = [chosen_letter(r["text"], r["facts"]["options"]) for r in records]
+    right = [float(letter == f["answer"]) for letter, f in zip(letters, facts, strict=True)]
+    questions = grouped((f["index"] % ROTATION, place) for place, f in enumerate(facts))
+    whole = [
+        (str(facts[places[0]]["kind"]), float(all(right[place] for place in places)))
+        for places in questions.values()
+        if {facts[place]["index"] // ROTATION for place in places} == set(range(len(places)))
     ]
-    whole: list[float] = []
-    kinds: dict[str, list[float]] = {}
-    questions: dict[int, list[int]] = {}
-    for place, record in enumerate(records):
-        questions.setdefault(record["facts"]["index"] % ROTATION, []).append(place)
-    for places in questions.values():
-        turns = sorted(records[place]["facts"]["index"] // ROTATION for place in places)
-        if turns == list(range(len(turns))):
-            whole.append(float(all(right[place] for place in places)))
-            kind = str(records[places[0]]["facts"]["kind"])
-            kinds.setdefault(kind, []).append(whole[-1])
-    details = {kind: 100 * sum(points) / len(points) for kind, points in kinds.items()}
+    details = percents(whole)
     details["each rotation for itself"] = percent(right) or 0.0
     missing = len(questions) - len(whole)
     notes = [f"{missing} questions lack a rotation and are left out"] if missing else []
-    return Score(percent(whole), right, details, notes)
+    return Score(percent(point for _, point in whole), right, details, notes)
 
 
 PERCEPTION = (
@@ -234,9 +239,10 @@ def score_pope(records: Sequence[Record]) -> Score:
     """Score the mean F1 of `yes` over the splits; facts: `answer`, yes or no, and `split`."""
     read = [pope_reading(record["text"]) for record in records]
     truths = [record["facts"]["answer"].strip().lower() for record in records]
+    splits = [record["facts"]["split"] for record in records]
     details: dict[str, float] = {}
-    for (split,), places in grouped(records, "split").items():
-        pairs = [(read[i], truths[i]) for i in places]
+    answers = zip(read, truths, strict=True)
+    for split, pairs in grouped(zip(splits, answers, strict=True)).items():
         hits, yes, true = (
             sum(pair == ("yes", "yes") for pair in pairs),
             sum(reply == "yes" for reply, _ in pairs),
@@ -270,17 +276,16 @@ def score_mme(records: Sequence[Record]) -> Score:
     left out, with a note.
     """
     points = [float(mme_reading(r["text"]) == mme_reading(r["facts"]["answer"])) for r in records]
-    pairs: dict[str, list[float]] = {}
-    missing = 0
-    for (category, _), places in grouped(records, "category", "picture").items():
-        if len(places) != 2:
-            missing += 1
-            continue
-        right = sum(points[place] for place in places)
-        pairs.setdefault(category, []).append(right * 50 + (right == 2) * 100)
-    details = {category: sum(scores) / len(scores) for category, scores in pairs.items()}
+    images = [(record["facts"]["category"], record["facts"]["picture"]) for record in records]
+    by_image = grouped(zip(images, points, strict=True))
+    pairs = {image: sum(both) for image, both in by_image.items() if len(both) == 2}
+    by_category = grouped(
+        (image[0], 50 * right + 100 * (right == 2)) for image, right in pairs.items()
+    )
+    details = {category: sum(scores) / len(scores) for category, scores in by_category.items()}
     perception = [score for category, score in details.items() if category in PERCEPTION]
     cognition = [score for category, score in details.items() if category not in PERCEPTION]
+    missing = len(by_image) - len(pairs)
     notes = [f"{missing} pictures lack a question and are left out"] if missing else []
     if cognition:
         details["cognition"] = sum(cognition)

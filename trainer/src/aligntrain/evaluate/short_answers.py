@@ -1,18 +1,24 @@
-"""Held-out questions with short answers, and a model's accuracy on them."""
+"""Held-out questions with short answers, their types, and a model's accuracy on them."""
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignshared import InputError
+from aligntrain.data.dataset import Row, ShardedDataset, decode_sample_image
+from aligntrain.data.index import read_index
+from aligntrain.prompts.conversation import InvalidSample, read_conversation
+from aligntrain.prompts.placeholders import IMAGE_MARK
 
 if TYPE_CHECKING:
-    from aligntrain.data.dataset import Row, ShardedDataset
     from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
+
+T = TypeVar("T")
 
 SHORT_WORDS = 3
 """Maximum words of a reference answer compared by exact match."""
@@ -86,9 +92,14 @@ def read_questions(
             "image, question and answer."
         ) from error
     ids = list(dict.fromkeys(question.id for question in questions))
-    count = min(pictures or len(ids), len(ids))
-    selected = {ids[number * len(ids) // count] for number in range(count)}
+    selected = set(evenly(ids, pictures or len(ids)))
     return [q for q in questions if q.id in selected and (kinds is None or q.kind in kinds)]
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` of `items` at equal distances, or all if there are fewer."""
+    count = min(count, len(items))
+    return [items[number * len(items) // count] for number in range(count)]
 
 
 def _question(record: dict[str, Any], folder: Path) -> ShortQuestion:
@@ -113,11 +124,17 @@ def ask(
     done: Callable[[int], None] = lambda _: None,
 ) -> list[str]:
     """Return the model's answer to each of `questions`; `done` is called with 1 after each."""
-    from aligntrain.inference.generate import Question, generate_answers
+    from aligntrain.inference.generate import Question, generate_answers, messages_of
+    from aligntrain.model.processing import read_image
+
+    def prompt(question: ShortQuestion) -> Question:
+        image = question.image
+        read = decode_sample_image(image) if isinstance(image, bytes) else read_image(image)
+        return Question(messages_of(question.question, [read]))
 
     # Sorted by length, as padding costs as much as text.
     order = sorted(range(len(questions)), key=lambda i: len(questions[i].question))
-    waiting = (Question(_messages(questions[i])) for i in order)
+    waiting = (prompt(questions[i]) for i in order)
     texts: dict[int, str] = {}
     answers = generate_answers(
         model, processor, waiting, max_new_tokens=LONGEST_ANSWER, batch_size=batch_size
@@ -170,9 +187,7 @@ def questions_of_rows(data: str, share: float) -> list[ShortQuestion]:
     request for a single word.
     """
     shards, held_out = _held_out_rows(data, share)
-    count = min(len(held_out), MOST_ROWS)
-    rows = [held_out[i * len(held_out) // count] for i in range(count)]
-    return [question for row in rows for question in _of_row(shards.row(row))]
+    return [q for row in evenly(held_out, MOST_ROWS) for q in _of_row(shards.row(row))]
 
 
 def holds_out(data: str, share: float) -> bool:
@@ -180,20 +195,12 @@ def holds_out(data: str, share: float) -> bool:
     return bool(_held_out_rows(data, share)[1])
 
 
-def _held_out_rows(data: str, share: float) -> "tuple[ShardedDataset, list[int]]":
-    from aligntrain.data.dataset import ShardedDataset
-    from aligntrain.data.index import read_index
-
+def _held_out_rows(data: str, share: float) -> tuple[ShardedDataset, list[int]]:
     shards = ShardedDataset(data, conversations=True)
     return shards, read_index(shards).validation_rows(share).tolist()
 
 
-def _of_row(row: "Row") -> Iterator[ShortQuestion]:
-    from aligntrain.data.dataset import decode_sample_image
-    from aligntrain.evaluate.question_types import question_type
-    from aligntrain.prompts.conversation import InvalidSample, read_conversation
-    from aligntrain.prompts.placeholders import IMAGE_MARK
-
+def _of_row(row: Row) -> Iterator[ShortQuestion]:
     if not row.image:
         return
     try:
@@ -206,11 +213,39 @@ def _of_row(row: "Row") -> Iterator[ShortQuestion]:
         yield ShortQuestion(row.id, question_type(question), question, first.answer, row.image)
 
 
-def _messages(question: ShortQuestion) -> list[dict[str, Any]]:
-    from aligntrain.data.dataset import decode_sample_image
-    from aligntrain.model.processing import read_image
+_TYPES = (
+    ("multiple choice", r"(?m)^\W*[a-d][.):] .*\n\W*[b-e][.):] "),
+    (
+        "yes or no",
+        r"^(is|are|was|were|am|be|isn't|aren't|do|does|did|don't|doesn't|has|have|had|can|could|"
+        r"will|would|should|may|might)\b",
+    ),
+    ("how many", r"\bhow (many|much)\b|^count\b"),
+    ("which", r"^(in |on |at |from )?which\b|^what (kind|type|sort|group)\b"),
+    ("colour", r"\bwhat (is the )?colou?rs?\b"),
+    ("where", r"^where\b|\bbounding box\b|\bwhat region\b"),
+    ("who", r"^(who|whose|whom)\b"),
+    ("why or how", r"^(why|how)\b"),
+    ("what", r"^what('s)?\b"),
+    ("describe", r"\bdescri(be|ption)\b|\bcaption\b|\bsummari[sz]e\b|\btell me about\b|^write a\b"),
+)
+"""Types of questions with their patterns; the first that matches decides."""
 
-    encoded = question.image
-    image = decode_sample_image(encoded) if isinstance(encoded, bytes) else read_image(encoded)
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question.question}]
-    return [{"role": "user", "content": content}]
+
+def question_type(question: str) -> str:
+    """Return the type of `question` by its words, for data without a column of types:
+
+    multiple choice   lines that begin with a letter and a full stop, bracket or colon
+    yes or no         begins with a form of be, do, have or can, or with will, would, should, may
+    how many          "how many", "how much" or "count"
+    which             begins with "which", or asks what kind, type, sort or group
+    colour            "what colour", "what color"
+    where             begins with "where", or asks for a bounding box or a region
+    who               begins with who, whose, whom
+    why or how        begins with why or how
+    what              begins with what
+    describe          "describe", "caption", "summarize", "tell me about", "write a"
+    other             any other
+    """
+    words = question.strip().lower()
+    return next((name for name, pattern in _TYPES if re.search(pattern, words)), "other")

@@ -11,7 +11,7 @@ Each benchmark has a folder:
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,17 @@ from alignshared import InputError, atomic
 from aligntrain.evaluate.scorers import Record, normal_answer
 from aligntrain.model.lora import LORA
 
-ANSWERS, JUDGEMENTS, RESULT = "answers.jsonl", "judgements.jsonl", "result.json"
-CONDITIONS = "conditions.json"
+CONDITIONS, ANSWERS, JUDGEMENTS = "conditions.json", "answers.jsonl", "judgements.jsonl"
+RESULT, SUBMISSION = "result.json", "submission.json"
+ALL_OF_VQAV2 = "v2_OpenEnded_mscoco_test2015_questions.json"
+"""Questions of the whole test set, required by the VQA server; test-dev is a part of it."""
 _ENDS = 1 << 20
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     """Return the lines of a JSONL file without a truncated last one; [] if there is no file."""
-    if not file.is_file():
-        return []
-    lines: list[dict[str, Any]] = []
-    for line in file.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
-        lines.append(json.loads(line))
-    return lines
+    lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -43,7 +39,7 @@ def write_json(file: Path, content: Any) -> None:
 
 def write_lines(file: Path, lines: Iterable[dict[str, Any]]) -> None:
     """Write `lines` as a JSONL file, whole or not at all."""
-    atomic.write(file, "".join(f"{_line(line)}\n" for line in lines))
+    atomic.write(file, "".join(map(_line, lines)))
 
 
 class JsonlLog:
@@ -57,12 +53,12 @@ class JsonlLog:
     def append(self, line: dict[str, Any]) -> None:
         """Append `line`; it survives the end of this process."""
         with self._file.open("a", encoding="utf-8") as out:
-            out.write(f"{_line(line)}\n")
+            out.write(_line(line))
         self.lines.append(line)
 
 
 def _line(content: dict[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False)
+    return json.dumps(content, ensure_ascii=False) + "\n"
 
 
 def read_conditions(folder: Path) -> dict[str, Any]:
@@ -78,14 +74,12 @@ def check_conditions(folder: Path, conditions: dict[str, Any]) -> None:
         InputError: they were not.
     """
     before = read_conditions(folder)
-    differing = [key for key in conditions if before and before.get(key) != conditions[key]]
-    if differing:
-        key = differing[0]
-        then, now = str(before.get(key))[:60], str(conditions[key])[:60]
-        raise InputError(
-            f"{folder} holds answers under another {key} ({then}, now {now}); give another output, "
-            "or remove that folder."
-        )
+    for key, value in conditions.items():
+        if before and before.get(key) != value:
+            raise InputError(
+                f"{folder} holds answers under another {key} ({str(before.get(key))[:60]}, now "
+                f"{str(value)[:60]}); give another output, or remove that folder."
+            )
 
 
 def write_conditions(folder: Path, conditions: dict[str, Any]) -> None:
@@ -104,25 +98,28 @@ def fingerprint(model: Path) -> str:
     weights, in the folder `model`; other files, such as `eval/`, do not matter.
     """
     digest = hashlib.sha256()
-    for file in _weights_and_config(model):
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(model).as_posix()} {size}\n".encode())
-        with file.open("rb") as content:
-            digest.update(content.read(_ENDS))
-            content.seek(max(0, size - _ENDS))
-            digest.update(content.read(_ENDS))
+    for file in (*sorted(model.glob("*")), *sorted((model / LORA).glob("*"))):
+        if file.suffix in (".safetensors", ".json", ".jinja") and file.is_file():
+            size = file.stat().st_size
+            digest.update(f"{file.relative_to(model).as_posix()} {size}\n".encode())
+            with file.open("rb") as content:
+                digest.update(content.read(_ENDS))
+                content.seek(max(0, size - _ENDS))
+                digest.update(content.read(_ENDS))
     return digest.hexdigest()
 
 
-def _weights_and_config(model: Path) -> Iterator[Path]:
-    for file in (*sorted(model.glob("*")), *sorted((model / LORA).glob("*"))):
-        if file.suffix in (".safetensors", ".json", ".jinja") and file.is_file():
-            yield file
-
-
-SUBMISSION = "submission.json"
-ALL_OF_VQAV2 = "v2_OpenEnded_mscoco_test2015_questions.json"
-"""Questions of the whole test set, required by the VQA server; test-dev is a part of it."""
+def write_submission(
+    name: str, records: Sequence[Record], folder: Path, data: str | Path | None
+) -> str | None:
+    """Write the submission file of the benchmark `name` to `folder` and return a note about it; do
+    nothing for a benchmark without one. Other files it needs are looked for in `folder` and `data`.
+    """
+    if name not in _SUBMISSIONS:
+        return None
+    content, note = _SUBMISSIONS[name](records, folder, None if data is None else Path(data))
+    write_json(folder / SUBMISSION, content)
+    return f"{SUBMISSION} is written; {note}"
 
 
 def _vqav2(records: Sequence[Record], folder: Path, data: Path | None) -> tuple[Any, str]:
@@ -130,29 +127,24 @@ def _vqav2(records: Sequence[Record], folder: Path, data: Path | None) -> tuple[
     answers = {int(record["facts"]["id"]): normal_answer(record["text"]) for record in records}
     folders = (folder, *((data, data / "vqav2") if data else ()))
     listing = next((p / ALL_OF_VQAV2 for p in folders if (p / ALL_OF_VQAV2).is_file()), None)
-    note = "upload it at https://eval.ai/web/challenges/challenge-page/830"
     if listing is None:
         note = (
             f"the server wants every question of the test set: put {ALL_OF_VQAV2} of "
             f"https://visualqa.org/download.html into {folder} and run again"
         )
     else:
-        every = [
-            int(question["question_id"])
-            for question in json.loads(listing.read_bytes())["questions"]
-        ]
-        answers = dict.fromkeys(every, "") | answers
+        note = "upload it at https://eval.ai/web/challenges/challenge-page/830"
+        every = json.loads(listing.read_bytes())["questions"]
+        answers = {int(question["question_id"]): "" for question in every} | answers
     return [{"question_id": id_, "answer": answer} for id_, answer in answers.items()], note
 
 
 def _vizwiz(records: Sequence[Record], *_: Any) -> tuple[Any, str]:
     """Return an answer for each image's file name."""
+    names = [f"{str(record['facts']['id']).removesuffix('.jpg')}.jpg" for record in records]
     answers = [
-        {
-            "image": f"{str(record['facts']['id']).removesuffix('.jpg')}.jpg",
-            "answer": normal_answer(record["text"]),
-        }
-        for record in records
+        {"image": name, "answer": normal_answer(record["text"])}
+        for name, record in zip(names, records, strict=True)
     ]
     return answers, (
         "but its server (https://eval.ai/web/challenges/challenge-page/2185) is closed; take "
@@ -166,21 +158,8 @@ def _mm_vet(records: Sequence[Record], *_: Any) -> tuple[Any, str]:
     return answers, "MM-Vet's own grader takes it: https://github.com/yuweihao/MM-Vet"
 
 
-_FORMS: dict[str, Callable[[Sequence[Record], Path, Path | None], tuple[Any, str]]] = {
+_SUBMISSIONS: dict[str, Callable[[Sequence[Record], Path, Path | None], tuple[Any, str]]] = {
     "vqav2": _vqav2,
     "vizwiz": _vizwiz,
     "mm-vet": _mm_vet,
 }
-
-
-def write_submission(
-    name: str, records: Sequence[Record], folder: Path, data: str | Path | None
-) -> str | None:
-    """Write the submission file of the benchmark `name` to `folder` and return a note about it; do
-    nothing for a benchmark without one. Other files it needs are looked for in `folder` and `data`.
-    """
-    if name not in _FORMS:
-        return None
-    content, note = _FORMS[name](records, folder, None if data is None else Path(data))
-    write_json(folder / SUBMISSION, content)
-    return f"{SUBMISSION} is written; {note}"

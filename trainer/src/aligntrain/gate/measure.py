@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -12,7 +12,13 @@ from aligntrain.data.dataset import Row, ShardedDataset, decode_sample_image
 from aligntrain.data.loader import Preparation, Sample, collate, make_sample
 from aligntrain.evaluate.short_answers import LONGEST_ANSWER, is_right, is_short
 from aligntrain.gate.questions import GateQuestion
-from aligntrain.inference.generate import Question, generate_answers
+from aligntrain.inference.generate import (
+    Messages,
+    Question,
+    generate_answers,
+    messages_of,
+    model_inputs,
+)
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligntrain.prompts.conversation import InvalidSample, Turn
 from aligntrain.prompts.placeholders import IMAGE_MARK
@@ -33,13 +39,12 @@ class QuestionWithImage:
     image: Image.Image
 
     @property
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self) -> Messages:
         """Prompt in the form of a processor's chat template."""
         text = self.question.question.replace(IMAGE_MARK, " ")  # a caption may hold the mark
-        content = [{"type": "image", "image": self.image}, {"type": "text", "text": text}]
         system = self.question.system
         before = [] if system is None else [{"role": "system", "content": system}]
-        return [*before, {"role": "user", "content": content}]
+        return [*before, *messages_of(text, [self.image])]
 
 
 def with_images(
@@ -71,14 +76,8 @@ def gate_weights(
     Only the embeddings before the LLM are computed. Prompts are padded on the right and the gate
     reads no padding, so weights depend on the batch only by rounding.
     """
-    inputs: Any = processor.apply_chat_template(
-        [question.messages for question in questions],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        processor_kwargs={"padding_side": "right"},
-    )
-    inputs = inputs.to(model.device, dtype=model.dtype)
+    messages = [question.messages for question in questions]
+    inputs = model_inputs(model, processor, messages, padding_side="right")
     _, weights = model.model.embed(
         inputs["input_ids"], inputs["attention_mask"], inputs["pixel_values"]
     )
@@ -115,35 +114,27 @@ def sweep_levels(
     long for the model are left out. `done` is called with the size of each finished batch.
     """
     settings = (None, *range(1, model.config.levels + 1))
-    preparation = _preparation(model, processor)
+    positions = getattr(model.config.text_config, "max_position_embeddings", None) or _MAX_LENGTH
+    preparation = Preparation.of(
+        processor, template=processor.template, max_length=min(_MAX_LENGTH, positions)
+    )
     for batch in batches(numbered, batch_size):
-        usable = [
-            (number, question, sample)
-            for number, question in batch
-            for sample in _sample(question, preparation)
-        ]
+        samples = {number: _sample(item, preparation) for number, item in batch}
+        usable = {number: item for number, item in batch if samples[number] is not None}
         if usable:
-            numbers, questions, samples = (list(column) for column in zip(*usable, strict=True))
-            losses = _losses(model, processor, questions, samples, preparation, settings)
+            questions = list(usable.values())
+            read = [sample for sample in samples.values() if sample is not None]
+            losses = _losses(model, processor, questions, read, preparation, settings)
             answers = _answers(model, processor, questions, settings, batch_size)
-            for index, (number, question) in enumerate(zip(numbers, questions, strict=True)):
-                texts = answers.get(index, {})
-                reference = question.question.answer or ""
-                right = {setting: is_right(text, reference) for setting, text in texts.items()}
-                yield SweepResult(number, losses[index], texts, right)
+            for number, item, loss, said in zip(usable, questions, losses, answers, strict=True):
+                reference = item.question.answer or ""
+                right = {setting: is_right(text, reference) for setting, text in said.items()}
+                yield SweepResult(number, loss, said, right)
         done(len(batch))
 
 
-def _preparation(
-    model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor
-) -> Preparation:
-    positions = getattr(model.config.text_config, "max_position_embeddings", None) or _MAX_LENGTH
-    length = min(_MAX_LENGTH, positions)
-    return Preparation.of(processor, template=processor.template, max_length=length)
-
-
-def _sample(item: QuestionWithImage, preparation: Preparation) -> Iterator[Sample]:
-    """Yield the question with its reference answer as a training sample, unless it is too long."""
+def _sample(item: QuestionWithImage, preparation: Preparation) -> Sample | None:
+    """Return the question with its reference answer as a sample, None if it is too long."""
     question = item.question
     text, reference = question.question, question.answer
     if reference is None:  # a pair
@@ -154,9 +145,9 @@ def _sample(item: QuestionWithImage, preparation: Preparation) -> Iterator[Sampl
     # The image is decoded already; make_sample only checks that there is one.
     row = Row(question.id, b"+", reference, turns, question.level)
     try:
-        yield make_sample(row, preparation.encoder)
+        return make_sample(row, preparation.encoder)
     except InvalidSample:
-        return
+        return None
 
 
 def _losses(
@@ -168,7 +159,7 @@ def _losses(
     settings: Sequence[int | None],
 ) -> list[dict[int | None, float]]:
     """Return the loss of each question's reference answer by setting."""
-    pixels = [preparation.pixels(question.image) for question in questions]
+    pixels = [preparation.pixels(item.image) for item in questions]
     batch = collate(samples, pixels, preparation.pad_id)
     inputs = {
         name: batch[name].to(model.device) for name in ("input_ids", "attention_mask", "labels")
@@ -178,24 +169,23 @@ def _losses(
     inputs["pixel_values"] = pixel_values.to(model.device, dtype=model.dtype)
     own_mix: dict[str, torch.Tensor] = {}
     if model.config.has_gate and processor.template != "plain":
-        prompts = [_as_swept(question) for question in questions]
-        own_mix["gate_weights"] = gate_weights(model, processor, prompts).to(model.device)
+        # A pair is asked for its caption, which the gate must not read.
+        asked = [
+            item
+            if item.question.answer is not None
+            else replace(item, question=replace(item.question, question=CAPTION_PROMPT))
+            for item in questions
+        ]
+        own_mix["gate_weights"] = gate_weights(model, processor, asked).to(model.device)
     losses: list[dict[int | None, float]] = [{} for _ in questions]
     for setting in settings:
         forced = own_mix if setting is None else {
             "levels": torch.full((len(questions),), setting, device=model.device)
         }  # fmt: skip
         output = model(**inputs, **forced)
-        for index, loss in enumerate(output.sample_loss.tolist()):
-            losses[index][setting] = loss
+        for of_question, loss in zip(losses, output.sample_loss.tolist(), strict=True):
+            of_question[setting] = loss
     return losses
-
-
-def _as_swept(item: QuestionWithImage) -> QuestionWithImage:
-    """Return `item` as asked in the sweep: a pair is asked for its caption."""
-    if item.question.answer is not None:
-        return item
-    return QuestionWithImage(replace(item.question, question=CAPTION_PROMPT), item.image)
 
 
 def _answers(
@@ -204,15 +194,19 @@ def _answers(
     questions: Sequence[QuestionWithImage],
     settings: Sequence[int | None],
     batch_size: int,
-) -> dict[int, dict[int | None, str]]:
-    """Return the answers to the questions with a short reference, by index and setting."""
-    short = [index for index, item in enumerate(questions) if is_short(item.question.answer)]
-    order = [(index, setting) for setting in settings for index in short]
+) -> list[dict[int | None, str]]:
+    """Return the answers to each question by setting, none where the reference is not short."""
+    order = [
+        (index, setting)
+        for setting in settings
+        for index, item in enumerate(questions)
+        if is_short(item.question.answer)
+    ]
     prompts = (Question(questions[index].messages, setting) for index, setting in order)
     answers = generate_answers(
         model, processor, prompts, max_new_tokens=LONGEST_ANSWER, batch_size=batch_size
     )
-    texts: dict[int, dict[int | None, str]] = {index: {} for index in short}
+    texts: list[dict[int | None, str]] = [{} for _ in questions]
     for (index, setting), answer in zip(order, answers, strict=True):
         texts[index][setting] = answer.text
     return texts

@@ -5,7 +5,7 @@ of one type are alike. The caption of a pair without a conversation takes the pl
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow as pa
 from alignshared import InputError
 from alignshared.schema import LEVEL_COLUMN
 from aligntrain.data.dataset import ShardedDataset
-from aligntrain.evaluate.question_types import question_type
+from aligntrain.evaluate.short_answers import question_type
 from aligntrain.prompts.conversation import InvalidSample, Turn, read_conversation
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
@@ -23,7 +23,7 @@ TYPE_COLUMNS = ("question_type", "type", "task", "kind", "category", "source", "
 """Columns that may hold the type of a question; the first one present is used."""
 
 FIRST_WORDS = "first words"
-"""Source of types without a column: `evaluate.question_types`."""
+"""Source of types without a column: see `question_type`."""
 
 _SCORE = "score"
 
@@ -79,23 +79,26 @@ def read_gate_questions(
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1 (got {limit}).")
     column = _type_column(shards, by)
-    pictured = _rows_with_image(shards)
-    chosen, each = pictured, None
+    with_image = np.concatenate(
+        [
+            first + np.flatnonzero(batch.column("image").is_valid().to_numpy(zero_copy_only=False))
+            for first, _, batch in shards.iter_batches(["image.path"])
+        ]
+    )
+    chosen, each = with_image, None
     if limit is not None:
-        rows = min(limit, len(pictured))
-        chosen = pictured[np.arange(rows) * len(pictured) // max(rows, 1)]
+        rows = min(limit, len(with_image))
+        chosen = with_image[np.arange(rows) * len(with_image) // max(rows, 1)]
         each = limit // max(rows, 1)
     questions: list[GateQuestion] = []
-    unusable, talks = 0, False
+    unusable, pairs = 0, True
     for place, (number, row) in enumerate(_rows(shards, chosen, column)):
-        talks = talks or bool(row.get("conversations"))
+        pairs = pairs and not row.get("conversations")
         try:
-            of_row = list(_of_row(number, row, column))
+            of_row = list(_of_row(number, row, column, system))
         except InvalidSample:
             unusable += 1
             continue
-        if not system:
-            of_row = [replace(question, system=None) for question in of_row]
         if each is not None and each < len(of_row):
             first = place % len(of_row)
             of_row = [*of_row[first:], *of_row[:first]][:each]
@@ -105,19 +108,26 @@ def read_gate_questions(
             f"{shards.location} has no row with a picture and a question or a caption that can be "
             "read; give data that aligncurate ingest or bucket wrote."
         )
-    where = column or (LEVEL_COLUMN if not talks and _has_level(questions) else FIRST_WORDS)
-    text_only = len(shards) - len(pictured)
-    return GateQuestions(questions, not talks, where, len(shards), text_only, unusable)
+    by_level = pairs and any(question.level is not None for question in questions)
+    types_from = column or (LEVEL_COLUMN if by_level else FIRST_WORDS)
+    text_only = len(shards) - len(with_image)
+    return GateQuestions(questions, pairs, types_from, len(shards), text_only, unusable)
 
 
 def _type_column(shards: ShardedDataset, by: str | None) -> str | None:
-    names = shards.schema.names
+    """Return the column of the types: `by`, or the first of TYPE_COLUMNS that is usable, if any."""
+    types = pa.types
+    usable = [
+        field.name
+        for field in shards.schema
+        if types.is_string(field.type)
+        or types.is_large_string(field.type)
+        or types.is_integer(field.type)
+        or types.is_boolean(field.type)
+    ]
     if by is None:
-        return next(
-            (name for name in TYPE_COLUMNS if name in names and _is_type(shards, name)), None
-        )
-    if by not in names or not _is_type(shards, by):
-        usable = [name for name in names if _is_type(shards, name)]
+        return next((name for name in TYPE_COLUMNS if name in usable), None)
+    if by not in usable:
         raise InputError(
             f"{shards.location} has no column {by} of words or whole numbers to tell types by; "
             f"give one of {', '.join(usable)}."
@@ -125,28 +135,13 @@ def _type_column(shards: ShardedDataset, by: str | None) -> str | None:
     return by
 
 
-def _is_type(shards: ShardedDataset, name: str) -> bool:
-    kind = shards.schema.field(name).type
-    words = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return words or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
-
-
-def _rows_with_image(shards: ShardedDataset) -> npt.NDArray[np.int64]:
-    """Return the numbers of the rows that have an image."""
-    numbers = [
-        first + np.flatnonzero(batch.column("image").is_valid().to_numpy(zero_copy_only=False))
-        for first, _, batch in shards.iter_batches(["image.path"])
-    ]
-    return np.concatenate(numbers)
-
-
 def _rows(
     shards: ShardedDataset, chosen: npt.NDArray[np.int64], column: str | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield number and small columns of the rows `chosen`, in ascending order."""
-    names = ("id", "caption", "conversations", _SCORE, LEVEL_COLUMN, column)
+    names = ("id", "caption", "conversations", _SCORE, LEVEL_COLUMN, *([column] if column else []))
     columns = list(dict.fromkeys(name for name in names if name in shards.schema.names))
-    for first, _, batch in shards.iter_batches([str(name) for name in columns]):
+    for first, _, batch in shards.iter_batches(columns):
         begin, end = np.searchsorted(chosen, [first, first + batch.num_rows])
         inside = chosen[begin:end]
         if len(inside):
@@ -154,30 +149,24 @@ def _rows(
             yield from zip(inside.tolist(), rows, strict=True)
 
 
-def _of_row(number: int, row: dict[str, Any], column: str | None) -> Iterator[GateQuestion]:
+def _of_row(
+    number: int, row: dict[str, Any], column: str | None, system: bool
+) -> Iterator[GateQuestion]:
+    """Yield the questions of `row`, or its caption; their type is the `column`'s, if any."""
     score, level = row.get(_SCORE), row.get(LEVEL_COLUMN)
-    named_type = None if column is None else _type_name(row[column])
-
-    def make(turn: int, question: str, answer: str | None, system: str | None) -> GateQuestion:
-        kind = named_type or question_type(question)
-        if named_type is None and answer is None and level is not None:
-            kind = f"level {level}"
-        return GateQuestion(number, row["id"], turn, kind, question, answer, system, score, level)
-
+    kind = column and ("none given" if row[column] is None else str(row[column]))
     turns = tuple(Turn(str(t["from"]), t["value"] or "") for t in row.get("conversations") or ())
-    if not turns:
-        if row.get("caption"):
-            yield make(0, row["caption"], None, None)
-        return
-    conversation = read_conversation(turns, 1)
-    for turn, exchange in enumerate(conversation.exchanges):
-        question = exchange.question.replace(IMAGE_MARK, "").strip()
-        yield make(turn, question, exchange.answer, conversation.system)
-
-
-def _type_name(value: str | int | bool | None) -> str:
-    return "none given" if value is None else str(value)
-
-
-def _has_level(questions: list[GateQuestion]) -> bool:
-    return any(question.level is not None for question in questions)
+    if turns:
+        conversation = read_conversation(turns, 1)
+        message = conversation.system if system else None
+        for turn, exchange in enumerate(conversation.exchanges):
+            text = exchange.question.replace(IMAGE_MARK, "").strip()
+            yield GateQuestion(
+                number, row["id"], turn, kind or question_type(text), text, exchange.answer,
+                message, score, level,
+            )  # fmt: skip
+    elif text := row.get("caption"):
+        if kind is None and level is not None:
+            kind = f"level {level}"
+        kind = kind or question_type(text)
+        yield GateQuestion(number, row["id"], 0, kind, text, None, None, score, level)

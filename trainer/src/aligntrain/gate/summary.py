@@ -1,16 +1,21 @@
-"""Summaries of the weights of many questions: means, entropy, correlations."""
+"""Summaries of the measurements: means, entropy, correlations, as objects, JSON and a table."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from math import log
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from alignshared import Dataset
+from aligntrain.data.dataset import ShardedDataset
 from aligntrain.evaluate.intervals import (
     Correlation,
     Interval,
@@ -19,11 +24,10 @@ from aligntrain.evaluate.intervals import (
     share_interval,
     spearman,
 )
+from aligntrain.evaluate.short_answers import ALL
 from aligntrain.gate.measure import SweepResult
 from aligntrain.gate.questions import GateQuestion, GateQuestions
-
-ALL = "all"
-"""Name of the row for questions of every type."""
+from aligntrain.model import AlignGPTConfig
 
 Weights = npt.NDArray[np.float64]
 
@@ -56,6 +60,70 @@ class Setting:
     accuracy: Interval | None
 
 
+@dataclass(frozen=True)
+class GateReport:
+    """Report in the folder `output` on the model in `checkpoint` over the dataset `shards`.
+
+    `table` [N, D] holds the model's level vectors. `questions` are those of `read` with a readable
+    image and `weights` [n, N-1] theirs, None without a gate (`without` is the reason). `swept`
+    holds the results with forced levels, empty without a sweep.
+    """
+
+    output: Path
+    checkpoint: Path
+    config: AlignGPTConfig
+    table: npt.NDArray[np.float64]
+    shards: ShardedDataset
+    read: GateQuestions
+    questions: list[GateQuestion]
+    weights: Weights | None
+    swept: list[SweepResult]
+    without: str | None
+
+    @cached_property
+    def kinds(self) -> list[KindWeights]:
+        """Weights of all questions, then by type, the most frequent first; [] without weights."""
+        if self.weights is None:
+            return []
+        weights, entropy, levels = self.weights, entropies(self.weights), mean_levels(self.weights)
+        return [
+            KindWeights(
+                kind,
+                len(at),
+                tuple(weights[at].mean(axis=0).tolist()),
+                float(entropy[at].mean()),
+                mean_interval(levels[at].tolist()),
+            )
+            for kind, at in _groups([question.kind for question in self.questions]).items()
+        ]
+
+    @cached_property
+    def correlations(self) -> dict[str, tuple[Correlation, Correlation]]:
+        """Pearson's and Spearman's coefficients of the mean level with `score` and `level`."""
+        found: dict[str, tuple[Correlation, Correlation]] = {}
+        if self.weights is None:
+            return found
+        levels = mean_levels(self.weights)
+        for name in ("score", "level"):
+            values = values_of(self.questions, name)
+            known = np.isfinite(values)
+            if known.any():
+                x, y = values[known], levels[known]
+                found[name] = pearson(x, y), spearman(x, y)
+        return found
+
+    @cached_property
+    def settings(self) -> dict[str, list[Setting]]:
+        """Results of each setting for all questions of the sweep, then by type; {} without one."""
+        groups = _groups([self.questions[one.number].kind for one in self.swept])
+        return {kind: _settings([self.swept[place] for place in at]) for kind, at in groups.items()}
+
+    @property
+    def overall(self) -> list[Setting]:
+        """Results of each setting for all questions of the sweep; [] without one."""
+        return next(iter(self.settings.values()), [])
+
+
 def entropies(weights: Weights) -> Weights:
     """Return the entropy [n] in nats of `weights` [n, N-1], from 0 (one level) to ln(N - 1)."""
     logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
@@ -67,39 +135,10 @@ def mean_levels(weights: Weights) -> Weights:
     return weights @ np.arange(1, weights.shape[1] + 1)
 
 
-def by_kind(questions: Sequence[GateQuestion], weights: Weights) -> list[KindWeights]:
-    """Summarize `weights` [n, N-1] of all `questions`, then by type, the most frequent first."""
-    entropy, levels = entropies(weights), mean_levels(weights)
-    return [
-        KindWeights(
-            kind,
-            len(at),
-            tuple(weights[at].mean(axis=0).tolist()),
-            float(entropy[at].mean()),
-            mean_interval(levels[at].tolist()),
-        )
-        for kind, at in _groups([question.kind for question in questions]).items()
-    ]
-
-
-def correlations(
-    questions: Sequence[GateQuestion], weights: Weights
-) -> dict[str, tuple[Correlation, Correlation]]:
-    """Return Pearson's and Spearman's coefficients of the weights' mean level with `score` and
-    `level`, if the questions have them.
-    """
-    levels = mean_levels(weights)
-    found: dict[str, tuple[Correlation, Correlation]] = {}
-    for name in ("score", "level"):
-        values = np.array(
-            [np.nan if (v := getattr(question, name)) is None else v for question in questions],
-            dtype=np.float64,
-        )
-        known = np.isfinite(values)
-        if known.any():
-            x, y = values[known], levels[known]
-            found[name] = pearson(x, y), spearman(x, y)
-    return found
+def values_of(questions: Sequence[GateQuestion], name: str) -> Weights:
+    """Return the `score` or `level` [n] of `questions`, NaN for those without."""
+    values = [getattr(question, name) for question in questions]
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def favourite(weights: Weights) -> tuple[int, float]:
@@ -117,24 +156,78 @@ def highest(
     """
     found: dict[int, list[tuple[int, float]]] = {}
     for level in range(1, weights.shape[1] + 1):
-        column, seen = weights[:, level - 1], set[str]()
-        found[level] = []
+        column, by_image = weights[:, level - 1], dict[str, tuple[int, float]]()
         for at in np.argsort(-column, kind="stable").tolist():
             image = questions[at].id.partition("#")[0]  # `ingest` adds # suffixes
-            if image not in seen:
-                seen.add(image)
-                found[level].append((at, float(column[at])))
-            if len(found[level]) == count:
+            by_image.setdefault(image, (at, float(column[at])))
+            if len(by_image) == count:
                 break
+        found[level] = list(by_image.values())
     return found
 
 
-def settings_by_kind(
-    questions: Sequence[GateQuestion], swept: Sequence[SweepResult]
-) -> dict[str, list[Setting]]:
-    """Summarize each setting for all of `swept` and by type of their `questions`."""
-    groups = _groups([questions[one.number].kind for one in swept])
-    return {kind: _settings([swept[place] for place in at]) for kind, at in groups.items()}
+def summary_of(report: GateReport) -> dict[str, Any]:
+    """Return all numbers of the report as plain JSON values."""
+    config, read = report.config, report.read
+    summary: dict[str, Any] = {
+        "model": str(report.checkpoint.absolute()),
+        "mixing": config.mixing,
+        "levels": config.levels,
+        "gate_text": config.gate_text,
+        "without": report.without,
+        "data": report.shards.location,
+        "data_sha256": report.shards.digest,
+        "rows": read.rows,
+        "questions": len(report.questions),
+        "pairs": read.pairs,
+        "types_from": read.types_from,
+        "left_out": {
+            "without a picture": read.text_only,
+            "without a question": read.unusable,
+            "picture unread": len(read.questions) - len(report.questions),
+        },
+        "vectors": _vectors(report.table),
+        "package": f"aligntrain {version('aligntrain')}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    if report.weights is not None:
+        summary["entropy_of_no_preference"] = log(config.levels - 1)
+        summary["types"] = [asdict(kind) for kind in report.kinds]
+        summary["correlations"] = {
+            name: {"pearson": asdict(r), "spearman": asdict(rho)}
+            for name, (r, rho) in report.correlations.items()
+        }
+    if report.swept:
+        summary["sweep"] = {
+            kind: [asdict(setting) for setting in settings]
+            for kind, settings in report.settings.items()
+        }
+    return summary
+
+
+def samples_table(report: GateReport) -> pa.Table:
+    """Return a row per question: its data, its weights and its results in the sweep."""
+    fields = (
+        ("id", "id", pa.string()), ("turn", "turn", pa.int32()), ("type", "kind", pa.string()),
+        ("question", "question", pa.string()), ("reference", "answer", pa.string()),
+        ("score", "score", pa.float32()), ("level", "level", pa.int8()),
+    )  # fmt: skip
+    columns: dict[str, Any] = {
+        column: pa.array([getattr(question, name) for question in report.questions], kind)
+        for column, name, kind in fields
+    }
+    if report.weights is not None:
+        columns["gate_weights"] = pa.array(report.weights.tolist(), pa.list_(pa.float32()))
+        columns["mean_level"] = pa.array(mean_levels(report.weights), pa.float32())
+        columns["gate_entropy"] = pa.array(entropies(report.weights), pa.float32())
+    swept = {one.number: one for one in report.swept}
+    ordered = [swept.get(number) for number in range(len(report.questions))]
+    for setting in report.swept[0].losses if report.swept else ():
+        name = "own" if setting is None else f"level_{setting}"
+        for what, kind in (("losses", pa.float32()), ("said", pa.string()), ("right", pa.bool_())):
+            values = [one and getattr(one, what).get(setting) for one in ordered]
+            columns[f"{what.removesuffix('es')}_{name}"] = pa.array(values, kind)
+    return pa.table(columns)
 
 
 def _settings(swept: Sequence[SweepResult]) -> list[Setting]:
@@ -162,25 +255,12 @@ def _groups(kinds: Sequence[str]) -> dict[str, npt.NDArray[np.int64]]:
     if all(re.fullmatch(r"level \d+", name) for name in names):
         names.sort(key=lambda name: int(name.split()[1]))
     array = np.array(kinds, dtype=object)
-    everything = {ALL: np.arange(len(kinds))} if len(names) != 1 else {}
+    everything = {ALL: np.arange(len(kinds))} if len(names) > 1 else {}
     return everything | {name: np.flatnonzero(array == name) for name in names}
 
 
-@dataclass(frozen=True, slots=True)
-class Measurements:
-    """Measurements of `model`, in the folder `checkpoint`, on `dataset`.
-
-    `questions` are those of `read` with a readable image and `weights` [n, N-1] theirs, None
-    without a gate (`without` is the reason). `swept` holds the results with forced levels, empty
-    without a sweep; `pictures` the encoded images to show, by row.
-    """
-
-    checkpoint: Path
-    model: Any
-    dataset: Dataset
-    read: GateQuestions
-    questions: list[GateQuestion]
-    weights: Weights | None
-    swept: list[SweepResult]
-    pictures: dict[int, bytes]
-    without: str | None
+def _vectors(table: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Return the lengths of the N rows of `table` and their pairwise cosines [N][N]."""
+    lengths = np.linalg.norm(table, axis=1)
+    unit = table / np.maximum(lengths, 1e-12)[:, None]
+    return {"length": lengths.tolist(), "cosine": (unit @ unit.T).tolist()}

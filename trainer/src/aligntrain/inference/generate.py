@@ -86,6 +86,12 @@ def generate_answers(
     return answers()
 
 
+def messages_of(text: str, images: Iterable[Any] = ()) -> Messages:
+    """Return the conversation of one question `text` about `images`."""
+    content: list[dict[str, Any]] = [{"type": "image", "image": image} for image in images]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+
+
 def captions_only(processor: AlignGPTProcessor) -> bool:
     """Return whether the model is only pretrained: it captions images but answers no questions."""
     return processor.template == "plain"
@@ -95,14 +101,15 @@ def model_inputs(
     model: AlignGPTForConditionalGeneration,
     processor: AlignGPTProcessor,
     conversations: Sequence[Messages],
+    padding_side: str = "left",
 ) -> dict[str, torch.Tensor]:
-    """Return the inputs of `generate` for `conversations`, padded left, on the model's device."""
+    """Return the inputs for `conversations` on the model's device; generation pads left."""
     batch = processor.apply_chat_template(
         list(conversations),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
-        processor_kwargs={"padding_side": "left"},
+        processor_kwargs={"padding_side": padding_side},
     )
     return dict(batch.to(model.device, dtype=model.dtype))  # casts pixel_values, not ids
 

@@ -38,6 +38,7 @@ from transformers import (
     initialization,
 )
 from transformers.cache_utils import Cache
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import ModelOutput
 
 from alignshared import InputError
@@ -57,7 +58,7 @@ from aligntrain.model.packing import Packing, mask_of, prepare_packing
 from aligntrain.model.vision import Projector, image_features
 from aligntrain.prompts.placeholders import IGNORE_INDEX
 
-_OF_THE_LLM = ("logits", "past_key_values", "hidden_states", "attentions")
+_OF_THE_LLM = ("logits", "cache", "hidden_states", "attentions")
 """Fields of an output that are the LLM's own."""
 
 
@@ -73,7 +74,7 @@ class AlignGPTOutput(ModelOutput):
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
     gate_weights: torch.Tensor | None = None
@@ -147,7 +148,7 @@ class AlignGPTPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["cache"]
     # Both towers check for themselves whether they can use an attention kernel.
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -264,6 +265,7 @@ class AlignGPTForConditionalGeneration(
         """Return projected image tokens [I, L, d] of `pixel_values` [I, 3, H, W]."""
         return self.model.get_image_features(pixel_values)
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # as transformers' own models
     def forward(  # noqa: PLR0913 - transformers' own arguments and some of ours
         self,
         input_ids: torch.Tensor | None = None,
@@ -272,7 +274,7 @@ class AlignGPTForConditionalGeneration(
         levels: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         position_ids: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -291,7 +293,7 @@ class AlignGPTForConditionalGeneration(
                 mixes by `config.mixing`.
             labels: [B, T] int64, -100 where nothing is predicted; not shifted.
             inputs_embeds: [B, T, d], already merged, instead of `input_ids`.
-            past_key_values, use_cache: transformers' cache; later steps need no images.
+            cache, use_cache: transformers' cache; later steps need no images.
             position_ids: [B, T]; counted over `attention_mask` by default.
             logits_to_keep: number of last positions to return logits for, 0 for all, or the
                 positions themselves [K] int64. The loss covers labels after these.
@@ -325,7 +327,7 @@ class AlignGPTForConditionalGeneration(
                 "input_ids, or the embeddings that `embed` merged."
             )
         assert inputs_embeds is not None, "checked above"
-        kwargs |= {"past_key_values": past_key_values, "use_cache": use_cache}
+        kwargs |= {"cache": cache, "use_cache": use_cache}
         losses = (None, None, None)
         if packed:
             if attention_mask is None or labels is None:

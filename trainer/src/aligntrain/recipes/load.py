@@ -8,7 +8,6 @@ precedence over everything in the base. A file saved by a run is for one phase: 
 
 import re
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -17,7 +16,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from alignshared import InputError
-from aligntrain.recipes.problems import keys_of, not_yaml, problem_of, unknown_key
+from aligntrain.recipes.problems import hint, keys_of, not_yaml, problem_of, unknown_key
 from aligntrain.recipes.schema import PHASES, Phase, Recipe, Section, Settings
 
 # PyYAML reads YAML 1.1, in which 1e-3 is a string.
@@ -58,6 +57,7 @@ def write_yaml(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+_PACKAGE = "aligntrain.recipes"
 _SUFFIX = ".yaml"
 
 Values = dict[str, Any]
@@ -76,7 +76,12 @@ class _File(Section):
 
 def recipe_names() -> list[str]:
     """Return the names of the shipped recipes in alphabetical order."""
-    names = [file.name for file in files("aligntrain.recipes").iterdir()]
+    return shipped(_PACKAGE)
+
+
+def shipped(package: str) -> list[str]:
+    """Return the names of the YAML files that ship in `package`, in alphabetical order."""
+    names = [file.name for file in files(package).iterdir()]
     return sorted(name.removesuffix(_SUFFIX) for name in names if name.endswith(_SUFFIX))
 
 
@@ -92,8 +97,8 @@ def load_recipe(
         InputError: there is no such recipe, a key in it or in `overrides` is unknown, missing or of
             the wrong type, or the file is for another phase.
     """
-    where, text = _read(name_or_file)
-    content = _mapping(text, where)
+    where, text = read_named(name_or_file, _PACKAGE, "recipe")
+    content = read_mapping(text, where)
     if "phase" in content:
         recipe = _saved(content, where)
         if phase not in (None, recipe.phase):
@@ -111,7 +116,7 @@ def load_recipe(
     for override in overrides:
         values = _overlay(values, _parsed(override))
     source = f"--set {' --set '.join(overrides)}" if overrides else where
-    settings = _validated(Settings, values, source)
+    settings = validated(Settings, values, source)
     _check_phase(settings, phase, source)
     return Recipe(name=name, phase=phase, **dict(settings))
 
@@ -129,37 +134,46 @@ def loads(text: str, where: str = "the recipe") -> Recipe:
     Raises:
         InputError: `text` is not such a recipe.
     """
-    return _saved(_mapping(text, where), where)
+    return _saved(read_mapping(text, where), where)
 
 
-def _read(name_or_file: str | Path) -> tuple[str, str]:
-    """Return the recipe's name for errors, and its text."""
-    name = str(name_or_file)
-    if name in recipe_names():
-        return name, files("aligntrain.recipes").joinpath(name + _SUFFIX).read_text("utf-8")
-    path = Path(name)
+def read_named(name_or_file: str | Path, package: str, noun: str) -> tuple[str, str]:
+    """Return the name for errors, and the text, of a YAML file that ships in `package` or lies
+    here; `noun` says what it holds.
+
+    Raises:
+        InputError: there is no such file, or it cannot be read.
+    """
+    name, path = str(name_or_file), Path(name_or_file)
+    if name in shipped(package):
+        return name, files(package).joinpath(name + _SUFFIX).read_text("utf-8")
     try:
         return name, path.read_text("utf-8")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        near = get_close_matches(path.stem, recipe_names(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(recipe_names())}."
-        raise InputError(f"there is no recipe and no file {name}; {hint}") from error
+        near = hint(path.stem, shipped(package))
+        raise InputError(f"there is no {noun} and no file {name}; {near}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} cannot be read as a recipe: {error}.") from error
+        article = "an" if noun[0] in "aeiou" else "a"
+        raise InputError(f"{name} cannot be read as {article} {noun}: {error}.") from error
 
 
-def _mapping(text: str, where: str) -> Values:
+def read_mapping(text: str, where: str, noun: str = "recipe") -> Values:
+    """Return the mapping that the YAML `text` holds.
+
+    Raises:
+        InputError: it is not YAML, or not a mapping with words as keys.
+    """
     try:
         content = read_yaml(text)
     except yaml.YAMLError as error:
         raise not_yaml(error, where) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise InputError(f"{where} is no recipe: it should be a YAML mapping of keys to values.")
+        raise InputError(f"{where} is no {noun}: it should be a YAML mapping of keys to values.")
     return cast(Values, content)
 
 
 def _saved(content: Values, where: str) -> Recipe:
-    return _validated(Recipe, content, where)
+    return validated(Recipe, content, where)
 
 
 def _resolve(content: Values, where: str, above: tuple[str, ...]) -> dict[Phase, Values]:
@@ -173,21 +187,21 @@ def _resolve(content: Values, where: str, above: tuple[str, ...]) -> dict[Phase,
                 f"{where} has the key {key} outside of a section; move it under common, "
                 f"{' or '.join(PHASES)}."
             )
-    file = _validated(_File, content, where)
+    file = validated(_File, content, where)
     values: dict[Phase, Values] = {phase: {} for phase in PHASES}
     if file.base is not None:
-        base, text = _read(_beside(where, file.base))
+        base, text = read_named(_beside(where, file.base), _PACKAGE, "recipe")
         if base in (*above, where):
             raise InputError(
                 f"{where} has the base {file.base}, which goes on from {where} itself; leave one "
                 "of the two out."
             )
-        values = _resolve(_mapping(text, base), base, (*above, where))
+        values = _resolve(read_mapping(text, base), base, (*above, where))
     for phase in PHASES:
         own: Values = getattr(file, phase)
         for section in (file.common, own):
             values[phase] = _overlay(values[phase], section)
-        settings = _validated(Settings, values[phase], f"{where} ({phase})")
+        settings = validated(Settings, values[phase], f"{where} ({phase})")
         _check_phase(settings, phase, where)
     return values
 
@@ -235,7 +249,12 @@ def _parsed(override: str) -> Values:
     return value
 
 
-def _validated(schema: type[T], values: Values, where: str) -> T:
+def validated(schema: type[T], values: Values, where: str) -> T:
+    """Return `values` as `schema`; `where` names them in errors.
+
+    Raises:
+        InputError: a key is unknown, missing or of the wrong type.
+    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """Errors in a recipe as one sentence: the key, the place and the expected value."""
 
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -14,13 +15,15 @@ def problem_of(error: ValidationError, schema: type[BaseModel], where: str) -> I
     errors = error.errors(include_url=False)
     # If one key is unknown and another missing, the first is a misspelling of the second.
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    path = tuple(str(part) for part in first["loc"])
+    path = tuple(str(part) for part in first["loc"] if part != "[key]")
     key = ".".join(path)
     match first["type"]:
         case "extra_forbidden":
             return unknown_key(path, keys_of(schema), where)
         case "missing":
             return InputError(f"{where} lacks the key {key}; add it.")
+        case "too_short":
+            expected = "should name at least one"
         case "model_type":
             expected = "should be a section with keys of its own"
         case "value_error":
@@ -45,6 +48,12 @@ def unknown_key(path: tuple[str, ...], known: list[str], where: str) -> InputErr
     )
     hint = f"did you mean {near}?" if near else f"there are {', '.join(siblings)}."
     return InputError(f"{where} has an unknown key {'.'.join(path)}; {hint}")
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """Return the closest of `known` to `name` as a question, or all of `known`."""
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
 
 
 def keys_of(schema: type[BaseModel], prefix: str = "") -> list[str]:

@@ -228,17 +228,15 @@ class Engine:
         return step
 
     def _step(self, given: dict[str, torch.Tensor], cache: Cache | None) -> _Step:
-        output: AlignGPTOutput = self._model(
-            **given, past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        output: AlignGPTOutput = self._model(**given, cache=cache, use_cache=True, logits_to_keep=1)
         assert output.logits is not None
-        assert output.past_key_values is not None
+        assert output.cache is not None
         logits = output.logits[:, -1]  # [B, V]
         # On a GPU, pending errors surface here.
         likeliest: list[int] = logits.argmax(dim=-1).tolist()
         weights = output.gate_weights
         return _Step(
-            BatchCache(output.past_key_values, given["attention_mask"]),
+            BatchCache(output.cache, given["attention_mask"]),
             logits,
             likeliest,
             None if weights is None else weights.float().tolist(),
