@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, occasional plain lines in a log."""
+"""Progress of a stage: counts, rate and rejects on a bar, or in occasional lines of a log."""
 
 import time
 from collections.abc import Iterator
@@ -6,16 +6,8 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-LINE_EVERY_S = 10.0
+from alignshared.console import progress
 
 
 class OnProgress(Protocol):
@@ -33,62 +25,22 @@ def showing(
     task: str, total: int | None, unit: str, console: Console, begun: int = 0
 ) -> Iterator[OnProgress]:
     """Show progress of `task` over `total` pairs, `begun` of them done by an earlier run."""
-    meter = _Meter(unit)
-    with _bar(console) as bar:
-        row = bar.add_task(task, total=total, completed=begun, rate="", visible=console.is_terminal)
-        last_line = time.monotonic()
+    counted, rejected = begun, 0
+    first: tuple[float, int] | None = None  # the rate excludes start-up time
+    of = f" of {total:,}" if total is not None else ""
+    with progress(task, total, console, begun=begun) as show:
 
         def report(done: int, rejects: int = 0) -> None:
-            nonlocal last_line
-            meter.add(done, rejects)
-            bar.update(row, advance=done, rate=str(meter))
-            if not console.is_terminal and time.monotonic() - last_line >= LINE_EVERY_S:
-                last_line = time.monotonic()
-                of = f" of {total:,}" if total is not None else ""
-                counted = f"{task}: {begun + meter.done:,}{of} {unit}"
-                console.print(", ".join(filter(None, (counted, str(meter)))))
+            nonlocal counted, rejected, first
+            counted += done
+            rejected += rejects
+            first = first or (time.monotonic(), counted)
+            began, already = first
+            elapsed = time.monotonic() - began
+            rate = (counted - already) / elapsed if elapsed > 0 else 0.0
+            state = [f"{rate:,.0f} {unit}/s"] if rate else []
+            state += [f"{rejected:,} rejects"] if rejected else []
+            line = ", ".join([f"{task}: {counted:,}{of} {unit}", *state])
+            show(counted, ", ".join(state), line)
 
         yield report
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-
-
-class _Meter:
-    """Counts and rate since the first report, excluding start-up time."""
-
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        self._first: tuple[float, int] | None = None
-        self.done = 0
-        self.rejects = 0
-
-    def add(self, done: int, rejects: int) -> None:
-        self.done += done
-        self.rejects += rejects
-        self._first = self._first or (time.monotonic(), self.done)
-
-    @property
-    def rate(self) -> float:
-        """Pairs per second since the first report; 0 before the second."""
-        if self._first is None:
-            return 0.0
-        began, already = self._first
-        elapsed = time.monotonic() - began
-        return (self.done - already) / elapsed if elapsed > 0 else 0.0
-
-    def __str__(self) -> str:
-        rate = f"{self.rate:,.0f} {self._unit}/s" if self.rate else ""
-        rejects = f"{self.rejects:,} rejects" if self.rejects else ""
-        return ", ".join(filter(None, (rate, rejects)))

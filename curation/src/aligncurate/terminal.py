@@ -8,6 +8,7 @@ from rich.text import Text
 from alignshared.console import near as near
 from alignshared.console import notes as notes
 from alignshared.console import results as results
+from alignshared.console import section, table
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,19 +58,20 @@ def show_files(files: list[str | None]) -> None:
 
 def show_inspection(found: "Inspection") -> None:
     """Print the full description of a dataset, section by section."""
-    from aligncurate.reporting.inspection import config_rows, facts, lineage_rows, reject_rows
+    from aligncurate.reporting.format import flat_config
+    from aligncurate.reporting.inspection import facts, lineage_rows, reject_rows
 
     results.print(_columns(facts(found)))
-    _section("columns", _columns([(column.name, column.type) for column in found.columns]))
+    section("columns", _columns([(column.name, column.type) for column in found.columns]))
     if found.levels:
-        _section("levels", _level_table(found))
+        section("levels", _level_table(found))
     for title, rows in (
         ("rejects", reject_rows(found)),
-        ("configuration", config_rows(found)),
+        ("configuration", flat_config(found.config)),
         ("lineage", lineage_rows(found)),
     ):
         if rows:
-            _section(title, _columns(rows))
+            section(title, _columns(rows))
 
 
 def show_validation(found: "Validation") -> None:
@@ -87,16 +89,12 @@ def show_validation(found: "Validation") -> None:
 
 
 def _level_table(found: "Inspection") -> "Table":
-    from rich.table import Table
-
     from aligncurate.reporting.inspection import LEVEL_HEADINGS, level_rows
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in LEVEL_HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
+    levels = table(*LEVEL_HEADINGS, left=0)
     for row in level_rows(found):
-        table.add_row(*row)
-    return table
+        levels.add_row(*row)
+    return levels
 
 
 def _columns(rows: list[tuple[str, str]]) -> Text:
@@ -106,12 +104,6 @@ def _columns(rows: list[tuple[str, str]]) -> Text:
         Text(f"{name:<{width}}  ", style="dim").append(value, "default") for name, value in rows
     ]
     return Text("\n").join(lines)
-
-
-def _section(title: str, content: "Table | Text") -> None:
-    results.print()
-    results.print(Text(title, style="bold"))
-    results.print(content)
 
 
 def show_next(command: str, location: str) -> None:

@@ -4,10 +4,9 @@ import typing
 
 if typing.TYPE_CHECKING:
     from alignshared.dataset import Dataset
-    from alignshared.duplicates import DuplicateInfo
     from alignshared.errors import AlignError, ContractError, InputError
     from alignshared.levels import LevelEdges, LevelStatistics
-    from alignshared.manifest import Manifest, ModelInfo, Parent
+    from alignshared.manifest import DuplicateInfo, Manifest, ModelInfo, Parent
     from alignshared.rejects import Reason, Reject
     from alignshared.shards import ShardInfo
     from alignshared.stores.options import StorageOptions, use_storage_options
@@ -33,22 +32,18 @@ __all__ = [
 ]
 
 _HOME = {
-    "AlignError": "errors",
-    "ContractError": "errors",
-    "Dataset": "dataset",
-    "DuplicateInfo": "duplicates",
-    "InputError": "errors",
-    "LevelEdges": "levels",
-    "LevelStatistics": "levels",
-    "Manifest": "manifest",
-    "ModelInfo": "manifest",
-    "Parent": "manifest",
-    "Reason": "rejects",
-    "Reject": "rejects",
-    "ShardInfo": "shards",
-    "Storage": "stores.storage",
-    "StorageOptions": "stores.options",
-    "use_storage_options": "stores.options",
+    name: module
+    for module, names in {
+        "dataset": ("Dataset",),
+        "errors": ("AlignError", "ContractError", "InputError"),
+        "levels": ("LevelEdges", "LevelStatistics"),
+        "manifest": ("DuplicateInfo", "Manifest", "ModelInfo", "Parent"),
+        "rejects": ("Reason", "Reject"),
+        "shards": ("ShardInfo",),
+        "stores.options": ("StorageOptions", "use_storage_options"),
+        "stores.storage": ("Storage",),
+    }.items()
+    for name in names
 }
 
 

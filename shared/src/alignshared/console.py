@@ -1,14 +1,17 @@
-"""Command-line parts shared by both packages: global options, errors, the log, exit codes.
+"""Command-line parts shared by both packages: global options, errors, the log, progress, tables.
 
 Imports nothing heavy, so that `--help` is fast.
 """
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 import typer
 from rich.console import Console
@@ -17,8 +20,17 @@ from typer.core import TyperGroup
 
 from alignshared.errors import AlignError
 
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
+
+T = TypeVar("T")
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
+
+LINE_EVERY_S = 10.0
+"""Seconds between two lines of progress in a log."""
 
 results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -97,6 +109,84 @@ def show_log(package: str, level: int) -> None:
 def show_error(sentence: str) -> None:
     """Print an error to stderr."""
     notes.print(Text("error: ", style="bold red").append(sentence, style="default"))
+
+
+def section(title: str, content: "Table | Text") -> None:
+    """Print `content` as a result, under `title`."""
+    results.print()
+    results.print(Text(title, style="bold"))
+    results.print(content)
+
+
+def table(*headings: str, left: int = 1) -> "Table":
+    """Return an empty table whose first `left` columns are flush left, the others right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if column < left else "right", no_wrap=True)
+    return table
+
+
+def progress_bars(console: Console, *, transient: bool = True) -> "Progress":
+    """Return bars for a terminal, with the field `state` beside each; nothing shows elsewhere."""
+    from rich import progress as rich
+
+    return rich.Progress(
+        rich.SpinnerColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[state]}"),
+        rich.TimeRemainingColumn(),
+        console=console,
+        transient=transient,
+        disable=not console.is_terminal,
+    )
+
+
+class ShowProgress(Protocol):
+    """Show that `done` are done, with `state` beside the bar, or `line` in a log.
+
+    A line is due every LINE_EVERY_S seconds, and always with `last`.
+    """
+
+    def __call__(self, done: int, state: str, line: str, *, last: bool = False) -> None: ...
+
+
+@contextmanager
+def progress(
+    task: str, total: int | None, console: Console | None, *, begun: int = 0, transient: bool = True
+) -> Iterator[ShowProgress]:
+    """Show progress of `task` on `console`, if any: a bar on a terminal, else occasional lines.
+
+    `begun` of `total` were done by an earlier run. A bar that is not `transient` stays at the end.
+    """
+    console = console or Console(quiet=True, force_terminal=False)
+    with progress_bars(console, transient=transient) as bars:
+        row = bars.add_task(task, total=total, completed=begun, state="")
+        last_line = time.monotonic()
+
+        def show(done: int, state: str, line: str, *, last: bool = False) -> None:
+            nonlocal last_line
+            bars.update(row, completed=done, state=state)
+            if not console.is_terminal and (last or time.monotonic() - last_line >= LINE_EVERY_S):
+                last_line = time.monotonic()
+                console.print(line)
+
+        yield show
+
+
+def watched(items: Iterable[T], title: str, total: int, console: Console | None) -> Iterator[T]:
+    """Yield `items`, `total` of them, showing progress on `console`, if any."""
+    began = time.monotonic()
+    with progress(title, total, console, transient=False) as show:
+        for done, item in enumerate(items, start=1):
+            yield item
+            rate = done / max(time.monotonic() - began, 1e-9)
+            left = timedelta(seconds=round((total - done) / rate))
+            state = f"{rate:.2g}/s"
+            show(done, state, f"{title}: {done:,} of {total:,}, {state}, {left} left")
 
 
 def near(location: str | os.PathLike[str]) -> str:

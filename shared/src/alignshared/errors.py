@@ -8,6 +8,9 @@ The message is one sentence that says what is wrong, where, and what to do. Comm
 without a traceback; anything that is not an AlignError is a bug and keeps its traceback.
 """
 
+from collections.abc import Collection
+from difflib import get_close_matches
+
 
 class AlignError(Exception):
     """The run failed for a reason that the message explains."""
@@ -28,3 +31,14 @@ class ContractError(InputError):
 def one_line(error: object, limit: int | None = None) -> str:
     """Return the text of `error` on one line, cut to `limit` characters, without a final period."""
     return " ".join(str(error).split())[:limit].rstrip(".")
+
+
+def printable(text: str) -> str:
+    """Return `text` with a space for every control character, which might steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """Return the closest of `known` to `name` as a question, or all of `known`."""
+    near = get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."

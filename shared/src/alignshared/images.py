@@ -8,6 +8,7 @@ and palette and CMYK images become RGB before resizing instead of after. RGB and
 bit-identical pixels.
 """
 
+import base64
 import io
 import struct
 import warnings
@@ -27,6 +28,9 @@ MAX_ASPECT_RATIO = 200
 """Maximum ratio of longer to shorter side. Resizing the shorter side to, say, 336 pixels would turn
 1 x 100,000 pixels into 11 billion.
 """
+
+THUMBNAIL_SIDE = 160
+"""Longest side of a thumbnail in pixels; larger than displayed, for dense screens."""
 
 _FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM",
@@ -103,15 +107,17 @@ def decode_sized(
         upright = to_rgb(image)
         if not reduced:
             return upright, upright.size
-        turned = _is_turned(image)
-        return upright, (full[1], full[0]) if turned else full
+        with suppress(*_DECODE_ERRORS):
+            if _orientation(image) in (5, 6, 7, 8):  # turned by a quarter, which swaps the sides
+                return upright, (full[1], full[0])
+        return upright, full
     except _BOMBS as error:
         raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
     except _DECODE_ERRORS as error:
         raise ImageError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from error
 
 
-def picture_format(data: bytes) -> str | None:
+def image_format(data: bytes) -> str | None:
     """Pillow's name of the image format, from the leading bytes; None if unknown."""
     try:
         with _open(data) as image:
@@ -153,23 +159,15 @@ def _open(data: bytes) -> Image.Image:
         raise ImageError(Reason.CORRUPT_IMAGE, f"{type(error).__name__}: {error}") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    with suppress(*_DECODE_ERRORS):  # a damaged EXIF block is harmless
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # avoids a copy
-            return ImageOps.exif_transpose(image)
-    return image
-
-
-def _is_turned(image: Image.Image) -> bool:
-    """Whether EXIF rotates `image` by a quarter turn, which swaps its sides."""
-    with suppress(*_DECODE_ERRORS):
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-    return False
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return `image` upright and in RGB, as the module docstring describes."""
-    image = _upright(image)
+    with suppress(*_DECODE_ERRORS):  # a damaged EXIF block is harmless
+        if _orientation(image) != 1:  # avoids a copy
+            image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
@@ -180,3 +178,24 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", over.size, "white")
         return Image.alpha_composite(white, over).convert("RGB")
     return image.convert("RGB")
+
+
+def thumbnail(data: bytes, longest_side: int = THUMBNAIL_SIDE) -> Image.Image | None:
+    """Return the image as CLIP sees it, at most `longest_side` pixels; None if undecodable."""
+    try:
+        image = decode_image(data)
+    except ImageError:
+        return None
+    image.thumbnail((longest_side, longest_side), Image.Resampling.LANCZOS)
+    return image
+
+
+def data_uri(image: Image.Image) -> str:
+    """Return `image`, RGB, as a data URI: JPEG, or PNG if smaller."""
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    # Pillow keeps the file's EXIF and colour profile, which may be large or private.
+    bare = Image.frombytes("RGB", image.size, image.tobytes())
+    bare.save(jpeg, "JPEG", quality=82, optimize=True)
+    bare.save(png, "PNG", optimize=True)
+    kind, data = min(("jpeg", jpeg), ("png", png), key=lambda pair: pair[1].tell())
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode('ascii')}"

@@ -11,8 +11,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from alignshared.duplicates import DuplicateInfo
-from alignshared.errors import ContractError
+from alignshared.errors import ContractError, printable
 from alignshared.levels import LevelEdges, LevelStatistics, Scheme
 from alignshared.schema import CONTRACT, SCHEMA_VERSION, Count
 from alignshared.shards import ShardInfo
@@ -54,6 +53,30 @@ class Parent:
 
     location: str
     sha256: str | None
+
+
+@dataclass(frozen=True, slots=True, config=CONTRACT)
+class DuplicateInfo:
+    """Result of a dedup run; `exact` + `near` pairs were left out.
+
+    `clusters` kept pairs represent others, the largest representing `largest` - 1. Near pairs form
+    `chains` components, the longest with `longest` pairs. `search` records the method and recall of
+    the near-duplicate search; None if there was none.
+    """
+
+    exact: Count
+    near: Count
+    clusters: Count
+    largest: Count
+    chains: Count
+    longest: Count
+    search: dict[str, Any] | None
+    shards: list[ShardInfo]
+
+    @property
+    def count(self) -> int:
+        """Number of pairs left out."""
+        return self.exact + self.near
 
 
 @dataclass(frozen=True, slots=True, config=CONTRACT)
@@ -170,7 +193,7 @@ def _problem(error: ValidationError) -> str:
     problems = [problem for problem in error.errors(include_url=False) if problem["loc"]]
     other = [problem for problem in problems if problem["type"] in _OTHER_FIELDS]
     names = [".".join(map(str, problem["loc"])) for problem in (other or problems)[:4]]
-    listed = "".join(c if c.isprintable() else " " for c in ", ".join(names))
+    listed = printable(", ".join(names))
     if not names:
         return "is not a manifest"
     return f"lacks or adds a field ({listed})" if other else f"holds something wrong in {listed}"

@@ -1,9 +1,11 @@
-"""Rejects: unusable pairs, stored with the reason beside the shards."""
+"""Rows stored beside the shards: unusable pairs with the reason, and duplicates left out."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import pyarrow as pa
+from pydantic.dataclasses import dataclass
+
+from alignshared.schema import CONTRACT
 
 
 class Reason(StrEnum):
@@ -31,7 +33,7 @@ REJECT_SCHEMA = pa.schema(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=CONTRACT)
 class Reject:
     """One rejected pair: its id, the source of its image, and the reason."""
 
@@ -50,3 +52,26 @@ def rejects_table(rejects: list[Reject]) -> pa.Table:
         ],
         schema=REJECT_SCHEMA,
     )
+
+
+DUPLICATES_FOLDER = "duplicates"
+
+
+class Likeness(StrEnum):
+    """Kind of duplicate: identical image bytes, or near-identical embeddings."""
+
+    EXACT = "exact"
+    NEAR = "near"
+
+
+DUPLICATE_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("kept_id", pa.string()),
+        ("cosine", pa.float32()),
+        ("kind", pa.string()),
+    ]
+)
+"""One row per pair left out: its id, the id of the pair kept instead, the cosine of their image
+embeddings (1 for equal bytes) and a value of `Likeness`.
+"""

@@ -38,9 +38,7 @@ SCORE_COLUMNS: dict[str, pa.DataType] = {
     "score": pa.float32(),
     "caption_truncated": pa.bool_(),
 }
-"""Columns added by scoring: size in pixels as displayed, CLIP cosine in [-1, 1], whether the
-caption was truncated.
-"""
+"""Columns added by scoring: size in pixels as displayed, CLIP cosine in [-1, 1], truncation."""
 
 EMBEDDING_COLUMNS = ("image_embedding", "text_embedding")
 LEVEL_COLUMN = "level"
@@ -92,31 +90,23 @@ def with_level(schema: pa.Schema) -> pa.Schema:
 
 
 def with_features(schema: pa.Schema) -> pa.Schema:
-    """Return `schema` with the metadata from which Hugging Face `datasets` restores its feature
-    types.
-    """
-    features = {field.name: _feature(field) for field in schema}
+    """Return `schema` with the metadata from which Hugging Face `datasets` restores features."""
+    features = {
+        field.name: {"_type": "Image"} if field.name == "image" else _feature(field.type)
+        for field in schema
+    }
     info = json.dumps({"info": {"features": features}})
     return schema.with_metadata({"huggingface": info})
 
 
-def _feature(field: pa.Field) -> Any:
-    if field.name == "image":
-        return {"_type": "Image"}
-    return _feature_of_type(field.type)
-
-
-def _feature_of_type(kind: pa.DataType) -> Any:
+def _feature(kind: pa.DataType) -> Any:
     if pa.types.is_struct(kind):
-        return {child.name: _feature_of_type(child.type) for child in kind}
+        return {child.name: _feature(child.type) for child in kind}
     if pa.types.is_fixed_size_list(kind):
-        return {
-            "feature": _feature_of_type(kind.value_type),
-            "length": kind.list_size,
-            "_type": "Sequence",
-        }
+        inner = _feature(kind.value_type)
+        return {"feature": inner, "length": kind.list_size, "_type": "Sequence"}
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return [_feature_of_type(kind.value_type)]
+        return [_feature(kind.value_type)]
     return {"dtype": type_name(kind), "_type": "Value"}
 
 

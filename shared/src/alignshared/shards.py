@@ -1,6 +1,6 @@
 """Writing a shard: a Parquet file with its size and SHA-256 known on closing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,20 @@ def groups_of_rows(parquet: pq.ParquetFile, first: int, end: int) -> tuple[list[
         (group, begin) for group, begin, stop in row_groups(parquet) if begin < end and stop > first
     ]
     return [group for group, _ in groups], first - groups[0][1] if groups else 0
+
+
+def rows_within(
+    batches: Iterable[pa.RecordBatch], skip: int, count: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield `count` rows of `batches` after the first `skip`, batch by batch."""
+    for batch in batches:
+        rows = batch.slice(skip, count)
+        skip = max(skip - batch.num_rows, 0)
+        if rows.num_rows:
+            yield rows
+            count -= rows.num_rows
+        if not count:
+            return
 
 
 class ShardWriter:
@@ -106,26 +120,17 @@ def writing_shard(
 def _parquet_options(schema: pa.Schema) -> dict[str, Any]:
     # Encoded images do not compress further, and their statistics would be images; scores and
     # ids are mostly distinct, so a dictionary only costs time, while levels are few.
-    leaves = _leaf_paths(schema)
-    return {
-        "compression": {path: _compression(path) for path in leaves},
-        "use_dictionary": [path for path in leaves if _has_few_values(path)],
-        "write_statistics": [path for path in leaves if path != "image.bytes"],
-        "store_schema": True,
-    }
-
-
-def _has_few_values(path: str) -> bool:
-    return path == "level" or path.startswith("conversations.")
-
-
-def _compression(path: str) -> str:
-    return "NONE" if path in ("image.bytes", "score") else "ZSTD"
-
-
-def _leaf_paths(schema: pa.Schema) -> list[str]:
-    """Parquet column paths, such as `image.bytes`, of all leaves of `schema`."""
     empty = pa.BufferOutputStream()
     pq.ParquetWriter(empty, schema).close()
     parquet = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
-    return [parquet.column(i).path for i in range(len(parquet))]
+    leaves = [parquet.column(i).path for i in range(len(parquet))]  # such as `image.bytes`
+    return {
+        "compression": {
+            path: "NONE" if path in ("image.bytes", "score") else "ZSTD" for path in leaves
+        },
+        "use_dictionary": [
+            path for path in leaves if path == "level" or path.startswith("conversations.")
+        ],
+        "write_statistics": [path for path in leaves if path != "image.bytes"],
+        "store_schema": True,
+    }

@@ -57,7 +57,8 @@ def test_merging_in_any_order_gives_the_same_counts(parts: list[Scores], order: 
     whole = filled(np.concatenate(parts))
     assert merged.bins().counts.tolist() == whole.bins().counts.tolist()
     assert merged.bins().ends.tolist() == whole.bins().ends.tolist()
-    assert (merged.min, merged.max, merged.count) == (whole.min, whole.max, whole.count)
+    assert merged.count == whole.count
+    assert (merged.moment.min, merged.moment.max) == (whole.moment.min, whole.moment.max)
     assert merged.mean == pytest.approx(whole.mean, abs=1e-12)
 
 
@@ -65,7 +66,7 @@ def test_mean_deviation_and_quantiles_are_those_of_the_scores() -> None:
     scores = np.random.default_rng(7).normal(0.2, 0.05, 5_000).astype(np.float32)
     histogram = filled(*np.array_split(scores, 7))
     assert histogram.mean == pytest.approx(scores.mean(dtype=np.float64), abs=1e-9)
-    assert histogram.deviation == pytest.approx(scores.std(dtype=np.float64), abs=1e-9)
+    assert histogram.moment.std == pytest.approx(scores.std(dtype=np.float64), abs=1e-9)
     for share in (0.01, 0.5, 0.99):
         assert histogram.quantile(share) == pytest.approx(
             np.quantile(scores, share, method="inverted_cdf"), abs=1e-4
@@ -75,7 +76,7 @@ def test_mean_deviation_and_quantiles_are_those_of_the_scores() -> None:
 def test_what_is_not_finite_is_not_counted() -> None:
     histogram = filled(np.array([np.nan, np.inf, -np.inf, 0.5], dtype=np.float32))
     assert histogram.count == 1
-    assert (histogram.min, histogram.max) == (0.5, 0.5)
+    assert (histogram.moment.min, histogram.moment.max) == (0.5, 0.5)
 
 
 def test_a_tiny_negative_score_is_below_zero() -> None:

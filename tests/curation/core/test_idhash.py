@@ -1,5 +1,6 @@
 """Hashes of ids: the same for every layout, different for different ids, repeats found."""
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_repeats_are_found_in_memory_and_on_disk(
     found, counts = np.unique(spread, return_counts=True)
     expected = found[counts > 1].tolist()
     for limit in (in_memory, 10**6):
-        with RepeatFinder(limit) as finder:
+        with closing(RepeatFinder(limit)) as finder:
             for batch in np.array_split(spread, batches):
                 finder.add(batch)
             assert finder.repeated(1_000).tolist() == expected
@@ -70,7 +71,7 @@ def test_repeats_are_found_in_memory_and_on_disk(
 
 def test_nothing_is_left_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with RepeatFinder(in_memory=10) as finder:
+    with closing(RepeatFinder(in_memory=10)) as finder:
         finder.add(np.arange(100, dtype=np.uint64))
         assert list(tmp_path.iterdir())
     assert not list(tmp_path.iterdir())

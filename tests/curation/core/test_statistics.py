@@ -107,7 +107,7 @@ def test_the_layout_of_shards_changes_nothing_but_rounding(tmp_path: Path, level
     nine = summarise(write(tmp_path / "nine", SCORES, shards=9))
     assert one.histogram.counts.tolist() == nine.histogram.counts.tolist()
     assert one.histogram.mean == pytest.approx(nine.histogram.mean, abs=1e-12)
-    assert one.histogram.deviation == pytest.approx(nine.histogram.deviation, abs=1e-12)
+    assert one.histogram.moment.std == pytest.approx(nine.histogram.moment.std, abs=1e-12)
     picks = [[[p.id for p in kind] for kind in s.shortlist.picks] for s in (one, nine)]
     assert picks[0] == picks[1]
 

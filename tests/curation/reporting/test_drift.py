@@ -15,8 +15,11 @@ from typer.testing import CliRunner
 
 from aligncurate import report
 from aligncurate.cli import app
-from aligncurate.core.drift import kolmogorov_smirnov, population_stability_index
-from aligncurate.core.histogram import Histogram
+from aligncurate.core.histogram import (
+    Histogram,
+    kolmogorov_smirnov,
+    population_stability_index,
+)
 from aligncurate.reporting.drift import Drift, compare, comparison_rows
 from aligncurate.reporting.summary import summary_of
 from alignshared import AlignError, Dataset, InputError, Reason, Reject

@@ -10,7 +10,7 @@ import torch
 
 from aligncurate import score
 from aligncurate.core.clip import ClipModel, resolve_clip
-from aligncurate.core.clip.windows import MAX_WINDOWS, CaptionWindows, used_tokens
+from aligncurate.core.clip.model import MAX_WINDOWS, CaptionWindows, used_tokens
 from tests.curation.inputs import rows_of, write_parquet
 from tests.curation.pictures import photo
 

@@ -17,7 +17,7 @@ import pytest
 
 from aligncurate import Execution, score
 from aligncurate.sources import open_source
-from aligncurate.sources.instructions import InstructionSource
+from aligncurate.sources.llava import InstructionSource
 from alignshared import AlignError, Dataset, InputError, Storage
 from tests.curation.datasets import files_in
 from tests.curation.inputs import (

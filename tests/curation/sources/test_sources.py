@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from aligncurate.sources import open_source
-from aligncurate.sources.duplicates import repeated_rows
-from aligncurate.sources.source import cut_into_units
+from aligncurate.sources.source import cut_into_units, repeated_rows
 from alignshared import InputError, Storage
 from tests.curation.inputs import good_pairs, record, rejects, rows, write_llava
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from aligncurate.output.folder import open_output
+from aligncurate.reporting.format import flat_config
 from aligncurate.reporting.inspection import (
     LEVEL_HEADINGS,
-    config_rows,
     facts,
     level_rows,
     lineage_rows,
@@ -49,7 +49,7 @@ def test_a_scored_dataset(tmp_path: Path) -> None:
     assert found.levels == []
     assert found.digest == dataset.digest
     assert found.fault is None
-    assert ("execution.workers", "2") in config_rows(found)
+    assert ("execution.workers", "2") in flat_config(found.config)
 
 
 def test_a_levelled_dataset_and_where_it_came_from(tmp_path: Path) -> None:

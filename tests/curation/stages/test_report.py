@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from aligncurate.reporting.examples import Group, read_examples
 from aligncurate.reporting.format import dataset_name
-from aligncurate.reporting.gallery import Group, read_examples
 from aligncurate.reporting.summary import summarise
 from aligncurate.stages.report import report
 from alignshared import ContractError, Dataset, InputError, Parent, Reason, Reject, Storage

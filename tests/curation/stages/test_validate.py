@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aligncurate.checks import ids as ids_module
 from aligncurate.checks import rows as rows_module
 from aligncurate.checks.problems import LISTED_PER_KIND
 from aligncurate.stages.validate import Validation, validate
@@ -333,7 +332,7 @@ def test_many_repeated_ids_are_counted(tmp_path: Path) -> None:
 def test_more_repeats_than_can_be_confirmed_are_at_least_so_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ids_module, "_MOST_CONFIRMED", 8)
+    monkeypatch.setattr(rows_module, "_MOST_CONFIRMED", 8)
     write_scored_dataset(tmp_path, SCORES, ids=[f"pair-{i % 10}" for i in range(40)])
     assert texts(validate(tmp_path))[-1].startswith("at least 8 ids")
 
@@ -344,8 +343,7 @@ def test_ids_with_the_same_hash_are_not_the_same_id(
     def one_hash(ids: pa.Array) -> np.ndarray:
         return np.full(len(ids), 7, dtype=np.uint64)
 
-    for module in (ids_module, rows_module):
-        monkeypatch.setattr(module, "hash_ids", one_hash)
+    monkeypatch.setattr(rows_module, "hash_ids", one_hash)
     assert validate(folder).ok
     rewrite(folder, with_values("id", {0: "pair-0030"}))
     assert "'pair-0030' occurs twice" in only_problem(folder)
@@ -355,8 +353,7 @@ def test_ids_are_compared_beyond_what_fits_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aligncurate.core.idhash._IN_MEMORY", 4)
-    monkeypatch.setattr(rows_module, "BATCH_ROWS", 3)
-    monkeypatch.setattr(ids_module, "BATCH_ROWS", 3)
+    monkeypatch.setattr(rows_module, "_BATCH_ROWS", 3)
     write_scored_dataset(tmp_path, SCORES, ids=["same", *map(str, range(38)), "same"])
     assert "'same' occurs twice" in only_problem(tmp_path)
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from alignshared import AlignError, InputError
-from aligntrain.export.merge import merge
+from aligntrain.export.model import merge
 from aligntrain.inference.load import load_model
 from aligntrain.model.lora import add_lora, load_lora, merge_lora, save_lora
 from aligntrain.recipes.schema import LoraSettings, OptimizerSettings

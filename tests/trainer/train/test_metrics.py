@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from aligntrain.progress import Display
+from alignshared.console import progress, watched
 from aligntrain.train.metrics import Flops, Sums
 from aligntrain.train.phases import apply_phase
 from aligntrain.train.trainer import rate_factor, total_steps, warmup_steps
@@ -91,11 +91,10 @@ def test_flops_count_what_is_multiplied() -> None:
     assert Flops.of(model).count(sums) == 6 * (layers * 10 + head * 3) + apart
 
 
-def test_a_silent_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display.silent()
-    with display.shown():
-        display.step(1, 2.0, 100)
-        display.validated(2.0)
+def test_progress_without_a_console_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("pretrain", 2, None) as show:
+        show(1, "loss 2.0", "pretrain: step 1 of 2", last=True)
+    assert list(watched([1, 2], "title", 2, None)) == [1, 2]
     assert capsys.readouterr() == ("", "")
 
 

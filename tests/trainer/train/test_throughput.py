@@ -23,21 +23,22 @@ def sums() -> Sums:
     counted.add(batch([1, 1, 2, 2], [5, 5, 5, 5]), output([1.0] * 4, [1] * 4))
     counted["places"] = 25
     counted["wait_s"] = 1.0
+    counted["steps"], counted["seconds"] = 4, 8.0
     return counted
 
 
 def test_rates_are_of_all_ranks() -> None:
-    rates = Speed(ranks=2, flops=FLOPS, peak=None).over(sums(), steps=4, seconds=8.0)
+    rates = Speed(ranks=2, flops=FLOPS, peak=None).over(sums())
     assert rates == {
         "tokens_per_s": 2.5, "samples_per_s": 0.5, "padding": pytest.approx(0.2),
         "data_wait_s": 0.125, "step_s": 2.0,
     }  # fmt: skip
-    known = Speed(ranks=2, flops=FLOPS, peak=1000.0).over(sums(), steps=4, seconds=8.0)
+    known = Speed(ranks=2, flops=FLOPS, peak=1000.0).over(sums())
     assert known["mfu"] == 6 * 100 * 20 / 8 / (1000 * 2)
 
 
 def test_the_sentence_says_what_was_measured() -> None:
-    rates = Speed(ranks=2, flops=FLOPS, peak=1000.0).over(sums(), steps=4, seconds=8.0)
+    rates = Speed(ranks=2, flops=FLOPS, peak=1000.0).over(sums())
     assert sentence(rates) == (
         "2 tokens/s, 0.5 samples/s, MFU 75.0%, 20.0% padding, 6.2% of the time waiting for data"
     )

@@ -38,9 +38,7 @@ _HOME = dict.fromkeys(__all__, "aligntrain.model") | {
 
 
 def __getattr__(name: str) -> typing.Any:
-    """Import a part when it is first asked for: torch and transformers take seconds, `--help`
-    should not.
-    """
+    """Import parts on first use: torch and transformers take seconds, too slow for `--help`."""
     from importlib import import_module
 
     if name not in _HOME:

@@ -6,19 +6,14 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from alignshared.console import near as near
-from alignshared.console import notes as notes
-from alignshared.console import results as results
+from alignshared.console import near, notes, progress_bars, results, section, table
+from alignshared.errors import printable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from aligntrain.ablation.report import Outcome
     from aligntrain.ablation.runs import Ablation
     from aligntrain.evaluate import Evaluation
-    from aligntrain.export.convert import Converted
-    from aligntrain.export.merge import Merged
-    from aligntrain.export.model import Exported
+    from aligntrain.evaluate.intervals import Interval
     from aligntrain.gate.summary import GateReport
     from aligntrain.plan.estimate import Plan
     from aligntrain.train.run import RunResult
@@ -41,9 +36,8 @@ def show_run(result: "RunResult") -> None:
         facts.append(f"validation loss {ending['validation_loss']:.4f}")
     facts.append(_duration(ending["seconds"]))
     rejected = sum(ending["rejected"].values())
-    for what, count in (("rejected", rejected), ("truncated", ending["truncated"])):
-        if count:
-            facts.append(f"{count:,} samples {what}")
+    counts = (("rejected", rejected), ("truncated", ending["truncated"]))
+    facts += [f"{count:,} samples {what}" for what, count in counts if count]
     if result.before:
         notes.print(f"{near(result.folder)} is finished already; nothing was done.")
     results.print(f"{near(result.folder / EXPORT)}: {', '.join(facts)}")
@@ -54,17 +48,17 @@ def show_plan(plan: "Plan") -> None:
     recipe = plan.recipe
     gpus = f"{plan.gpus} GPU" + ("s" if plan.gpus > 1 else "")
     results.print(f"{recipe.name}, {recipe.phase}, on {gpus}")
-    parts = _table("part", "parameters", "trains")
+    parts = table("part", "parameters", "trains")
     for part in plan.parts:
         parts.add_row(part.part, f"{part.parameters:,}", "yes" if part.trains else "no")
     parts.add_row("all", f"{plan.parameters:,}", f"{plan.trainable:,}")
-    _section("parameters", parts)
-    memory = _table("zero_stage", "weights", "gradients", "optimizer", "peak", "")
+    section("parameters", parts)
+    memory = table("zero_stage", "weights", "gradients", "optimizer", "peak", "")
     for stage, states in plan.states.items():
         cells = (states.weights, states.gradients, states.optimizer, plan.memory(stage))
         chosen = "the recipe's" if stage == recipe.zero_stage else ""
         memory.add_row(str(stage), *(_gigabytes(size) for size in cells), chosen)
-    _section("memory of one GPU", memory)
+    section("memory of one GPU", memory)
     kept = recipe.gradient_checkpointing
     here, other = plan.working[kept], plan.working[not kept]
     results.print(
@@ -91,22 +85,6 @@ def show_plan(plan: "Plan") -> None:
         )
 
 
-def show_converted(done: "Converted") -> None:
-    """Print what was converted, and which parts of the model are new."""
-    levels = "no levels" if done.levels is None else f"{done.levels} levels"
-    results.print(f"{near(done.output)}: {done.kind}, {levels}, mixing {done.mixing}")
-    if done.new:
-        results.print(f"  not in the source, so new: {', '.join(done.new)}")
-
-
-def show_merged(done: "Merged") -> None:
-    """Print folder and parameters of the merged model, and how many matrices LoRA changed."""
-    results.print(
-        f"{near(done.output)}: {done.parameters:,} parameters, LoRA merged into {done.matrices} "
-        "matrices"
-    )
-
-
 def show_evaluation(done: "Evaluation") -> None:
     """Print scores beside the published values, and the folder of the answers."""
     from aligntrain.evaluate.run import HEADINGS
@@ -123,16 +101,6 @@ def show_evaluation(done: "Evaluation") -> None:
     notes.print(f"answers, one by one, and this table lie in {near(done.output)}")
 
 
-def show_server(name: str, url: str) -> None:
-    """Print the server's addresses."""
-    results.print(f"{name} answers: {url}/v1 for OpenAI's clients, {url} for a browser")
-
-
-def show_exported(exported: "Exported") -> None:
-    """Print folder, format and parameters of an exported model."""
-    results.print(f"{near(exported.output)}: {exported.format}, {exported.parameters:,} parameters")
-
-
 def show_gate(weights: list[float] | None) -> None:
     """Print the gate's weight of each local level as bars."""
     if weights is None:
@@ -144,22 +112,11 @@ def show_gate(weights: list[float] | None) -> None:
 
 @contextmanager
 def counting() -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Yield a function from a task and its total to its progress callback; bars on a terminal
-    only.
-    """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=notes, transient=True) as bars:
+    """Yield a function from a task and its total to the callback of its bar, for a terminal."""
+    with progress_bars(notes) as bars:
 
         def begin(what: str, count: int) -> Callable[[int], None]:
-            task = bars.add_task(what, total=count)
+            task = bars.add_task(what, total=count, state="")
             return lambda done: bars.advance(task, done)
 
         yield begin
@@ -171,38 +128,35 @@ def show_gate_report(report: "GateReport") -> None:
         notes.print(f"{report.without}.")
     if report.kinds:
         levels = [str(level) for level in range(1, len(report.kinds[0].weights) + 1)]
-        table = _table("type", "n", *levels, "mean", "entropy")
+        by_type = table("type", "n", *levels, "mean", "entropy")
         for kind in report.kinds:
             cells = [f"{weight:.3f}" for weight in kind.weights]
             means = (f"{kind.mean_level.mean:.2f}", f"{kind.entropy:.2f}")
-            table.add_row(Text(_one_line(kind.kind)), f"{kind.count:,}", *cells, *means)
-        _section("mean weight of each local level, their mean level, and entropy", table)
+            by_type.add_row(Text(_one_line(kind.kind, 30)), f"{kind.count:,}", *cells, *means)
+        section("mean weight of each local level, their mean level, and entropy", by_type)
     if report.overall:
-        table = _table("vector", "loss", "less that of the own mix", "right")
+        by_level = table("vector", "loss", "less that of the own mix", "right")
         for setting in report.overall:
-            difference, right = setting.difference, setting.accuracy
-            ends = "" if difference is None else f"{difference.mean:+.4f}"
-            if difference is not None and difference.low is not None:
-                ends += f" ({difference.low:+.4f} to {difference.high:+.4f})"
-            table.add_row(
+            right = setting.accuracy
+            by_level.add_row(
                 "own mix" if setting.level is None else f"level {setting.level}",
                 f"{setting.loss:.4f}",
-                ends,
+                _difference(setting.difference),
                 "" if right is None else f"{100 * right.mean:.1f} % of {right.count:,}",
             )
-        _section("every level forced", table)
+        section("every level forced", by_level)
     results.print()
     results.print(f"{near(report.output / 'report.html')}: {len(report.questions):,} questions")
 
 
 def show_planned(ablation: "Ablation") -> None:
     """Print every run with its state, and how long the rest should take."""
-    table = _table("run", "state", "goes on from")
+    states = table("run", "state", "goes on from")
     for run in ablation.runs:
         took = "" if run.seconds is None else f"finished in {_duration(run.seconds)}"
         state = took or ("begun" if run.begun else "to do")
-        table.add_row(run.name, state, "" if run.start is None else f"pretrain/{run.start.name}")
-    results.print(table)
+        states.add_row(run.name, state, "" if run.start is None else f"pretrain/{run.start.name}")
+    results.print(states)
     count, left, seconds = len(ablation.runs), len(ablation.left), ablation.seconds_left
     time = "how long they take is known when one of each phase is finished"
     if seconds is not None:
@@ -223,20 +177,12 @@ def show_outcome(outcome: "Outcome") -> None:
     kinds = kinds_of(outcome)
     for comparison in outcome.comparisons:
         scale, digits = (1, 4) if comparison.lower_is_better else (100, 1)
-        table = _table("variant", "seeds", "mean", "difference", "")
+        lines = table("variant", "seeds", "mean", "difference", "")
         for line in comparison.lines:
-            difference = line.difference
-            cell = "" if difference is None else f"{scale * difference.mean:+.{digits}f}"
-            if (
-                difference is not None
-                and difference.low is not None
-                and difference.high is not None
-            ):
-                ends = (f"{scale * end:+.{digits}f}" for end in (difference.low, difference.high))
-                cell += f" ({' to '.join(ends)})"
+            difference = _difference(line.difference, scale, digits)
             mean = f"{scale * line.mean.mean:.{digits}f}"
-            table.add_row(line.variant, str(len(line.values)), mean, cell, line.verdict)
-        _section(_one_line(heading(comparison, kinds), 120), table)
+            lines.add_row(line.variant, str(len(line.values)), mean, difference, line.verdict)
+        section(_one_line(heading(comparison, kinds), 120), lines)
     results.print()
     results.print(near(outcome.ablation.output / "ablation.md"))
     if outcome.unasked:
@@ -249,25 +195,17 @@ def show_outcome(outcome: "Outcome") -> None:
         )
 
 
-def _one_line(text: str, limit: int = 30) -> str:
-    """Return `text` shortened, without control characters that might steer a terminal."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
+def _difference(difference: "Interval | None", scale: int = 1, digits: int = 4) -> str:
+    if difference is None:
+        return ""
+    ends = [scale * end for end in (difference.low, difference.high) if end is not None]
+    between = f" ({' to '.join(f'{end:+.{digits}f}' for end in ends)})" if ends else ""
+    return f"{scale * difference.mean:+.{digits}f}{between}"
+
+
+def _one_line(text: str, limit: int) -> str:
+    clean = printable(text)
     return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
-
-
-def _table(*headings: str) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
-    return table
-
-
-def _section(title: str, table: "Table") -> None:
-    results.print()
-    results.print(Text(title, style="bold"))
-    results.print(table)
 
 
 def _gigabytes(size: int) -> str:

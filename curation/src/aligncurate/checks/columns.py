@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from aligncurate.checks.problems import Kind, Problem
+from aligncurate.checks.problems import Kind, Problem, written_wrongly
 from alignshared import Manifest
 from alignshared.schema import (
     EMBEDDING_COLUMNS,
@@ -29,53 +29,40 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
     required = set(_REQUIRED_OF_STAGE.get(manifest.stage, ("id",)))
     if manifest.edges is not None:
         required.add(LEVEL_COLUMN)
-    missing = [name for name in (*_KNOWN,) if name in required and name not in schema.names]
-    problems = [
-        Problem(
-            Kind.COLUMNS,
-            f"the shards have no column {name}, which stage {manifest.stage} writes; write the "
-            "dataset again.",
-        )
-        for name in missing
+    faults = [
+        f"the shards have no column {name}, which stage {manifest.stage} writes"
+        for name in _KNOWN
+        if name in required and name not in schema.names
     ]
-    problems += [
-        Problem(
-            Kind.COLUMNS,
-            f"the shards have no column {score_column(name)} of float32, though the manifest names "
-            f"the model {name}; write the dataset again.",
-        )
+    faults += [
+        f"the shards have no column {score_column(name)} of float32, though the manifest names "
+        f"the model {name}"
         for name in manifest.models or ()
-        if not _is_score(schema, score_column(name))
+        if not (
+            score_column(name) in schema.names
+            and schema.field(score_column(name)).type == SCORE_COLUMNS["score"]
+        )
     ]
-    problems += [
-        Problem(Kind.COLUMNS, f"the shards have two columns {name}; write the dataset again.")
+    faults += [
+        f"the shards have two columns {name}"
         for name in sorted({name for name in schema.names if schema.names.count(name) > 1})
     ]
-    return problems + [
-        Problem(
-            Kind.COLUMNS,
-            f"column {field.name} has type {field.type} and the contract says {expected}; write "
-            "the dataset again.",
-        )
+    faults += [
+        f"column {field.name} has type {field.type} and the contract says {expected}"
         for field, expected in _mistyped(schema)
     ]
+    return [written_wrongly(Kind.COLUMNS, fault) for fault in faults]
 
 
 def _mistyped(schema: pa.Schema) -> Iterator[tuple[pa.Field, object]]:
     """Fields whose types differ from the contract's, with the expected types."""
     for field in schema:
-        if field.name in EMBEDDING_COLUMNS and not _is_embedding(field.type):
+        kind = field.type
+        is_embedding = pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)
+        if field.name in EMBEDDING_COLUMNS and not is_embedding:
             yield field, "fixed_size_list<float16>"
         elif field.type != _KNOWN.get(field.name, field.type):
             yield field, _KNOWN[field.name]
-
-
-def _is_score(schema: pa.Schema, name: str) -> bool:
-    return name in schema.names and schema.field(name).type == SCORE_COLUMNS["score"]
-
-
-def _is_embedding(kind: pa.DataType) -> bool:
-    return pa.types.is_fixed_size_list(kind) and pa.types.is_float16(kind.value_type)
 
 
 def check_same_columns(schema: pa.Schema, first: pa.Schema, file: str) -> Problem | None:
@@ -91,10 +78,8 @@ def check_same_columns(schema: pa.Schema, first: pa.Schema, file: str) -> Proble
     else:
         differing = [a.name for a, b in zip(schema, first, strict=True) if not a.equals(b)]
         how = f"has another type in {', '.join(differing)}"
-    return Problem(
-        Kind.COLUMNS,
-        f"the columns of {file} are not those of the first shard: it {how}; write the dataset "
-        "again.",
+    return written_wrongly(
+        Kind.COLUMNS, f"the columns of {file} are not those of the first shard: it {how}"
     )
 
 

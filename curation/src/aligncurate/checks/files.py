@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from aligncurate.checks.problems import Kind, Problem
+from aligncurate.checks.problems import Kind, Problem, written_wrongly
 from aligncurate.output.folder import RUN_FOLDER
 from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.errors import one_line
@@ -37,30 +37,21 @@ def check_file(storage: Storage, shard: ShardInfo, kind: Kind = Kind.FILES) -> P
     try:
         info = storage.filesystem.get_file_info(storage.path(shard.file))
         if info.type != fs.FileType.File:
-            return Problem(
-                kind, f"{shard.file} is missing, though the manifest lists it; {_COPY_AGAIN}."
-            )
-        if info.size != shard.bytes:
-            return Problem(
-                kind,
-                f"{shard.file} has {info.size:,} bytes and the manifest says {shard.bytes:,}; "
-                f"{_COPY_AGAIN}.",
-            )
-        if _sha256(storage, shard.file) != shard.sha256:
-            return Problem(
-                kind,
-                f"{shard.file} is not the file that was written: its SHA-256 is another one; "
-                f"{_COPY_AGAIN}.",
-            )
+            fault = "is missing, though the manifest lists it"
+        elif info.size != shard.bytes:
+            fault = f"has {info.size:,} bytes and the manifest says {shard.bytes:,}"
+        elif _sha256(storage, shard.file) != shard.sha256:
+            fault = "is not the file that was written: its SHA-256 is another one"
+        else:
+            return None
     except (OSError, InputError) as error:
         return unreadable(shard.file, error, kind)
-    return None
+    return Problem(kind, f"{shard.file} {fault}; {_COPY_AGAIN}.")
 
 
 def unreadable(file: str, error: Exception, kind: Kind = Kind.FILES) -> Problem:
     """Problem for a file that exists but cannot be read."""
-    cause = one_line(error)
-    return Problem(kind, f"{file} cannot be read: {cause[:300]}; {_COPY_AGAIN}.")
+    return Problem(kind, f"{file} cannot be read: {one_line(error)[:300]}; {_COPY_AGAIN}.")
 
 
 def _sha256(storage: Storage, file: str) -> str:
@@ -77,12 +68,7 @@ def distinct_shards(shards: list[ShardInfo]) -> tuple[list[ShardInfo], list[Prob
     problems: list[Problem] = []
     for shard in shards:
         if shard.file in by_file:
-            problems.append(
-                Problem(
-                    Kind.FILES,
-                    f"the manifest lists {shard.file} twice; write the dataset again.",
-                )
-            )
+            problems.append(written_wrongly(Kind.FILES, f"the manifest lists {shard.file} twice"))
         by_file.setdefault(shard.file, shard)
     return list(by_file.values()), problems
 
@@ -95,20 +81,19 @@ def check_strays(dataset: Dataset) -> list[Problem]:
     expected = {shard.file for shard in listed} | {MANIFEST_FILE, STATISTICS_FILE}
     expected |= {LEVELS_FILE} if manifest.edges is not None else set()
     root = storage.path()
-    selector = fs.FileSelector(root, recursive=True)
     try:
-        infos = storage.filesystem.get_file_info(selector)
+        infos = storage.filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     except OSError as error:
         return [unreadable(storage.location, error)]
-    files = (
+    files = {
         info.path.removeprefix(root).lstrip("/") for info in infos if info.type == fs.FileType.File
-    )
-    return [_stray(file) for file in sorted(set(files) - expected)]
-
-
-def _stray(file: str) -> Problem:
-    if file.startswith(f"{RUN_FOLDER}/"):
-        return Problem(Kind.FILES, f"{file} was left by the run that wrote the dataset; delete it.")
-    return Problem(
-        Kind.FILES, f"{file} lies in the folder and the manifest does not list it; move it away."
-    )
+    }
+    return [
+        Problem(
+            Kind.FILES,
+            f"{file} was left by the run that wrote the dataset; delete it."
+            if file.startswith(f"{RUN_FOLDER}/")
+            else f"{file} lies in the folder and the manifest does not list it; move it away.",
+        )
+        for file in sorted(files - expected)
+    ]

@@ -2,8 +2,9 @@
 
 from dataclasses import asdict
 from math import isclose
+from typing import Any
 
-from aligncurate.checks.problems import Kind, Problem
+from aligncurate.checks.problems import Kind, Problem, written_wrongly
 from alignshared import Dataset, InputError, LevelEdges, LevelStatistics
 from alignshared.levels import levels_to_json
 from alignshared.manifest import LEVELS_FILE
@@ -33,7 +34,7 @@ def edges_of(dataset: Dataset) -> tuple[LevelEdges | None, list[Problem]]:
 
 
 def _of_manifest(what: str) -> Problem:
-    return Problem(Kind.LEVELS, f"the manifest {what}; write the dataset again.")
+    return written_wrongly(Kind.LEVELS, f"the manifest {what}")
 
 
 def check_statistics(
@@ -45,10 +46,8 @@ def check_statistics(
         for name, value in asdict(statistics).items():
             recount = getattr(recounted, name)
             if not _agree(name, value, recount):
-                text = (
-                    f"says that the {name} of level {statistics.level} is {value}, but the rows say"
-                )
-                problems.append(_of_manifest(f"{text} {recount}"))
+                text = f"says that the {name} of level {statistics.level} is {value}"
+                problems.append(_of_manifest(f"{text}, but the rows say {recount}"))
     return problems
 
 
@@ -60,28 +59,23 @@ def _agree(name: str, listed: float | None, counted: float | None) -> bool:
 
 def check_levels_file(dataset: Dataset, edges: LevelEdges) -> list[Problem]:
     """Problems with `levels.json`: missing, or different from the manifest."""
+    expected = levels_to_json(edges, dataset.manifest.level_statistics or [])
     try:
         if not dataset.storage.exists(LEVELS_FILE):
-            if dataset.manifest.stage != "bucket":
-                return []
-            text = f"{LEVELS_FILE} is missing, which a bucket run writes; write the dataset again."
-            return [Problem(Kind.LEVELS, text)]
-        content = dataset.storage.read_json(LEVELS_FILE)
+            missing = dataset.manifest.stage == "bucket"
+            faults = ["is missing, which a bucket run writes"] if missing else []
+        else:
+            faults = _differences(dataset.storage.read_json(LEVELS_FILE), expected)
     except (InputError, OSError) as error:
-        cause = str(error).rstrip(".")
-        text = f"{LEVELS_FILE} cannot be read: {cause}; write the dataset again."
-        return [Problem(Kind.LEVELS, text)]
-    expected = levels_to_json(edges, dataset.manifest.level_statistics or [])
+        faults = [f"cannot be read: {str(error).rstrip('.')}"]
+    return [written_wrongly(Kind.LEVELS, f"{LEVELS_FILE} {fault}") for fault in faults]
+
+
+def _differences(content: Any, expected: dict[str, Any]) -> list[str]:
     if not isinstance(content, dict) or content.keys() != expected.keys():
-        text = (
-            f"{LEVELS_FILE} has other fields than {', '.join(expected)}; write the dataset again."
-        )
-        return [Problem(Kind.LEVELS, text)]
-    differing = [name for name, value in expected.items() if content[name] != value]
+        return [f"has other fields than {', '.join(expected)}"]
     return [
-        Problem(
-            Kind.LEVELS,
-            f"{LEVELS_FILE} and the manifest differ in {name}; write the dataset again.",
-        )
-        for name in differing
+        f"and the manifest differ in {name}"
+        for name, value in expected.items()
+        if content[name] != value
     ]

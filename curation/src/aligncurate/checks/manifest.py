@@ -19,7 +19,13 @@ def open_dataset(location: str | os.PathLike[str]) -> Dataset:
         if not storage.exists(""):
             raise InputError(f"there is no {storage.location}; name the folder of a dataset.")
         if not storage.exists(MANIFEST_FILE):
-            raise ContractError(_without_manifest(storage))
+            unfinished = (
+                f"an unfinished run: it has no {MANIFEST_FILE} yet; give the command that began it "
+                "once more and it goes on from there"
+            )
+            other = f"not a dataset: it has no {MANIFEST_FILE}; name the folder of a finished run"
+            kind = unfinished if is_unfinished(storage) else other
+            raise ContractError(f"{storage.location} is {kind}.")
         return Dataset(location)
     except OSError as error:
         raise InputError(f"{storage.location} cannot be read: {error}.") from error
@@ -29,15 +35,3 @@ def is_unfinished(storage: Storage) -> bool:
     """Whether the folder holds a run without a manifest."""
     names = storage.names()
     return RUN_FOLDER in names and MANIFEST_FILE not in names
-
-
-def _without_manifest(storage: Storage) -> str:
-    if is_unfinished(storage):
-        return (
-            f"{storage.location} is an unfinished run: it has no {MANIFEST_FILE} yet; give the "
-            "command that began it once more and it goes on from there."
-        )
-    return (
-        f"{storage.location} is not a dataset: it has no {MANIFEST_FILE}; name the folder of a "
-        "finished run."
-    )

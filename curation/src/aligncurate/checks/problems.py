@@ -35,6 +35,11 @@ class Problem:
         return self.text
 
 
+def written_wrongly(kind: Kind, what: str) -> Problem:
+    """Problem for a fault that only writing the dataset again mends."""
+    return Problem(kind, f"{what}; write the dataset again.")
+
+
 class ProblemList:
     """Keeps the first `LISTED_PER_KIND` problems of each kind and counts the others."""
 

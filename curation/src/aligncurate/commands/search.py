@@ -12,7 +12,7 @@ from alignshared.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aligncurate.stages.search import SearchResult
+    from aligncurate.reporting.sheet import SearchResult
 
 
 def search(

@@ -7,7 +7,7 @@ from typing import Literal
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
-from alignshared.stores.hub import require_hub
+from alignshared.stores.filesystems import require_hub
 
 
 class HubError(Exception):

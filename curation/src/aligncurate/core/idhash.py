@@ -9,7 +9,6 @@ layout. It does not resist deliberate collisions.
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +47,14 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
     return np.concatenate(parts)
 
 
+def rows_among(
+    ascending: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.intp]:
+    """Rows of `hashes` [n] that are among `ascending` [m], m at least 1."""
+    at = np.searchsorted(ascending, hashes).clip(max=len(ascending) - 1)
+    return np.flatnonzero(ascending[at] == hashes)
+
+
 def _chunks(offsets: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield row ranges of about _CHUNK_BYTES, at least one row each."""
     rows, begin = len(offsets) - 1, 0
@@ -82,7 +89,7 @@ class RepeatFinder:
     """Finds hashes added more than once, in constant memory.
 
     Beyond `in_memory`, hashes go to a temporary folder, 8 bytes each, partitioned by leading
-    bits and sorted part by part. Closing, or leaving a `with` block, deletes the folder.
+    bits and sorted part by part. Closing deletes the folder.
     """
 
     def __init__(self, in_memory: int = _IN_MEMORY) -> None:
@@ -90,12 +97,6 @@ class RepeatFinder:
         self._waiting: list[npt.NDArray[np.uint64]] = []
         self._waiting_count = 0
         self._folder: TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Drop all hashes and delete the temporary folder."""

@@ -11,8 +11,6 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-
 
 @dataclass(frozen=True, slots=True)
 class Moment:
@@ -80,9 +78,7 @@ class Moments:
         )
 
     def to_json(self) -> list[list[float | int | None]]:
-        """Per group: count, mean, sum of squared deviations, minimum, maximum; exact when read
-        back.
-        """
+        """Count, mean, sum of squared deviations, minimum and maximum of each group, exactly."""
         columns = (self._count, self._mean, self._squared_deviations, self._min, self._max)
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return [list(row) if row[0] else [0, None, None, None, None] for row in rows]
@@ -105,6 +101,6 @@ class Moments:
         return moments
 
 
-def _divided(numbers: npt.NDArray[Any], by: npt.NDArray[np.int64]) -> Floats:
+def _divided(numbers: npt.NDArray[Any], by: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return `numbers` / `by`, 0 where `by` is 0."""
     return np.divide(numbers, by, out=np.zeros(len(numbers)), where=by > 0)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, batches_of
+from aligncurate.exports.spans import Span, WrittenSpan, batches_of
 from aligncurate.reporting.format import count_text, printable, score_text, share_text
 from aligncurate.reporting.lineage import ancestors
-from alignshared import Dataset, Storage
+from alignshared import Dataset, ShardInfo, Storage
 from alignshared.schema import type_name, with_features
 from alignshared.shards import writing_shard
 
@@ -34,30 +34,24 @@ class HuggingFaceExporter:
                 if "image" in self._schema.names:
                     without += batch.column("image").field("bytes").null_count
                 writer.write(pa.Table.from_batches([batch]))
-        info = result.info
-        written = WrittenFile(info.file, info.rows, info.bytes, info.sha256)
-        return WrittenSpan(span.index, span.rows, [written], 0, without)
+        return WrittenSpan(span.index, span.rows, [result.info], 0, without)
 
-    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
+    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
         """Write the card; return the Parquet files and the card."""
         files = [file for span in spans for file in span.files]
         card = _card(self._dataset, self._schema, files)
         sha256 = output.write_bytes(CARD_FILE, card)
-        return [*files, WrittenFile(CARD_FILE, 0, len(card), sha256)]
+        return [*files, ShardInfo(CARD_FILE, 0, len(card), sha256)]
 
 
-def _card(dataset: Dataset, schema: pa.Schema, files: list[WrittenFile]) -> bytes:
+def _card(dataset: Dataset, schema: pa.Schema, files: list[ShardInfo]) -> bytes:
     from huggingface_hub import DatasetCardData
 
     rows, size = sum(file.rows for file in files), sum(file.bytes for file in files)
     split = {"name": "train", "num_bytes": size, "num_examples": rows}
+    data_files = [{"split": "train", "path": "data/train-*"}]
     data = DatasetCardData(
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": "data/train-*"}],
-            }
-        ],
+        configs=[{"config_name": "default", "data_files": data_files}],
         dataset_info={
             "features": [{"name": field.name} | feature_of(field) for field in schema],
             "splits": [split],
@@ -75,47 +69,40 @@ def feature_of(field: pa.Field) -> dict[str, Any]:
 
 
 def _feature(kind: pa.DataType) -> dict[str, Any]:
+    is_fixed = pa.types.is_fixed_size_list(kind)
     if pa.types.is_struct(kind):
         return {"struct": [{"name": child.name} | _feature(child.type) for child in kind]}
-    if pa.types.is_fixed_size_list(kind):
-        return {"list": _item(kind.value_type), "length": kind.list_size}
-    if pa.types.is_large_list(kind):
-        return {"large_list": _item(kind.value_type)}
-    if pa.types.is_list(kind):
-        return {"list": _item(kind.value_type)}
-    return {"dtype": type_name(kind)}
-
-
-def _item(kind: pa.DataType) -> Any:
-    """Feature of a list's items: bare for plain types and structs."""
-    feature = _feature(kind)
-    return next(iter(feature.values())) if feature.keys() & {"dtype", "struct"} else feature
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or is_fixed):
+        return {"dtype": type_name(kind)}
+    item = _feature(kind.value_type)
+    bare = next(iter(item.values())) if item.keys() & {"dtype", "struct"} else item
+    name = "large_list" if pa.types.is_large_list(kind) else "list"
+    return {name: bare} | ({"length": kind.list_size} if is_fixed else {})
 
 
 def _text(dataset: Dataset, rows: int) -> Iterator[str]:
-    manifest = dataset.manifest
-    yield f"# {count_text(rows, 'image-text pair')}"
-    yield ""
-    yield from _model_text(dataset)
+    manifest, model = dataset.manifest, dataset.manifest.model
+    yield from (f"# {count_text(rows, 'image-text pair')}", "")
+    if model:
+        yield (
+            f"`score` is the cosine of image and caption by CLIP {_cell(model.name)} (weights "
+            f"{_cell(model.weights)}, {model.precision}, {model.image_size} px, SHA-256 "
+            f"`{_cell(model.weights_sha256)}`)."
+        )
+        yield ""
     if manifest.level_statistics and manifest.edges:
         yield from ("## Levels", "")
-        yield "`level` is 1 plus the number of edges that are not above `score`."
-        yield from (
-            "",
-            "| level | from score | pairs | share | mean score |",
-            "|--:|--:|--:|--:|--:|",
-        )
+        yield from ("`level` is 1 plus the number of edges that are not above `score`.", "")
+        yield "| level | from score | pairs | share | mean score |"
+        yield "|--:|--:|--:|--:|--:|"
         for level, edge in zip(manifest.level_statistics, (None, *manifest.edges), strict=True):
             yield (
                 f"| {level.level} | {score_text(edge)} | {level.count:,} | "
                 f"{share_text(level.share)} | {score_text(level.mean)} |"
             )
         yield ""
-    yield from (
-        "## Lineage",
-        "",
-        "| stage | pairs | rejects | left out | SHA-256 of its manifest |",
-    )
+    yield from ("## Lineage", "")
+    yield "| stage | pairs | rejects | left out | SHA-256 of its manifest |"
     yield "|---|--:|--:|--:|---|"
     yield _lineage_row(dataset.digest, dataset)
     # Locations are left out: they are local to the machine that wrote the card.
@@ -126,17 +113,6 @@ def _text(dataset: Dataset, rows: int) -> Iterator[str]:
         "Images and captions keep the licences of where they come from. Whoever publishes this "
         "names them here, and as `license` in the header."
     )
-
-
-def _model_text(dataset: Dataset) -> Iterator[str]:
-    model = dataset.manifest.model
-    if model:
-        yield (
-            f"`score` is the cosine of image and caption by CLIP {_cell(model.name)} (weights "
-            f"{_cell(model.weights)}, {model.precision}, {model.image_size} px, SHA-256 "
-            f"`{_cell(model.weights_sha256)}`)."
-        )
-        yield ""
 
 
 def _lineage_row(digest: str | None, dataset: Dataset | None) -> str:

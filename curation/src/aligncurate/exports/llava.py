@@ -6,13 +6,18 @@
 are relative to the folder of the JSON.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-from aligncurate.exports.naming import image_suffix, json_line, row_name
-from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, row_dicts
+from aligncurate.exports.spans import (
+    Span,
+    WrittenSpan,
+    image_suffix,
+    json_line,
+    row_dicts,
+    row_name,
+)
 from aligncurate.output.folder import RUN_FOLDER
-from alignshared import Dataset, Storage
+from alignshared import Dataset, ShardInfo, Storage
 from alignshared.schema import LEVEL_COLUMN
 
 PAIRS_FILE = "pairs.json"
@@ -48,26 +53,21 @@ class LlavaExporter:
                 rows += 1
         return WrittenSpan(span.index, rows, [], pictures, rows - pictures)
 
-    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
+    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
         """Merge the partial lists into `pairs.json`, record by record."""
         with output.writing(PAIRS_FILE) as whole:
             separator = b"[\n"
             for span in spans:
-                for line in _lines(output, span.index):
+                for line in output.read_bytes(_part(span.index)).splitlines():
                     whole.write(separator + line)
                     separator = b",\n"
             whole.write(b"\n]\n")
         rows = sum(span.rows for span in spans)
-        return [WrittenFile(PAIRS_FILE, rows, whole.bytes_written, whole.sha256)]
+        return [ShardInfo(PAIRS_FILE, rows, whole.bytes_written, whole.sha256)]
 
 
 def _part(index: int) -> str:
     return f"{RUN_FOLDER}/parts/{index:07d}.jsonl"
-
-
-def _lines(output: Storage, index: int) -> Iterator[bytes]:
-    with output.open(_part(index)) as stream:
-        yield from stream.read().splitlines()
 
 
 def _record(row: dict[str, Any], image: str | None) -> dict[str, Any]:

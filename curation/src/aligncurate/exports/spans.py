@@ -1,13 +1,36 @@
-"""Spans of a dataset's rows, across shards, and their exported files."""
+"""Spans of a dataset's rows, across shards, and names and values valid in any file system, tar or
+JSON reader.
 
+Ids may be paths, differ only in case, or exceed file name limits, so files are named after row
+numbers and the id is in the record.
+"""
+
+import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
 
-from alignshared import Dataset, Storage
-from alignshared.shards import IMAGE_ROW_GROUP, groups_of_rows
+from alignshared import Dataset, ShardInfo, Storage
+from alignshared.images import image_format
+from alignshared.shards import IMAGE_ROW_GROUP, groups_of_rows, rows_within
+
+_SUFFIXES = {
+    "AVIF": "avif",
+    "BMP": "bmp",
+    "DIB": "bmp",
+    "GIF": "gif",
+    "JPEG": "jpg",
+    "JPEG2000": "jp2",
+    "MPO": "jpg",
+    "PNG": "png",
+    "PPM": "ppm",
+    "TIFF": "tif",
+    "WEBP": "webp",
+}
+_UNKNOWN = "bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +43,12 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenFile:
-    """A file of an export and its number of pairs."""
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class WrittenSpan:
     """Files written for a span, and the number of separate image files."""
 
     index: int
     rows: int
-    files: list[WrittenFile]
+    files: list[ShardInfo]
     pictures: int = 0
     without_picture: int = 0
 
@@ -47,7 +60,7 @@ class Exporter(Protocol):
         """Write the rows of `span`, deterministically."""
         ...
 
-    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
+    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
         """Write files that cover all spans; return all files to list, in order."""
         ...
 
@@ -70,13 +83,8 @@ def batches_of(
             continue
         with dataset.open_shard(shard) as parquet:
             groups, skip = groups_of_rows(parquet, first, end)
-            left = end - first
-            for batch in dataset.shard_batches(shard, parquet, columns, IMAGE_ROW_GROUP, groups):
-                rows = batch.slice(skip, left)
-                skip = max(skip - batch.num_rows, 0)
-                left -= rows.num_rows
-                if rows.num_rows:
-                    yield rows
+            batches = dataset.shard_batches(shard, parquet, columns, IMAGE_ROW_GROUP, groups)
+            yield from rows_within(batches, skip, end - first)
 
 
 def row_dicts(
@@ -88,3 +96,30 @@ def row_dicts(
         for row in batch.to_pylist():
             yield number, row
             number += 1
+
+
+def row_name(number: int) -> str:
+    """File name of row `number`, without suffix."""
+    return f"{number:09d}"
+
+
+def image_suffix(data: bytes) -> str:
+    """Suffix for the format of the bytes, whatever the original name."""
+    kind = image_format(data)
+    return _UNKNOWN if kind is None else _SUFFIXES.get(kind, kind.lower())
+
+
+def json_line(value: Any) -> bytes:
+    """Return `value` as one line of JSON: NaN and infinities become null, dates and others text."""
+    text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
+    return text.encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(child) for child in value]
+    return value

@@ -6,9 +6,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.exports.naming import image_suffix, json_line, row_name
-from aligncurate.exports.spans import Span, WrittenFile, WrittenSpan, row_dicts
-from alignshared import Dataset, Storage
+from aligncurate.exports.spans import (
+    Span,
+    WrittenSpan,
+    image_suffix,
+    json_line,
+    row_dicts,
+    row_name,
+)
+from alignshared import Dataset, ShardInfo, Storage
 from alignshared.schema import EMBEDDING_COLUMNS
 
 PAIRS_PER_TAR = 10_000
@@ -30,10 +36,10 @@ class WebdatasetExporter:
             for number, row in row_dicts(self._dataset, span, self._columns):
                 pictures += _add_pair(tar, row_name(number), row)
                 rows += 1
-        written = WrittenFile(file, rows, sink.bytes_written, sink.sha256)
+        written = ShardInfo(file, rows, sink.bytes_written, sink.sha256)
         return WrittenSpan(span.index, rows, [written], 0, rows - pictures)
 
-    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[WrittenFile]:
+    def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
         """Return the tars; nothing else is written."""
         return [file for span in spans for file in span.files]
 

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aligncurate.reporting.format import clip_middle, clip_text, score_text
+from aligncurate.reporting.examples import read_rows
+from aligncurate.reporting.format import score_text
 from aligncurate.reporting.lineage import Ancestor
-from aligncurate.reporting.rows import read_rows
-from aligncurate.reporting.template import image_card
+from aligncurate.reporting.template import pair_card
 from alignshared import Dataset, DuplicateInfo
 
 _CLUSTERS = 6
@@ -22,33 +22,17 @@ _compute: Any = pc  # generated at import, invisible to type checkers
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """A pair of a cluster; `cosine` and `kind` are None for the kept one. `row` is None if its row
-    is no longer readable.
-    """
-
-    id: str
-    cosine: float | None
-    kind: str | None
-    row: dict[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """`size` pairs; `members` holds the kept pair, then some of the others, least similar first."""
-
-    size: int
-    members: list[Member]
-
-
-@dataclass(frozen=True, slots=True)
 class Clusters:
-    """Result of the dedup run at `location`, and its largest clusters."""
+    """Result of the dedup run at `location`, and its largest clusters for the page.
+
+    A cluster is its `size`, the number `hidden`, and `cards` of the others: the kept pair, then
+    those dropped, least similar first.
+    """
 
     location: str
     duplicates: DuplicateInfo
     threshold: float | None
-    largest: list[Cluster]
+    largest: list[dict[str, Any]]
 
 
 def find_clusters(dataset: Dataset, lineage: list[Ancestor]) -> Clusters | None:
@@ -73,7 +57,7 @@ def find_clusters(dataset: Dataset, lineage: list[Ancestor]) -> Clusters | None:
     )
 
 
-def _largest(dataset: Dataset, source: Dataset) -> list[Cluster]:
+def _largest(dataset: Dataset, source: Dataset) -> list[dict[str, Any]]:
     sizes: dict[str, int] = {}
     for batch in _duplicates(dataset, ["kept_id"]):
         for entry in batch.column(0).value_counts():
@@ -81,17 +65,25 @@ def _largest(dataset: Dataset, source: Dataset) -> list[Cluster]:
             sizes[id_] = sizes.get(id_, 1) + entry["counts"].as_py()
     # Ties go to the greater id: arbitrary, but reproducible.
     top = nlargest(_CLUSTERS, sizes.items(), key=lambda item: (item[1], item[0]))
-    members: dict[str, list[Member]] = {id_: [Member(id_, None, None, None)] for id_, _ in top}
+    members: dict[str, list[dict[str, Any]]] = {
+        id_: [{"id": id_, "cosine": None, "kind": None}] for id_, _ in top
+    }
     chosen = pa.array(list(members), pa.string())
     for batch in _duplicates(dataset, None):
         some = batch.filter(_compute.is_in(batch.column("kept_id"), chosen))
         for row in some.to_pylist():
             mates = members[row["kept_id"]]
-            mates.append(Member(row["id"], row["cosine"], row["kind"], None))
-            mates[1:] = sorted(mates[1:], key=lambda m: (m.cosine or 0, m.id))[:_SHOWN_OF_EACH]
-    rows = _rows_of(source, {member.id for mates in members.values() for member in mates})
+            mates.append(row)
+            mates[1:] = sorted(mates[1:], key=lambda m: (m["cosine"] or 0, m["id"]))[
+                :_SHOWN_OF_EACH
+            ]
+    rows = _rows_of(source, {mate["id"] for mates in members.values() for mate in mates})
     return [
-        Cluster(size, [Member(m.id, m.cosine, m.kind, rows.get(m.id)) for m in members[id_]])
+        {
+            "size": size,
+            "hidden": size - len(members[id_]),
+            "cards": [_card(mate, rows.get(mate["id"])) for mate in members[id_]],
+        }
         for id_, size in top
     ]
 
@@ -121,29 +113,11 @@ def _rows_of(source: Dataset, ids: set[str]) -> dict[str, dict[str, Any]]:
     return {places[place]: row for place, row in rows}
 
 
-def cluster_cards(clusters: Clusters | None) -> list[dict[str, Any]]:
-    """Return the cards of each cluster for the page."""
-    return [
-        {
-            "size": cluster.size,
-            "hidden": cluster.size - len(cluster.members),
-            "cards": [_card(member) for member in cluster.members],
-        }
-        for cluster in (clusters.largest if clusters else ())
-    ]
-
-
-def _card(member: Member) -> dict[str, Any]:
-    row = member.row or {}
-    image = row.get("image") or {}
-    card = {
-        "id": clip_middle(member.id),
-        "caption": clip_text(row.get("caption") or ""),
-        "score": score_text(row.get("score")),
-        "cosine": None if member.cosine is None else score_text(member.cosine),
-        "kind": member.kind,
-        **image_card(image.get("bytes")),
-    }
-    if member.row is None:
-        card["missing"] = "not readable from here"
-    return card
+def _card(member: dict[str, Any], row: dict[str, Any] | None) -> dict[str, Any]:
+    """Card of a member; `row` is None if its row is no longer readable."""
+    known = row or {}
+    image = (known.get("image") or {}).get("bytes")
+    card = pair_card(member["id"], known.get("caption"), known.get("score"), image)
+    cosine = None if member["cosine"] is None else score_text(member["cosine"])
+    card |= {"cosine": cosine, "kind": member["kind"]}
+    return card | {"missing": "not readable from here"} if row is None else card

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aligncurate.core.drift import Counts, kolmogorov_smirnov, population_stability_index
-from aligncurate.core.histogram import BIN_WIDTH, Histogram, LogHistogram
-from aligncurate.output.shards import scores_of
-from aligncurate.reporting.format import (
-    clip_middle,
-    dataset_name,
-    printable,
-    score_text,
-    share_text,
+from aligncurate.core.histogram import (
+    BIN_WIDTH,
+    Counts,
+    Histogram,
+    LogHistogram,
+    kolmogorov_smirnov,
+    population_stability_index,
 )
+from aligncurate.output.shards import scores_of
+from aligncurate.reporting.format import clip_middle, dataset_name, score_text, share_text
 from aligncurate.reporting.lineage import ancestors
 from aligncurate.reporting.summary import ScoreSummary
 from aligncurate.threads import available_cores, map_ordered
@@ -70,8 +70,9 @@ class Drift:
     def names(self) -> tuple[str, str]:
         """Names of both datasets, or their locations if the names are equal."""
         base, other = dataset_name(self.base), dataset_name(self.other)
-        names = (base, other) if base != other else (self.base.location, self.other.location)
-        return clip_middle(printable(names[0]), 80), clip_middle(printable(names[1]), 80)
+        if base == other:
+            base, other = self.base.location, self.other.location
+        return clip_middle(base, 80), clip_middle(other, 80)
 
     @property
     def histograms(self) -> tuple[Histogram, Histogram]:
@@ -94,14 +95,13 @@ class Drift:
     def sentences(self) -> list[str]:
         """Changes from the base to the other dataset, most important first."""
         sentences = [_score_sentence(self), _share_sentence(self)]
-        if self.incomparable:
-            reasons = "; ".join(self.incomparable)
-            sentences.insert(
-                0,
-                f"The scores of the two are not of one kind: {reasons}. The differences below show "
-                "that as much as a change of the data.",
-            )
-        return sentences
+        if not self.incomparable:
+            return sentences
+        warning = (
+            f"The scores of the two are not of one kind: {'; '.join(self.incomparable)}. The "
+            "differences below show that as much as a change of the data."
+        )
+        return [warning, *sentences]
 
 
 def compare(
@@ -118,7 +118,7 @@ def compare(
                 f"{dataset.location} has no finite score, so there is nothing to compare; name "
                 "another dataset."
             )
-    p, q = base_summary.histogram.counts, other_summary.histogram.counts
+    scores, other_scores = base_summary.histogram, other_summary.histogram
     titles, in_base, in_other = _level_counts(base, base_summary, other, other_summary)
     sizes, other_sizes = base_summary.sizes, other_summary.sizes
     return Drift(
@@ -126,7 +126,7 @@ def compare(
         other=other,
         summaries=(base_summary, other_summary),
         psi=population_stability_index(in_base, in_other),
-        distance=kolmogorov_smirnov(p, q),
+        distance=kolmogorov_smirnov(scores.counts, other_scores.counts),
         shares=[
             Share(title, float(x / in_base.sum()), float(y / in_other.sum()))
             for title, x, y in zip(titles, in_base, in_other, strict=True)
@@ -162,12 +162,11 @@ def _counts_of(summary: ScoreSummary) -> Counts:
 
 
 def _counts_on(edges: LevelEdges, dataset: Dataset, summary: ScoreSummary) -> Counts:
-    """Pairs of `dataset` in each level of `edges`. Scores are read unless the dataset uses these
-    edges, since histogram bins do not end at edges.
-    """
+    """Pairs of `dataset` in each level of `edges`."""
     if dataset.manifest.level_edges == edges:
         return _counts_of(summary)
 
+    # Bins of the histogram do not end at edges, so scores are read.
     def count(shard: ShardInfo) -> Counts:
         counts = np.zeros(edges.levels, dtype=np.int64)
         with dataset.open_shard(shard) as parquet:
@@ -207,10 +206,11 @@ def _score_sentence(drift: Drift) -> str:
     a, b = drift.histograms
     base, other = drift.names
     means = f"{score_text(b.mean)} against {score_text(a.mean)}"
-    step = (b.mean - a.mean) / a.deviation if a.deviation else b.mean - a.mean
+    deviation = a.moment.std or 0.0
+    step = (b.mean - a.mean) / deviation if deviation else b.mean - a.mean
     if abs(step) < _SAME_MEAN:
         return f"The mean score of {other} is nearly that of {base}: {means}."
-    by = f", by {abs(step):.2f} standard deviations" if a.deviation else ""
+    by = f", by {abs(step):.2f} standard deviations" if deviation else ""
     way = "higher" if step > 0 else "lower"
     return f"The mean score of {other} is {way} than that of {base}{by}: {means}."
 
@@ -232,17 +232,16 @@ def comparison_rows(drift: Drift) -> list[tuple[str, str, str, str]]:
     """Rows of the page's table as text: title, both datasets' numbers, distance."""
     a, b = drift.summaries
     means = (score_text(a.histogram.mean), score_text(b.histogram.mean))
-    rows = [("Score, mean", *means, f"{drift.distance:.3f}")]
-    for name, title in SIZES.items():
-        distance = drift.size_distances.get(name)
-        rows.append(
-            (
-                f"{title}, median",
-                _median_text(a.sizes[name]),
-                _median_text(b.sizes[name]),
-                "\N{EN DASH}" if distance is None else f"{distance:.3f}",
-            )
+    rows = [("Score, mean", *means, score_text(drift.distance, 3))]
+    rows += [
+        (
+            f"{title}, median",
+            _median_text(a.sizes[name]),
+            _median_text(b.sizes[name]),
+            score_text(drift.size_distances.get(name), 3),
         )
+        for name, title in SIZES.items()
+    ]
     rejects = drift.rejects
     return [*rows, (rejects.title, share_text(rejects.base), share_text(rejects.other), "")]
 

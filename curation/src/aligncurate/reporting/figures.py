@@ -13,11 +13,11 @@ import numpy as np
 from PIL import ImageOps
 
 from aligncurate.core.histogram import Histogram
+from aligncurate.reporting.examples import Example, Group
 from aligncurate.reporting.format import printable, score_text, share_text
-from aligncurate.reporting.gallery import Example, Group
 from alignshared import LevelEdges, LevelStatistics
+from alignshared.images import thumbnail
 from alignshared.palette import level_colours
-from alignshared.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -230,9 +230,7 @@ def png(figure: "Figure") -> bytes:
 
 
 def svg(figure: "Figure") -> str:
-    """Return `figure` as a deterministic SVG element that uses the page's fonts and its colours of
-    ink, paper and rules.
-    """
+    """Return `figure` as a deterministic SVG element in the page's own fonts and colours."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

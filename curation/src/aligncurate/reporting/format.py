@@ -46,9 +46,7 @@ def bytes_text(size: int) -> str:
 
 
 def clip_text(text: str, limit: int = CAPTION_LIMIT) -> str:
-    """Return `text` on one line without control characters, shortened with its full length if
-    long.
-    """
+    """Return `text` on one printable line, shortened and with its full length if long."""
     head = " ".join(printable(text[: 4 * limit]).split())
     if len(head) <= limit and len(text) <= 4 * limit:
         return head
@@ -83,8 +81,6 @@ def flat_config(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, 
 
 
 def dataset_name(dataset: "Dataset") -> str:
-    """Name of the dataset's folder, or of its parent if named after the stage: `demo` for
-    `data/demo/bucket`.
-    """
+    """Name of the dataset's folder, or of its parent if named after the stage (`demo/score`)."""
     *_, parent, folder = ["", *dataset.location.rstrip("/").split("/")]
     return parent if folder == dataset.manifest.stage and parent else folder

@@ -4,14 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aligncurate.core.moments import Moment
-from aligncurate.reporting.format import (
-    bytes_text,
-    clip_middle,
-    count_text,
-    flat_config,
-    score_text,
-    share_text,
-)
+from aligncurate.reporting.format import bytes_text, clip_middle, count_text, score_text, share_text
 from aligncurate.reporting.lineage import Ancestor
 from alignshared import DuplicateInfo, LevelEdges, LevelStatistics, ModelInfo
 from alignshared.schema import score_column
@@ -67,66 +60,57 @@ class Inspection:
 
 def facts(inspection: Inspection) -> list[tuple[str, str]]:
     """The dataset as a whole: names and values for two columns."""
-    rows = [("location", inspection.location)]
-    if inspection.finished:
-        rows += [("stage", inspection.stage or "")]
-    else:
-        rows += [("state", "an unfinished run: give its command once more to go on with it")]
-    done = "" if inspection.finished else " so far"
+    model, duplicates, scores = inspection.model, inspection.duplicates, inspection.scores
     size = f"{count_text(inspection.shards, 'shard')}, {bytes_text(inspection.bytes)}"
-    rows += [
+    done = "" if inspection.finished else " so far"
+    unfinished = "an unfinished run: give its command once more to go on with it"
+    rows = [
+        ("location", inspection.location),
+        ("stage", inspection.stage or "") if inspection.finished else ("state", unfinished),
         ("rows", f"{inspection.rows:,}{done}"),
         ("rejects", f"{inspection.reject_count:,}{done}"),
         *([("left out", f"{inspection.left_out:,}")] if inspection.left_out else []),
         ("shards", f"{size}{done}"),
     ]
-    if inspection.duplicates:
-        counts = (
-            f"{inspection.duplicates.exact:,} exact, {inspection.duplicates.near:,} near, left out"
-        )
+    if duplicates:
+        counts = f"{duplicates.exact:,} exact, {duplicates.near:,} near, left out"
         rows += [("duplicates", counts)]
-        search = inspection.duplicates.search
-        if search:
+        if search := duplicates.search:
             rows += [("near pairs found", f"{share_text(search['recall'])} ({search['method']})")]
-    if inspection.model:
+    if model:
         rows += [
-            ("model", f"{inspection.model.name}, weights {inspection.model.weights}"),
-            ("precision", f"{inspection.model.precision}, {inspection.model.image_size} px"),
-            ("weights SHA-256", inspection.model.weights_sha256),
+            ("model", f"{model.name}, weights {model.weights}"),
+            ("precision", f"{model.precision}, {model.image_size} px"),
+            ("weights SHA-256", model.weights_sha256),
+            *unusual(model),
         ]
-        rows += unusual(inspection.model)
     rows += [
         (score_column(name), f"{model.name}, weights {model.weights}")
         for name, model in inspection.models.items()
     ]
-    if inspection.scores and inspection.scores.count:
-        s = inspection.scores
-        rows += [
-            (
-                "scores",
-                f"mean {score_text(s.mean)}, standard deviation {score_text(s.std)}, from "
-                f"{score_text(s.min)} to {score_text(s.max)}",
-            )
-        ]
+    if scores and scores.count:
+        spread = f"mean {score_text(scores.mean)}, standard deviation {score_text(scores.std)}"
+        ends = f"from {score_text(scores.min)} to {score_text(scores.max)}"
+        rows += [("scores", f"{spread}, {ends}")]
     if inspection.edges:
         rows += [("levels", f"{inspection.edges.levels}, {inspection.edges.scheme}")]
-    optional = (
+    return rows + _given(
         ("created", inspection.created),
         ("written by", inspection.package),
         ("manifest SHA-256", inspection.digest),
         ("fault", inspection.fault),
     )
-    return rows + [(name, value) for name, value in optional if value]
 
 
 def unusual(model: ModelInfo) -> list[tuple[str, str]]:
     """Non-default image and caption settings of `model`."""
-    optional = (
-        ("view", model.view),
-        ("long captions", model.long_captions),
-        ("decode", model.decode),
+    return _given(
+        ("view", model.view), ("long captions", model.long_captions), ("decode", model.decode)
     )
-    return [(name, value) for name, value in optional if value]
+
+
+def _given(*rows: tuple[str, str | None]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in rows if value]
 
 
 def reject_rows(inspection: Inspection) -> list[tuple[str, str]]:
@@ -136,25 +120,16 @@ def reject_rows(inspection: Inspection) -> list[tuple[str, str]]:
 
 
 LEVEL_HEADINGS = ("level", "from", "pairs", "share", "mean", "least", "greatest")
+"""Of the table of levels; `from` is the edge below."""
 
 
 def level_rows(inspection: Inspection) -> list[tuple[str, ...]]:
-    """Rows of the table of levels under `LEVEL_HEADINGS`, highest first; `from` is the edge
-    below.
-    """
+    """Rows of the table of levels under `LEVEL_HEADINGS`, highest first."""
     below: tuple[float | None, ...] = (None, *(inspection.edges.edges if inspection.edges else ()))
-    rows = [
-        (
-            str(s.level),
-            score_text(edge),
-            f"{s.count:,}",
-            share_text(s.share),
-            score_text(s.mean),
-            score_text(s.min),
-            score_text(s.max),
-        )
-        for s, edge in zip(inspection.levels, below, strict=False)
-    ]
+    rows: list[tuple[str, ...]] = []
+    for s, edge in zip(inspection.levels, below, strict=False):
+        scores = map(score_text, (s.mean, s.min, s.max))
+        rows.append((str(s.level), score_text(edge), f"{s.count:,}", share_text(s.share), *scores))
     return rows[::-1]
 
 
@@ -162,19 +137,12 @@ def lineage_rows(inspection: Inspection) -> list[tuple[str, str]]:
     """Ancestors, indented by generation, with their details."""
     rows: list[tuple[str, str]] = []
     for ancestor in inspection.lineage:
-        manifest = ancestor.manifest
-        known = (
-            f"{manifest.stage}, {count_text(manifest.rows, 'pair')}, "
-            f"{count_text(manifest.reject_count, 'reject')}; "
-            if manifest
-            else ""
-        )
+        manifest, known = ancestor.manifest, ""
+        if manifest:
+            pairs = count_text(manifest.rows, "pair")
+            rejects = count_text(manifest.reject_count, "reject")
+            known = f"{manifest.stage}, {pairs}, {rejects}; "
         indent = "  " * (ancestor.generation - 1)
         location = clip_middle(ancestor.parent.location, 240)
         rows.append((f"{indent}{location}", f"{known}{ancestor.state}"))
     return rows
-
-
-def config_rows(inspection: Inspection) -> list[tuple[str, str]]:
-    """Configuration of the run as dotted names and values."""
-    return flat_config(inspection.config)

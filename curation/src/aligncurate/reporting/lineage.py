@@ -30,21 +30,17 @@ class Ancestor:
 def ancestors(dataset: Dataset) -> list[Ancestor]:
     """All ancestors of `dataset`, nearest first."""
     lineage: list[Ancestor] = []
-    waiting = _parents(dataset, 1)
+    waiting = [(1, dataset)]
     while waiting and len(lineage) < _MOST_ANCESTORS:
-        generation, parent, may_be_source = waiting.pop(0)
-        ancestor = _look_up(generation, parent, may_be_source=may_be_source)
-        lineage.append(ancestor)
-        if ancestor.dataset:
-            waiting += _parents(ancestor.dataset, generation + 1)
-    return lineage
-
-
-def _parents(dataset: Dataset, generation: int) -> list[tuple[int, Parent, bool]]:
-    """Parents of `dataset`, and whether they may be source files instead of datasets."""
-    source = dataset.manifest.config.get("input")
-    from_source = isinstance(source, dict) and "kind" in source
-    return [(generation, parent, from_source) for parent in dataset.manifest.parents]
+        generation, child = waiting.pop(0)
+        source = child.manifest.config.get("input")
+        may_be_source = isinstance(source, dict) and "kind" in source
+        for parent in child.manifest.parents:
+            ancestor = _look_up(generation, parent, may_be_source=may_be_source)
+            lineage.append(ancestor)
+            if ancestor.dataset:
+                waiting.append((generation + 1, ancestor.dataset))
+    return lineage[:_MOST_ANCESTORS]
 
 
 def _look_up(generation: int, parent: Parent, *, may_be_source: bool) -> Ancestor:

@@ -2,27 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from aligncurate.reporting import figures
-from aligncurate.reporting.clusters import Clusters, cluster_cards
+from aligncurate.reporting.clusters import Clusters
 from aligncurate.reporting.drift import Drift, comparison_rows
-from aligncurate.reporting.format import (
-    clip_middle,
-    clip_text,
-    dataset_name,
-    flat_config,
-    score_text,
-)
-from aligncurate.reporting.gallery import Example, Group
+from aligncurate.reporting.examples import Group, RejectedFor
+from aligncurate.reporting.format import dataset_name, flat_config
 from aligncurate.reporting.inspection import unusual
 from aligncurate.reporting.lineage import Ancestor
-from aligncurate.reporting.rejected import RejectedFor
 from aligncurate.reporting.summary import ScoreSummary
-from aligncurate.reporting.template import image_card, render
-from alignshared import Dataset, Manifest
+from aligncurate.reporting.template import pair_card, render
+from alignshared import Dataset
 from alignshared.palette import level_colours
 
 if TYPE_CHECKING:
@@ -49,14 +42,10 @@ class ReportContent:
 
 def render_page(content: ReportContent) -> str:
     """Render the report as HTML."""
-    return render("page.html.j2", _context(content))
-
-
-def _context(content: ReportContent) -> dict[str, Any]:
-    manifest, summary = content.dataset.manifest, content.summary
+    manifest, summary, drift = content.dataset.manifest, content.summary, content.drift
     edges, histogram = manifest.level_edges, summary.histogram
-    levels = edges.levels if edges else 0
-    return {
+    own_quantiles = manifest.stage == "bucket" and manifest.scheme == "quantile"
+    context = {
         "content": content,
         "manifest": manifest,
         "histogram": histogram if histogram.count else None,
@@ -64,55 +53,31 @@ def _context(content: ReportContent) -> dict[str, Any]:
         if histogram.count
         else [],
         "edges": edges,
-        "own_quantiles": _has_own_quantiles(manifest),
-        "colours": level_colours(max(levels, 1)),
-        "rows": _level_rows(summary),
-        "groups": [(group, [_card(e) for e in group.examples]) for group in content.groups],
-        **_drift_context(content.drift),
-        "clusters": cluster_cards(content.clusters),
+        # Edges that are quantiles of these scores make levels of equal size.
+        "own_quantiles": own_quantiles and not manifest.config.get("edges"),
+        "colours": level_colours(edges.levels if edges else 1),
+        "levels": summary.levels,
+        "most_in_a_level": max((s.count for s in summary.levels), default=1) or 1,
+        "groups": [
+            (group, [pair_card(e.id, e.caption, e.score, e.image) for e in group.examples])
+            for group in content.groups
+        ],
+        "drift": drift,
+        "comparison": comparison_rows(drift) if drift else [],
+        "overlays": _plots(
+            lambda size: figures.draw_overlay(*drift.histograms, drift.names, drift.edges, size)
+        )
+        if drift
+        else [],
         "reject_total": sum(r.count for r in content.rejects),
         "config": flat_config(manifest.config),
         "unusual": unusual(manifest.model) if manifest.model else [],
         "digest": content.dataset.digest,
         "bytes": sum(shard.bytes for shard in manifest.shards),
     }
+    return render("page.html.j2", context)
 
 
 def _plots(draw: Callable[[tuple[float, float]], "Figure"]) -> list[Markup]:
     """Figures for wide and narrow screens."""
     return [Markup(figures.svg(draw(size))) for size in (figures.WIDE, figures.NARROW)]
-
-
-def _drift_context(drift: Drift | None) -> dict[str, Any]:
-    if drift is None:
-        return {"drift": None}
-    return {
-        "drift": drift,
-        "comparison": comparison_rows(drift),
-        "overlays": _plots(
-            lambda size: figures.draw_overlay(*drift.histograms, drift.names, drift.edges, size)
-        ),
-    }
-
-
-def _has_own_quantiles(manifest: Manifest) -> bool:
-    """Whether the edges are quantiles of these scores, so that levels have equal sizes."""
-    given_edges = manifest.config.get("edges")
-    return manifest.stage == "bucket" and manifest.scheme == "quantile" and not given_edges
-
-
-def _level_rows(summary: ScoreSummary) -> list[dict[str, Any]]:
-    """Rows of the table of levels, highest first; `bar` is the count in percent of the greatest."""
-    most = max((s.count for s in summary.levels), default=1) or 1
-    return [
-        {"statistics": s, "bar": round(100 * s.count / most, 2)} for s in reversed(summary.levels)
-    ]
-
-
-def _card(example: Example) -> dict[str, Any]:
-    return {
-        "id": clip_middle(example.id),
-        "score": score_text(example.score),
-        "caption": clip_text(example.caption),
-        **image_card(example.image),
-    }

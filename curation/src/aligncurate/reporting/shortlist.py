@@ -1,8 +1,5 @@
-"""Shortlist of example pairs, independent of shard layout, built during the summary's single
-pass.
-"""
+"""Shortlist of example pairs, found in the one pass of the summary in any layout of shards."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -31,38 +28,39 @@ class Pick:
     row: int = field(compare=False)
 
 
-_Rank = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int8]], npt.NDArray[np.float64]]
-"""Preference [n] of rows by scores [n] and levels [n]: least first, infinite never."""
-
-
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Examples of one kind; `near_median` ones are chosen from a sample once the median is
-    known.
+    """Examples of one kind: those of a level, or by their scores the least first, if `sign` is 1,
+    the greatest, if it is -1, or the nearest to the median, if it is 0.
     """
 
     title: str
-    level: int | None
-    rank: _Rank
-    near_median: bool = False
+    level: int | None = None
+    sign: int = 0
+
+    @property
+    def near_median(self) -> bool:
+        """Whether they are chosen from a sample, once the median is known."""
+        return self.level is None and self.sign == 0
+
+    def keys(
+        self, scores: npt.NDArray[np.float32], levels: npt.NDArray[np.int8]
+    ) -> npt.NDArray[np.float64]:
+        """Return the preference [n] of rows of `scores` [n]: least first, infinite never."""
+        if self.level is not None:
+            keys = np.where(levels == self.level, 0.0, np.inf)
+        else:
+            keys = self.sign * scores.astype(np.float64)
+        return np.where(np.isfinite(scores), keys, np.inf)
 
 
 def kinds_of(manifest: Manifest) -> list[Kind]:
-    """Kinds of examples to show: pairs of each level, highest first; without levels the highest,
-    the most ordinary (nearest to the median) and the lowest pairs.
-    """
+    """Kinds of examples to show: each level, highest first, or the highest to the lowest scores."""
     edges = manifest.level_edges
     if edges:
-        return [_level_kind(level) for level in range(edges.levels, 0, -1)]
-    return [
-        Kind("Highest scores", None, lambda scores, _: -scores.astype(np.float64)),
-        Kind("Around the median", None, lambda scores, _: np.zeros(len(scores)), near_median=True),
-        Kind("Lowest scores", None, lambda scores, _: scores.astype(np.float64)),
-    ]
-
-
-def _level_kind(level: int) -> Kind:
-    return Kind(f"Level {level}", level, lambda _, levels: np.where(levels == level, 0.0, np.inf))
+        return [Kind(f"Level {level}", level) for level in range(edges.levels, 0, -1)]
+    highest, lowest = Kind("Highest scores", sign=-1), Kind("Lowest scores", sign=1)
+    return [highest, Kind("Around the median"), lowest]
 
 
 class Shortlist:
@@ -85,30 +83,21 @@ class Shortlist:
         first_row: int,
         bounds: list[Pick | None],
     ) -> None:
-        """Add rows of `shard` from `first_row` on; rows not before their kind's bound may be
-        skipped.
-        """
+        """Add rows of `shard` from `first_row` on; those beyond a kind's bound may be skipped."""
         digests = hash_ids(ids)
-        for i, kind in enumerate(self._kinds):
-            keys = np.where(np.isfinite(scores), kind.rank(scores, levels), np.inf)
+        for i, (kind, own_bound) in enumerate(zip(self._kinds, self.bounds(), strict=True)):
+            keys = kind.keys(scores, levels)
             if kind.near_median:
                 rows = np.flatnonzero(
                     np.isfinite(keys) & (digests <= np.uint64(self._sample_below))
                 ).tolist()
             else:
-                full = self.picks[i][-1] if len(self.picks[i]) >= self.capacity else None
-                rows = _best_rows(keys, digests, [full, bounds[i]], self.capacity)
-            picks = [
-                Pick(
-                    float(keys[row]),
-                    int(digests[row]),
-                    ids[row].as_py() or "",
-                    float(scores[row]),
-                    shard,
-                    first_row + row,
-                )
-                for row in rows
-            ]
+                rows = _best_rows(keys, digests, [own_bound, bounds[i]], self.capacity)
+            picks: list[Pick] = []
+            for row in rows:
+                id_, score = ids[row].as_py() or "", float(scores[row])
+                key, digest = float(keys[row]), int(digests[row])
+                picks.append(Pick(key, digest, id_, score, shard, first_row + row))
             self._keep(i, picks)
 
     def merge(self, other: Self) -> None:

@@ -5,6 +5,7 @@ one file. It names its manifest; an unreadable file or one for another manifest 
 """
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aligncurate.core.histogram import Histogram, LogHistogram
-from aligncurate.core.moments import Moment, Moments
+from aligncurate.core.moments import Moments
 from aligncurate.core.vectors import column_values
 from aligncurate.output.shards import scores_of
 from aligncurate.progress import OnProgress, silent
@@ -39,12 +40,11 @@ class ScoreSummary:
     """
 
     def __init__(self, manifest: Manifest, capacity: int = _SHORTLIST) -> None:
-        edges = manifest.level_edges
+        self._edges = edges = manifest.level_edges
         self.histogram = Histogram()
         self.sizes = {name: LogHistogram() for name in ("caption", "width", "height")}
         self.truncated = 0
         self.shortlist = Shortlist(manifest, capacity)
-        self._edges = edges
         self._level_moments = Moments(edges.levels if edges else 0)
 
     def add(
@@ -87,30 +87,20 @@ class ScoreSummary:
         moments = [self._level_moments[i] for i in range(len(self._level_moments))]
         total = max(sum(moment.count for moment in moments), 1)
         return [
-            LevelStatistics(i, m.count, m.count / total, m.mean, m.min, m.max)
-            for i, m in enumerate(moments, start=1)
+            LevelStatistics(level, m.count, m.count / total, m.mean, m.min, m.max)
+            for level, m in enumerate(moments, start=1)
         ]
-
-    @property
-    def level_moments(self) -> list[Moment]:
-        """Moments of the scores of each level, from level 1 upwards."""
-        return [self._level_moments[i] for i in range(len(self._level_moments))]
 
     def to_json(self, digest: str) -> dict[str, Any]:
         """Content of `statistics.json` for the dataset whose manifest has the SHA-256 `digest`.
 
         `about` is for people; the rest is exact when read back.
         """
+        moment = asdict(self.histogram.moment)
         return {
             "statistics_version": _VERSION,
             "manifest_sha256": digest,
-            "about": {
-                "scores": self.histogram.count,
-                "mean": _finite(self.histogram.mean),
-                "std": _finite(self.histogram.deviation),
-                "min": _finite(self.histogram.min),
-                "max": _finite(self.histogram.max),
-            },
+            "about": {"scores": moment.pop("count"), **moment},
             "score": self.histogram.to_json(),
             "levels": self._level_moments.to_json(),
             "sizes": {name: counts.to_json() for name, counts in self.sizes.items()},
@@ -129,10 +119,10 @@ class ScoreSummary:
             raise ValueError("it describes another dataset")
         summary = cls(manifest)
         summary.histogram = Histogram.from_json(fields["score"])
-        levels = Moments.from_json(fields["levels"])
-        if len(levels) != len(summary._level_moments):
+        summary._level_moments = Moments.from_json(fields["levels"])
+        edges = summary._edges
+        if len(summary._level_moments) != (edges.levels if edges else 0):
             raise ValueError("it has other levels")
-        summary._level_moments = levels
         summary.sizes = {
             name: LogHistogram.from_json(fields["sizes"][name]) for name in summary.sizes
         }
@@ -218,10 +208,6 @@ def _summarise_shard(
             summary.add(batch, where, index, row, bounds)
             row += batch.num_rows
     return summary
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
 
 
 def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[np.int8]:

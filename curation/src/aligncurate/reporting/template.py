@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from aligncurate.reporting import format
-from alignshared.thumbnails import data_uri, thumbnail
+from alignshared.images import data_uri, thumbnail
 
 
 def render(template: str, context: Mapping[str, Any]) -> str:
     """Render `template`, a file in `templates/`, with `context`."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -29,6 +29,18 @@ def render(template: str, context: Mapping[str, Any]) -> str:
         "thousands": lambda count: f"{count:,}",
     }
     return environment.get_template(template).render(context)
+
+
+def pair_card(
+    id: str, caption: str | None, score: float | None, image: bytes | None
+) -> dict[str, Any]:
+    """Fields of a pair's card: its texts, shortened, and its image."""
+    return {
+        "id": format.clip_middle(id),
+        "caption": format.clip_text(caption or ""),
+        "score": format.score_text(score),
+        **image_card(image),
+    }
 
 
 def image_card(data: bytes | None) -> dict[str, Any]:

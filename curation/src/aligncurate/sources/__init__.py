@@ -25,7 +25,8 @@ def open_source(source: str, image_root: str | None = None) -> Source:
     from aligncurate.sources.webdataset import WebDatasetSource
 
     if source == "demo":
-        return ParquetSource(str(demo.pairs_path()), name="demo")
+        pairs = str(demo.pairs_path())
+        return ParquetSource(pairs, find_files(pairs), name="demo")
     if source == LAION_NAME:
         return laion_cc_sbu(image_root)
     if source.endswith((".json", ".jsonl")) and not is_folder(source):
@@ -33,11 +34,11 @@ def open_source(source: str, image_root: str | None = None) -> Source:
     files = find_files(source)
     names = [file.location for file in files]
     if any(name.endswith(".tar") for name in names):  # img2dataset puts Parquet beside its tars
-        return WebDatasetSource(source, files=files)
+        return WebDatasetSource(source, files)
     if any(name.endswith(".parquet") for name in names) or source.endswith(".parquet"):
-        return ParquetSource(source, image_root, files=files)
-    if is_folder(source) and any(map(is_image, files)):
-        return FolderSource(source, files=files)
+        return ParquetSource(source, files, image_root)
+    if is_folder(source) and any(map(is_image, names)):
+        return FolderSource(source, files)
     raise InputError(_why_not(source, names))
 
 

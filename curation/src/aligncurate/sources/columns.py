@@ -48,19 +48,21 @@ def find_columns(schema: pa.Schema, where: str, *, is_dataset: bool) -> Columns:
         raise InputError(
             f"column {taken[0]} of {where} has a name that scoring itself writes; rename it."
         )
-    _require(_may_be_image(schema.field(image).type), schema, image, where, "bytes or paths")
-    if "id" in schema.names:
-        _require(_may_be_id(schema.field("id").type), schema, "id", where, "text or numbers")
-    has_conversations = "conversations" in schema.names
-    if has_conversations:
-        fits = _may_be_conversations(schema.field("conversations").type)
-        expected = f"{CONVERSATIONS_TYPE}"
-        _require(fits, schema, "conversations", where, expected)
+    for name, may_be, expected in (
+        (image, _may_be_image, "bytes or paths"),
+        ("id", _may_be_id, "text or numbers"),
+        ("conversations", _may_be_conversations, CONVERSATIONS_TYPE),
+    ):
+        if name in schema.names and not may_be(schema.field(name).type):
+            raise InputError(
+                f"column {name} of {where} is {schema.field(name).type}, where {expected} are "
+                "needed; convert or rename it."
+            )
     return Columns(
         id="id" if "id" in schema.names else None,
         image=image,
         caption=caption,
-        conversations="conversations" if has_conversations else None,
+        conversations="conversations" if "conversations" in schema.names else None,
         own=pa.schema([f.remove_metadata() for f in own if f.name not in taken]),
     )
 
@@ -136,28 +138,21 @@ def _first_of(names: tuple[str, ...], schema: pa.Schema, where: str, what: str) 
     )
 
 
-def _require(fits: bool, schema: pa.Schema, name: str, where: str, expected: str) -> None:
-    if not fits:
-        raise InputError(
-            f"column {name} of {where} is {schema.field(name).type}, where {expected} are needed; "
-            "convert or rename it."
-        )
-
-
 def _may_be_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        names = {field.name for field in kind} & {"bytes", "path"}
-        return bool(names) and all(_may_be_image_part(kind.field(name).type) for name in names)
-    return _may_be_image_part(kind)
-
-
-def _may_be_image_part(kind: pa.DataType) -> bool:
-    return _is_text(_value_type(kind)) or _is_bytes(_value_type(kind)) or pa.types.is_null(kind)
+        parts = [field.type for field in kind if field.name in ("bytes", "path")]
+        return bool(parts) and all(map(_is_raw, parts))
+    return _is_raw(kind)
 
 
 def _may_be_id(kind: pa.DataType) -> bool:
+    return _is_raw(kind) or pa.types.is_integer(_value_type(kind))
+
+
+def _is_raw(kind: pa.DataType) -> bool:
+    """Whether values are text or bytes, or all null."""
     kind = _value_type(kind)
-    return _is_text(kind) or _is_bytes(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+    return _is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind)
 
 
 def _may_be_conversations(kind: pa.DataType) -> bool:

@@ -21,7 +21,6 @@ IMAGE_SUFFIXES = (
 )  # fmt: skip
 """Suffixes of image files; the format is checked on decoding."""
 
-
 _OF_THE_DISK = frozenset(
     (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 )
@@ -35,13 +34,9 @@ def resolve_image_root(image_root: str | None, default: str) -> str:
         InputError: `image_root` is not a folder.
     """
     root = normal_location(default if image_root is None else image_root)
-    if not is_remote(root):
-        if image_root is not None and not os.path.isdir(root):
-            raise _no_folder(image_root)
-        return os.path.realpath(root)
     if image_root is not None and Storage(root).info().type != fs.FileType.Directory:
-        raise _no_folder(image_root)
-    return root
+        raise InputError(f"--image-root {image_root} is no folder; name the one with the images.")
+    return root if is_remote(root) else os.path.realpath(root)
 
 
 def read_image(root: str | None, path: str) -> bytes:
@@ -54,19 +49,15 @@ def read_image(root: str | None, path: str) -> bytes:
     """
     if root is None:
         raise ImageError(Reason.MISSING_FILE, "the row holds a path and there is no image root")
-    if is_remote(root):
-        return _read_object(Storage(root), path, MAX_FILE_BYTES)
-    return _read_file(root, path, MAX_FILE_BYTES)
+    return read_file(root, path, MAX_FILE_BYTES)
 
 
-def read_text(root: str, path: str, limit: int) -> bytes:
-    """Read the text file `path`, at most `limit` bytes; raises as `read_image` does."""
-    if is_remote(root):
-        return _read_object(Storage(root), path, limit)
-    return _read_file(root, path, limit)
+def read_file(root: str, path: str, limit: int) -> bytes:
+    """Read the file `path`, at most `limit` bytes; raises as `read_image` does."""
+    return (_read_object if is_remote(root) else _read_local)(root, path, limit)
 
 
-def _read_file(root: str, path: str, limit: int) -> bytes:
+def _read_local(root: str, path: str, limit: int) -> bytes:
     real_root = os.path.realpath(root)
     try:
         full = os.path.realpath(os.path.join(real_root, _plain_path(path)))
@@ -88,8 +79,8 @@ def _read_file(root: str, path: str, limit: int) -> bytes:
         raise ImageError(Reason.MISSING_FILE, f"{type(error).__name__}: {error}") from error
 
 
-def _read_object(storage: Storage, path: str, limit: int) -> bytes:
-    root = storage.location
+def _read_object(root: str, path: str, limit: int) -> bytes:
+    storage = Storage(root)
     pure = PurePosixPath(path.removeprefix(f"{root}/"))
     if pure.is_absolute() or ".." in pure.parts or is_remote(str(path).removeprefix(f"{root}/")):
         raise ImageError(Reason.PATH_OUTSIDE_ROOT, f"leads out of {root}")
@@ -124,7 +115,3 @@ def _require_size(size: int, limit: int) -> None:
             Reason.TOO_MANY_PIXELS if limit == MAX_FILE_BYTES else Reason.MALFORMED_RECORD,
             f"{size:,} bytes, more than any {'image' if limit == MAX_FILE_BYTES else 'text'} has",
         )
-
-
-def _no_folder(image_root: str) -> InputError:
-    return InputError(f"--image-root {image_root} is no folder; name the one with the images.")

@@ -54,21 +54,18 @@ def _json_lines(stream: BinaryIO) -> Iterator[Any]:
                 line = stream.readline(_MAX_LINE)
             yield Malformed(f"line {number} is longer than {_MAX_LINE:,} bytes")
         elif line.strip():
-            yield _parsed(line, number)
-
-
-def _parsed(line: bytes, number: int) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return Malformed(f"line {number} is not JSON: {one_line(error, 200)}")
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                record = Malformed(f"line {number} is not JSON: {one_line(error, 200)}")
+            yield record
 
 
 def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
     try:
         events = ijson.basic_parse(stream, use_float=True)
         next(events)  # the beginning of the list
-        yield from _Values().of(events)
+        yield from _values(events)
     except (ijson.JSONError, ValueError, RecursionError) as error:  # ValueError: endless numbers
         raise InputError(
             f"{location} is damaged JSON ({one_line(error, 120)}); "
@@ -76,56 +73,23 @@ def _json_list(stream: BinaryIO, location: str) -> Iterator[Any]:
         ) from error
 
 
-class _Values:
-    """Builds list values from parser events, up to a maximum depth.
+def _values(events: Iterable[tuple[str, Any]]) -> Iterator[Any]:
+    """Yield the elements of the list that parser `events` are within; Malformed for too deep ones.
 
-    ijson's own builder tracks the full path, which takes quadratic time on text made of brackets.
+    ijson.items tracks the full path, which takes quadratic time on text made of brackets.
     """
-
-    def __init__(self) -> None:
-        self._holders: list[Any] = []
-        self._keys: list[str] = []
-        self._beyond = 0
-        self._spoilt = False
-
-    def of(self, events: Iterable[tuple[str, Any]]) -> Iterator[Any]:
-        """Yield the values; Malformed for those nested deeper than _MAX_DEPTH."""
-        for event, value in events:
-            if event in ("start_map", "start_array"):
-                self._begin({} if event == "start_map" else [])
-            elif event in ("end_map", "end_array"):
-                yield from self._end()
-            elif self._beyond:
-                continue
-            elif event == "map_key":
-                self._keys[-1] = value
-            else:
-                yield from self._take(value)
-
-    def _begin(self, holder: Any) -> None:
-        if self._beyond or len(self._holders) == _MAX_DEPTH:
-            self._beyond += 1
-            self._spoilt = True
-        else:
-            self._holders.append(holder)
-            self._keys.append("")
-
-    def _end(self) -> Iterator[Any]:
-        if self._beyond:
-            self._beyond -= 1
-        elif self._holders:  # else it is the end of the whole list
-            self._keys.pop()
-            yield from self._take(self._holders.pop())
-
-    def _take(self, value: Any) -> Iterator[Any]:
-        """Add `value` to its container; yield it if it is a complete list element."""
-        if not self._holders:
-            yield Malformed(f"nested more than {_MAX_DEPTH} deep") if self._spoilt else value
-            self._spoilt = False
-        elif isinstance(self._holders[-1], dict):
-            self._holders[-1][self._keys[-1]] = value
-        else:
-            self._holders[-1].append(value)
+    builder, depth, too_deep = ijson.ObjectBuilder(), 0, False
+    for event, value in events:
+        if event == "end_array" and depth == 0:  # the end of the whole list
+            continue
+        depth += event in ("start_map", "start_array")
+        too_deep |= depth > _MAX_DEPTH
+        if not too_deep:
+            builder.event(event, value)
+        depth -= event in ("end_map", "end_array")
+        if depth == 0:
+            yield Malformed(f"nested more than {_MAX_DEPTH} deep") if too_deep else builder.value
+            builder, too_deep = ijson.ObjectBuilder(), False
 
 
 def _require_list(raw: BinaryIO, location: str) -> None:

@@ -10,8 +10,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 from pyarrow import fs
@@ -23,6 +22,7 @@ from alignshared.stores.filesystems import normal_location
 _WILD = re.compile(r"[*?\[]")
 _BEFORE_WILD = re.compile(r"[*?\[{]")
 _BRACES = re.compile(r"\{(\d+\.\.\d+|[^{},]*(?:,[^{},]*)+)\}")
+_TOKENS = re.compile(r"(\*+|\?|\[!?[^]/]+\])")
 _MAX_EXPANDED = 1_000_000
 _LISTED_AT_ONCE = 16
 
@@ -103,7 +103,7 @@ def opened(location: str) -> Iterator[pa.NativeFile]:
 def static_folder(location: str) -> str:
     """Return a folder, the folder of a file, or the one above the first wildcard or brace."""
     whole = normal_location(location)
-    kind = _kind(whole)
+    kind = Storage(whole).info().type
     if kind == fs.FileType.Directory:
         return whole
     fixed = whole if kind == fs.FileType.File else _BEFORE_WILD.split(whole, maxsplit=1)[0]
@@ -112,7 +112,7 @@ def static_folder(location: str) -> str:
 
 def is_folder(location: str) -> bool:
     """Whether a folder of exactly this name exists."""
-    return _kind(normal_location(location)) == fs.FileType.Directory
+    return Storage(location).info().type == fs.FileType.Directory
 
 
 def dataset_name(location: str, suffix: str) -> str:
@@ -123,12 +123,8 @@ def dataset_name(location: str, suffix: str) -> str:
 
 def names_below(files: list[FoundFile], suffix: str) -> list[str]:
     """Return a unique name for each file, without `suffix` and with folders only if needed."""
-    common = files[0].location.split("/")[:-1]
-    for file in files:
-        same = takewhile(
-            lambda pair: pair[0] == pair[1], zip(common, file.location.split("/"), strict=False)
-        )
-        common = [part for part, _ in same]
+    folders = [file.location.split("/")[:-1] for file in files]
+    common = os.path.commonprefix(folders)  # noqa: RUF071 - of lists, name by name
     start = len("/".join(common)) + 1
     return [file.location[start:].removesuffix(suffix) for file in files]
 
@@ -142,10 +138,6 @@ def listing_digest(files: list[FoundFile]) -> str:
 def _require_few(count: int, pattern: str) -> None:
     if count > _MAX_EXPANDED:
         raise InputError(f"{pattern} names more than {_MAX_EXPANDED:,} files; name a folder.")
-
-
-def _kind(whole: str) -> fs.FileType:
-    return Storage(whole).info().type
 
 
 def _at(whole: str) -> list[FoundFile] | None:
@@ -164,19 +156,17 @@ def _named(patterns: list[str]) -> list[FoundFile]:
         folders.setdefault(folder, []).append(name)
     files: list[FoundFile] = []
     for folder, names in folders.items():
-        by_location = {file.location: file for file in _some(folder, names)}
+        if len(names) > _LISTED_AT_ONCE:
+            listed = _listed(Storage(folder), recursive=False)
+        else:
+            listed = [file for name in names for file in _at(f"{folder}/{name}") or ()]
+        by_location = {file.location: file for file in listed}
         for name in names:
             file = by_location.get(f"{folder}/{name}")
             if file is None:
                 raise InputError(f"there is no {name} in {folder}, which the input names.")
             files.append(file)
     return files
-
-
-def _some(folder: str, names: list[str]) -> list[FoundFile]:
-    if len(names) > _LISTED_AT_ONCE:
-        return _listed(Storage(folder), recursive=False)
-    return [file for name in names for file in _at(f"{folder}/{name}") or ()]
 
 
 def _matching(pattern: str) -> list[FoundFile]:
@@ -189,38 +179,32 @@ def _matching(pattern: str) -> list[FoundFile]:
 
 
 def _regex(pattern: str) -> str:
+    """Convert a glob to a regular expression; `**` alone stands for any number of folders."""
     folders = [
-        "(?:[^/]+/)*" if part == "**" else f"{_segment(part)}/" for part in pattern.split("/")
+        "(?:[^/]+/)*" if part == "**" else "".join(map(_token, _TOKENS.split(part))) + "/"
+        for part in pattern.split("/")
     ]
     return "".join(folders).removesuffix("/")
 
 
-def _segment(part: str) -> str:
-    """Convert one path segment of a glob to a regular expression."""
-    tokens = re.split(r"(\*+|\?|\[!?[^]/]+\])", part)
-    return "".join(_token(token) for token in tokens)
-
-
 def _token(token: str) -> str:
-    if token.startswith("*"):
-        return "[^/]*"
-    if token == "?":
-        return "[^/]"
+    if token.startswith(("*", "?")):
+        return "[^/]*" if token.startswith("*") else "[^/]"
     if token.startswith("[") and token.endswith("]"):
         return token.replace("[!", "[^", 1)
     return re.escape(token)
 
 
 def _listed(storage: Storage, *, recursive: bool) -> list[FoundFile]:
-    if not storage.is_remote:
-        walked = _walked(storage.location) if recursive else _entries(storage.location)
-        return sorted(walked, key=lambda file: file.location)
-    root = storage.path()
-    files = [
-        _found(storage.location + info.path.removeprefix(root), info)
-        for info in storage.infos(recursive=recursive)
-        if info.type == fs.FileType.File
-    ]
+    if storage.is_remote:
+        root = storage.path()
+        files = [
+            _found(storage.location + info.path.removeprefix(root), info)
+            for info in storage.infos(recursive=recursive)
+            if info.type == fs.FileType.File
+        ]
+    else:
+        files = list(_walked(storage.location, recursive=recursive))
     return sorted(files, key=lambda file: file.location)
 
 
@@ -228,30 +212,21 @@ def _found(location: str, info: fs.FileInfo) -> FoundFile:
     return FoundFile(location, info.size or 0, info.mtime_ns or 0)
 
 
-def _walked(folder: str) -> Iterator[FoundFile]:
+def _walked(folder: str, *, recursive: bool) -> Iterator[FoundFile]:
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be listed: {error.strerror}.") from error
 
+    if not recursive and not os.path.isdir(folder):
+        return
     for parent, _, names in os.walk(folder, onerror=refuse):
-        yield from (file for name in names if (file := _if_file(os.path.join(parent, name))))
-
-
-def _entries(folder: str) -> Iterator[FoundFile]:
-    if os.path.isdir(folder):
-        for path in Path(folder).iterdir():
-            if (file := _if_file(str(path))) is not None:
-                yield file
-
-
-def _if_file(path: str) -> FoundFile | None:
-    """Return a file, or a dangling link, which is reported missing when used."""
-    try:
-        kind = os.stat(path).st_mode
-    except OSError:
-        return FoundFile(path, 0, 0)
-    return _local(path) if stat.S_ISREG(kind) else None
-
-
-def _local(path: str) -> FoundFile:
-    info = os.stat(path)
-    return FoundFile(path, info.st_size, info.st_mtime_ns)
+        for name in names:
+            path = os.path.join(parent, name)
+            try:
+                info = os.stat(path)
+            except OSError:  # a dangling link, which is reported missing when used
+                yield FoundFile(path, 0, 0)
+            else:
+                if stat.S_ISREG(info.st_mode):
+                    yield FoundFile(path, info.st_size, info.st_mtime_ns)
+        if not recursive:
+            return

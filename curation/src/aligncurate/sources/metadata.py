@@ -133,25 +133,20 @@ def own_columns(kinds: Kinds) -> pa.Schema:
         for name, counts in kinds.items()
         if name not in _TAKEN and is_valid_text(name) and set(counts) != {"nested"}
     }
-    order = {name: place for place, name in enumerate(fit)}
-    most = sorted(fit, key=lambda name: (-fit[name].total(), order[name]))[:MAX_COLUMNS]
-    return pa.schema([(n, _type(fit[n])) for n in sorted(most, key=lambda name: order[name])])
+    kept = sorted(fit, key=lambda name: -fit[name].total())[:MAX_COLUMNS]
+    return pa.schema(
+        [
+            (name, _TYPES.get(frozenset(counts) - {"null"}, pa.string()))
+            for name, counts in fit.items()
+            if name in kept
+        ]
+    )
 
 
-def column_of(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """Convert one field's values to a column of the type chosen by `own_columns`."""
-    if pa.types.is_string(kind):
-        return pa.array([_as_text(value) for value in values], kind)
-    if pa.types.is_floating(kind):
-        return pa.array([None if v is None else float(v) for v in values], kind)
-    return pa.array(values, kind)
-
-
-def _type(counts: Counter[str]) -> pa.DataType:
-    return _TYPES.get(frozenset(counts) - {"null"}, pa.string())
-
-
-def _as_text(value: Any) -> str | None:
+def own_value(value: Any, kind: pa.DataType) -> Any:
+    """Convert the value of a field to what a column of type `kind`, from `own_columns`, holds."""
     if value is None:
         return None
-    return writable(value if isinstance(value, str) else json.dumps(value))
+    if pa.types.is_string(kind):
+        return writable(value if isinstance(value, str) else json.dumps(value))
+    return float(value) if pa.types.is_floating(kind) else value

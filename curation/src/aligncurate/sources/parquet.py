@@ -1,6 +1,7 @@
 """Parquet files with images or image paths: a file, a folder, a glob, or an AlignStack dataset."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -15,12 +16,10 @@ from aligncurate.sources.columns import (
     raw_text,
     require_same,
 )
-from aligncurate.sources.duplicates import IdColumn, ids_of, marked_duplicates
 from aligncurate.sources.files import resolve_image_root
 from aligncurate.sources.listing import (
     FoundFile,
     dataset_name,
-    find_files,
     is_folder,
     listing_digest,
     names_below,
@@ -31,6 +30,8 @@ from aligncurate.sources.source import (
     RawBatch,
     Unit,
     cut_into_units,
+    ids_of,
+    marked_duplicates,
     parquet_rows,
     reading_parquet,
 )
@@ -54,16 +55,10 @@ class ParquetSource:
     """
 
     def __init__(
-        self,
-        location: str,
-        image_root: str | None = None,
-        name: str = "",
-        files: list[FoundFile] | None = None,
+        self, location: str, files: list[FoundFile], image_root: str | None = None, name: str = ""
     ) -> None:
         self.location = normal_location(location)
-        self.dataset_digest, listed = _files_at(
-            location, find_files(location) if files is None else files
-        )
+        self.dataset_digest, listed = _files_at(location, files)
         self._listing_digest = listing_digest(listed)
         self.files = [file.location for file in listed]
         self.name = name or dataset_name(location, _SUFFIX)
@@ -78,9 +73,7 @@ class ParquetSource:
             )
 
     def identity(self) -> dict[str, Any]:
-        """The location, a digest of file names, sizes and times or of a manifest, and the image
-        folder.
-        """
+        """Location, image folder, and a digest of a manifest or of file names, sizes and times."""
         return {
             "kind": "parquet",
             "location": self.location,
@@ -98,7 +91,7 @@ class ParquetSource:
         units = cut_into_units(sizes, shard_rows)
         if self.columns.id is None:
             return units
-        return marked_duplicates(units, sizes, IdColumn(self.files, self.columns.id))
+        return marked_duplicates(units, sizes, self.columns.id)
 
     def own_columns(self) -> pa.Schema:
         """Columns of the files that are not part of a pair."""
@@ -124,7 +117,7 @@ class ParquetSource:
         images = as_images(batch.column(parts.image))
         captions = [as_text(value) for value in raw_text(batch.column(parts.caption))]
         paths = [as_text(value) for value in raw_text(images.field("path"))]
-        has_bytes = images.field("bytes").is_valid().to_pylist()
+        has_bytes: list[bool] = images.field("bytes").is_valid().to_pylist()
         keep: list[int] = []
         rejects: list[Reject] = []
         for row, (id_, path, caption) in enumerate(zip(ids, paths, captions, strict=True)):
@@ -192,32 +185,21 @@ def _files_at(location: str, files: list[FoundFile]) -> tuple[str | None, list[F
 
 def _refuse_parts_of_runs(location: str, files: list[FoundFile]) -> None:
     """Refuse a folder above AlignStack datasets: it would mix pairs with rejects and stages."""
-    for folder in sorted({folder for file in files for folder in _two_above(file.location)}):
+    first = files[0].location
+    root = len(first.partition("://")[0]) + len("://") if is_remote(first) else 0
+    parents = {file.location.rpartition("/")[0] for file in files}
+    parents |= {folder.rpartition("/")[0] for folder in parents}
+    for folder in sorted(folder for folder in parents if len(folder) > root):
         storage = Storage(folder)
         if storage.exists(RUN_FOLDER):
             raise InputError(
                 f"{folder}, which {location} takes in, holds an unfinished run; run the command "
                 "that began it again to finish it."
             )
-        if storage.exists(MANIFEST_FILE) and _is_dataset(storage):
-            raise InputError(
-                f"{location} takes in files of the dataset {folder}; name that folder as --input."
-            )
-
-
-def _two_above(location: str) -> Iterator[str]:
-    """Parent and grandparent folder of a file."""
-    root = len(location.partition("://")[0]) + len("://") if is_remote(location) else 0
-    folder = location
-    for _ in range(2):
-        folder = folder.rpartition("/")[0]
-        if len(folder) > root:
-            yield folder
-
-
-def _is_dataset(storage: Storage) -> bool:
-    try:
-        Dataset(storage.location)
-    except ContractError:
-        return False
-    return True
+        with suppress(ContractError):  # not a manifest of ours
+            if storage.exists(MANIFEST_FILE):
+                Dataset(folder)
+                raise InputError(
+                    f"{location} takes in files of the dataset {folder}; name that folder as "
+                    "--input."
+                )

@@ -1,25 +1,38 @@
-"""Interface of a source of pairs: a list of units and their rows.
+"""Interface of a source of pairs, and what sources share: units, indexes, rows, repeated ids.
 
-A unit is a range of rows of one file and becomes one shard, wherever it is processed. The list
-depends only on the input, so a resumed run can be compared against it.
+A unit is a range of rows of one file and becomes one shard, wherever it is processed. The list of
+units depends only on the input, so a resumed run can be compared against it. An index is a Parquet
+file with a row for each record of an input, written during planning and read by workers.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from alignshared import InputError, Reject, Storage
+from aligncurate.core.idhash import RepeatFinder, hash_ids, rows_among
+from aligncurate.sources.columns import raw_text
+from aligncurate.sources.listing import split_location
+from aligncurate.sources.metadata import as_text
+from alignshared import InputError, Reason, Reject, Storage
 from alignshared.errors import one_line
-from alignshared.shards import groups_of_rows
+from alignshared.schema import SOURCE_COLUMNS
+from alignshared.shards import groups_of_rows, rows_within, writing_shard
 from alignshared.stores.filesystems import is_remote
 
 MIN_SHARD_ROWS = 256
 MAX_SHARD_ROWS = 1024
 _UNITS_WANTED = 64
+
+_INDEX_FILE = "index.parquet"
+_ROWS_AT_ONCE = 4096
+_TEXT_AT_ONCE = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +66,7 @@ class RawBatch:
 
 
 class Source(Protocol):
-    """A source of pairs. Sources are sent to workers, so they hold file names instead of open
-    files.
-    """
+    """A source of pairs. It is sent to workers, so it holds file names instead of open files."""
 
     @property
     def name(self) -> str:
@@ -98,9 +109,7 @@ class Preparing(Protocol):
 
 
 def cut_into_units(files: list[tuple[str, int]], shard_rows: int | None) -> list[Unit]:
-    """Cut `files` (location, rows) into units of `shard_rows` rows, or of a size chosen from the
-    total.
-    """
+    """Cut `files` (location, rows) into units of `shard_rows` rows, by default to fit the total."""
     total = sum(rows for _, rows in files)
     size = shard_rows or min(max(-(-total // _UNITS_WANTED), MIN_SHARD_ROWS), MAX_SHARD_ROWS)
     spans = [
@@ -118,10 +127,10 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
     Raises:
         InputError: it is not Parquet, or damaged.
     """
-    folder, _, name = location.rpartition("/")
+    storage, name = split_location(location)
     try:
         with (
-            Storage(folder).open(name) as stream,
+            storage.open(name) as stream,
             pq.ParquetFile(stream, page_checksum_verification=True) as parquet,
         ):
             yield parquet
@@ -137,18 +146,121 @@ def reading_parquet(location: str) -> Iterator[pq.ParquetFile]:
 def parquet_rows(
     unit: Unit, columns: list[str], batch_rows: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yield the rows of `unit` as (row number in the file, batch), reading only the row groups
-    needed.
-    """
+    """Yield row number and rows of each batch of `unit`, reading only the row groups needed."""
     with reading_parquet(unit.file) as parquet:
         groups, skip = groups_of_rows(parquet, unit.first, unit.first + unit.rows)
-        left, at = unit.rows, unit.first
-        for batch in parquet.iter_batches(batch_rows, row_groups=groups, columns=columns):
-            rows = batch.slice(skip, left)
-            skip = max(skip - batch.num_rows, 0)
-            if rows.num_rows:
-                yield at, rows
-                at += rows.num_rows
-                left -= rows.num_rows
-            if not left:
-                return
+        batches = parquet.iter_batches(batch_rows, row_groups=groups, columns=columns)
+        at = unit.first
+        for rows in rows_within(batches, skip, unit.rows):
+            yield at, rows
+            at += rows.num_rows
+
+
+def index_units(
+    work: Storage, schema: pa.Schema, rows: Iterable[dict[str, Any]], shard_rows: int | None
+) -> list[Unit]:
+    """Write the index of an input to `work`, unless an earlier run did, and cut it into units."""
+    if not work.exists(_INDEX_FILE):
+        write_index(work, _INDEX_FILE, schema, rows)
+    with work.open(_INDEX_FILE) as stream:
+        count = pq.read_metadata(stream).num_rows
+    return cut_into_units([(f"{work.location}/{_INDEX_FILE}", count)], shard_rows)
+
+
+def write_index(
+    work: Storage, file: str, schema: pa.Schema, rows: Iterable[dict[str, Any]]
+) -> None:
+    """Write `rows` of `schema` as the index `file`, a few thousand at a time."""
+    with writing_shard(work, file, schema) as (writer, _):
+        held: list[dict[str, Any]] = []
+        text = 0
+        for row in rows:
+            held.append(row)
+            turns = row.get("conversations") or ()
+            text += len(row.get("caption") or "") + sum(len(turn["value"] or "") for turn in turns)
+            if len(held) == _ROWS_AT_ONCE or text > _TEXT_AT_ONCE:
+                writer.write(pa.Table.from_pylist(held, schema=schema))
+                held, text = [], 0
+        writer.write(pa.Table.from_pylist(held, schema=schema))
+
+
+def reject_of(row: dict[str, Any]) -> Reject:
+    """Return the reject that a `row` with a reason in an index is."""
+    return Reject(row["id"], row["path"], Reason(row["reason"]), row["detail"])
+
+
+def sorted_batch(found: list[dict[str, Any] | Reject], own: pa.Schema) -> RawBatch:
+    """Return the pairs in `found`, rows of SOURCE_COLUMNS and `own`, apart from the rejects."""
+    schema = pa.schema([*SOURCE_COLUMNS.items(), *own])
+    pairs = [row for row in found if not isinstance(row, Reject)]
+    rejects = [row for row in found if isinstance(row, Reject)]
+    return RawBatch(pa.Table.from_pylist(pairs, schema=schema), rejects)
+
+
+def repeated_rows(ids: Iterable[Sequence[str | None]]) -> Iterator[int]:
+    """Row numbers, ascending, whose id occurred in an earlier row; null ids never count.
+
+    `ids` is read twice and must be re-iterable. Only repeated ids are held in memory: a 64-bit hash
+    finds candidates, which are then compared in full.
+    """
+    with closing(RepeatFinder()) as finder:
+        for chunk in ids:
+            finder.add(_hashes([value for value in chunk if value is not None]))
+        suspects = finder.repeated(np.iinfo(np.int64).max)
+    if not len(suspects):
+        return
+    seen: set[str] = set()
+    first = 0
+    for chunk in ids:
+        for row in rows_among(suspects, _hashes([value or "" for value in chunk])).tolist():
+            value = chunk[row]
+            if value is None:
+                continue
+            if value in seen:
+                yield first + row
+            seen.add(value)
+        first += len(chunk)
+
+
+def _hashes(values: list[str]) -> npt.NDArray[np.uint64]:
+    # Ids that are invalid text are rejected later and must not fail here.
+    return hash_ids(pa.array([v.encode("utf-8", "surrogatepass") for v in values], pa.binary()))
+
+
+class _IdColumn:
+    """Id column of all files, chunk by chunk; re-iterable."""
+
+    def __init__(self, files: list[str], column: str) -> None:
+        self._files = files
+        self._column = column
+
+    def __iter__(self) -> Iterator[list[str | None]]:
+        for file in self._files:
+            with reading_parquet(file) as parquet:
+                for batch in parquet.iter_batches(columns=[self._column]):
+                    yield ids_of(batch.column(0))
+
+
+def ids_of(column: pa.Array) -> list[str | None]:
+    """Return ids as text; None where null."""
+    texts = [as_text(value) for value in raw_text(column)]
+    return [None if text is None or text == "" else str(text) for text in texts]
+
+
+def marked_duplicates(units: list[Unit], sizes: list[tuple[str, int]], column: str) -> list[Unit]:
+    """Return `units` over files of `sizes` (location, rows) with rows of ids met before marked."""
+    begin_of_file: dict[str, int] = {}
+    total = 0
+    for file, rows in sizes:
+        begin_of_file[file] = total
+        total += rows
+    repeated = list(repeated_rows(_IdColumn(list(begin_of_file), column)))
+    if not repeated:
+        return units
+    marked: list[Unit] = []
+    for unit in units:
+        begin = begin_of_file[unit.file]
+        low, high = begin + unit.first, begin + unit.first + unit.rows
+        inside = repeated[bisect_left(repeated, low) : bisect_left(repeated, high)]
+        marked.append(replace(unit, duplicates=tuple(row - begin for row in inside)))
+    return marked

@@ -29,19 +29,22 @@ from aligncurate.threads import heartbeat
 from alignshared import InputError, Reason
 from alignshared.stores.filesystems import is_remote
 
-_ROLES = ("image", "caption", "metadata")
+ROLES = ("image", "caption", "metadata")
 TAR_INDEX_SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("tar", pa.string()),
         ("path", pa.string()),
-        *((f"{role}_{part}", pa.int64()) for role in _ROLES for part in ("at", "size")),
+        *((f"{role}_{part}", pa.int64()) for role in ROLES for part in ("at", "size")),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
 )
 """A sample: its id, tar, image name, and first byte and size of each part."""
 
+_ROLE_OF = {"txt": "caption", "json": "metadata"} | dict.fromkeys(
+    (suffix[1:] for suffix in IMAGE_SUFFIXES), "image"
+)
 _NAME = re.compile(r"(?P<key>(?:.*/)?[^./][^./]*)\.(?P<suffix>[^/]+)", re.DOTALL)
 _MAX_ID = 4096
 _LOCAL_WINDOW, _REMOTE_WINDOW = 1 << 16, 1 << 22
@@ -54,6 +57,13 @@ _COMPRESSED = {
     b"\xfd7zXZ\x00": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip",
+}
+_KINDS = {
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
 }
 _END_MARK = bytes(tarfile.BLOCKSIZE)
 
@@ -81,9 +91,7 @@ class TarBytes:
         return self._at
 
     def read(self, count: int) -> bytes:
-        """Read the next `count` bytes, fewer at the end; raises TarDamage if larger than any
-        header.
-        """
+        """Read the next `count` bytes, fewer at the end; TarDamage if more than any header has."""
         if not 0 <= count <= _MAX_HEADER:
             raise TarDamage(f"the header at byte {self._at:,} claims to have {count:,} bytes")
         data = self.at(self._at, count)
@@ -111,16 +119,7 @@ class _Sample:
     problem: tuple[Reason, str] | None = None
 
 
-@dataclass(slots=True)
-class TarIndex:
-    """Index rows of one tar, the kinds of its metadata columns, and its damage, if any."""
-
-    rows: list[dict[str, Any]]
-    kinds: Kinds
-    damage: str | None
-
-
-def index_tar(location: str, prefix: str) -> TarIndex:
+def index_tar(location: str, prefix: str) -> "TarIndex":
     """Index the tar at `location` from its headers and metadata; ids start with `prefix` and `/`.
 
     Samples before any damage are kept; the loss is recorded as one row with a reason.
@@ -131,27 +130,27 @@ def index_tar(location: str, prefix: str) -> TarIndex:
     """
     with opened(location) as stream:
         data = TarBytes(stream, _REMOTE_WINDOW if is_remote(location) else _LOCAL_WINDOW)
-        indexing = _Indexing(data)
-        damage = None
+        index = TarIndex(data, location, prefix)
         try:
             for member in tar_members(data, location):
-                indexing.add(member)
+                index.add(member)
                 heartbeat()
         except TarDamage as error:
-            damage = str(error)
-            indexing.end_in_damage(damage)
-    rows = [_row(sample, location, prefix, n) for n, sample in enumerate(indexing.samples)]
-    return TarIndex(rows, indexing.kinds, damage)
+            index.end_in_damage(str(error))
+    return index
 
 
-class _Indexing:
-    """Collects samples from the members of a tar."""
+class TarIndex:
+    """Samples of a tar, from its members, kinds of their metadata, and damage to it or ""."""
 
-    def __init__(self, data: TarBytes) -> None:
+    def __init__(self, data: TarBytes, location: str, prefix: str) -> None:
         self._data = data
+        self._location = location
+        self._prefix = prefix
         self._by_key: dict[str, _Sample] = {}
-        self.samples: list[_Sample] = []
+        self._samples: list[_Sample] = []
         self.kinds: Kinds = {}
+        self.damage = ""
 
     def add(self, member: tarfile.TarInfo) -> None:
         """Add a member; raises TarDamage if the tar ends within it."""
@@ -159,12 +158,12 @@ class _Indexing:
         match = _NAME.fullmatch(name)
         if member.isdir() or match is None:
             return
-        sample = self._sample(match["key"], match["suffix"].lower())
-        problem = _problem(member, name)
-        if problem is not None:
+        suffix = match["suffix"].lower()
+        sample = self._sample(match["key"], suffix)
+        if (problem := _problem(member, name)) is not None:
             sample.problem = sample.problem or problem
             return
-        role = _role(match["suffix"].lower())
+        role = _ROLE_OF.get(suffix)
         if role is None or role in sample.spans:
             return
         if member.offset_data + member.size > self._data.size:
@@ -183,12 +182,27 @@ class _Indexing:
 
     def end_in_damage(self, damage: str) -> None:
         """Record the loss: the last sample if it lacks a part, else one more."""
-        last = self.samples[-1] if self.samples else None
-        whole = last is None or (("image" in last.spans and last.has_caption) or last.problem)
-        if last is None or whole:
+        self.damage = damage
+        last = self._samples[-1] if self._samples else None
+        if last is None or last.problem or ("image" in last.spans and last.has_caption):
             last = _Sample("rest-of-the-archive")
-            self.samples.append(last)
+            self._samples.append(last)
         last.problem = Reason.DAMAGED_ARCHIVE, f"the tar is damaged: {damage}"
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row of TAR_INDEX_SCHEMA for each sample."""
+        for number, sample in enumerate(self._samples):
+            problem = sample.problem
+            if problem is None and "image" not in sample.spans:
+                problem = Reason.NO_IMAGE, "the sample has no image"
+            if problem is None and not sample.has_caption:
+                problem = Reason.NO_CAPTION, "the sample has no .txt, and no caption in a .json"
+            key = sample.key if is_valid_text(sample.key) else f"{number:09d}"
+            id_ = sample.own_id or f"{self._prefix}/{key}"
+            row = {"id": id_, "tar": self._location, "path": sample.path}
+            for role, (at, size) in sample.spans.items():
+                row |= {f"{role}_at": at, f"{role}_size": size}
+            yield row | {"reason": problem[0].value, "detail": problem[1]} if problem else row
 
     def _sample(self, key: str, suffix: str) -> _Sample:
         sample = self._by_key.get(key)
@@ -197,7 +211,7 @@ class _Indexing:
             sample = self._by_key[key] = _Sample(key)
             if repeats:
                 sample.problem = Reason.DUPLICATE_ID, f"the key {key!r} occurs before in this tar"
-            self.samples.append(sample)
+            self._samples.append(sample)
         sample.suffixes.add(suffix)
         return sample
 
@@ -216,12 +230,6 @@ class _Indexing:
             self.kinds.setdefault(name, Counter())[kind_of(value)] += 1
 
 
-def _role(suffix: str) -> str | None:
-    if f".{suffix}" in IMAGE_SUFFIXES:
-        return "image"
-    return {"txt": "caption", "json": "metadata"}.get(suffix)
-
-
 def _problem(member: tarfile.TarInfo, name: str) -> tuple[Reason, str] | None:
     if not is_valid_text(name):
         return Reason.INVALID_UTF8, "the member's name is not valid UTF-8"
@@ -229,37 +237,9 @@ def _problem(member: tarfile.TarInfo, name: str) -> tuple[Reason, str] | None:
     if pure.is_absolute() or ".." in pure.parts or "\0" in name or "\\" in name:
         return Reason.PATH_OUTSIDE_ROOT, f"the member is named {name!r}"
     if not member.isreg() or member.issparse():
-        return Reason.MALFORMED_RECORD, f"{name} is {_kind(member)}, not a plain file"
+        kind = _KINDS.get(member.type, "of a special type")
+        return Reason.MALFORMED_RECORD, f"{name} is {kind}, not a plain file"
     return None
-
-
-def _kind(member: tarfile.TarInfo) -> str:
-    kinds = {
-        tarfile.SYMTYPE: "a symbolic link",
-        tarfile.LNKTYPE: "a hard link",
-        tarfile.CHRTYPE: "a device",
-        tarfile.BLKTYPE: "a device",
-        tarfile.FIFOTYPE: "a pipe",
-    }
-    return kinds.get(member.type, "of a special type")
-
-
-def _row(sample: _Sample, tar: str, prefix: str, number: int) -> dict[str, Any]:
-    problem = sample.problem
-    if problem is None and "image" not in sample.spans:
-        problem = Reason.NO_IMAGE, "the sample has no image"
-    if problem is None and not sample.has_caption:
-        problem = Reason.NO_CAPTION, "the sample has no .txt, and no caption in a .json"
-    key = sample.key if is_valid_text(sample.key) else f"{number:09d}"
-    row: dict[str, Any] = {
-        "id": sample.own_id or f"{prefix}/{key}",
-        "tar": tar,
-        "path": sample.path,
-    }
-    for role, (at, size) in sample.spans.items():
-        row |= {f"{role}_at": at, f"{role}_size": size}
-    reason, detail = problem if problem else (None, None)
-    return row | {"reason": reason and reason.value, "detail": detail}
 
 
 def tar_members(data: TarBytes, location: str) -> Iterator[tarfile.TarInfo]:

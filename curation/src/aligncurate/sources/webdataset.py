@@ -8,37 +8,35 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.sources.duplicates import IdColumn, marked_duplicates
-from aligncurate.sources.index import write_index
-from aligncurate.sources.listing import (
-    FoundFile,
-    dataset_name,
-    find_files,
-    listing_digest,
-    names_below,
-    opened,
-)
+from aligncurate.sources.listing import FoundFile, dataset_name, listing_digest, names_below, opened
 from aligncurate.sources.metadata import (
     Kinds,
     added_kinds,
     as_text,
     caption_problem,
-    column_of,
     own_columns,
+    own_value,
     parsed_metadata,
 )
-from aligncurate.sources.source import RawBatch, Unit, cut_into_units, parquet_rows
-from aligncurate.sources.tar_index import TAR_INDEX_SCHEMA, index_tar
+from aligncurate.sources.source import (
+    RawBatch,
+    Unit,
+    cut_into_units,
+    marked_duplicates,
+    parquet_rows,
+    reject_of,
+    sorted_batch,
+    write_index,
+)
+from aligncurate.sources.tar_index import ROLES, TAR_INDEX_SCHEMA, index_tar
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import InputError, Reason, Reject, Storage
-from alignshared.schema import CONVERSATIONS_TYPE, IMAGE_TYPE, SOURCE_COLUMNS
 from alignshared.stores.filesystems import is_remote, normal_location
 
 _SUFFIX = ".tar"
@@ -56,23 +54,17 @@ class WebDatasetSource:
 
     An id is the text `id` of the `.json`, or the tar's name without suffix, `/` and the sample's
     key; repeats are duplicates. Scalar fields of the `.json` pass through; its caption is used if
-    there is no `.txt`.
-
-    Raises:
-        InputError: there is no tar at `location`.
+    there is no `.txt`. Other `files` that are there are left out.
     """
 
-    def __init__(self, location: str, name: str = "", files: list[FoundFile] | None = None) -> None:
+    def __init__(self, location: str, files: list[FoundFile]) -> None:
         self.location = normal_location(location)
-        listed = find_files(location) if files is None else files
-        listed = [file for file in listed if file.location.endswith(_SUFFIX)]
-        if not listed:
-            raise InputError(f"there is no .tar at {location}; name a file, a folder or a glob.")
-        self.name = name or dataset_name(location, _SUFFIX)
+        self.name = dataset_name(location, _SUFFIX)
         self.image_root = None
-        self._tars = [file.location for file in listed]
-        self._prefixes = names_below(listed, _SUFFIX)
-        self._digest = listing_digest(listed)
+        tars = [file for file in files if file.location.endswith(_SUFFIX)]
+        self._tars = [file.location for file in tars]
+        self._prefixes = names_below(tars, _SUFFIX)
+        self._digest = listing_digest(tars)
         self._own: pa.Schema | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -89,21 +81,28 @@ class WebDatasetSource:
         missing = frozenset(self.parts(work))
         threads = _REMOTE_THREADS if is_remote(self.location) else available_cores()
 
-        def indexed(number: int) -> tuple[str, _Summary]:
+        def indexed(number: int) -> tuple[int, Kinds, str]:
             if number in missing:
                 self.prepare(work, number)
-            file = _index_file(number)
-            return f"{folder.location}/{file}", _summary(folder, file)
+            return _summary(folder, _index_file(number))
 
         summaries = list(map_ordered(indexed, range(len(self._tars)), threads))
-        self._warn_of_damage([summary for _, summary in summaries])
-        kinds = added_kinds(summary.kinds for _, summary in summaries)
+        for tar, (_, _, damage) in zip(self._tars, summaries, strict=True):
+            if damage:
+                log.warning(
+                    "%s is damaged (%s); its samples before that are used, the rest is one reject.",
+                    tar, damage,
+                )  # fmt: skip
+        kinds = added_kinds(kinds for _, kinds, _ in summaries)
         self._own = own_columns(kinds)
-        sizes = [(location, summary.rows) for location, summary in summaries]
+        sizes = [
+            (f"{folder.location}/{_index_file(number)}", rows)
+            for number, (rows, _, _) in enumerate(summaries)
+        ]
         units = cut_into_units(sizes, shard_rows)
         if "str" not in kinds.get("id", ()):  # keys are already unique
             return units
-        return marked_duplicates(units, sizes, IdColumn([file for file, _ in sizes], "id"))
+        return marked_duplicates(units, sizes, "id")
 
     def parts(self, work: Storage) -> list[int]:
         """Numbers of the tars not yet indexed in `work`."""
@@ -118,9 +117,8 @@ class WebDatasetSource:
         """
         index = index_tar(self._tars[part], self._prefixes[part])
         kinds = json.dumps({name: dict(counts) for name, counts in index.kinds.items()})
-        about = {_KINDS: kinds, _DAMAGE: index.damage or ""}
-        schema = TAR_INDEX_SCHEMA.with_metadata(about)
-        write_index(work.child(_INDEX_FOLDER), _index_file(part), schema, index.rows)
+        schema = TAR_INDEX_SCHEMA.with_metadata({_KINDS: kinds, _DAMAGE: index.damage})
+        write_index(work.child(_INDEX_FOLDER), _index_file(part), schema, index.rows())
 
     def own_columns(self) -> pa.Schema:
         """Scalar metadata fields; known after `plan` has indexed the tars."""
@@ -137,93 +135,49 @@ class WebDatasetSource:
                 if number in duplicates and row["reason"] is None:
                     row["reason"] = Reason.DUPLICATE_ID.value
                     row["detail"] = f"the id {row['id']!r} occurs in an earlier row"
-            yield self._batch(rows)
+            found: list[dict[str, Any] | Reject] = []
+            found += [reject_of(row) for row in rows if row["reason"] is not None]
+            found += self._pairs([row for row in rows if row["reason"] is None])
+            yield sorted_batch(found, self.own_columns())
 
-    def _warn_of_damage(self, summaries: list["_Summary"]) -> None:
-        for tar, summary in zip(self._tars, summaries, strict=True):
-            if summary.damage:
-                log.warning(
-                    "%s is damaged (%s); its samples before that are used, the rest is one reject.",
-                    tar, summary.damage,
-                )  # fmt: skip
-
-    def _batch(self, rows: list[dict[str, Any]]) -> RawBatch:
-        rejects = [
-            Reject(row["id"], row["path"], Reason(row["reason"]), row["detail"])
-            for row in rows
-            if row["reason"] is not None
-        ]
-        samples: list[_Sample] = []
-        for sample in _read_samples([row for row in rows if row["reason"] is None]):
-            problem = caption_problem(sample.caption)
-            if problem is None:
-                samples.append(sample)
-            else:
-                rejects.append(Reject(sample.id, sample.path, *problem))
-        return RawBatch(self._table(samples), rejects)
-
-    def _table(self, samples: list["_Sample"]) -> pa.Table:
-        images = [{"bytes": sample.image, "path": sample.path} for sample in samples]
-        source = [
-            pa.array([sample.id for sample in samples], pa.string()),
-            pa.array(images, IMAGE_TYPE),
-            pa.array([sample.caption for sample in samples], pa.string()),
-            pa.nulls(len(samples), CONVERSATIONS_TYPE),
-        ]
-        own = self.own_columns()
-        columns = [
-            column_of([sample.fields.get(field.name) for sample in samples], field.type)
-            for field in own
-        ]
-        return pa.table(source + columns, names=[*SOURCE_COLUMNS, *own.names])
-
-
-class _Sample:
-    """One sample as read."""
-
-    def __init__(self, row: dict[str, Any], parts: dict[int, bytes]) -> None:
-        self.id: str = row["id"]
-        self.path: str = row["path"]
-        self.image = parts[row["image_at"]]
-        at = row["metadata_at"]
-        self.fields = {} if at is None else parsed_metadata(parts[at])
-        at = row["caption_at"]
-        self.caption = self.fields.get("caption") if at is None else as_text(parts[at])
-
-
-@dataclass(frozen=True, slots=True)
-class _Summary:
-    """Summary of an indexed tar: samples, metadata kinds, damage or ""."""
-
-    rows: int
-    kinds: Kinds
-    damage: str
+    def _pairs(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any] | Reject]:
+        """Read the samples of `rows`, all of one tar, from their index."""
+        parts = _read_parts(rows) if rows else {}
+        for row in rows:
+            at = row["metadata_at"]
+            fields = {} if at is None else parsed_metadata(parts[at])
+            at = row["caption_at"]
+            caption = fields.get("caption") if at is None else as_text(parts[at])
+            problem = caption_problem(caption)
+            if problem is not None:
+                yield Reject(row["id"], row["path"], *problem)
+                continue
+            image = {"bytes": parts[row["image_at"]], "path": row["path"]}
+            own = {
+                own.name: own_value(fields.get(own.name), own.type) for own in self.own_columns()
+            }
+            yield {"id": row["id"], "image": image, "caption": caption} | own
 
 
 def _index_file(number: int) -> str:
     return f"{number:07d}.parquet"
 
 
-def _summary(folder: Storage, file: str) -> _Summary:
+def _summary(folder: Storage, file: str) -> tuple[int, Kinds, str]:
+    """Return an indexed tar's number of samples, kinds of metadata, and damage or ""."""
     with folder.open(file) as stream:
         metadata = pq.read_metadata(stream)
     about = metadata.metadata
-    kinds = json.loads(about[_KINDS])
-    return _Summary(
-        metadata.num_rows,
-        {name: Counter(counts) for name, counts in kinds.items()},
-        about.get(_DAMAGE, b"").decode(),
-    )
+    kinds = {name: Counter(counts) for name, counts in json.loads(about[_KINDS]).items()}
+    return metadata.num_rows, kinds, about.get(_DAMAGE, b"").decode()
 
 
-def _read_samples(rows: list[dict[str, Any]]) -> list[_Sample]:
-    """Read the samples of `rows`, all of one tar, merging nearby reads."""
-    if not rows:
-        return []
+def _read_parts(rows: list[dict[str, Any]]) -> dict[int, bytes]:
+    """Return the parts of the samples of `rows` by first byte, merging nearby reads."""
     spans = sorted(
         (row[f"{role}_at"], row[f"{role}_size"])
         for row in rows
-        for role in ("image", "caption", "metadata")
+        for role in ROLES
         if row[f"{role}_at"] is not None
     )
     parts: dict[int, bytes] = {}
@@ -234,7 +188,7 @@ def _read_samples(rows: list[dict[str, Any]]) -> list[_Sample]:
             if len(data) < end - begin:
                 raise InputError(f"{rows[0]['tar']} has changed since the run began; begin anew.")
             parts |= {at: data[at - begin : at - begin + size] for at, size in run}
-    return [_Sample(row, parts) for row in rows]
+    return parts
 
 
 def _runs(spans: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:

@@ -40,7 +40,7 @@ from alignshared import (
     ShardInfo,
     Storage,
 )
-from alignshared.duplicates import (
+from alignshared.rejects import (
     DUPLICATE_SCHEMA,
     DUPLICATES_FOLDER,
     Likeness,

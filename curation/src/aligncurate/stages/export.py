@@ -6,13 +6,7 @@ from typing import Any, Literal, get_args
 
 from aligncurate.exports.hugging_face import PAIRS_PER_FILE, HuggingFaceExporter
 from aligncurate.exports.llava import PAIRS_FILE, PAIRS_PER_FOLDER, LlavaExporter
-from aligncurate.exports.spans import (
-    Exporter,
-    Span,
-    WrittenFile,
-    WrittenSpan,
-    cut_into_spans,
-)
+from aligncurate.exports.spans import Exporter, Span, WrittenSpan, cut_into_spans
 from aligncurate.exports.webdataset import PAIRS_PER_TAR, WebdatasetExporter
 from aligncurate.output.folder import (
     RUN_FOLDER,
@@ -27,7 +21,7 @@ from aligncurate.settings import Location, require_at_least, require_one_of
 from aligncurate.threads import thread_count
 from aligncurate.units.records import read_records, released_if_empty, write_record
 from aligncurate.units.run import write_parts
-from alignshared import Dataset, InputError, Storage
+from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.schema import require_columns
 
 MARKER = "export.json"
@@ -57,7 +51,7 @@ class Export:
     rows: int
     pictures: int
     without_picture: int
-    files: list[WrittenFile]
+    files: list[ShardInfo]
 
 
 def export(
@@ -122,9 +116,9 @@ def read_export(location: Location) -> Export:
             rows=marker["rows"],
             pictures=marker["pictures"],
             without_picture=marker["without_picture"],
-            files=[WrittenFile(**file) for file in marker["files"]],
+            files=[ShardInfo(**file) for file in marker["files"]],
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{MARKER} in {Storage(location).location} is not of an export; export again."
         ) from error
@@ -167,13 +161,13 @@ def _finished_spans(storage: Storage) -> list[WrittenSpan]:
     """Spans finished by an earlier run whose files still exist."""
     spans: list[WrittenSpan] = []
     for record in read_records(storage):
-        files = [WrittenFile(**file) for file in record.pop("files")]
+        files = [ShardInfo(**file) for file in record.pop("files")]
         spans.append(WrittenSpan(files=files, **record))
     return [span for span in spans if all(storage.exists(file.file) for file in span.files)]
 
 
 def _marker(
-    dataset: Dataset, config: dict[str, Any], spans: list[WrittenSpan], files: list[WrittenFile]
+    dataset: Dataset, config: dict[str, Any], spans: list[WrittenSpan], files: list[ShardInfo]
 ) -> dict[str, Any]:
     manifest = dataset.manifest
     return {

@@ -14,7 +14,7 @@ from aligncurate.progress import OnProgress, silent
 from aligncurate.settings import UNIT_TIMEOUT_S, Location, require_at_least
 from aligncurate.sources import RawBatch, Unit
 from aligncurate.sources.files import read_image
-from aligncurate.sources.instructions import InstructionSource
+from aligncurate.sources.llava import InstructionSource
 from aligncurate.threads import available_cores
 from aligncurate.units.local import ThreadStep, UnitPipeline, run_in_process
 from aligncurate.units.records import FinishedBatch, Timing, manifest_fields

@@ -135,10 +135,9 @@ def _refuse_foreign(storage: Storage) -> None:
 
 def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "ReportContent":
     from aligncurate.reporting.clusters import find_clusters
-    from aligncurate.reporting.gallery import read_examples
+    from aligncurate.reporting.examples import read_examples, rejected
     from aligncurate.reporting.lineage import ancestors
     from aligncurate.reporting.page import ReportContent
-    from aligncurate.reporting.rejected import rejected
     from aligncurate.reporting.summary import summary_of
 
     manifest = dataset.manifest

@@ -3,10 +3,9 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,52 +15,17 @@ from aligncurate.core.vectors import TopK, Units, embedding_rows, unit_rows
 from aligncurate.output.locations import newest_dataset
 from aligncurate.output.shards import open_matching
 from aligncurate.progress import OnProgress, silent
-from aligncurate.reporting.rows import read_rows
+from aligncurate.reporting.examples import read_rows
+from aligncurate.reporting.sheet import Hit, Over, SearchResult, render_sheet
 from aligncurate.settings import Location
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import ContractError, Dataset, InputError, ModelInfo, ShardInfo, atomic
 from alignshared.images import ImageError, decode_image
 from alignshared.schema import EMBEDDING_COLUMNS, LEVEL_COLUMN, require_columns
 
-Over = Literal["images", "captions"]
-
 _COLUMN_OF = dict(zip(get_args(Over), EMBEDDING_COLUMNS, strict=True))
 _BATCH_ROWS = 4096
 _SHOWN = ("id", "caption", "score", LEVEL_COLUMN, "image")
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A search result: the `cosine` of its embedding with the query's, and its contents.
-
-    `score` is the pair's own, `level` is None without levels, `image` holds the image bytes and
-    `path` its name, if stored in the dataset.
-    """
-
-    rank: int
-    cosine: float
-    id: str
-    caption: str | None
-    score: float | None
-    level: int | None
-    path: str | None
-    image: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """Query over `dataset` and the pairs found, nearest first.
-
-    `query` is the text, or the path of the image whose bytes are in `image`.
-    """
-
-    dataset: str
-    rows: int
-    model: ModelInfo
-    over: Over
-    query: str
-    image: bytes | None
-    hits: list[Hit]
 
 
 def search(
@@ -257,27 +221,12 @@ def write_sheet(result: SearchResult, file: Location) -> str:
     Raises:
         InputError: the file cannot be written.
     """
-    from aligncurate.reporting.sheet import Sheet, SheetPair, render_sheet
-
-    sheet = Sheet(
-        dataset=result.dataset,
-        rows=result.rows,
-        model=result.model.name,
-        over=result.over,
-        query=result.query,
-        image=result.image,
-        levels=max((hit.level or 0 for hit in result.hits), default=0),
-        pairs=[
-            SheetPair(h.rank, h.cosine, h.id, h.caption, h.score, h.level, h.image)
-            for h in result.hits
-        ],
-    )
     path = Path(file)
     if path.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--html {path} is not named like a page; give a file that ends in .html.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(path, render_sheet(sheet))
+        atomic.write(path, render_sheet(result))
     except OSError as error:
         raise InputError(f"--html {path} cannot be written: {error.strerror or error}.") from error
     return str(path.absolute())

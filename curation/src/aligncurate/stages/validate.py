@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from aligncurate.checks.columns import check_columns
-from aligncurate.checks.duplicates import check_duplicates
 from aligncurate.checks.files import check_strays, distinct_shards
-from aligncurate.checks.ids import check_unique
+from aligncurate.checks.left_out import check_duplicates, check_rejects, check_sums
 from aligncurate.checks.levels import check_levels_file, check_statistics, edges_of
 from aligncurate.checks.manifest import open_dataset
 from aligncurate.checks.problems import Problem, ProblemList
-from aligncurate.checks.rejects import check_rejects, check_sums
-from aligncurate.checks.rows import RowChecker, first_schema
+from aligncurate.checks.rows import RowChecker, check_unique, first_schema
 from aligncurate.core.idhash import RepeatFinder
 from aligncurate.output.locations import READABLE_STAGES, newest_dataset
 from aligncurate.progress import OnProgress, silent
@@ -103,7 +101,7 @@ def _check_rows(
     rows, whole = 0, True
     levels = LevelAccumulator(edges.levels if edges else 1)
     with closing(RepeatFinder()) as repeats:
-        check = RowChecker(dataset, schema or pa.schema([]), edges, repeats, on_progress)
+        check = RowChecker(dataset.storage, schema or pa.schema([]), edges, repeats, on_progress)
         for findings in map_ordered(check, shards, workers=available_cores()):
             problems.add(findings.problems)
             rows += findings.rows

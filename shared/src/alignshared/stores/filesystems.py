@@ -1,7 +1,11 @@
-"""pyarrow file systems for locations."""
+"""pyarrow file systems for locations: on disk, in object stores, on the Hugging Face Hub."""
 
 import os
 import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -12,11 +16,9 @@ from pyarrow import fs
 from alignshared.errors import InputError, one_line
 from alignshared.stores.options import StorageOptions
 
-_S3 = ("s3",)
-_GCS = ("gs", "gcs")
-_HUB = "hf"
 _QUERY = re.compile(r"\?\w+=")
 _OPEN_AT_ONCE = 16
+_PROBE_TIMEOUT_S = 10
 
 
 def is_remote(location: str) -> bool:
@@ -35,10 +37,15 @@ def normal_location(location: str | os.PathLike[str]) -> str:
         return os.path.abspath(text)
     scheme, _, rest = text.partition("://")
     if scheme == "file":
-        return _local_path(text)
+        parts = urlsplit(text)
+        if parts.netloc not in ("", "localhost"):
+            raise InputError(
+                f"{text} names another machine; give file:///path of a file on this one."
+            )
+        return os.path.abspath(unquote(parts.path))
     rest = rest.rstrip("/")
     bucket = rest.partition("/")[0]
-    if scheme in (*_S3, *_GCS) and (_QUERY.search(rest) or "@" in bucket or ":" in bucket):
+    if scheme in ("s3", "gs", "gcs") and (_QUERY.search(rest) or "@" in bucket or ":" in bucket):
         raise InputError(  # does not quote the location, which may hold a secret
             f"a location {scheme}://… may not carry options or credentials; give them with "
             "--storage-options, or in the environment."
@@ -50,8 +57,27 @@ def normal_location(location: str | os.PathLike[str]) -> str:
 
 def lies_within(location: str, folder: str) -> bool:
     """Whether `location` is `folder` or inside it, after resolving local links."""
-    inner, outer = (_real(normal_location(place)) for place in (location, folder))
+    places = (normal_location(place) for place in (location, folder))
+    inner, outer = (place if is_remote(place) else os.path.realpath(place) for place in places)
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
+
+
+def require_hub() -> None:
+    """Raise OSError with the cause unless the Hub responds.
+
+    The Hub's own client tries for half a minute, a line of log for each try.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_PROBE_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # Any answer will do.
+    except OSError as error:
+        raise OSError(f"{constants.ENDPOINT} does not answer: {_first_line(error)}") from error
 
 
 def open_filesystem(location: str, options: StorageOptions) -> tuple[fs.FileSystem, str]:
@@ -64,28 +90,15 @@ def open_filesystem(location: str, options: StorageOptions) -> tuple[fs.FileSyst
         return fs.LocalFileSystem(), location
     scheme, _, path = location.partition("://")
     try:
-        if scheme in _S3:
+        if scheme == "s3":
             return _s3(options, _region(options, path.partition("/")[0]), os.getpid()), path
-        if scheme in _GCS:
+        if scheme in ("gs", "gcs"):
             return _gcs(options, os.getpid()), path
-        if scheme == _HUB:
-            from alignshared.stores.hub import hub_filesystem
-
-            return hub_filesystem(), path
+        if scheme == "hf":
+            return _hub(os.getpid()), path
         return fs.FileSystem.from_uri(location)
     except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise InputError(f"{location} cannot be opened: {one_line(error)}.") from error
-
-
-def _local_path(uri: str) -> str:
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost"):
-        raise InputError(f"{uri} names another machine; give file:///path of a file on this one.")
-    return os.path.abspath(unquote(parts.path))
-
-
-def _real(location: str) -> str:
-    return location if is_remote(location) else os.path.realpath(location)
 
 
 # A client costs a thread pool and a handshake, so it is shared, but not with a forked process,
@@ -137,11 +150,57 @@ def _region_of(bucket: str) -> str:
 
 @lru_cache(_OPEN_AT_ONCE)
 def _gcs(options: StorageOptions, _process: int) -> fs.FileSystem:
-    given: dict[str, Any] = {"scheme": options.scheme, "endpoint_override": _gcs_host(options)}
+    host = options.endpoint_override and options.endpoint_override.rpartition("://")[2]
+    given: dict[str, Any] = {"scheme": options.scheme, "endpoint_override": host}
     return fs.GcsFileSystem(
         anonymous=options.anonymous, **{key: value for key, value in given.items() if value}
     )
 
 
-def _gcs_host(options: StorageOptions) -> str | None:
-    return options.endpoint_override and options.endpoint_override.rpartition("://")[2]
+@lru_cache(1)
+def _hub(_process: int) -> fs.FileSystem:
+    """Paths are `datasets/owner/name[@revision]/…`."""
+    try:
+        from huggingface_hub import HfFileSystem
+    except ImportError as error:
+        raise InputError(
+            "hf:// locations need huggingface-hub; install it with `pip install huggingface-hub`."
+        ) from error
+    require_hub()
+    return fs.PyFileSystem(_HubHandler(HfFileSystem()))
+
+
+class _HubHandler(fs.FSSpecHandler):
+    """Raises OSError for whatever the Hub's client raises, as other file systems do."""
+
+    def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
+        with _as_os_error():
+            return super().get_file_info(paths)
+
+    def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+        with _as_os_error():
+            return super().get_file_info_selector(selector)
+
+    def open_input_stream(self, path: str) -> Any:
+        with _as_os_error():
+            return super().open_input_stream(path)
+
+    def open_input_file(self, path: str) -> Any:
+        with _as_os_error():
+            return super().open_input_file(path)
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The HTTP client, and with it the error types, varies with the version.
+    client_errors = [kind for kind in HfHubHTTPError.__mro__ if issubclass(kind, Exception)]
+    try:
+        yield
+    except tuple(kind for kind in client_errors if kind is not Exception) as error:
+        raise OSError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__

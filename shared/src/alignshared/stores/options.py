@@ -88,10 +88,11 @@ def _value(name: str, text: str) -> Any:
         match name:
             case "anonymous":
                 return _TRUTHS[text.lower()]
-            case "retries":
-                return _at_least_one(int(text))
-            case "connect_timeout" | "request_timeout":
-                return _at_least_one(float(text))
+            case "retries" | "connect_timeout" | "request_timeout":
+                number = int(text) if name == "retries" else float(text)
+                if not number >= 1:
+                    raise ValueError(number)
+                return number
             case "scheme":
                 return {"http": "http", "https": "https"}[text]
             case _:
@@ -99,9 +100,3 @@ def _value(name: str, text: str) -> Any:
     except (KeyError, ValueError) as error:
         wanted = {"anonymous": "true or false", "scheme": "http or https"}.get(name, "1 or more")
         raise InputError(f"--storage-options {name} cannot be that; give {wanted}.") from error
-
-
-def _at_least_one(number: Any) -> Any:
-    if not number >= 1:
-        raise ValueError(number)
-    return number

@@ -10,6 +10,7 @@ Access goes through pyarrow file systems; `storage_options` holds the connection
 
 import errno
 import hashlib
+import io
 import json
 import mmap
 import os
@@ -29,7 +30,7 @@ from alignshared.stores.filesystems import is_remote, normal_location, open_file
 from alignshared.stores.options import current_storage_options
 
 
-class HashingSink:
+class HashingSink(io.RawIOBase):
     """A binary file that counts and hashes (SHA-256) everything written to it."""
 
     def __init__(self, raw: pa.NativeFile | IO[bytes], location: str) -> None:
@@ -38,7 +39,7 @@ class HashingSink:
         self._sha256 = hashlib.sha256()
         self.bytes_written = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         self._sha256.update(data)
         try:
             self._raw.write(data)
@@ -55,24 +56,8 @@ class HashingSink:
     def tell(self) -> int:
         return self.bytes_written
 
-    def flush(self) -> None:
-        self._raw.flush()
-
-    def close(self) -> None:
-        self._raw.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._raw.closed
-
     def writable(self) -> bool:
         return True
-
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
 
     @property
     def sha256(self) -> str:

@@ -20,9 +20,9 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from alignshared import InputError
+from alignshared.errors import hint
 from aligntrain.recipes import PHASES, Phase, Recipe, load_recipe
 from aligntrain.recipes.load import read_mapping, read_named, validated, write_yaml
-from aligntrain.recipes.problems import hint
 from aligntrain.recipes.schema import Section
 
 PACKAGE = "aligntrain.ablation"

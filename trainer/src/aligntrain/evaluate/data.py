@@ -13,7 +13,7 @@ from PIL import Image
 from alignshared import InputError
 from alignshared.errors import one_line
 from alignshared.images import ImageError, decode_image, to_rgb
-from alignshared.stores.hub import require_hub
+from alignshared.stores.filesystems import require_hub
 from aligntrain.evaluate.benchmarks import Benchmark, Row
 
 if TYPE_CHECKING:

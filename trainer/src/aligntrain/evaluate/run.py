@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from alignshared import InputError, atomic
+from alignshared.console import watched
 from aligntrain.evaluate import store
 from aligntrain.evaluate.benchmarks import BENCHMARKS, PROTOCOL, Benchmark, parse_benchmarks
 from aligntrain.evaluate.data import Data, fetch, find_data, images_of, read_rows, without_images
 from aligntrain.evaluate.judge import JUDGED, Judge, judge_all
 from aligntrain.inference.load import load_for_inference, model_folder
-from aligntrain.progress import watched
 
 if TYPE_CHECKING:
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration

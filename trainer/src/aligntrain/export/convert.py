@@ -14,6 +14,9 @@ from alignshared.errors import one_line
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 
 ADAPTER_FILES = ("mm_projector_align.bin", "mm_projector.bin")
 CHECKPOINT_FILES = ("model*.safetensors", "pytorch_model*.bin")
@@ -27,7 +30,7 @@ _RENAMED = {
 """The authors' names, without LLaVA's `model.` prefix, and the names here."""
 
 _TOWER = "vision_tower.vision_tower."
-_NOT_WEIGHTS = ("rotary_emb.inv_freq", "position_ids")
+_BUFFERS = ("rotary_emb.inv_freq", "position_ids")
 
 Weights = dict[str, "torch.Tensor"]
 
@@ -63,14 +66,22 @@ def convert(
         InputError: the source is not one of these, or does not fit the towers.
     """
     from aligntrain.model import AlignGPTConfig, build_processor
-    from aligntrain.model.build import vision_config
+    from aligntrain.model.build import (
+        assemble,
+        load_llm,
+        load_vision_tower,
+        text_config,
+        vision_config,
+    )
 
     source, output = Path(source), Path(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output} is not empty; give another output.")
     folder = source if source.is_dir() else source.parent
-    described = _described(folder)
-    weights = _plain_names(_read_all(_files(source)))
+    described: dict[str, Any] = {}
+    if (folder / "config.json").is_file():
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    weights = _read_all(_files(source))
     trained = {_RENAMED[name]: value for name, value in weights.items() if name in _RENAMED}
     if "model.projector.0.weight" not in trained:
         raise InputError(
@@ -81,11 +92,18 @@ def convert(
     llm_name = (
         str(folder) if full and not llm else _named("--llm", llm, described.get("_name_or_path"))
     )
-    text = _text_config(described) if full and not llm else _config_of(llm_name)
+    text = _text_config(described) if full and not llm else text_config(llm_name)
     config = AlignGPTConfig(
         vision_config(tower_name), text, **_choices(trained, described), gate_text="full"
     )
-    model = _assembled(config, tower_name, llm_name, weights if full else None, trained)
+    dtype = trained["model.projector.0.weight"].dtype
+    tower = load_vision_tower(tower_name, dtype=dtype)
+    if full:
+        _fill_tower(tower, weights)
+        language_model = _llm_of(config.text_config, weights, dtype)
+    else:
+        language_model = load_llm(llm_name, dtype=dtype)
+    model = assemble(config, tower, language_model, dtype=dtype)
     new = _fill(model, trained, source)
     processor = build_processor(
         tower_name, llm_name, config, template="vicuna_v1" if full else "plain",
@@ -110,6 +128,7 @@ def _files(source: Path) -> list[Path]:
 
 
 def _read_all(files: list[Path]) -> Weights:
+    """Return the weights in `files` by name without the prefix `model.`, and no buffers."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -128,21 +147,11 @@ def _read_all(files: list[Path]) -> Weights:
             ) from error
         except SafetensorError as error:
             raise InputError(f"{file} is damaged ({error}); copy it again.") from error
-    return weights
-
-
-def _plain_names(weights: Weights) -> Weights:
-    """Return `weights` without the prefix `model.` and without buffers."""
     return {
         name.removeprefix("model."): value
         for name, value in weights.items()
-        if not name.endswith(_NOT_WEIGHTS)
+        if not name.endswith(_BUFFERS)
     }
-
-
-def _described(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _named(option: str, name: str | None, described: Any) -> str:
@@ -166,7 +175,7 @@ def _choices(trained: Weights, described: dict[str, Any]) -> dict[str, Any]:
     return choices
 
 
-def _text_config(described: dict[str, Any]) -> Any:
+def _text_config(described: dict[str, Any]) -> "PreTrainedConfig":
     """Return the LLM's part of a checkpoint's configuration, a type unknown to transformers."""
     from transformers import AutoConfig, LlamaConfig
 
@@ -177,33 +186,15 @@ def _text_config(described: dict[str, Any]) -> Any:
         and key not in ("architectures", "auto_map", "image_aspect_ratio", "model_type")
     }
     architecture = (described.get("architectures") or [""])[0].lower()
-    known = ("mistral", "qwen2", "gemma", "phi")
-    for model_type in known:
+    for model_type in ("mistral", "qwen2", "gemma", "phi"):
         if model_type in architecture:
             return AutoConfig.for_model(model_type, **text)
     return LlamaConfig(**text)
 
 
-def _config_of(llm: str) -> Any:
-    from aligntrain.model.build import text_config
-
-    return text_config(llm)
-
-
-def _assembled(
-    config: Any, tower_name: str, llm_name: str, weights: Weights | None, trained: Weights
-) -> Any:
-    from aligntrain.model.build import assemble, load_llm, load_vision_tower
-
-    dtype = trained["model.projector.0.weight"].dtype
-    tower = load_vision_tower(tower_name, dtype=dtype)
-    if weights is None:
-        return assemble(config, tower, load_llm(llm_name, dtype=dtype), dtype=dtype)
-    _fill_tower(tower, weights)
-    return assemble(config, tower, _llm_of(config.text_config, weights, dtype), dtype=dtype)
-
-
-def _llm_of(text_config: Any, weights: Weights, dtype: Any) -> Any:
+def _llm_of(
+    text_config: "PreTrainedConfig", weights: Weights, dtype: "torch.dtype"
+) -> "PreTrainedModel":
     """Return the causal LM of `text_config` with its part of `weights`."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -224,7 +215,7 @@ def _llm_of(text_config: Any, weights: Weights, dtype: Any) -> Any:
     return model
 
 
-def _fill_tower(tower: Any, weights: Weights) -> None:
+def _fill_tower(tower: "PreTrainedModel", weights: Weights) -> None:
     """Copy the vision weights of a full checkpoint into `tower`."""
     own = {
         name.removeprefix(_TOWER).removeprefix("vision_model."): value
@@ -238,13 +229,14 @@ def _fill_tower(tower: Any, weights: Weights) -> None:
     try:
         tower.load_state_dict({prefix + name: value for name, value in own.items()})
     except RuntimeError as error:
-        detail = one_line(error, 200)
         raise InputError(
-            f"the checkpoint has another vision tower: {detail}; give --vision-tower."
+            f"the checkpoint has another vision tower: {one_line(error, 200)}; give --vision-tower."
         ) from error
 
 
-def _fill(model: Any, trained: Weights, source: Path) -> tuple[str, ...]:
+def _fill(
+    model: "AlignGPTForConditionalGeneration", trained: Weights, source: Path
+) -> tuple[str, ...]:
     """Copy `trained` into projector, table and gate; return the parts that it lacks."""
     import torch
 

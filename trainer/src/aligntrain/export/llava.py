@@ -4,7 +4,6 @@
 """A model of mixing `none` as transformers' own LLaVA, which needs no other package."""
 
 from copy import deepcopy
-from typing import Any
 
 import torch
 from transformers import (
@@ -13,10 +12,14 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaImageProcessorPil,
     LlavaProcessor,
+    PreTrainedTokenizerBase,
 )
 
 from alignshared import InputError
+from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.losses import body_of
+from aligntrain.model.modeling import AlignGPTForConditionalGeneration
+from aligntrain.model.processing import AlignGPTProcessor
 from aligntrain.prompts.placeholders import IMAGE_MARK
 
 USE = """from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -51,7 +54,7 @@ _STRINGS = (
 """Prefix of a template for text turns: lists of content parts become text, images first."""
 
 
-def check_llava(model: Any, where: object) -> None:
+def check_llava(model: AlignGPTForConditionalGeneration, where: object) -> None:
     """Raise InputError unless `model` from `where` can become transformers' own LLaVA."""
     config = model.config
     if config.mixing != "none":
@@ -74,14 +77,18 @@ def check_llava(model: Any, where: object) -> None:
         )
 
 
-def to_llava(model: Any, processor: Any) -> tuple[Any, Any]:
+def to_llava(
+    model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Return `model`, checked by `check_llava`, and its processor as transformers' own classes.
 
     Weights are shared. The vocabulary gains the image placeholder, so logits have one entry more
     than those of `model`; `generate` is configured never to produce it.
     """
     config = model.config
-    tokenizer = _with_mark(processor.tokenizer)
+    tokenizer = deepcopy(processor.tokenizer)
+    image_mark = AddedToken(IMAGE_MARK, special=True, normalized=False)
+    tokenizer.add_tokens([image_mark], special_tokens=True)
     mark = int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
     strategy = (
         "default" if config.has_class_token and config.vision_feature_select == "patch" else "full"
@@ -110,17 +117,13 @@ def to_llava(model: Any, processor: Any) -> tuple[Any, Any]:
     return llava.eval(), _processor(processor, tokenizer, config, strategy)
 
 
-def _with_mark(tokenizer: Any) -> Any:
-    """Return a copy of `tokenizer` with the image placeholder as one token."""
-    copied = deepcopy(tokenizer)
-    mark = AddedToken(IMAGE_MARK, special=True, normalized=False)
-    copied.add_tokens([mark], special_tokens=True)
-    return copied
-
-
-def _processor(processor: Any, tokenizer: Any, config: Any, strategy: str) -> Any:
-    image_processor = processor.image_processor
-    settings = image_processor.to_dict()
+def _processor(
+    processor: AlignGPTProcessor,
+    tokenizer: PreTrainedTokenizerBase,
+    config: AlignGPTConfig,
+    strategy: str,
+) -> LlavaProcessor:
+    settings = processor.image_processor.to_dict()
     for name in ("image_processor_type", "_processor_class", "processor_class"):
         settings.pop(name, None)
     height, width = config.image_size
@@ -133,7 +136,7 @@ def _processor(processor: Any, tokenizer: Any, config: Any, strategy: str) -> An
         tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy=strategy,
-        chat_template=_STRINGS + template if template else None,
+        chat_template=_STRINGS + str(template) if template else None,
         image_token=IMAGE_MARK,
         num_additional_image_tokens=int(config.has_class_token),
     )

@@ -1,12 +1,16 @@
-"""`aligntrain export`: a trained model in a format that other programs read."""
+"""`aligntrain export` and `aligntrain merge`: a trained model in other formats, or as a whole."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from alignshared import InputError, atomic
 from aligntrain.inference.load import is_lora, load_model, model_folder
 from aligntrain.runs.card import run_of, write_card
+
+if TYPE_CHECKING:
+    from aligntrain.model.modeling import AlignGPTForConditionalGeneration
+    from aligntrain.model.processing import AlignGPTProcessor
 
 Format = Literal["llava", "llm"]
 
@@ -32,6 +36,15 @@ class Exported:
     parameters: int
 
 
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Folder and parameters of a merged model, and how many matrices LoRA changed."""
+
+    output: Path
+    parameters: int
+    matrices: int
+
+
 def export_model(model: str | Path, output: str | Path, format: str) -> Exported:
     """Write the model of `model`, a run or a model folder, to `output` in `format`, with a card.
 
@@ -45,11 +58,8 @@ def export_model(model: str | Path, output: str | Path, format: str) -> Exported
     if format not in get_args(Format):
         reason = _NOT_HERE.get(format, f"there are {' and '.join(get_args(Format))}")
         raise InputError(f"--format {format} cannot be written: {reason}.")
-    folder, output = model_folder(model), Path(output)
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise InputError(f"{output} exists already; give another output.")
+    folder, output = model_folder(model), _free(output)
     trained, processor = load_model(folder)
-    write = _llava if format == "llava" else _llm
     if format == "llava":
         from aligntrain.export.llava import check_llava
 
@@ -58,12 +68,53 @@ def export_model(model: str | Path, output: str | Path, format: str) -> Exported
         from aligntrain.model.lora import merge_lora
 
         merge_lora(trained)
+    write = _llava if format == "llava" else _llm
     with atomic.folder(output) as unfinished:
         parameters = write(trained, processor, unfinished, run_of(model))
     return Exported(output, "llava" if format == "llava" else "llm", parameters)
 
 
-def _llava(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
+def merge(run: str | Path, output: str | Path) -> Merged:
+    """Write the model of the LoRA run `run` to the folder `output`, LoRA added to its matrices.
+
+    The result is in transformers' format and the run's own type (16 or 32 bits even if it trained
+    on 4), and answers like the run's own export up to rounding. Works on the CPU and holds the
+    model in memory.
+
+    Raises:
+        InputError: `run` has no LoRA or is not finished, its base model is gone, or `output` is
+            not empty.
+    """
+    folder = model_folder(run)
+    if not is_lora(folder):
+        raise InputError(f"{folder} has no LoRA to merge: it is a whole model; use it as it is.")
+    output = _free(output)
+    from aligntrain.model.lora import merge_lora
+    from aligntrain.train.save import USE, write_model
+
+    model, processor = load_model(folder)
+    matrices = merge_lora(model)
+    kind = "A whole model, into whose matrices LoRA is merged."
+    with atomic.folder(output) as unfinished:
+        write_model(model, processor, unfinished, model.state_dict())
+        write_card(unfinished, run_of(run), kind=kind, use=USE)
+    return Merged(output, model.num_parameters(), matrices)
+
+
+def _free(output: str | Path) -> Path:
+    """Return the folder `output`, or raise InputError if it is a file or holds something."""
+    output = Path(output)
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise InputError(f"{output} exists already; give another output.")
+    return output
+
+
+def _llava(
+    model: "AlignGPTForConditionalGeneration",
+    processor: "AlignGPTProcessor",
+    folder: Path,
+    run: Path | None,
+) -> int:
     from aligntrain.export.llava import USE, to_llava
 
     llava, llava_processor = to_llava(model, processor)
@@ -80,7 +131,12 @@ def _llava(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
     return llava.num_parameters()
 
 
-def _llm(model: Any, processor: Any, folder: Path, run: Path | None) -> int:
+def _llm(
+    model: "AlignGPTForConditionalGeneration",
+    processor: "AlignGPTProcessor",
+    folder: Path,
+    run: Path | None,
+) -> int:
     llm, tokenizer = model.model.language_model, processor.tokenizer
     # End tokens and chat template are those of the whole model.
     llm.generation_config = model.generation_config

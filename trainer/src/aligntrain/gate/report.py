@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from alignshared.images import data_uri, thumbnail
 from alignshared.palette import level_colours
-from alignshared.thumbnails import data_uri, thumbnail
 from aligntrain.charts import INK, dots, scatter, svg
 from aligntrain.evaluate.intervals import Correlation, Interval
 from aligntrain.gate.summary import (

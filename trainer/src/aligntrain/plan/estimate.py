@@ -12,7 +12,7 @@ from aligntrain.plan import memory
 from aligntrain.plan.memory import States, Working
 from aligntrain.recipes import Phase, Recipe, load_recipe
 from aligntrain.runs.folder import required_levels
-from aligntrain.train.phases import PartSize, part_sizes
+from aligntrain.train.phases import PartSize, part_sizes, trained_parts
 
 if TYPE_CHECKING:
     from aligntrain.model import AlignGPTConfig, AlignGPTForConditionalGeneration
@@ -134,43 +134,51 @@ def plan(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, phase, overrides)
-    _check_gpus(recipe, gpus)
+    if gpus < 1:
+        raise InputError(f"--gpus must be at least 1 (got {gpus}).")
+    smallest = recipe.batch.micro_size * gpus
+    if recipe.batch.global_size % smallest:
+        raise InputError(
+            f"batch.global_size {recipe.batch.global_size} is no multiple of {smallest}, which is "
+            f"batch.micro_size {recipe.batch.micro_size} times {gpus} GPUs; change one of them."
+        )
     config, model = _empty_model(recipe)
     quantized, kept_by_lora = _with_lora(model, recipe)
     parts = part_sizes(model, recipe.phase)
+    sizes = partial(
+        memory.model_states,
+        sum(part.parameters for part in parts),
+        sum(part.parameters for part in parts if part.trains),
+        gpus=gpus,
+        precision=recipe.precision,
+        quantized=quantized,
+    )
+    # ZeRO-3 cannot partition 4-bit weights.
+    stages = [stage for stage in ZERO_STAGES if not (quantized and stage == 3)]
     return Plan(
         recipe=recipe,
         gpus=gpus,
         parts=parts,
         image_tokens=config.image_tokens,
-        states=_states(recipe, gpus, parts, quantized),
+        states={
+            stage: sizes(
+                zero_stage=stage, offload=recipe.offload if stage == recipe.zero_stage else "none"
+            )
+            for stage in stages
+        },
         working=_working(recipe, model, kept_by_lora),
         tiles_per_image=config.tiles_per_image,
         data=_data_of(recipe, config.image_tokens, data, rows),
     )
 
 
-def _states(recipe: Recipe, gpus: int, parts: list[PartSize], quantized: int) -> dict[int, States]:
-    return {
-        stage: memory.model_states(
-            sum(part.parameters for part in parts),
-            sum(part.parameters for part in parts if part.trains),
-            zero_stage=stage,
-            gpus=gpus,
-            precision=recipe.precision,
-            offload=recipe.offload if stage == recipe.zero_stage else "none",
-            quantized=quantized,
-        )
-        for stage in ZERO_STAGES
-        if not (quantized and stage == 3)  # ZeRO-3 cannot partition 4-bit weights
-    }
-
-
 def _working(
     recipe: Recipe, model: "AlignGPTForConditionalGeneration", kept_by_lora: int
 ) -> dict[bool, Working]:
     """Return the needs of a micro-batch, by whether activations are checkpointed."""
+    from aligntrain.model.build import DTYPES
     from aligntrain.model.losses import body_of, rows_per_chunk
+    from aligntrain.model.vision import tower_bytes
 
     config, batch, length = model.config, recipe.batch, recipe.data.max_length
     names = [name for name, _ in model.named_parameters()]
@@ -179,7 +187,7 @@ def _working(
     activations = partial(
         memory.activations,
         precision=recipe.precision,
-        trains=any(p.trains for p in part_sizes(model, recipe.phase) if p.part == "llm"),
+        trains="llm" in trained_parts(recipe.phase, lora=recipe.lora is not None),
         lora=kept_by_lora,
     )
     tokens = batch.micro_size * length
@@ -192,21 +200,10 @@ def _working(
             kept=activations(shape, tokens, checkpointing=checkpointing),
             layer=activations(replace(shape, layers=1), tokens, checkpointing=False),
             logits=memory.logits(shape, scored, precision=recipe.precision, pieces=pieces),
-            tower=_tower_bytes(recipe, config),
+            tower=tower_bytes(config, batch.micro_size, DTYPES[recipe.precision].itemsize),
         )
         for checkpointing in (False, True)
     }
-
-
-def _check_gpus(recipe: Recipe, gpus: int) -> None:
-    if gpus < 1:
-        raise InputError(f"--gpus must be at least 1 (got {gpus}).")
-    smallest = recipe.batch.micro_size * gpus
-    if recipe.batch.global_size % smallest:
-        raise InputError(
-            f"batch.global_size {recipe.batch.global_size} is no multiple of {smallest}, which is "
-            f"batch.micro_size {recipe.batch.micro_size} times {gpus} GPUs; change one of them."
-        )
 
 
 def _empty_model(recipe: Recipe) -> "tuple[AlignGPTConfig, AlignGPTForConditionalGeneration]":
@@ -246,13 +243,6 @@ def _with_lora(model: "AlignGPTForConditionalGeneration", recipe: Recipe) -> tup
         reads, settings.rank, precision=recipe.precision, dropout=settings.dropout > 0
     )
     return weights if settings.quantize == "4bit" else 0, kept
-
-
-def _tower_bytes(recipe: Recipe, config: "AlignGPTConfig") -> int:
-    from aligntrain.model.build import DTYPES
-    from aligntrain.model.vision import tower_bytes
-
-    return tower_bytes(config, recipe.batch.micro_size, DTYPES[recipe.precision].itemsize)
 
 
 def _data_of(

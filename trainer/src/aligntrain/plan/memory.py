@@ -82,7 +82,7 @@ def model_states(
     optimizer = _spread(kept, gpus if zero_stage >= 1 else 1)
     host = 0
     if offload != "none":
-        host, optimizer = host + optimizer, 0
+        host, optimizer = optimizer, 0
         if zero_stage >= 2:
             host, gradients = host + gradients, 0
     if offload == "all":
@@ -114,21 +114,6 @@ class Shape:
             gated=gated,
             vocabulary=int(config.vocab_size),
         )
-
-
-def layer_activations(shape: Shape, *, precision: Precision, trains: bool) -> int:
-    """Return the bytes that autograd keeps per token of one layer of an LLM.
-
-    Kept in any case: both norms' inputs in float32; queries, keys (repeated to all heads),
-    values and the output of attention; the input of the MLP's activation and, with a gate, both
-    factors of the product. A trained layer also keeps the inputs of its matrices and of the
-    norms' weights.
-    """
-    size = _BYTES[precision]
-    values = 4 * shape.attention + (3 if shape.gated else 1) * shape.mlp
-    if trains:
-        values += 4 * shape.width + shape.attention + shape.mlp
-    return size * values + 2 * 4 * shape.width
 
 
 def lora_activations(
@@ -188,15 +173,19 @@ def activations(
 ) -> int:
     """Return the bytes that autograd keeps of the LLM for `tokens` tokens, without logits.
 
-    `lora` are those of LoRA per token of one layer.
+    Kept in any case: both norms' inputs in float32; queries, keys (repeated to all heads),
+    values and the output of attention; the input of the MLP's activation and, with a gate, both
+    factors of the product. A trained layer also keeps the inputs of its matrices and of the
+    norms' weights. `lora` are those of LoRA per token of one layer. With `checkpointing`, only the
+    input of every layer is kept.
     """
+    size = _BYTES[precision]
     if checkpointing:
-        return tokens * shape.layers * _BYTES[precision] * shape.width
-    return (
-        tokens
-        * shape.layers
-        * (layer_activations(shape, precision=precision, trains=trains) + lora)
-    )
+        return tokens * shape.layers * size * shape.width
+    values = 4 * shape.attention + (3 if shape.gated else 1) * shape.mlp
+    if trains:
+        values += 4 * shape.width + shape.attention + shape.mlp
+    return tokens * shape.layers * (size * values + 2 * 4 * shape.width + lora)
 
 
 def logits(shape: Shape, tokens: int, *, precision: Precision, pieces: bool) -> int:

@@ -80,7 +80,8 @@ def read_conversation(turns: Sequence[Turn], images: int) -> Conversation:
         InvalidSample: speakers are unknown or do not alternate, a turn is empty, or marks and
             images differ in number.
     """
-    system, rest = _split_system(turns)
+    has_system = bool(turns) and _role(turns[0]) == "system"
+    system, rest = (turns[0].text, turns[1:]) if has_system else (None, turns)
     if rest and _role(rest[0]) == "assistant":
         rest = rest[1:]
     pairs = list(zip(rest[::2], rest[1::2], strict=False))
@@ -98,12 +99,6 @@ def read_conversation(turns: Sequence[Turn], images: int) -> Conversation:
         if not text.strip():
             raise InvalidSample(Reason.MALFORMED_CONVERSATION, f"turn {number + 1} is empty")
     return Conversation(system, tuple(map(Exchange, questions, answers)))
-
-
-def _split_system(turns: Sequence[Turn]) -> tuple[str | None, Sequence[Turn]]:
-    if turns and _role(turns[0]) == "system":
-        return turns[0].text, turns[1:]
-    return None, turns
 
 
 def _role(turn: Turn) -> str:
@@ -128,11 +123,8 @@ def _place_images(questions: list[str], images: int) -> list[str]:
             f"{sum(marks)} marks {IMAGE_MARK} for {images} images in the questions",
         )
     return [
-        _with_marks(question, mark) if mark else question
+        (f"{IMAGE_MARK}\n" * mark + question.replace(IMAGE_MARK, "").strip()).strip()
+        if mark
+        else question
         for question, mark in zip(questions, marks, strict=True)
     ]
-
-
-def _with_marks(question: str, marks: int) -> str:
-    text = question.replace(IMAGE_MARK, "").strip()
-    return (f"{IMAGE_MARK}\n" * marks + text).strip()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, get_args
 
 from alignshared import InputError
 from aligntrain.prompts.conversation import InvalidSample, Reason, Turn, read_conversation
@@ -14,7 +14,10 @@ from aligntrain.prompts.placeholders import (
     join,
     own_bos,
 )
-from aligntrain.prompts.templates import ChatTemplate, Script, check_template, plain, vicuna_v1
+from aligntrain.prompts.templates import ChatTemplate, Script, TemplateName, plain, vicuna_v1
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +38,16 @@ class Encoder:
             character offsets, or an image alone is longer than `max_length`.
     """
 
-    def __init__(self, tokenizer: Any, layout: Layout, template: str, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", layout: Layout, template: str, max_length: int
+    ) -> None:
         self._tokenizer = tokenizer
         self._layout = layout
-        self._template = check_template(template)
+        self._template = template
         self._max_length = max_length
         self._bos = own_bos(tokenizer)
+        if template not in (known := get_args(TemplateName)):
+            raise InputError(f"data.template {template} is unknown; give {', '.join(known)}.")
         if not tokenizer.is_fast:
             raise InputError(
                 f"the tokenizer {tokenizer.name_or_path} cannot tell where in a text its tokens "
@@ -52,11 +59,6 @@ class Encoder:
                 f"{layout.image_tokens} tokens of an image; raise it."
             )
         self._chat = ChatTemplate(tokenizer) if self._template == "chat" else None
-
-    @property
-    def needs_conversations(self) -> bool:
-        """Whether rows need `conversations`; the template `plain` needs captions."""
-        return self._template != "plain"
 
     def __call__(self, caption: str | None, turns: Sequence[Turn], images: int) -> Tokens:
         """Return ids and labels of a row with `images` images.
@@ -73,7 +75,7 @@ class Encoder:
         return self._limited(join(ids, self._layout), labels, ends)
 
     def _script(self, caption: str | None, turns: Sequence[Turn], images: int) -> Script:
-        if not self.needs_conversations:
+        if self._template == "plain":
             if caption is None or not caption.strip():
                 raise InvalidSample(Reason.NO_CAPTION, "there is no caption")
             if images == 0:
@@ -86,7 +88,7 @@ class Encoder:
         conversation = read_conversation(turns, images)
         if self._chat is not None:
             return self._chat(conversation)
-        return vicuna_v1(conversation, self._tokenizer.eos_token)
+        return vicuna_v1(conversation, str(self._tokenizer.eos_token or ""))
 
     def _tokenize(
         self, script: Script, images: int

@@ -7,9 +7,12 @@ the data workers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from alignshared import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 """Label of a token without loss; the default of torch's cross_entropy."""
@@ -33,17 +36,17 @@ class Layout:
     align: bool = True
 
 
-def own_bos(tokenizer: Any) -> int | None:
+def own_bos(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     """Return the id that `tokenizer` itself adds before every text, or None.
 
     A tokenizer may name a BOS token without using it: SmolLM2's opens every chat turn.
     """
     ids: list[int] = tokenizer("", add_special_tokens=True).input_ids
     bos = tokenizer.bos_token_id
-    return int(bos) if bos is not None and ids[:1] == [bos] else None
+    return ids[0] if bos is not None and ids[:1] == [bos] else None
 
 
-def tokenize_pieces(tokenizer: Any, text: str) -> list[list[int]]:
+def tokenize_pieces(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[list[int]]:
     """Return the ids of each piece of `text` between its image marks: n marks, n + 1 pieces.
 
     Pieces are tokenized one by one, as in LLaVA. The tokenizer's own BOS stands once, before the

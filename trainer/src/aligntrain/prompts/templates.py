@@ -12,15 +12,17 @@ there is no "tokenization mismatch".
   special token.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal
 
 from jinja2 import TemplateError
 
 from alignshared import InputError
 from aligntrain.prompts.conversation import Conversation, InvalidSample, Reason
 from aligntrain.prompts.placeholders import IMAGE_MARK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TemplateName = Literal["plain", "vicuna_v1", "chat"]
 
@@ -74,18 +76,6 @@ class Script:
     ends: tuple[int, ...]
 
 
-def check_template(name: str) -> TemplateName:
-    """Return `name` as a template name.
-
-    Raises:
-        InputError: there is no such template.
-    """
-    for known in get_args(TemplateName):
-        if name == known:
-            return known
-    raise InputError(f"data.template {name} is unknown; give {', '.join(get_args(TemplateName))}.")
-
-
 def plain(caption: str, images: int) -> Script:
     """Return `<image>` once per image, then the labelled caption and line feed."""
     marks = IMAGE_MARK * images
@@ -117,7 +107,7 @@ class ChatTemplate:
             conversation once it continues.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         # Special tokens without a role too: `<|end|>` of Phi-3 is one.
         added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
@@ -129,7 +119,7 @@ class ChatTemplate:
             )
         probe = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * 2
         try:
-            _script_of(probe, self._render, self._specials)
+            self._script_of(probe)
         except InvalidSample as problem:
             raise InputError(
                 f"the answers cannot be found in the chat template of {tokenizer.name_or_path} "
@@ -142,94 +132,83 @@ class ChatTemplate:
         Raises:
             InvalidSample: the template refuses it, or rewrites its beginning once it continues.
         """
-        messages: list[Message] = []
-        if conversation.system is not None:
-            messages.append({"role": "system", "content": conversation.system})
+        system = conversation.system
+        messages = [] if system is None else [{"role": "system", "content": system}]
         for exchange in conversation.exchanges:
             messages.append({"role": "user", "content": exchange.question})
             messages.append({"role": "assistant", "content": exchange.answer})
-        return _script_of(messages, self._render, self._specials)
+        return self._script_of(messages)
 
     def _render(self, messages: list[Message], prompt: bool) -> str:
         try:
-            return self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=prompt
             )
+            return str(text)
         except TemplateError as error:
             raise InvalidSample(
                 Reason.CHAT_TEMPLATE, f"the template refuses it: {error}"
             ) from error
 
+    def _script_of(self, messages: list[Message]) -> Script:
+        text = self._render(messages, False)
+        learned: list[tuple[int, int]] = []
+        ends: list[int] = []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            # Rendering adds the answer after the prompt that `generate` would get.
+            prompt = self._render(messages[:number], True)
+            answered = self._render(messages[: number + 1], False)
+            if not text.startswith(prompt) or not answered.startswith(prompt):
+                raise _rewritten()
+            if text.startswith(answered):
+                end, stop = self._answer_end(answered, len(prompt)), len(answered)
+            else:
+                answer = message["content"].strip()
+                end, stop = self._find_answer(text, answered, len(prompt), answer)
+            learned.append((len(prompt), end))
+            ends.append(stop)
+        return Script(text, tuple(learned), tuple(ends))
 
-def _script_of(
-    messages: list[Message],
-    render: Callable[[list[Message], bool], str],
-    specials: tuple[str, ...],
-) -> Script:
-    text = render(messages, False)
-    learned: list[tuple[int, int]] = []
-    ends: list[int] = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        # Rendering adds the answer after the prompt that `generate` would get.
-        prompt, answered = render(messages[:number], True), render(messages[: number + 1], False)
-        if not text.startswith(prompt) or not answered.startswith(prompt):
-            raise _rewritten()
-        if text.startswith(answered):
-            end, stop = _answer_end(answered, len(prompt), specials), len(answered)
-        else:
-            answer = message["content"].strip()
-            end, stop = _find_answer(text, answered, len(prompt), answer, specials)
-        learned.append((len(prompt), end))
-        ends.append(stop)
-    return Script(text, tuple(learned), tuple(ends))
+    def _answer_end(self, text: str, begin: int) -> int:
+        """Return the end of the answer from `begin`, including its special token.
 
+        Text after that token, such as a line feed, is never generated, so it is not labelled.
+        """
+        core = max(begin, len(self._without_specials(text)))
+        token = self._first_special(text[core:])
+        return len(text) if token is None else text.index(token, core) + len(token)
 
-def _find_answer(
-    text: str, answered: str, begin: int, answer: str, specials: tuple[str, ...]
-) -> tuple[int, int]:
-    """Return the end of `answer`, from `begin` on, in `text`, without and with trailing space.
+    def _find_answer(self, text: str, answered: str, begin: int, answer: str) -> tuple[int, int]:
+        """Return the end of `answer`, from `begin` on, in `text`, without and with trailing space.
 
-    Both ends include its special token. `answered` is the conversation rendered up to the
-    answer. For templates that write the last answer differently from earlier ones: Phi-3's ends
-    the whole text with an extra token, Qwen3's opens the last answer with an empty thought.
-    """
-    core = _without_specials(answered, specials)
-    opening = core[begin : len(core) - len(answer)]
-    token = _first_special(answered[len(core) :], specials)
-    for before in (opening, "", " "):
-        end = begin + len(before) + len(answer)
-        rest = text[end:].lstrip()
-        matches = core.endswith(answer) and text.startswith(before + answer, begin)
-        if token and matches and rest.startswith(token):
-            end = len(text) - len(rest) + len(token)
-            return end, len(text) - len(text[end:].lstrip())
-    raise _rewritten()
+        Both ends include its special token. `answered` is the conversation rendered up to the
+        answer. For templates that write the last answer differently from earlier ones: Phi-3's
+        ends the whole text with an extra token, Qwen3's opens the last answer with an empty
+        thought.
+        """
+        core = self._without_specials(answered)
+        opening = core[begin : len(core) - len(answer)]
+        token = self._first_special(answered[len(core) :])
+        for before in (opening, "", " "):
+            end = begin + len(before) + len(answer)
+            rest = text[end:].lstrip()
+            matches = core.endswith(answer) and text.startswith(before + answer, begin)
+            if token and matches and rest.startswith(token):
+                end = len(text) - len(rest) + len(token)
+                return end, len(text) - len(text[end:].lstrip())
+        raise _rewritten()
 
-
-def _answer_end(text: str, begin: int, specials: tuple[str, ...]) -> int:
-    """Return the end of the answer from `begin`, including its special token.
-
-    Text after that token, such as a line feed, is never generated, so it is not labelled.
-    """
-    core = max(begin, len(_without_specials(text, specials)))
-    token = _first_special(text[core:], specials)
-    return len(text) if token is None else text.index(token, core) + len(token)
-
-
-def _without_specials(text: str, specials: tuple[str, ...]) -> str:
-    """Return `text` without trailing special tokens and space."""
-    while True:
+    def _without_specials(self, text: str) -> str:
+        """Return `text` without trailing special tokens and space."""
         text = text.rstrip()
-        token = next((token for token in specials if text.endswith(token)), None)
-        if token is None:
-            return text
-        text = text.removesuffix(token)
+        while token := next((token for token in self._specials if text.endswith(token)), None):
+            text = text.removesuffix(token).rstrip()
+        return text
 
-
-def _first_special(text: str, specials: tuple[str, ...]) -> str | None:
-    return next((token for token in specials if text.lstrip().startswith(token)), None)
+    def _first_special(self, text: str) -> str | None:
+        return next((token for token in self._specials if text.lstrip().startswith(token)), None)
 
 
 def _rewritten() -> InvalidSample:

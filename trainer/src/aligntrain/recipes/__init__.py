@@ -1,8 +1,7 @@
 """Recipes: YAML files that configure a run.
 
 schema.py    every key, its type and default
-load.py      from a name or a file to the recipe of one phase
-problems.py  errors in a recipe, as a sentence
+load.py      from a name or a file to the recipe of one phase; its errors as one sentence
 *.yaml       the shipped recipes
 """
 

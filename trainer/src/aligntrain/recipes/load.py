@@ -8,15 +8,16 @@ precedence over everything in the base. A file saved by a run is for one phase: 
 
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
 from alignshared import InputError
-from aligntrain.recipes.problems import hint, keys_of, not_yaml, problem_of, unknown_key
+from alignshared.errors import hint, one_line
 from aligntrain.recipes.schema import PHASES, Phase, Recipe, Section, Settings
 
 # PyYAML reads YAML 1.1, in which 1e-3 is a string.
@@ -166,7 +167,7 @@ def read_mapping(text: str, where: str, noun: str = "recipe") -> Values:
     try:
         content = read_yaml(text)
     except yaml.YAMLError as error:
-        raise not_yaml(error, where) from error
+        raise _not_yaml(error, where) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise InputError(f"{where} is no {noun}: it should be a YAML mapping of keys to values.")
     return cast(Values, content)
@@ -237,13 +238,13 @@ def _parsed(override: str) -> Values:
     where = f"--set {override}"
     if not sign or not key:
         raise InputError(f"{where} sets nothing; write --set section.key=value.")
-    known = keys_of(Settings)
+    known = _keys_of(Settings)
     if key not in known:
-        raise unknown_key(tuple(key.split(".")), known, where)
+        raise _unknown_key(tuple(key.split(".")), known, where)
     try:
         value: Any = read_yaml(text)
     except yaml.YAMLError as error:
-        raise not_yaml(error, where) from error
+        raise _not_yaml(error, where) from error
     for part in reversed(key.split(".")):
         value = {part: value}
     return value
@@ -258,4 +259,69 @@ def validated(schema: type[T], values: Values, where: str) -> T:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise problem_of(error, schema, where) from error
+        raise _problem_of(error, schema, where) from error
+
+
+def _problem_of(error: ValidationError, schema: type[BaseModel], where: str) -> InputError:
+    """Return the first problem of `error`, from validating `where` against `schema`."""
+    errors = error.errors(include_url=False)
+    # If one key is unknown and another missing, the first is a misspelling of the second.
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+    path = tuple(str(part) for part in first["loc"] if part != "[key]")
+    key = ".".join(path)
+    match first["type"]:
+        case "extra_forbidden":
+            return _unknown_key(path, _keys_of(schema), where)
+        case "missing":
+            return InputError(f"{where} lacks the key {key}; add it.")
+        case "too_short":
+            expected = "should name at least one"
+        case "model_type":
+            expected = "should be a section with keys of its own"
+        case "value_error":
+            within = f"{key}." if key else ""
+            message = first["msg"].removeprefix("Value error, ")
+            return InputError(f"{where} does not go together: {within}{message}.")
+        case _:
+            expected = first["msg"].replace("Input should", "should")
+    return InputError(f"{key} in {where} {expected}, not {first['input']!r}.")
+
+
+def _unknown_key(path: tuple[str, ...], known: list[str], where: str) -> InputError:
+    """Return the error for an unknown key, suggesting the closest of the `known` dotted keys."""
+    *section, name = path
+    inside = ".".join(section)
+    siblings = [key for key in known if key.rpartition(".")[0] == inside]
+    leaves = {key: key.rpartition(".")[2] for key in known}
+    near = (
+        next((key for key, leaf in leaves.items() if leaf == name), None)
+        or _nearest(name, {key: leaves[key] for key in siblings})
+        or _nearest(name, leaves)
+    )
+    meant = f"did you mean {near}?" if near else f"there are {', '.join(siblings)}."
+    return InputError(f"{where} has an unknown key {'.'.join(path)}; {meant}")
+
+
+def _keys_of(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    """Return all keys of `schema` and its sections, dotted."""
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        for annotation in (field.annotation, *get_args(field.annotation)):  # a section, or null
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                keys += _keys_of(annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(name: str, leaves: dict[str, str]) -> str | None:
+    """Return the key whose last part is closest to `name`."""
+    close = get_close_matches(name, leaves.values(), n=1)
+    return next((key for key, leaf in leaves.items() if leaf == close[0]), None) if close else None
+
+
+def _not_yaml(error: Exception, where: str) -> InputError:
+    """Return the error for a text that is not YAML."""
+    mark: Any = getattr(error, "problem_mark", None)
+    line = f" in line {mark.line + 1}" if mark else ""
+    what = getattr(error, "problem", None) or one_line(error)
+    return InputError(f"{where} is not valid YAML{line}: {what}; correct it there.")

@@ -1,7 +1,7 @@
 """Model cards: `README.md` beside a model, in the Hub's form, with its data and recipe."""
 
 import os
-from collections.abc import Mapping, Sequence
+import re
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 
 from alignshared import AlignError, Dataset, atomic
+from alignshared.errors import printable
 from aligntrain.recipes.load import read_yaml, write_yaml
 from aligntrain.runs.folder import (
     RunSpec,
     Start,
     is_run,
-    read_metrics,
+    newest_metrics,
     read_run,
     required_levels,
     result_of,
@@ -29,10 +30,10 @@ TASK = "image-text-to-text"
 LICENCES = {"demo": "apache-2.0"}
 """Licences of base models without a card: SmolLM2-135M-Instruct and the demo CLIP."""
 
+_HUB_NAME = re.compile("[^./][^/]*/[^/]+")
+
 _MAX_ANCESTORS = 8
 """Maximum datasets of a lineage named in a card."""
-
-Facts = Sequence[tuple[str, str]]
 
 
 def write_card(
@@ -44,8 +45,16 @@ def write_card(
     remarks, and `task` is the Hub's name of the model's task.
     """
     spec = read_run(run) if run is not None and is_run(run) else None
-    text = _front_matter(spec, task) + _body(spec, folder, kind, use, notes)
-    atomic.write(folder / CARD, text)
+    name = spec.folder.absolute().name if spec is not None else folder.name
+    parts = [f"# {_text(name)}", kind, f"```python\n{use}\n```"]
+    if notes:
+        parts.append(notes)
+    if spec is None:
+        parts.append("Of what run it came is not recorded here.")
+    else:
+        parts += _sections(spec)
+    parts.append(f"Written by aligntrain {version('aligntrain')}.")
+    atomic.write(folder / CARD, _front_matter(spec, task) + "\n\n".join(parts) + "\n")
 
 
 def run_of(model: str | Path) -> Path | None:
@@ -88,32 +97,13 @@ def _front_matter(spec: RunSpec | None, task: str) -> str:
         matter["tags"] = ["aligntrain", "llava" if recipe.model.mixing == "none" else "aligngpt"]
         bases = (recipe.model.llm, recipe.model.vision_tower)
         # The Hub resolves names, not folders of this machine.
-        named = [base for base in bases if _is_hub_name(base)]
+        named = [base for base in bases if _HUB_NAME.fullmatch(base) and not Path(base).exists()]
         if named:
             matter["base_model"] = named
-        licences = {licence_of(base) for base in bases}
-        licence = licences.pop() if len(licences) == 1 else None
-        if licence is not None:
+        licence, *others = {licence_of(base) for base in bases}
+        if licence is not None and not others:
             matter["license"] = licence
     return f"---\n{write_yaml(matter)}---\n\n"
-
-
-def _is_hub_name(base: str) -> bool:
-    parts = base.split("/")
-    return len(parts) == 2 and all(parts) and not Path(base).exists() and not base.startswith(".")
-
-
-def _body(spec: RunSpec | None, folder: Path, kind: str, use: str, notes: str) -> str:
-    name = spec.folder.absolute().name if spec is not None else folder.name
-    parts = [f"# {_text(name)}", kind, f"```python\n{use}\n```"]
-    if notes:
-        parts.append(notes)
-    if spec is None:
-        parts.append("Of what run it came is not recorded here.")
-    else:
-        parts += _sections(spec)
-    parts.append(f"Written by aligntrain {version('aligntrain')}.")
-    return "\n\n".join(parts) + "\n"
 
 
 def _sections(spec: RunSpec) -> list[str]:
@@ -123,20 +113,21 @@ def _sections(spec: RunSpec) -> list[str]:
         (what, f"{_code(base)}, licence {licence_of(base) or 'not known here: see its own card'}")
         for what, base in (("LLM", model.llm), ("vision tower", model.vision_tower))
     ]
-    made: list[tuple[str, str]] = [
+    made = [
         ("phase", recipe.phase),
         ("mixing", f"{model.mixing}, {levels}"),
         ("recipe", _code(recipe.name)),
+        *_ending(spec),
     ]
-    sections = [
+    settings = write_yaml(recipe.settings)
+    fence = "`" * max(3, 1 + _longest_fence(settings))
+    return [
         "## Base models\n\n" + _list(bases),
-        "## Training\n\n" + _list(made + _ending(spec)),
+        "## Training\n\n" + _list(made),
+        f"## Data of {recipe.phase}\n\n" + _list(_lineage(spec)),
+        *_before(spec),
+        f"## Recipe\n\n{fence}yaml\n{settings}{fence}",
     ]
-    sections.append(f"## Data of {recipe.phase}\n\n" + _list(_lineage(spec)))
-    sections += _before(spec)
-    matter = write_yaml(recipe.settings)
-    sections.append(f"## Recipe\n\n{_fenced(matter, 'yaml')}")
-    return sections
 
 
 def _before(spec: RunSpec) -> list[str]:
@@ -154,7 +145,7 @@ def _before(spec: RunSpec) -> list[str]:
 
 
 def _ending(spec: RunSpec) -> list[tuple[str, str]]:
-    ending = result_of(spec.folder) or _last_metrics(spec.folder)
+    ending = result_of(spec.folder) or newest_metrics(spec.folder)
     facts = [("steps", "steps", "{:,}"), ("loss", "loss", "{:.4f}")]
     facts += [("validation_loss", "held-out loss", "{:.4f}"), ("seconds", "seconds", "{:,.0f}")]
     lines = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
@@ -162,15 +153,6 @@ def _ending(spec: RunSpec) -> list[tuple[str, str]]:
     if versions:
         lines.append(("versions", ", ".join(f"{_text(k)} {_text(v)}" for k, v in versions.items())))
     return lines
-
-
-def _last_metrics(run: Path) -> dict[str, Any]:
-    """Return the newest numbers of an unfinished run, such as one that is exporting."""
-    newest: dict[str, Any] = {}
-    for line in read_metrics(run):
-        newest |= {key: line[key] for key in ("loss", "validation_loss") if key in line}
-        newest["steps"] = line["step"]
-    return newest
 
 
 def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
@@ -207,31 +189,23 @@ def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
     return facts
 
 
-def _list(facts: Facts | Mapping[str, str]) -> str:
-    pairs = facts.items() if isinstance(facts, Mapping) else facts
-    return "\n".join(f"- {name}: {value}" for name, value in pairs)
+def _list(facts: list[tuple[str, str]]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in facts)
 
 
 def _text(text: str) -> str:
     """Return `text` on one line, with Markdown and HTML escaped."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return "".join(f"\\{c}" if c in "\\`*_[]|#~!" else c for c in escape(clean, quote=False))
+    clean = escape(printable(text), quote=False)
+    return "".join(f"\\{c}" if c in "\\`*_[]|#~!" else c for c in clean)
 
 
 def _code(text: str) -> str:
     """Return `text` on one line as inline code, with any backticks."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    longest, run = 0, 0
-    for c in clean:
-        run = run + 1 if c == "`" else 0
-        longest = max(longest, run)
-    fence = "`" * (longest + 1)
+    clean = printable(text)
+    fence = "`" * (1 + _longest_fence(clean))
     space = " " if clean.startswith("`") or clean.endswith("`") else ""
     return f"{fence}{space}{clean}{space}{fence}"
 
 
-def _fenced(text: str, language: str) -> str:
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{language}\n{text}{fence}"
+def _longest_fence(text: str) -> int:
+    return max(map(len, re.findall("`+", text)), default=0)

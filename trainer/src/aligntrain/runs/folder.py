@@ -52,9 +52,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """Run in the folder `folder`: `recipe` on the dataset `data`, with the manifest's SHA-256
-    `data_sha256`, from `start`.
-    """
+    """Run in `folder`: `recipe` on the dataset `data`, whose manifest's SHA-256 follows."""
 
     folder: Path
     recipe: Recipe
@@ -97,14 +95,8 @@ def read_run(folder: Path) -> RunSpec:
     try:
         content = json.loads((folder / RUN).read_bytes())
         recipe = loads((folder / RECIPE).read_text(encoding="utf-8"), os.fspath(folder / RECIPE))
-        start = content["start"]
-        return RunSpec(
-            folder,
-            recipe,
-            content["data"],
-            content["data_sha256"],
-            None if start is None else Start(**start),
-        )
+        start = None if content["start"] is None else Start(**content["start"])
+        return RunSpec(folder, recipe, content["data"], content["data_sha256"], start)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{folder} is a damaged run folder ({error}); begin again with another --output."
@@ -137,6 +129,15 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         return []
     text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def newest_metrics(folder: Path) -> dict[str, Any]:
+    """Return the newest `loss` and `validation_loss` of a run, if any, and its `steps` so far."""
+    newest: dict[str, Any] = {}
+    for line in read_metrics(folder):
+        newest |= {key: line[key] for key in ("loss", "validation_loss") if key in line}
+        newest["steps"] = line["step"]
+    return newest
 
 
 def required_levels(recipe: Recipe) -> int | None:

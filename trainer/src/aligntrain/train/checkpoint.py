@@ -35,28 +35,22 @@ FOLDER = "checkpoints"
 MARKER = "complete.json"
 FORMAT = 1
 
-FREE_KEYS = frozenset(
-    {
-        "name",
-        "batch.logits_mb",
-        "batch.micro_size",
-        "batch.packing",
-        "checkpoint.every",
-        "checkpoint.keep",
-        "compile",
-        "data.verify",
-        "data.workers",
-        "gradient_checkpointing",
-        "log.every",
-        "log.track",
-        "log.validate_every",
-        "log.validate_samples",
-        "offload",
-        "zero_stage",
-    }
+_FREE_KEYS = (
+    "name",
+    "batch.logits_mb",
+    "batch.micro_size",
+    "batch.packing",
+    "compile",
+    "data.verify",
+    "data.workers",
+    "gradient_checkpointing",
+    "offload",
+    "zero_stage",
 )
-"""Recipe keys that may change on resuming: they affect training only by rounding."""
+_FREE_SECTIONS = ("checkpoint.", "log.")
+"""Recipe keys and sections that may change on resuming: they affect training only by rounding."""
 
+_OTHER_MODEL = "resume with the model that it was made with, or start a new run."
 _LARGEST_FILE = 2 << 30
 _OLD = ".old-"
 
@@ -119,7 +113,8 @@ def recipe_differences(saved: Mapping[str, Any], recipe: Recipe) -> list[str]:
     return [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} here"
         for key in sorted(old.keys() | new.keys())
-        if key not in FREE_KEYS and old.get(key) != new.get(key)
+        if key not in _FREE_KEYS and not key.startswith(_FREE_SECTIONS)
+        if old.get(key) != new.get(key)
     ]
 
 
@@ -131,19 +126,28 @@ def check_fits(checkpoint: Checkpoint, model: Mapping[str, Any], recipe: Recipe)
             f"{where} has the format {meta.get('format')} and this version reads {FORMAT}; go on "
             "with the version that wrote it, or start a new run."
         )
-    for what, value in model.items():
-        saved = meta["model"].get(what)
-        if saved != value:
-            raise InputError(
-                f"{where} is of another model: its {what} is {saved} and here it is {value}; "
-                "resume with the model that it was made with, or start a new run."
-            )
+    check_model(where, meta["model"], model, f"here it is {{}}; {_OTHER_MODEL}")
     differences = recipe_differences(meta["recipe"], recipe)
     if differences:
         raise InputError(
             f"{where} was made with another recipe ({'; '.join(differences)}); resume with that "
             "one, or start a new run with another --output."
         )
+
+
+def check_model(
+    where: object, saved: Mapping[str, Any], wanted: Mapping[str, Any], rest: str
+) -> None:
+    """Raise InputError unless the `model_identity` of what lies at `where` is the `wanted` one.
+
+    `rest` ends the message; its {} takes the wanted value.
+    """
+    for what, value in wanted.items():
+        if saved.get(what) != value:
+            raise InputError(
+                f"{where} is of another model: its {what} is {saved.get(what)} and "
+                + rest.format(value)
+            )
 
 
 def save_checkpoint(run: Path, state: "MasterState", meta: Mapping[str, Any], *, keep: int) -> None:
@@ -249,14 +253,13 @@ class _Tensors:
     def get(self, name: str, shape: "torch.Size") -> "torch.Tensor":
         if name not in self._files:
             raise InputError(
-                f"{self._folder} has no {name}: it is of another model; resume with the model "
-                "that it was made with, or start a new run."
+                f"{self._folder} has no {name}: it is of another model; {_OTHER_MODEL}"
             )
         tensor = self._files[name].get_tensor(name)
         if tensor.shape != shape:
             raise InputError(
                 f"{name} in {self._folder} has the shape {list(tensor.shape)} and here it is "
-                f"{list(shape)}; resume with the model that it was made with, or start a new run."
+                f"{list(shape)}; {_OTHER_MODEL}"
             )
         return tensor
 

@@ -6,10 +6,11 @@ two moments of each trained parameter, at any stage. Everything that depends on 
 internals is in this file.
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
 from torch import nn
@@ -21,12 +22,9 @@ from aligntrain.train.phases import parameter_groups
 if TYPE_CHECKING:
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration, AlignGPTOutput
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's two moments, by torch's names."""
-
 State = Literal["master", "exp_avg", "exp_avg_sq"]
-STATES: tuple[State, ...] = ("master", "exp_avg", "exp_avg_sq")
-"""States of each trained parameter; `master` is its float32 value."""
+STATES: tuple[State, ...] = get_args(State)
+"""States of each trained parameter: its float32 value and AdamW's two moments, by torch's names."""
 
 _LARGEST_BUCKET = 500_000_000
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -80,17 +78,18 @@ def choose_accelerator() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
 
+def on_gpu() -> bool:
+    """Return whether the ranks use GPUs."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
 def deepspeed_config(
     recipe: Recipe, *, ranks: int, trainable: int, on_gpu: bool, micro_batches: int
 ) -> dict[str, Any]:
-    """Return the configuration of `deepspeed.initialize` for `recipe`.
+    """Return the configuration of `deepspeed.initialize` for `recipe` on `ranks` processes.
 
-    Args:
-        recipe: the run's recipe.
-        ranks: number of processes.
-        trainable: number of parameters that train; no communication buffer is larger.
-        on_gpu: whether the ranks use GPUs.
-        micro_batches: micro-batches of each rank in a step (gradient accumulation).
+    No communication buffer is larger than the `trainable` parameters. Each rank accumulates the
+    gradients of `micro_batches` in a step.
     """
     config: dict[str, Any] = {
         "train_batch_size": recipe.batch.micro_size * micro_batches * ranks,
@@ -138,8 +137,7 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Eng
     """
     import deepspeed
 
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    if recipe.precision == "fp16" and not on_gpu:
+    if recipe.precision == "fp16" and not on_gpu():
         raise InputError("precision fp16 needs a GPU and there is none here; set it to fp32.")
     groups = parameter_groups(model, recipe.optimizer)
     for group in groups:
@@ -153,7 +151,7 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Eng
         recipe,
         ranks=torch.distributed.get_world_size(),
         trainable=trainable,
-        on_gpu=on_gpu,
+        on_gpu=on_gpu(),
         micro_batches=micro_batches,
     )
     engine: Any = deepspeed.initialize(
@@ -182,11 +180,6 @@ def set_rates(engine: Engine, factor: float) -> dict[str, float]:
     return {group["name"]: group["lr"] for group in engine.optimizer.param_groups}
 
 
-def is_partitioned(parameter: torch.Tensor) -> bool:
-    """Return whether ZeRO-3 has partitioned `parameter` over the ranks."""
-    return hasattr(parameter, "ds_id")
-
-
 def full_state(model: nn.Module, names: set[str] | None = None) -> dict[str, torch.Tensor]:
     """Return the whole tensors of `model` by name, on the CPU of rank 0; all ranks call it.
 
@@ -197,20 +190,16 @@ def full_state(model: nn.Module, names: set[str] | None = None) -> dict[str, tor
 
     first = torch.distributed.get_rank() == 0
     state: dict[str, torch.Tensor] = {}
-    for name, tensor in _parameters_and_buffers(model):
+    persistent = model.state_dict(keep_vars=True).keys()
+    buffers = ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
+    for name, tensor in itertools.chain(model.named_parameters(), buffers):
         if names is not None and name not in names:
             continue
-        parts = [tensor] if is_partitioned(tensor) else []
+        parts = [tensor] if hasattr(tensor, "ds_id") else []  # partitioned by ZeRO-3
         with deepspeed.zero.GatheredParameters(parts, enabled=bool(parts)):
             if first:
                 state[name] = tensor.detach().to("cpu", copy=True)
     return state
-
-
-def _parameters_and_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from model.named_parameters()
-    persistent = model.state_dict(keep_vars=True).keys()
-    yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
 
 
 def _set_own_part(parameter: nn.Parameter, kind: State, value: torch.Tensor) -> None:
@@ -287,19 +276,22 @@ class MasterState:
 
     def begin(self, steps: int) -> None:
         """Set the optimizer's state to `steps` steps, with moments of 0."""
-        for flat in self._optimized():
+        if self.stage == 3:
+            updated = list(self._optimizer.fp32_partitioned_groups_flat)
+        else:
+            updated = [tensor for group in self._base.param_groups for tensor in group["params"]]
+        for flat in updated:
             state = self._base.state[flat]
             if not state:
                 state["step"] = torch.zeros((), device=flat.device)
-                state |= {moment: torch.zeros_like(flat) for moment in MOMENTS}
+                state |= {moment: torch.zeros_like(flat) for moment in STATES[1:]}
             state["step"].fill_(float(steps))
         if self.stage in (1, 2):
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def scaler(self) -> dict[str, float]:
         """Return the state of fp16's loss scale; empty in other precisions."""
-        scaler = self._scaler()
-        state = {field: getattr(scaler, field, None) for field in _SCALER_FIELDS}
+        state = {field: getattr(self._scaler(), field, None) for field in _SCALER_FIELDS}
         return {field: value for field, value in state.items() if value is not None}
 
     def set_scaler(self, state: dict[str, float]) -> None:
@@ -313,12 +305,6 @@ class MasterState:
     def _base(self) -> torch.optim.Optimizer:
         """Torch's optimizer, wrapped by DeepSpeed's with ZeRO or in 16 bits."""
         return getattr(self._optimizer, "optimizer", self._optimizer)
-
-    def _optimized(self) -> list[torch.Tensor]:
-        """Return the tensors updated by this rank's part of the optimizer."""
-        if self.stage == 3:
-            return list(self._optimizer.fp32_partitioned_groups_flat)
-        return [tensor for group in self._base.param_groups for tensor in group["params"]]
 
     def _float32_copies(self) -> dict[int, torch.Tensor]:
         """Return, without ZeRO, each parameter's float32 copy, or itself in fp32."""

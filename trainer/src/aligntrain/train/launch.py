@@ -18,7 +18,7 @@ from aligntrain.train.main import LAUNCHER, LOGS, set_environment, work
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing import LogsSpecs
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 ERRORS = "errors"
 
@@ -67,14 +67,16 @@ def process_count(nproc: int | None) -> int:
     import torch
 
     gpus = torch.cuda.device_count()
-    if nproc is not None and nproc < 1:
+    if nproc is None:
+        return gpus or 1
+    if nproc < 1:
         raise InputError(f"--nproc must be at least 1 (got {nproc}).")
-    if gpus and nproc is not None and nproc > gpus:
+    if 0 < gpus < nproc:
         raise InputError(
             f"--nproc {nproc} is more than the {gpus} GPUs here; give {gpus} or less, or set "
             "CUDA_VISIBLE_DEVICES to nothing to work on the CPU."
         )
-    return nproc or gpus or 1
+    return nproc
 
 
 def _train_here(run: Path, resume: bool, profile: int | None) -> None:
@@ -168,13 +170,10 @@ def _failure(run: Path, error: "ChildFailedError", count: int) -> AlignError:
             return (InputError if code == InputError.exit_code else AlignError)(sentence)
     rank, failure = failures[0]
     where = "above" if rank == 0 else f"in {run / LOGS / f'rank-{rank}.log'} or above"
-    return AlignError(
-        f"process {rank + 1} of {count} {_end_of(failure)}; its last words are {where}; --resume "
-        "goes on from the last checkpoint."
-    )
-
-
-def _end_of(failure: "ProcessFailure") -> str:
+    end = f"ended with exit code {failure.exitcode}"
     if failure.exitcode < 0:
-        return f"was killed (signal {-failure.exitcode}), as when memory runs out"
-    return f"ended with exit code {failure.exitcode}"
+        end = f"was killed (signal {-failure.exitcode}), as when memory runs out"
+    return AlignError(
+        f"process {rank + 1} of {count} {end}; its last words are {where}; --resume goes on from "
+        "the last checkpoint."
+    )

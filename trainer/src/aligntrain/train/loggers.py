@@ -14,12 +14,12 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from alignshared import InputError, atomic
 from aligntrain.recipes.schema import Recipe, Track
@@ -30,16 +30,9 @@ TRACKING = "tracking.json"
 PROJECT = "aligntrain"
 
 
-class MetricLogger(Protocol):
-    """Logger of the numbers of a metrics line, by slash-separated name."""
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        """Record `scalars` of `step`."""
-        ...
-
-    def close(self) -> None:
-        """Flush and close."""
-        ...
+Log = Callable[[dict[str, float], int], None]
+"""Records the numbers of a metrics line, by slash-separated name, of a step."""
+Logger = AbstractContextManager[Log]
 
 
 def check_loggers(recipe: Recipe) -> None:
@@ -52,106 +45,88 @@ def check_loggers(recipe: Recipe) -> None:
             )
 
 
-def open_loggers(spec: RunSpec, step: int) -> list[MetricLogger]:
+def open_loggers(spec: RunSpec, step: int) -> list[Logger]:
     """Return the loggers of a run resuming after `step` steps; for rank 0 alone.
 
     Raises:
         InputError: one is not installed.
     """
     check_loggers(spec.recipe)
-    loggers: dict[Track, Callable[[RunSpec, int], MetricLogger]] = {
-        "tensorboard": TensorBoard,
-        "wandb": WeightsAndBiases,
-        "trackio": Trackio,
+    loggers: dict[Track, Callable[[RunSpec, int], Logger]] = {
+        "tensorboard": _tensorboard,
+        "wandb": _wandb,
+        "trackio": _trackio,
     }
     return [loggers[name](spec, step) for name in dict.fromkeys(spec.recipe.log.track)]
 
 
-class TensorBoard:
+@contextmanager
+def _tensorboard(spec: RunSpec, step: int) -> Iterator[Log]:
     """Event files in the run folder."""
+    from torch.utils.tensorboard.writer import SummaryWriter
 
-    def __init__(self, spec: RunSpec, step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._board = SummaryWriter(os.fspath(spec.folder / TENSORBOARD), purge_step=step + 1)
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
+    def log(scalars: dict[str, float], step: int) -> None:
         for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+            board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        self._board.close()
+    folder = os.fspath(spec.folder / TENSORBOARD)
+    with closing(SummaryWriter(folder, purge_step=step + 1)) as board:
+        yield log
 
 
-class WeightsAndBiases:
+@contextmanager
+def _wandb(spec: RunSpec, _step: int) -> Iterator[Log]:
     """A run of the project WANDB_PROJECT, or `aligntrain`."""
-
-    def __init__(self, spec: RunSpec, step: int) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        wandb: Any = import_module("wandb")
-        mode = os.environ.get("WANDB_MODE", "offline")
-        # Do not upload details of the user's machine or code.
-        quiet = wandb.Settings(
-            console="off",
-            disable_code=True,
-            disable_git=True,
-            silent=True,
-            x_disable_machine_info=True,
-            x_disable_meta=True,
-            x_disable_stats=True,
-            x_save_requirements=False,
-        )
-        self._run: Any = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            name=_name(spec),
-            id=_id(spec),
-            dir=os.fspath(spec.folder),
-            config=spec.recipe.settings,
-            mode=mode,
-            resume="allow",
-            settings=quiet,
-        )
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(scalars), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    wandb: Any = import_module("wandb")
+    # Do not upload details of the user's machine or code.
+    quiet = wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        silent=True,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
+    run = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        name=spec.folder.absolute().name,
+        id=_id(spec),
+        dir=os.fspath(spec.folder),
+        config=spec.recipe.settings,
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        resume="allow",
+        settings=quiet,
+    )
+    try:
+        yield lambda scalars, step: run.log(scalars, step=step)
+    finally:
+        run.finish()
 
 
-class Trackio:
+@contextmanager
+def _trackio(spec: RunSpec, _step: int) -> Iterator[Log]:
     """A run of the project TRACKIO_PROJECT, or `aligntrain`."""
-
-    def __init__(self, spec: RunSpec, step: int) -> None:
-        os.environ.setdefault("TRACKIO_DIR", os.fspath((spec.folder / "trackio").absolute()))
-        with _on_stderr():
-            self._trackio: Any = import_module("trackio")
-            self._run: Any = self._trackio.init(
-                project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-                name=f"{_name(spec)}-{_id(spec)}",
-                config=spec.recipe.settings,
-                resume="allow",
-                embed=False,
-                auto_log_gpu=False,
-                auto_log_cpu=False,
-            )
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(scalars), step=step)
-
-    def close(self) -> None:
+    os.environ.setdefault("TRACKIO_DIR", os.fspath((spec.folder / "trackio").absolute()))
+    with redirect_stdout(sys.stderr):  # it prints, and stdout is for results
+        trackio: Any = import_module("trackio")
+        run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+            name=f"{spec.folder.absolute().name}-{_id(spec)}",
+            config=spec.recipe.settings,
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+    try:
+        yield lambda scalars, step: run.log(scalars, step=step)
+    finally:
         # Not the run's own `finish`, after which trackio would end it once more, loudly, at exit.
-        with _on_stderr():
-            self._trackio.finish()
-
-
-def _on_stderr() -> AbstractContextManager[Any]:
-    """Redirect a library's prints to stderr, since stdout is for results."""
-    return redirect_stdout(sys.stderr)
-
-
-def _name(spec: RunSpec) -> str:
-    return spec.folder.absolute().name
+        with redirect_stdout(sys.stderr):
+            trackio.finish()
 
 
 def _id(spec: RunSpec) -> str:
@@ -164,32 +139,27 @@ def _id(spec: RunSpec) -> str:
     return new_id
 
 
-class Recorder:
-    """Writer of metrics to `metrics.jsonl` in `folder` and to `loggers`.
+class Recorder(ExitStack):
+    """Writer of metrics to `metrics.jsonl` in `folder` and to `loggers`, until it is closed.
 
     Removes lines after `step`, written before a run was killed: those steps are repeated.
     """
 
-    def __init__(self, folder: Path, step: int, loggers: Sequence[MetricLogger] = ()) -> None:
-        self._path = folder / METRICS
+    def __init__(self, folder: Path, step: int, loggers: Sequence[Logger] = ()) -> None:
+        super().__init__()
+        path = folder / METRICS
         lines = [line for line in read_metrics(folder) if line["step"] <= step]
-        atomic.write(self._path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._lines = self._path.open("a", encoding="utf-8")
-        self._loggers = loggers
+        atomic.write(path, "".join(json.dumps(line) + "\n" for line in lines))
+        self._logs = [self.enter_context(logger) for logger in loggers]
+        self._lines = self.enter_context(path.open("a", encoding="utf-8"))
 
     def write(self, line: dict[str, Any]) -> None:
         """Record `line`, which has a `step`."""
         self._lines.write(json.dumps(line, allow_nan=False) + "\n")
         self._lines.flush()
         scalars = {name: value for name, value in _scalars(line) if name != "step"}
-        for logger in self._loggers:
-            logger.write(scalars, line["step"])
-
-    def close(self) -> None:
-        """Close the file and the loggers."""
-        self._lines.close()
-        for logger in self._loggers:
-            logger.close()
+        for log in self._logs:
+            log(scalars, line["step"])
 
 
 def _scalars(value: Any, name: str = "") -> list[tuple[str, float]]:

@@ -19,12 +19,12 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from alignshared import AlignError, InputError, atomic
+from alignshared.console import notes, show_error, show_log
 from aligntrain.runs.folder import RunSpec, finish, read_run
 from aligntrain.train import checkpoint as checkpoints
 
@@ -41,7 +41,6 @@ LOGS = "logs"
 _WATCH_EVERY_S = 0.5
 
 log = logging.getLogger("aligntrain")
-console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,14 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     launched = _join_launcher(options.run)
     set_environment(options.local_rank)
-    _log_to_console()
+    show_log("aligntrain", logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
     try:
         work(options.run, resume=options.resume, profile=options.profile)
     except AlignError as error:
-        if launched:
-            _report(error)
+        if launched:  # the file of torch's agent (`ProcessFailure`)
+            now, code = int(time.time()), error.exit_code
+            report = {"message": str(error), "timestamp": now, "exit_code": code}
+            atomic.write(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(report))
         else:
-            console.print(f"error: {error}")
+            show_error(str(error))
         return error.exit_code
     # Not after an error: this rank and the others would wait for each other.
     from aligntrain.train.deepspeed_engine import stop_process
@@ -92,7 +93,12 @@ def work(run: Path, *, resume: bool, profile: int | None = None) -> None:
 
 def _work(run: Path, resume: bool, profile: int | None) -> None:
     spec = read_run(run)
-    checkpoint = _checkpoint_to_resume(run, resume)
+    checkpoint = checkpoints.newest_checkpoint(run)
+    if checkpoint is not None and not resume:
+        raise InputError(
+            f"{run} has a checkpoint of step {checkpoint.step}; give --resume to go on from it, or "
+            "another --output to begin anew."
+        )
     began = time.monotonic()
 
     from aligntrain.train import deepspeed_engine as deepspeed
@@ -121,21 +127,10 @@ def _work(run: Path, resume: bool, profile: int | None) -> None:
         finish(run, {**result, "seconds": time.monotonic() - began})
 
 
-def _checkpoint_to_resume(run: Path, resume: bool) -> checkpoints.Checkpoint | None:
-    newest = checkpoints.newest_checkpoint(run)
-    if newest is not None and not resume:
-        raise InputError(
-            f"{run} has a checkpoint of step {newest.step}; give --resume to go on from it, or "
-            "another --output to begin anew."
-        )
-    return newest
-
-
 def _train(
     spec: RunSpec, engine: "Engine", data: "TrainingData", start: int, profile: int | None
 ) -> dict[str, Any]:
     """Make the steps after `start`; return the run's result."""
-    from aligntrain.progress import Display
     from aligntrain.train.loggers import Recorder, open_loggers
     from aligntrain.train.metrics import sentence
     from aligntrain.train.trainer import Trainer
@@ -143,13 +138,8 @@ def _train(
     first = data.share.rank == 0
     recorder = Recorder(spec.folder, start, open_loggers(spec, start)) if first else None
     trainer = Trainer(engine, data, spec.recipe, folder=spec.folder, recorder=recorder)
-    display = Display(console if first else None, spec.recipe.phase, trainer.total, start)
-    try:
-        with display.shown():
-            trainer.run(start, display, profile if first else None)
-    finally:
-        if recorder is not None:
-            recorder.close()
+    with recorder or nullcontext():
+        trainer.run(start, notes if first else None, profile if first else None)
     result = trainer.result()
     if result["throughput"] is not None:
         log.info("%s.", sentence(result["throughput"]))
@@ -202,22 +192,3 @@ def _end_with(launcher: int) -> None:
     if os.getpgrp() == os.getpid():
         os.killpg(os.getpid(), signal.SIGKILL)  # with the data workers
     os._exit(1)
-
-
-def _report(error: AlignError) -> None:
-    """Write the message and exit code to torch's agent's file (`ProcessFailure`)."""
-    report = {"message": str(error), "timestamp": int(time.time()), "exit_code": error.exit_code}
-    atomic.write(Path(os.environ["TORCHELASTIC_ERROR_FILE"]), json.dumps(report))
-
-
-class _Log(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        prefix = "warning: " if record.levelno >= logging.WARNING else ""
-        console.print(prefix + self.format(record))
-
-
-def _log_to_console() -> None:
-    """Show only this package's log, and only its warnings on ranks other than the first."""
-    log.setLevel(logging.INFO if os.environ["RANK"] == "0" else logging.WARNING)
-    log.handlers = [_Log()]
-    log.propagate = False

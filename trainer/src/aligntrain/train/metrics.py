@@ -26,7 +26,9 @@ from typing import Any
 
 import torch
 
-from aligntrain.train.phases import part_of
+from aligntrain.data.loader import Batch
+from aligntrain.model.modeling import AlignGPTForConditionalGeneration, AlignGPTOutput
+from aligntrain.train.phases import parameters_by_part, part_of
 
 PEAK_FLOPS = {
     "B200": 2.25e15,
@@ -53,6 +55,8 @@ _COUNTS = (
     "wait_s",
     "entropy",
     "gated",
+    "steps",
+    "seconds",
 )
 
 
@@ -65,21 +69,24 @@ class Sums:
     def __init__(self, levels: int, device: torch.device) -> None:
         self._levels = levels
         self._at = {name: place for place, name in enumerate(_COUNTS)}
-        size = len(_COUNTS) + 2 * (levels + 1) + (levels - 1)
-        self.vector = torch.zeros(size, dtype=torch.float64, device=device)
+        sizes = (len(_COUNTS), levels + 1, levels + 1, levels - 1)
+        self.vector = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        # Views of the vector: loss and tokens of each level, and weights of the gate.
+        _, self._losses, self._tokens, self._weights = self.vector.split(sizes)
 
     @torch.no_grad()
-    def add(self, batch: Any, output: Any, *, packed: bool = False) -> None:
+    def add(self, batch: Batch, output: AlignGPTOutput, *, packed: bool = False) -> None:
         """Count the micro-batch `batch` and the model's `output`, of `packed` or padded rows."""
+        assert output.sample_loss is not None and output.sample_tokens is not None  # it has labels
         tokens = output.sample_tokens.double()
         losses = output.sample_loss.double() * tokens
-        mask = batch["attention_mask"]
+        mask, logits = batch["attention_mask"], output.logits
         values = {
             "loss": losses.sum(),
             "tokens": tokens.sum(),
             "places": mask.sum() if packed else mask.numel(),
             "read": mask.sum(),
-            "scored": tokens.sum() if packed else output.logits[..., 0].numel(),
+            "scored": tokens.sum() if packed or logits is None else logits[..., 0].numel(),
             "rows": sum(bool(name) for name in batch["ids"]),
             "images": 0 if batch["pixel_values"] is None else len(batch["pixel_values"]),
         }
@@ -87,27 +94,18 @@ class Sums:
             self.vector[self._at[name]] += value
         levels = batch["levels"].to(losses.device)
         levels = levels.masked_fill(levels > self._levels, 0)  # of another scale, and not used
-        self._by_level(0).index_add_(0, levels, losses)
-        self._by_level(1).index_add_(0, levels, tokens)
+        self._losses.index_add_(0, levels, losses)
+        self._tokens.index_add_(0, levels, tokens)
         if output.gate_weights is not None:
-            self._add_gate(output.gate_weights.double())
+            weights = output.gate_weights.double()
+            rows = weights[weights.sum(dim=-1) > 0]  # rows without an image have none
+            self._weights += rows.sum(dim=0)
+            self.vector[self._at["entropy"]] -= torch.special.xlogy(rows, rows).sum()
+            self.vector[self._at["gated"]] += len(rows)
 
-    def _add_gate(self, weights: torch.Tensor) -> None:
-        rows = weights[weights.sum(dim=-1) > 0]  # rows without an image have none
-        self.vector[-(self._levels - 1) :] += rows.sum(dim=0)
-        self.vector[self._at["entropy"]] -= torch.special.xlogy(rows, rows).sum()
-        self.vector[self._at["gated"]] += len(rows)
-
-    def _by_level(self, which: int) -> torch.Tensor:
-        size = self._levels + 1
-        first = len(_COUNTS) + which * size
-        return self.vector[first : first + size]
-
-    def reduce(self) -> "Sums":
+    def reduce(self) -> None:
         """Replace by the sums over all ranks; all ranks call it."""
-        if torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self.vector)
-        return self
+        torch.distributed.all_reduce(self.vector)
 
     def merge(self, other: "Sums") -> None:
         """Add the sums of another step."""
@@ -127,11 +125,9 @@ class Sums:
     @property
     def loss_by_level(self) -> dict[str, float]:
         """Mean loss of each level present."""
-        losses, tokens = self._by_level(0).tolist(), self._by_level(1).tolist()
+        sums = zip(self._losses.tolist(), self._tokens.tolist(), strict=True)
         return {
-            str(level): losses[level] / tokens[level]
-            for level in range(1, self._levels + 1)
-            if tokens[level]
+            str(level): loss / count for level, (loss, count) in enumerate(sums) if level and count
         }
 
     @property
@@ -140,7 +136,7 @@ class Sums:
         rows = self["gated"]
         if not rows:
             return {}
-        weights = (self.vector[-(self._levels - 1) :] / rows).tolist()
+        weights = (self._weights / rows).tolist()
         return {"gate_weights": weights, "gate_entropy": self["entropy"] / rows}
 
 
@@ -168,22 +164,18 @@ class Flops:
     """Parameters of LoRA, trained in place of the LLM's."""
 
     @classmethod
-    def of(cls, model: Any) -> "Flops":
+    def of(cls, model: AlignGPTForConditionalGeneration) -> "Flops":
         """Return the FLOPs of `model` with its current trainable parameters."""
-        sizes = {"llm": 0, "vision_tower": 0, "lora": 0}
-        trains = False
-        for name, parameter in model.named_parameters():
-            part = part_of(name)
-            if part in sizes:
-                sizes[part] += int(getattr(parameter, "ds_numel", parameter.numel()))
-                trains |= part == "llm" and parameter.requires_grad
+        sizes = parameters_by_part(model)
         text = model.config.get_text_config()
         head = text.vocab_size * text.hidden_size
         tied = getattr(text, "tie_word_embeddings", False)
         return cls(
             llm=sizes["llm"] - (head if tied else 2 * head),  # embeddings are looked up
             head=head,
-            llm_trains=trains,
+            llm_trains=any(
+                p.requires_grad and part_of(name) == "llm" for name, p in model.named_parameters()
+            ),
             attention=text.num_hidden_layers * text.hidden_size,
             vision=sizes["vision_tower"],
             vision_tokens=model.config.image_tokens * model.config.tiles_per_image,
@@ -218,8 +210,9 @@ class Speed:
     flops: Flops
     peak: float | None
 
-    def over(self, sums: Sums, steps: int, seconds: float) -> dict[str, float]:
-        """Return the rates of `steps` steps in `seconds`, named as in `metrics`."""
+    def over(self, sums: Sums) -> dict[str, float]:
+        """Return the rates of the steps in `sums`, named as in `metrics.jsonl`."""
+        steps, seconds = sums["steps"], sums["seconds"]
         rates = {
             "tokens_per_s": sums["read"] / seconds,
             "samples_per_s": sums["rows"] / seconds,

@@ -1,7 +1,6 @@
 """Trainable parts by phase: the stage rules of the paper, in one table."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -91,11 +90,17 @@ def apply_phase(model: "nn.Module", phase: Phase) -> list[PartSize]:
 
 def part_sizes(model: "nn.Module", phase: Phase) -> list[PartSize]:
     """Return the sizes of the parts of `model`, on any device or partitioned by ZeRO-3."""
+    trained = _trained(model, phase)
+    sizes = parameters_by_part(model)
+    return [PartSize(part, size, part in trained) for part, size in sizes.items() if size]
+
+
+def parameters_by_part(model: "nn.Module") -> dict[Part, int]:
+    """Return the numbers of parameters of all parts; ZeRO-3 keeps that of a partitioned one."""
     sizes = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
         sizes[part_of(name)] += int(getattr(parameter, "ds_numel", parameter.numel()))
-    trained = _trained(model, phase)
-    return [PartSize(part, size, part in trained) for part, size in sizes.items() if size]
+    return sizes
 
 
 def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[dict[str, Any]]:
@@ -105,27 +110,23 @@ def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[di
     With weight decay, the parameters exempt from it (biases, norms, the table) form groups of
     their own.
     """
-    own = {
-        "projector": settings.projector_lr,
-        "gate": settings.gate_lr,
-        "llm": settings.llm_lr,
-        "lora": settings.llm_lr,
-    }
+    own = {"projector": settings.projector_lr, "gate": settings.gate_lr}
+    own |= dict.fromkeys(("llm", "lora"), settings.llm_lr)
     groups: dict[tuple[Part, bool], dict[str, Any]] = {}
-    for name, parameter in _training(model):
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         part = part_of(name)
         matrix = len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
         decays = settings.weight_decay > 0 and matrix and part != "table"
-        group = groups.setdefault(
-            (part, decays),
-            {
+        if (part, decays) not in groups:
+            groups[part, decays] = {
                 "name": f"{part}_decayed" if decays else part,
                 "params": [],
                 "lr": own.get(part) or settings.lr,
                 "weight_decay": settings.weight_decay if decays else 0.0,
-            },
-        )
-        group["params"].append(parameter)
+            }
+        groups[part, decays]["params"].append(parameter)
     return [group for _, group in sorted(groups.items(), key=lambda item: PARTS.index(item[0][0]))]
 
 
@@ -133,7 +134,3 @@ def _trained(model: "nn.Module", phase: Phase) -> tuple[Part, ...]:
     """Return the parts of `model` that train in `phase`; of an LLM with LoRA, the LoRA alone."""
     lora = any(part_of(name) == "lora" for name, _ in model.named_parameters())
     return trained_parts(phase, lora=lora)
-
-
-def _training(model: "nn.Module") -> Iterable[tuple[str, Any]]:
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)

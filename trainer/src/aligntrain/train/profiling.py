@@ -4,11 +4,15 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from alignshared import atomic
+
+if TYPE_CHECKING:
+    from torch.autograd.profiler_util import EventList
+    from torch.profiler import profile
 
 log = logging.getLogger("aligntrain")
 
@@ -23,7 +27,7 @@ _WARM_UP = 3
 _ROWS = 30
 
 
-def part(name: str) -> Any:
+def part(name: str) -> AbstractContextManager[object]:
     """Return a context that marks the part `name` of a step."""
     from torch.profiler import record_function
 
@@ -63,7 +67,7 @@ def profiling(folder: Path, steps: int | None, remaining: int) -> Iterator[Calla
         yield done.step
 
 
-def _write(folder: Path, profiled: Any, steps: int) -> None:
+def _write(folder: Path, profiled: "profile", steps: int) -> None:
     trace, table = folder / TRACE, folder / TABLE
     with atomic.file(trace) as unfinished:
         profiled.export_chrome_trace(os.fspath(unfinished))
@@ -76,7 +80,7 @@ def _write(folder: Path, profiled: Any, steps: int) -> None:
     )
 
 
-def _table(events: Any, steps: int) -> str:
+def _table(events: "EventList", steps: int) -> str:
     """Return the time by part of a step, then by operation, the longest first."""
     by_name = {event.key: event for event in events}
     on_gpu = any(event.device_time_total for event in events)

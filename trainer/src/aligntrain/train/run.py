@@ -37,9 +37,7 @@ _IGNORED_FILES = frozenset({".DS_Store"})
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """Finished run: folder and results (`steps`, `loss`, `validation_loss`, `seconds`,
-    `rejected`, `truncated`); `before` if it had already finished and nothing was done.
-    """
+    """Finished run and its `Trainer.result` with `seconds`; `before` if nothing was left to do."""
 
     folder: Path
     ending: dict[str, Any]
@@ -81,15 +79,23 @@ def run(  # noqa: PLR0913 - the options of a run
     """
     if profile is not None and profile < 1:
         raise InputError(f"--profile must be at least 1 (got {profile}).")
-    spec, ending = _check(phase, data, recipe, overrides, output, resume, start)
+    folder = prepare(
+        phase,
+        data,
+        recipe=recipe,
+        overrides=overrides,
+        output=output,
+        resume=resume,
+        start=start,
+        nproc=nproc,
+    )
+    ending = result_of(folder)
     if ending is not None:
-        return RunResult(spec.folder, ending, before=True)
-    _check_batch(spec.recipe, process_count(nproc))
-    write_run(spec)
-    launch(spec.folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
-    ending = result_of(spec.folder)
+        return RunResult(folder, ending, before=True)
+    launch(folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
+    ending = result_of(folder)
     assert ending is not None  # written by rank 0 on success
-    return RunResult(spec.folder, ending)
+    return RunResult(folder, ending)
 
 
 def prepare(
@@ -101,51 +107,47 @@ def prepare(
     output: str | Path | None = None,
     resume: bool = False,
     start: str | Path | None = None,
+    nproc: int | None = 1,
 ) -> Path:
     """Write the run folder for torchrun or the deepspeed launcher (see `main`); start nothing.
 
-    Arguments and errors are those of `run`.
+    The run is checked as far as possible without a model, and left as it is if finished. Arguments
+    and errors are those of `run`; `nproc` processes must be able to share a batch.
     """
-    spec, ending = _check(phase, data, recipe, overrides, output, resume, start)
-    if ending is None:
-        write_run(spec)
-    return spec.folder
-
-
-def _check(
-    phase: Phase,
-    data: str | os.PathLike[str],
-    recipe: str | Path,
-    overrides: Sequence[str],
-    output: str | Path | None,
-    resume: bool,
-    start: str | Path | None,
-) -> tuple[RunSpec, dict[str, Any] | None]:
-    """Return the run, checked as far as possible without a model, and its result if finished."""
     if phase not in PHASES:
         raise InputError(f"the phase {phase} is unknown; give {' or '.join(PHASES)}.")
     resolved = load_recipe(recipe, phase, overrides)
     check_loggers(resolved)
     folder = _folder(resolved, output)
     dataset = open_dataset(resolved, data)
-    existing = read_run(folder) if _has_begun(folder) else None
+    existing = _begun(folder)
     if existing is not None and start is None:
-        # It keeps its original start, even if a newer pretraining run has finished.
-        resolved_start = existing.start
+        origin = existing.start  # even if a newer pretraining run has finished
     else:
-        resolved_start = _resolve_start(phase, start, folder)
-    spec = RunSpec(folder, resolved, dataset.location, dataset.digest, resolved_start)
+        origin = _resolve_start(phase, start, folder)
+    spec = RunSpec(folder, resolved, dataset.location, dataset.digest, origin)
     ending = None
     if existing is not None:
         _check_same(existing, spec)
         ending = result_of(folder)
-        if ending is None and not resume:
-            _refuse_unfinished(folder)
-    elif folder.exists() and not _is_empty(folder) and not is_run(folder):
-        raise InputError(f"{folder} holds files that are not a run's; give another --output.")
-    if ending is None and resolved.data.verify:
-        dataset.verify()
-    return spec, ending
+        newest = checkpoint.newest_checkpoint(folder)
+        if ending is None and not resume and newest is not None:
+            raise InputError(
+                f"{folder} is an unfinished run with a checkpoint of step {newest.step}; give "
+                "--resume to go on from it, or another --output."
+            )
+    if ending is None:
+        if resolved.data.verify:
+            dataset.verify()
+        _check_batch(resolved, process_count(nproc))
+        write_run(spec)
+    return folder
+
+
+def _check_batch(recipe: Recipe, processes: int) -> None:
+    from aligntrain.data.loader import RankSlice
+
+    RankSlice(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
 
 
 def _folder(recipe: Recipe, output: str | Path | None) -> Path:
@@ -156,20 +158,15 @@ def _folder(recipe: Recipe, output: str | Path | None) -> Path:
     return Path(output)
 
 
-def _has_begun(folder: Path) -> bool:
-    """Return whether the run in `folder` has made a step; until then it may be overwritten."""
-    metrics = folder / METRICS
-    return is_run(folder) and metrics.is_file() and metrics.stat().st_size > 0
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and not {p.name for p in folder.iterdir()} - _IGNORED_FILES
-
-
-def _check_batch(recipe: Recipe, processes: int) -> None:
-    from aligntrain.data.loader import RankSlice
-
-    RankSlice(recipe.batch.micro_size, ranks=processes).micro_batches(recipe.batch.global_size)
+def _begun(folder: Path) -> RunSpec | None:
+    """Return the run in `folder` if it has made a step; until then it may be overwritten."""
+    if is_run(folder):
+        metrics = folder / METRICS
+        return read_run(folder) if metrics.is_file() and metrics.stat().st_size > 0 else None
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if folder.exists() and names - _IGNORED_FILES:
+        raise InputError(f"{folder} holds files that are not a run's; give another --output.")
+    return None
 
 
 def _check_same(existing: RunSpec, spec: RunSpec) -> None:
@@ -177,25 +174,13 @@ def _check_same(existing: RunSpec, spec: RunSpec) -> None:
     differences = checkpoint.recipe_differences(existing.recipe.settings, spec.recipe)
     if existing.data_sha256 != spec.data_sha256:
         differences.append(f"data: {existing.data!r} there, {spec.data!r} here, of other content")
-    if _sha256(existing.start) != _sha256(spec.start):
+    sha256s = {start and start.sha256 for start in (existing.start, spec.start)}
+    if len(sha256s) > 1:
         differences.append(f"start: {existing.start!r} there, {spec.start!r} here")
     if differences:
         raise InputError(
             f"{spec.folder} is a run with another recipe or other data "
             f"({'; '.join(differences)}); give another --output."
-        )
-
-
-def _sha256(start: Start | None) -> str | None:
-    return None if start is None else start.sha256
-
-
-def _refuse_unfinished(folder: Path) -> None:
-    newest = checkpoint.newest_checkpoint(folder)
-    if newest is not None:
-        raise InputError(
-            f"{folder} is an unfinished run with a checkpoint of step {newest.step}; give --resume "
-            "to go on from it, or another --output."
         )
 
 

@@ -5,7 +5,6 @@ the adapter file, and the location of the base. `aligntrain merge` makes a whole
 """
 
 import logging
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,47 +44,48 @@ def export(
     All ranks call it; ZeRO-3 gathers the parameters one by one, and rank 0 holds the whole model in
     the host's memory.
     """
-    run = spec.folder
+    import torch.distributed as ranks
+
+    names = None
     if spec.recipe.lora is not None:
-        _export_lora(model, processor, run, Base.of(spec))
-        return
-    state = full_state(model)
+        parts = ("projector", "table", "gate", "lora")
+        names = {name for name, _ in model.named_parameters() if part_of(name) in parts}
+    state = full_state(model, names)
+    if ranks.get_rank() == 0:
+        with atomic.folder(spec.folder / EXPORT, replace=True) as unfinished:
+            if names is None:
+                write_model(model, processor, unfinished, state)
+                card = {"kind": "A whole model.", "use": USE}
+            else:
+                _write_lora(model, processor, unfinished, state, Base.of(spec))
+                notes = "`base.json` says where the weights are that these files lack."
+                card = {"kind": "What LoRA has learned.", "use": LORA_USE, "notes": notes}
+            try:
+                write_card(unfinished, spec.folder, **card)
+            except (AlignError, OSError, LookupError, TypeError, ValueError) as error:
+                # An unreadable lineage costs the card, not the run.
+                log.warning("the model card of %s was not written: %s", unfinished, error)
+    ranks.barrier()
 
-    def write(folder: Path) -> None:
-        write_model(model, processor, folder, state)
-        _card(folder, run, kind="A whole model.", use=USE)
 
-    _on_rank_0(run, write)
-
-
-def _export_lora(
+def _write_lora(
     model: "AlignGPTForConditionalGeneration",
     processor: "AlignGPTProcessor",
-    run: Path,
+    folder: Path,
+    state: "dict[str, torch.Tensor]",
     base: Base,
 ) -> None:
-    """Write `export/` of a LoRA run on `base`: LoRA, adapter, configuration, processor.
-
-    All ranks call it; only trained parameters and the table are gathered.
-    """
-    parts = ("projector", "table", "gate", "lora")
-    state = full_state(model, {n for n, _ in model.named_parameters() if part_of(n) in parts})
-
-    def write(folder: Path) -> None:
-        weights = {name: value for name, value in state.items() if part_of(name) == "lora"}
-        save_lora(model, folder / LORA, weights, base=base.name)
-        config = deepcopy(model.config)
-        config.architectures, config.dtype = [type(model).__name__], model.dtype
-        for section in (config, config.text_config):  # the base is in 16 bits, and 4 are this run's
-            vars(section).pop("quantization_config", None)
-        config.save_pretrained(folder)
-        base.write(folder)
-        processor.save_pretrained(folder)
-        save_adapter(model, folder / ADAPTER, weights=_adapter(state))
-        notes = "`base.json` says where the weights are that these files lack."
-        _card(folder, run, kind="What LoRA has learned.", use=LORA_USE, notes=notes)
-
-    _on_rank_0(run, write)
+    """Write the trained part of a LoRA run on `base`, `state`: LoRA, adapter, configuration."""
+    weights = {name: value for name, value in state.items() if part_of(name) == "lora"}
+    save_lora(model, folder / LORA, weights, base=base.name)
+    config = deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    for section in (config, config.text_config):  # the base is in 16 bits, and 4 are this run's
+        vars(section).pop("quantization_config", None)
+    config.save_pretrained(folder)
+    base.write(folder)
+    processor.save_pretrained(folder)
+    save_adapter(model, folder / ADAPTER, weights=_adapter(state))
 
 
 def write_model(
@@ -101,23 +101,5 @@ def write_model(
     save_adapter(model, folder / ADAPTER, weights=adapter)
 
 
-def _card(folder: Path, run: Path, **options: str) -> None:
-    """Write the card of an export; an unreadable lineage costs the card, not the run."""
-    try:
-        write_card(folder, run, **options)
-    except (AlignError, OSError, LookupError, TypeError, ValueError) as error:
-        log.warning("the model card of %s was not written: %s", folder, error)
-
-
 def _adapter(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
     return {name: value for name, value in state.items() if name.startswith(PARTS)}
-
-
-def _on_rank_0(run: Path, write: Callable[[Path], None]) -> None:
-    """Run `write` on rank 0 to fill the export of `run` under a temporary name; others wait."""
-    import torch.distributed as ranks
-
-    if ranks.get_rank() == 0:
-        with atomic.folder(run / EXPORT, replace=True) as unfinished:
-            write(unfinished)
-    ranks.barrier()

@@ -1,7 +1,6 @@
 """Build a run's device, model, processor and data from its folder."""
 
 import os
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +12,15 @@ from alignshared.errors import one_line
 from aligntrain.data.dataset import open_dataset
 from aligntrain.data.index import read_index
 from aligntrain.data.loader import Loader, Preparation, RankSlice
-from aligntrain.data.sampler import GlobalBatchSampler, Rows
+from aligntrain.data.sampler import GlobalBatchSampler
 from aligntrain.model import build
 from aligntrain.model.adapter import load_adapter
 from aligntrain.model.lora import add_lora, four_bit_options
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 from aligntrain.model.processing import AlignGPTProcessor
 from aligntrain.runs.folder import RunSpec
-from aligntrain.train.checkpoint import model_identity
+from aligntrain.train.checkpoint import check_model, model_identity
+from aligntrain.train.deepspeed_engine import on_gpu
 from aligntrain.train.phases import apply_phase
 from aligntrain.train.trainer import TrainingData
 
@@ -30,8 +30,7 @@ _KEPT_WHOLE = ("vision_tower", "projector", "alignment", "lm_head")
 
 def device_of_rank() -> torch.device:
     """Return this rank's GPU, or the CPU."""
-    on_gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu() else torch.device("cpu")
 
 
 def build_model(spec: RunSpec) -> tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]:
@@ -66,14 +65,18 @@ def _load_model(spec: RunSpec) -> AlignGPTForConditionalGeneration:
     recipe, names, start = spec.recipe, spec.recipe.model, spec.start
     dtype = build.DTYPES[recipe.precision]
     quantize = recipe.lora is not None and recipe.lora.quantize == "4bit"
-    model: Any
     if start is not None and start.model is not None:
         config = build.build_config(names.vision_tower, names.llm, **names.choices)
         options = four_bit_options(recipe.precision, keep=_KEPT_WHOLE) if quantize else {}
         model = AlignGPTForConditionalGeneration.from_pretrained(
             start.model, dtype=dtype, **options
         )
-        _check_start(start.model, model_identity(model.config), model_identity(config))
+        check_model(
+            start.model,
+            model_identity(model.config),
+            model_identity(config),
+            "the recipe's {}; change the recipe, or start from another run.",
+        )
     else:
         options = four_bit_options(recipe.precision) if quantize else {}
         model = build.build_model(
@@ -84,15 +87,6 @@ def _load_model(spec: RunSpec) -> AlignGPTForConditionalGeneration:
     if names.table == "random" and model.model.alignment is not None:
         torch.nn.init.xavier_uniform_(model.model.alignment.table)
     return model
-
-
-def _check_start(where: str, start: dict[str, Any], recipe: dict[str, Any]) -> None:
-    for what, value in recipe.items():
-        if start[what] != value:
-            raise InputError(
-                f"{where} is of another model: its {what} is {start[what]} and the recipe's "
-                f"{value}; change the recipe, or start from another run."
-            )
 
 
 def build_data(spec: RunSpec, processor: AlignGPTProcessor) -> TrainingData:
@@ -117,11 +111,8 @@ def build_data(spec: RunSpec, processor: AlignGPTProcessor) -> TrainingData:
         group=data.group_by_length,
     )
     preparation = Preparation.of(processor, template=data.template, max_length=data.max_length)
-    share = RankSlice(
-        recipe.batch.micro_size,
-        torch.distributed.get_rank(),
-        torch.distributed.get_world_size(),
-    )
+    rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    share = RankSlice(recipe.batch.micro_size, rank, ranks)
     # Two loaders, since each counts its rejects.
     train, validation = (
         Loader(
@@ -133,16 +124,10 @@ def build_data(spec: RunSpec, processor: AlignGPTProcessor) -> TrainingData:
         )
         for _ in range(2)
     )
-    held_out = index.validation_rows(data.validation_share)
-    rows = _evenly_spaced(held_out, recipe.log.validate_samples)
+    rows, count = index.validation_rows(data.validation_share), recipe.log.validate_samples
+    if count is not None and count < len(rows):
+        rows = rows[np.arange(count) * len(rows) // count]  # evenly spaced
     return TrainingData(sampler, share, train, validation, rows)
-
-
-def _evenly_spaced(rows: Rows, count: int | None) -> Rows:
-    """Return `count` evenly spaced `rows`, or all of them for None."""
-    if count is None or count >= len(rows):
-        return rows
-    return rows[np.arange(count) * len(rows) // count]
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -153,19 +138,13 @@ def compile_layers(model: nn.Module) -> None:
     Raises:
         InputError: nothing can be compiled here.
     """
-    _check_compiler(next(model.parameters()).device)
+    try:  # a trivial function, so that a missing compiler shows before the first step
+        torch.compile(torch.neg)(torch.ones(2, device=next(model.parameters()).device))
+    except RuntimeError as error:
+        raise InputError(
+            f"compile=true cannot be had here ({one_line(error, 200)}); install a C++ compiler "
+            "and Python's headers, or set compile to false."
+        ) from error
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.compile(dynamic=True)
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Compile a trivial function, so that a missing compiler shows before the first step."""
-    try:
-        torch.compile(torch.neg)(torch.ones(2, device=device))
-    except RuntimeError as error:
-        reason = one_line(error, 200)
-        raise InputError(
-            f"compile=true cannot be had here ({reason}); install a C++ compiler and Python's "
-            "headers, or set compile to false."
-        ) from error

@@ -13,22 +13,23 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from alignshared import AlignError
+from alignshared.console import progress
 from aligntrain.data.loader import Batch, Counts, Loader, RankSlice
 from aligntrain.data.sampler import GlobalBatchSampler, Rows, sequential_batches
 from aligntrain.model.losses import label_positions
-from aligntrain.model.modeling import AlignGPTOutput
-from aligntrain.progress import Display
 from aligntrain.prompts.placeholders import IGNORE_INDEX
 from aligntrain.recipes import Recipe
 from aligntrain.recipes.schema import Schedule
-from aligntrain.runs.folder import read_metrics
+from aligntrain.runs.folder import newest_metrics
 from aligntrain.train.checkpoint import model_identity, save_checkpoint
 from aligntrain.train.deepspeed_engine import Engine, MasterState, is_plain, set_rates
 from aligntrain.train.loggers import Recorder
@@ -85,17 +86,6 @@ class TrainingData:
     validation_rows: Rows
 
 
-@dataclass(slots=True)
-class Interval:
-    """Counts since the last line of metrics, or since the start."""
-
-    sums: Sums
-    steps: int = 0
-    seconds: float = 0.0
-    gradient_norm: float = 0.0
-    rates: dict[str, float] = field(default_factory=dict[str, float])
-
-
 class Trainer:
     """Trainer of the model in `engine` on `data` by `recipe`, in the run folder `folder`.
 
@@ -113,42 +103,57 @@ class Trainer:
     ) -> None:
         self._engine, self._data, self._recipe = engine, data, recipe
         self._folder, self._recorder = folder, recorder
-        self._display = Display.silent()
         self._device = next(engine.module.parameters()).device
         self._rank = torch.distributed.get_rank()
         self._ranks = torch.distributed.get_world_size()
         self._micro_batches = data.share.micro_batches(recipe.batch.global_size)
         self._speed = Speed(self._ranks, Flops.of(engine.module), peak_flops(self._device))
-        self._packed = recipe.batch.packing and self._can_pack()
-        self._interval = Interval(self._new_sums())
-        self._whole = Interval(self._new_sums())
+        problem = engine.module.prepare_packing() if recipe.batch.packing else None
+        if problem is not None:
+            log.warning("this LLM cannot read packed samples (%s), so batches are padded.", problem)
+        self._packed = recipe.batch.packing and problem is None
+        # Sums since the last line of metrics, and since the start.
+        self._interval, self._whole = self._new_sums(), self._new_sums()
+        self._gradient_norm, self._rates = math.nan, dict[str, float]()
         self.total = total_steps(recipe.max_steps, recipe.epochs, data.order.steps_per_epoch)
 
     def run(
-        self, start: int = 0, display: Display | None = None, profile: int | None = None
+        self, start: int = 0, console: Console | None = None, profile: int | None = None
     ) -> None:
-        """Make the steps after `start`, show them on `display`, and profile `profile` of them.
+        """Make the steps after `start`, show them on `console`, and profile `profile` of them.
 
         Raises:
             AlignError: the loss or its gradient is not finite, too many rows cannot be used, or a
                 checkpoint cannot be written.
         """
-        self._display = display or self._display
-        order, every = self._data.order, self._recipe.checkpoint.every
+        order, recipe = self._data.order, self._recipe
         plan = order.plan(order.position(start), order.position(self.total))
         batches = self._data.train.batches(plan)
         self._engine.train()
-        with profiling(self._folder, profile, self.total - start) as profiled:
+        began, held_out = time.monotonic(), ""
+        with (
+            progress(recipe.phase, self.total, console, begun=start, transient=False) as show,
+            profiling(self._folder, profile, self.total - start) as profiled,
+        ):
+            show(start, "starting", "starting")
             for step in range(start, self.total):
-                self._step(step, batches)
+                loss = self._step(step, batches)
                 done = step + 1
                 last = done == self.total
-                if done % self._recipe.log.every == 0 or last:
+                seconds = time.monotonic() - began
+                rate = self._whole["read"] / max(seconds, 1e-9)
+                left = timedelta(seconds=round((self.total - done) * seconds / (done - start)))
+                state = f"loss {loss:.4f}{held_out}, {rate:,.0f} tokens/s"
+                line = f"{recipe.phase}: step {done:,} of {self.total:,}, {state}, {left} left"
+                show(done, state, line, last=last)
+                if done % recipe.log.every == 0 or last:
                     self._record(done)
-                if done % self._recipe.log.validate_every == 0 or last:
-                    self._validate(done)
-                if done % every == 0 or last:
-                    self.save(done)
+                if len(self._data.validation_rows) and (
+                    done % recipe.log.validate_every == 0 or last
+                ):
+                    held_out = f" (held out {self._validate(done):.4f})"
+                if done % recipe.checkpoint.every == 0 or last:
+                    self._save(done)
                 profiled()
 
     def result(self) -> dict[str, Any]:
@@ -160,21 +165,17 @@ class Trainer:
         counts: list[Counts] = [Counts()] * self._ranks
         torch.distributed.all_gather_object(counts, self._data.train.counts)
         rejected = sum((count.rejected for count in counts), Counter[str]())
-        lines = read_metrics(self._folder)
-        last = {
-            name: next((line[name] for line in reversed(lines) if name in line), None)
-            for name in ("loss", "validation_loss")
-        }
+        newest = newest_metrics(self._folder)
         return {
             "steps": self.total,
-            **last,
+            "loss": newest.get("loss"),
+            "validation_loss": newest.get("validation_loss"),
             "rejected": dict(rejected),
             "truncated": sum(count.truncated for count in counts),
-            "throughput": self._speed_over(self._whole) if self._whole.steps else None,
+            "throughput": self._speed.over(self._whole) if self._whole["steps"] else None,
         }
 
-    def save(self, done: int) -> None:
-        """Write a checkpoint of the run after `done` steps."""
+    def _save(self, done: int) -> None:
         order = self._data.order
         meta = {
             "step": done,
@@ -185,9 +186,12 @@ class Trainer:
         state = MasterState(self._engine)
         save_checkpoint(self._folder, state, meta, keep=self._recipe.checkpoint.keep)
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> None:
+    def _step(self, step: int, batches: Iterator[Batch]) -> float:
+        """Make a step; return its loss."""
         began = time.perf_counter()
-        rates = set_rates(self._engine, self._factor(step))
+        settings = self._recipe.optimizer
+        factor = rate_factor(step, self.total, settings.warmup_ratio, settings.schedule)
+        self._rates = set_rates(self._engine, factor)
         # Drawn anew in every step: a run that resumes needs no state of random numbers.
         torch.manual_seed(step_seed(self._recipe.seed, step, self._rank))
         with part("data"):
@@ -200,27 +204,32 @@ class Trainer:
         for number, batch in enumerate(micro):
             with part("forward"):
                 output = self._engine(**self._inputs(batch), num_items_in_batch=tokens)
-            assert output.loss is not None  # there are labels
+            assert output.loss is not None and output.sample_loss is not None  # there are labels
             with part("backward"):
                 # DeepSpeed divides the sum of gradients by the ranks, which the division by the
                 # tokens of all ranks has done already; so too of micro-batches (`wrt_gas`).
                 self._engine.backward(output.loss * self._ranks, scale_wrt_gas=False)
             sums.add(batch, output, packed=self._packed)
-            not_finite += _not_finite(batch, output)
+            finite = output.sample_loss.isfinite().tolist()
+            not_finite += [id_ for id_, fine in zip(batch["ids"], finite, strict=True) if not fine]
             if number < len(micro) - 1:
                 self._engine.step()  # counts micro-batches; only the last one steps the optimizer
         sums.reduce()
         if not math.isfinite(sums.loss):
             self._stop("loss", step, micro, not_finite)
         with part("optimizer"):
-            norm = self._apply(step, micro)
-        self._count(sums, time.perf_counter() - began, norm, rates)
-        self._display.step(step + 1, sums.loss, sums["read"])
+            self._gradient_norm = self._apply(step, micro)
+        sums["steps"], sums["seconds"] = 1, time.perf_counter() - began
+        self._interval.merge(sums)
+        self._whole.merge(sums)
+        return sums.loss
 
     def _apply(self, step: int, micro: list[Batch]) -> float:
         """Step the optimizer; return the norm of the gradients before clipping."""
         if is_plain(self._engine):
-            norm = _gradient_norm(self._engine)
+            # DeepSpeed keeps no norm here. The gradients are those of all ranks by now.
+            gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
             healthy = math.isfinite(norm)
             if healthy:
                 self._engine.step()
@@ -281,17 +290,9 @@ class Trainer:
         places = label_positions(batch["labels"]).to(self._device)
         return {**inputs, "logits_to_keep": places, "use_cache": False}
 
-    def _can_pack(self) -> bool:
-        problem = self._engine.module.prepare_packing()
-        if problem is not None:
-            log.warning("this LLM cannot read packed samples (%s), so batches are padded.", problem)
-        return problem is None
-
-    def _validate(self, done: int) -> None:
-        data = self._data
-        if not len(data.validation_rows):
-            return
-        sums = self._new_sums()
+    def _validate(self, done: int) -> float:
+        """Record the losses of the held-out rows after `done` steps; return their mean."""
+        data, sums = self._data, self._new_sums()
         rows = sequential_batches(data.validation_rows, self._recipe.batch.global_size)
         self._engine.eval()
         with torch.no_grad():
@@ -309,31 +310,20 @@ class Trainer:
                 **{f"validation_{name}": value for name, value in sums.gate.items()},
             }
         )
-        self._display.validated(sums.loss)
-
-    def _count(self, sums: Sums, seconds: float, norm: float, rates: dict[str, float]) -> None:
-        for interval in (self._interval, self._whole):
-            interval.sums.merge(sums)
-            interval.steps += 1
-            interval.seconds += seconds
-            interval.gradient_norm, interval.rates = norm, rates
-
-    def _speed_over(self, interval: Interval) -> dict[str, float]:
-        return self._speed.over(interval.sums, interval.steps, interval.seconds)
+        return sums.loss
 
     def _record(self, done: int) -> None:
-        interval, self._interval = self._interval, Interval(self._new_sums())
-        sums = interval.sums
+        sums, self._interval = self._interval, self._new_sums()
         position = self._data.order.position(done)
-        norm = interval.gradient_norm if math.isfinite(interval.gradient_norm) else None
+        norm = self._gradient_norm if math.isfinite(self._gradient_norm) else None
         line = {
             "step": done,
             "epoch": position.epoch + position.step / self._data.order.steps_per_epoch,
             "loss": sums.loss,
             "loss_by_level": sums.loss_by_level,
-            "learning_rate": interval.rates,
+            "learning_rate": self._rates,
             "gradient_norm": norm,  # None where fp16 skipped the step
-            **self._speed_over(interval),
+            **self._speed.over(sums),
             **sums.gate,
         }
         self._write(line)
@@ -341,10 +331,6 @@ class Trainer:
     def _write(self, line: dict[str, Any]) -> None:
         if self._recorder is not None:
             self._recorder.write(line)
-
-    def _factor(self, step: int) -> float:
-        settings = self._recipe.optimizer
-        return rate_factor(step, self.total, settings.warmup_ratio, settings.schedule)
 
     def _new_sums(self) -> Sums:
         return Sums(self._recipe.model.levels, self._device)
@@ -365,19 +351,3 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 _PRIME_1, _PRIME_2, _PRIME_5 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x27D4EB2F165667C5
-
-
-def _not_finite(batch: Batch, output: AlignGPTOutput) -> list[str]:
-    """Return the ids of the rows whose loss is NaN or infinite."""
-    assert output.sample_loss is not None  # there are labels
-    finite = output.sample_loss.isfinite().tolist()
-    return [id_ for id_, fine in zip(batch["ids"], finite, strict=True) if not fine]
-
-
-def _gradient_norm(engine: Engine) -> float:
-    """Return the norm of all gradients, which are those of all ranks by then.
-
-    For an engine that `is_plain`: DeepSpeed keeps no norm there.
-    """
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))

@@ -1,4 +1,4 @@
-"""The CLIP model: loading, checks, and embedding."""
+"""The CLIP model: loading, checks, and embedding; long captions in windows that fit the tower."""
 
 import pickle
 import zipfile
@@ -14,11 +14,6 @@ from open_clip.transformer import text_global_pool
 from safetensors import SafetensorError
 
 from aligncurate.core.clip.resolve import ResolvedClip
-from aligncurate.core.clip.windows import (
-    CaptionWindows,
-    padding_of,
-    used_tokens,
-)
 from aligncurate.settings import LongCaptions, Precision
 from alignshared import AlignError, InputError
 from alignshared.errors import one_line
@@ -26,13 +21,7 @@ from alignshared.errors import one_line
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_DETAIL = 300
 # Errors of torch and safetensors for other files; KeyError is an unknown opcode.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    SafetensorError,
-    EOFError,
-    KeyError,
-)
+_UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, EOFError, KeyError)
 # Errors of open_clip for weights of another shape or kind.
 _MISFITS = (
     RuntimeError,
@@ -44,6 +33,12 @@ _MISFITS = (
     StopIteration,
 )
 _PROBE = "a photo of a red bicycle leaning against a wall"
+
+MAX_WINDOWS = 16
+"""Maximum windows per caption; the rest is cut off. For CLIP this is 1,200 tokens."""
+
+_REPEATED = "a " * 64
+_REPEATED_LENGTH = 8
 
 
 class ClipModel:
@@ -116,9 +111,7 @@ class ClipModel:
     def _mean_of_windows(
         self, first_ND: npt.NDArray[np.float32], windows: list[torch.Tensor], batch_size: int
     ) -> npt.NDArray[np.float32]:
-        """Unit vectors [N, d] along the mean unit embedding of each caption's windows, given those
-        of the first windows.
-        """
+        """Unit vectors [N, d] along the mean of each caption's windows, given its first one's."""
         later = torch.cat([rows[1:] for rows in windows])
         caption = np.repeat(np.arange(len(windows)), [len(rows) - 1 for rows in windows])
         total_ND = first_ND.astype(np.float64)
@@ -131,7 +124,7 @@ class ClipModel:
     def _truncated(self, captions: Sequence[str], tokens_NL: torch.Tensor) -> npt.NDArray[np.bool_]:
         # A caption that fills its row either fits exactly or was cut; a longer row shows which.
         # Some tokenizers end with their padding token, so the last position alone is inconclusive.
-        pad = padding_of(self._tokenizer)
+        pad = _padding_of(self._tokenizer)
         used_N = used_tokens(tokens_NL, pad)
         truncated = np.zeros(len(captions), dtype=np.bool_)
         full: list[int] = torch.nonzero(used_N >= tokens_NL.shape[1] - 1).flatten().tolist()
@@ -164,6 +157,47 @@ class ClipModel:
             raise AlignError(
                 f"{self._name} gives another embedding when padding is cut off; report it."
             )
+
+
+class CaptionWindows:
+    """Windows of `context_length` tokens under an open_clip `tokenizer`.
+
+    A window has the tokenizer's begin and end tokens, with as many caption tokens as fit
+    between; each token is in one window.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._context_length = context_length
+        self._pad = _padding_of(tokenizer)
+        # A repeated word, cut to a few tokens, reveals the begin and end tokens.
+        row: list[int] = tokenizer([_REPEATED], context_length=_REPEATED_LENGTH)[0].tolist()
+        word = max(row, key=row.count)
+        first, last = row.index(word), _REPEATED_LENGTH - row[::-1].index(word)
+        self._begin, self._end = row[:first], row[last:]
+
+    def __call__(self, captions: list[str]) -> list[torch.Tensor]:
+        """Return each caption's windows [W, context_length], W from 1 to MAX_WINDOWS.
+
+        The first window is the tokenizer's output for the caption, cut to the context.
+        """
+        marks = len(self._begin) + len(self._end)
+        inside = self._context_length - marks
+        rows_NL = self._tokenizer(captions, context_length=MAX_WINDOWS * inside + marks)
+        ends = used_tokens(rows_NL, self._pad).tolist()
+        return [
+            self._cut(row[:end], inside) for row, end in zip(rows_NL.tolist(), ends, strict=True)
+        ]
+
+    def _cut(self, tokens: list[int], inside: int) -> torch.Tensor:
+        words = tokens[len(self._begin) :]
+        if self._end and words[-len(self._end) :] == self._end:  # may equal the padding
+            words = words[: -len(self._end)]
+        windows = torch.full((max(-(-len(words) // inside), 1), self._context_length), self._pad)
+        for i, window in enumerate(windows):
+            row = [*self._begin, *words[i * inside : (i + 1) * inside], *self._end]
+            window[: len(row)] = torch.tensor(row)
+        return windows
 
 
 @contextmanager
@@ -239,9 +273,7 @@ def _unit(embeddings: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 def _causal_text_tower(model: Any) -> Any | None:
-    """Return open_clip's text tower if it is causal, so that trimming padding is exact; else
-    None.
-    """
+    """Return open_clip's text tower if it is causal: only then is trimming padding exact."""
     tower = getattr(model, "text", model)
     pooling = getattr(model, "text_pool_type", None) or getattr(tower, "pool_type", None)
     causal = getattr(tower, "attn_mask", None) is not None
@@ -278,3 +310,15 @@ def _encode_trimmed(tower: Any, tokens_NL: torch.Tensor) -> torch.Tensor:
 def _shortened(error: Exception) -> str:
     text = one_line(error)
     return text if len(text) <= _MAX_DETAIL else f"{text[:_MAX_DETAIL]} ..."
+
+
+def _padding_of(tokenizer: Any) -> int:
+    """Padding token of an open_clip `tokenizer`."""
+    return getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", 0) or 0
+
+
+def used_tokens(tokens_NL: torch.Tensor, pad: int) -> torch.Tensor:
+    """Number of tokens [N] before the padding of each row."""
+    # A caption may contain the padding token, so tokens are not counted individually.
+    is_token = tokens_NL != pad
+    return (tokens_NL.shape[1] - is_token.flip(-1).int().argmax(-1)) * is_token.any(-1)

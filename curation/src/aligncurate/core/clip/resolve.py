@@ -1,10 +1,11 @@
-"""Architecture, weights and activation from the values of --model and --weights."""
+"""CLIPs from the values of --model and --weights, or from a manifest, with the same weights."""
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import open_clip
 from open_clip import pretrained
@@ -79,22 +80,30 @@ def resolve_clip(name: str, weights: str | None = None) -> ResolvedClip:
     Raises:
         InputError: no such model or tag, or the weights are neither here nor downloadable.
     """
-    if name == "demo":
-        return _from_folder("demo", demo.clip_path(), weights)
-    if name.startswith("hf-hub:"):
-        return _from_hub(name, weights)
-    folder = Path(name.removeprefix("local-dir:"))
-    if folder.is_dir() and not _is_known(name):
-        return _from_folder(name, folder.absolute(), weights)
-    return _from_architecture(name, weights or DEFAULT_TAG)
+    folder = demo.clip_path() if name == "demo" else Path(name.removeprefix("local-dir:"))
+    is_hub = name.startswith("hf-hub:")
+    if not is_hub and (not folder.is_dir() or _is_known(name)):
+        return _from_architecture(name, weights or DEFAULT_TAG)
+    if weights is not None:
+        raise InputError(
+            f"--weights {weights} cannot go with --model {name}, which brings its own weights; "
+            "leave one of them out."
+        )
+    config_path, path = _hub_files(name) if is_hub else _folder_files(folder.absolute())
+    open_clip_name = name if is_hub else f"local-dir:{folder.absolute()}"
+    model, preprocess = _read_config(config_path)
+    quick_gelu = bool(model.get("quick_gelu", False))
+    return _resolved(name, path.name, open_clip_name, path, model, preprocess, quick_gelu)
 
 
 def _from_architecture(name: str, weights: str) -> ResolvedClip:
     config: dict[str, Any] | None = open_clip.get_model_config(name) if _is_known(name) else None
     if config is None:
+        known = open_clip.list_models()
+        near = get_close_matches(name, known, n=4, cutoff=0.3) or known[:4]
         raise InputError(
             f"--model {name} is no open_clip architecture, no folder and no hf-hub: name; "
-            f"architectures near it: {_nearest(name, open_clip.list_models())}."
+            f"architectures near it: {', '.join(near)}."
         )
     tag = open_clip.get_pretrained_cfg(name, weights)
     if tag:
@@ -115,36 +124,27 @@ def _from_architecture(name: str, weights: str) -> ResolvedClip:
     return _resolved(name, weights, name, path, config, preprocess, quick_gelu)
 
 
-def _from_folder(name: str, folder: Path, weights: str | None) -> ResolvedClip:
-    _refuse_weights(name, weights)
+def _folder_files(folder: Path) -> tuple[Path, Path]:
+    """Return the configuration and the weights of a model in `folder`."""
     config_path = folder / _CONFIG_FILE
     if not config_path.is_file():
         raise InputError(f"{folder} holds no {_CONFIG_FILE}; name a folder that open_clip saved.")
     paths = [folder / file for file in _WEIGHTS_FILES if (folder / file).is_file()]
     if not paths:
         raise InputError(f"{folder} holds no weights; put {_WEIGHTS_FILES[0]} there.")
-    model, preprocess = _read_config(config_path)
-    return _resolved(
-        name, paths[0].name, f"local-dir:{folder}", paths[0], model, preprocess,
-        bool(model.get("quick_gelu", False)),
-    )  # fmt: skip
+    return config_path, paths[0]
 
 
-def _from_hub(name: str, weights: str | None) -> ResolvedClip:
-    _refuse_weights(name, weights)
+def _hub_files(name: str) -> tuple[Path, Path]:
+    """Return the configuration and the weights of a model of the Hub."""
     repo = name.removeprefix("hf-hub:")
     try:
-        config_path = hub_file(repo, [_CONFIG_FILE])
-        path = hub_file(repo, _WEIGHTS_FILES)
+        return hub_file(repo, [_CONFIG_FILE]), hub_file(repo, _WEIGHTS_FILES)
     except HubError as error:
         raise InputError(
             f"{name} is not in the Hugging Face cache and cannot be downloaded ({error}); download "
             f"{repo} elsewhere and give the folder that holds its {_CONFIG_FILE} as --model."
         ) from error
-    model, preprocess = _read_config(config_path)
-    return _resolved(
-        name, path.name, name, path, model, preprocess, bool(model.get("quick_gelu", False))
-    )
 
 
 def _resolved(
@@ -157,25 +157,19 @@ def _resolved(
     quick_gelu: bool,
 ) -> ResolvedClip:
     size = config["vision_cfg"].get("image_size", 224)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return ResolvedClip(
         name=name,
         weights=weights,
         open_clip_name=open_clip_name,
         weights_path=str(path),
-        weights_sha256=_sha256(path),
+        weights_sha256=digest,
         quick_gelu=quick_gelu,
         image_size=size if isinstance(size, int) else size[0],
         embedding_dim=config["embed_dim"],
         preprocess=preprocess | {"size": size},
     )
-
-
-def _refuse_weights(name: str, weights: str | None) -> None:
-    if weights is not None:
-        raise InputError(
-            f"--weights {weights} cannot go with --model {name}, which brings its own weights; "
-            "leave one of them out."
-        )
 
 
 def _tagged_weights(name: str, tag: str, config: dict[str, Any]) -> Path:
@@ -185,8 +179,9 @@ def _tagged_weights(name: str, tag: str, config: dict[str, Any]) -> Path:
             return path
     repo, _, file = str(config.get("hf_hub", "")).rpartition("/")
     try:
-        if repo:
-            return hub_file(repo, _with_safe_names(file))
+        if repo:  # in it, a safetensors version of the file comes first
+            safe = [_WEIGHTS_FILES[0], f"{Path(file).stem}.safetensors", file]
+            return hub_file(repo, list(dict.fromkeys(safe)) if file else _WEIGHTS_FILES)
         return Path(pretrained.download_pretrained_from_url(config["url"]))
     except (HubError, OSError) as error:
         raise InputError(
@@ -194,13 +189,6 @@ def _tagged_weights(name: str, tag: str, config: dict[str, Any]) -> Path:
             f"downloaded ({error}); download the weights file of {repo or config['url']} elsewhere "
             f"and place it as {laid[0]}."
         ) from error
-
-
-def _with_safe_names(file: str) -> list[str]:
-    """Return `file`, preceded by the names of its safetensors versions."""
-    if not file:
-        return list(_WEIGHTS_FILES)
-    return list(dict.fromkeys([_WEIGHTS_FILES[0], f"{Path(file).stem}.safetensors", file]))
 
 
 def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -223,12 +211,61 @@ def _is_known(name: str) -> bool:
     return name in open_clip.list_models()
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    from difflib import get_close_matches
+def resolve_recorded(info: ModelInfo, lies_at: str | None = None) -> ResolvedClip:
+    """Resolve the model of `info`, with its weights file or model folder at `lies_at` if given.
 
-    return ", ".join(get_close_matches(name, known, n=4, cutoff=0.3)) or ", ".join(known[:4])
+    Raises:
+        InputError: the model is missing or has other weights.
+    """
+    resolved = _found(info, lies_at)
+    if resolved.weights_sha256 != info.weights_sha256:
+        raise InputError(
+            f"{resolved.weights_path} is not what the embeddings were made with: its SHA-256 "
+            f"begins with {resolved.weights_sha256[:12]}, that of {info.name} in the manifest "
+            f"with {info.weights_sha256[:12]}; name the right weights with --weights."
+        )
+    view = next((known for known in get_args(View) if known == info.view), None)
+    return replace(resolved, name=info.name, weights=info.weights).with_view(view)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _found(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
+    if not _is_known(info.name):
+        return _own_weights(info, lies_at)
+    if lies_at is None:
+        is_tag = bool(open_clip.get_pretrained_cfg(info.name, info.weights))
+        if not is_tag and not Path(info.weights).is_file():
+            raise InputError(
+                f"the weights of {info.name}, {info.weights}, are not there any more; name where "
+                "they lie with --weights."
+            )
+        return resolve_clip(info.name, info.weights)
+    if not Path(lies_at).is_file():
+        raise InputError(f"--weights {lies_at} is no file; name the weights of {info.name}.")
+    resolved = resolve_clip(info.name, lies_at)
+    tag = open_clip.get_pretrained_cfg(info.name, info.weights)
+    if not tag:
+        return resolved
+    # A file does not say how it was trained; its recorded tag does.
+    preprocess = merge_preprocess_dict(asdict(PreprocessCfg()), tag)
+    return replace(
+        resolved,
+        quick_gelu=bool(tag.get("quick_gelu", False)),
+        preprocess=preprocess | {"size": resolved.preprocess["size"]},
+    )
+
+
+def _own_weights(info: ModelInfo, lies_at: str | None) -> ResolvedClip:
+    """Resolve the demo, a folder or a Hub model, which bring their own weights."""
+    if lies_at is not None:
+        if not Path(lies_at).is_dir():
+            raise InputError(
+                f"--weights {lies_at} is no folder; name the one that holds {info.name}."
+            )
+        return resolve_clip(str(Path(lies_at).absolute()))
+    is_folder = info.name != "demo" and not info.name.startswith("hf-hub:")
+    if is_folder and not Path(info.name.removeprefix("local-dir:")).is_dir():
+        raise InputError(
+            f"the model {info.name} is not there any more; name the folder where it lies with "
+            "--weights."
+        )
+    return resolve_clip(info.name)

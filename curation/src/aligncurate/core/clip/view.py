@@ -28,9 +28,7 @@ def preprocess_of_view(preprocess: dict[str, Any], view: View) -> dict[str, Any]
 
 
 def pixel_view(preprocess: dict[str, Any]) -> PixelView:
-    """Return a function from an RGB image to pixels [H, W, 3] uint8, framed by open_clip's
-    `preprocess`.
-    """
+    """Return a function from an RGB image to pixels [H, W, 3] uint8 by open_clip's `preprocess`."""
     transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
     steps: list[Any] = transform.transforms if isinstance(transform, Compose) else []
     ends = len(steps) > 1 and isinstance(steps[-2], ToTensor) and isinstance(steps[-1], Normalize)

@@ -1,1 +1,0 @@
-"""Commands: one short file each that parses, calls one library function and prints."""
