@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from aligntrain.data.dataset import ShardedDataset
-from aligntrain.data.samples import Sample, make_sample
+from aligntrain.data.loader import Sample, make_sample
 from aligntrain.prompts.encode import Encoder
 from aligntrain.prompts.placeholders import IGNORE_INDEX, Layout, own_bos
 

@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 
 from alignshared import AlignError, ContractError
-from aligntrain.data.dataset import ShardedDataset
+from aligntrain.data.dataset import ShardedDataset, decode_sample_image
 from aligntrain.data.index import read_index
 from aligntrain.data.loader import Batch, Loader, Preparation, RankSlice
 from aligntrain.data.sampler import GlobalBatch, GlobalBatchSampler, Position, sequential_batches
-from aligntrain.data.samples import decode_sample_image
 from aligntrain.prompts.encode import Encoder
 from tests.trainer.rows import (
     chat_tokenizer,

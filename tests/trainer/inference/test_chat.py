@@ -35,9 +35,10 @@ def greedy(chat: Chat, prompt: str, image: Any, **options: Any) -> str:
         [turn], add_generation_prompt=True, tokenize=True, return_dict=True
     )
     ids = chat.model.generate(**batch, do_sample=False, **options)
-    return chat.processor.tokenizer.decode(
+    text = chat.processor.tokenizer.decode(
         ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True
     )
+    return str(text)
 
 
 def answer(chat: Chat, *arguments: Any, **options: Any) -> str:

@@ -8,22 +8,22 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignshared import InputError
-from aligntrain.model import build_model, build_processor, demo
+from aligntrain.model import build, build_model, build_processor
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "_DISTRIBUTION", "llm-of-nobody")
+    monkeypatch.setattr(build, "_PACKAGE", "llm_of_nobody")
     with pytest.raises(InputError, match=r"install aligntrain\[demo\]"):
-        demo.demo_llm_path()
+        build.demo_llm_path()
 
 
 @pytest.mark.slow
 def test_it_is_dequantised_once_and_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CACHE", tmp_path)
-    folder = demo.demo_llm_path()
+    monkeypatch.setattr(build, "CACHE", tmp_path)
+    folder = build.demo_llm_path()
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
-    assert demo.demo_llm_path() == folder
+    assert build.demo_llm_path() == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
@@ -37,7 +37,7 @@ def test_it_is_dequantised_once_and_speaks(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_the_demo_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "CACHE", tmp_path)
+    monkeypatch.setattr(build, "CACHE", tmp_path)
     model = build_model("demo", "demo", levels=8)
     processor = build_processor("demo", "demo", model.config, template="chat")
     assert processor.layout.bos_token_id is None

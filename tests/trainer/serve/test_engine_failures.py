@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from aligntrain.serve import batch_cache as cache_module
-from aligntrain.serve import request as request_module
+from aligntrain.serve import decoding
 from aligntrain.serve.request import Event, Failed, PrefillDone, Request, Sampling, TextDelta
 from tests.trainer import tiny
 from tests.trainer.serve.serving import Told, prompt, request, started
@@ -61,7 +60,7 @@ def test_no_memory_to_join_costs_who_would_join(
 ) -> None:
     model, processor = made
     memory = Memory("cat")
-    monkeypatch.setattr(cache_module, "torch", memory)
+    monkeypatch.setattr(decoding, "torch", memory)
     first, told = asked(processor, 60)
     second, told_second = asked(processor, 5)
     third, told_third = asked(processor, 5)
@@ -93,7 +92,7 @@ def test_no_memory_to_leave_costs_who_is_written(
 ) -> None:
     model, processor = made
     memory = Memory("tensor")
-    monkeypatch.setattr(cache_module, "torch", memory)
+    monkeypatch.setattr(decoding, "torch", memory)
     requests = [asked(processor, new) for new in (60, 5)]
     late, told_late = asked(processor, 5)
     with started(model, processor, rows=4) as engine:
@@ -115,7 +114,7 @@ def test_no_memory_to_draw_costs_that_row(
     model, processor = made
     memory = Memory("multinomial")
     memory.full = True
-    monkeypatch.setattr(request_module, "torch", memory)
+    monkeypatch.setattr(decoding, "torch", memory)
     drawn, told_drawn = asked(processor, 5, sampling=Sampling(temperature=1.0))
     greedy, told = asked(processor, 5)
     with started(model, processor, rows=4) as engine:

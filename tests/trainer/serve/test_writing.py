@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aligntrain.serve.detokenizer import Detokenizer
+from aligntrain.serve.decoding import Detokenizer
 from tests.trainer import rows, tiny
 
 TOKENIZERS = {

@@ -3,8 +3,7 @@
 - `dataset`: a dataset's rows by number, with bounded memory.
 - `index`: one pass over all rows: length, modality, side of the validation split.
 - `sampler`: the rows of each global batch, from a seed; the position of a run.
-- `samples`: a row as a sample, or the reason for its rejection.
-- `loader`: worker processes that turn planned batches into tensors.
+- `loader`: worker processes that turn planned batches into tensors, row by row.
 
 Together, on rank 0 of 2:
 

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from alignshared import ContractError, Dataset, InputError, LevelEdges, ShardInfo
+from alignshared.images import ImageError, decode_image
 from alignshared.levels import edge_ranks
 from alignshared.schema import LEVEL_COLUMN, require_columns
-from aligntrain.data.samples import Row
-from aligntrain.prompts.conversation import Turn
+from aligntrain.prompts.conversation import InvalidSample, Reason, Turn
 from aligntrain.recipes import Recipe
 from aligntrain.runs.folder import required_levels
 
@@ -31,9 +32,35 @@ CACHE_BYTES = 512 << 20
 _MAX_OPEN = 32
 """Maximum open shards; in an object store each holds a connection and a footer."""
 
-
 _COLUMNS = ("id", "image", "caption", "conversations", LEVEL_COLUMN)
 _HASH_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Row as stored in a shard.
+
+    `image` is None for text alone and b"" if the shard holds only a path; `turns` is empty without
+    a conversation, `level` None without levels.
+    """
+
+    id: str
+    image: bytes | None
+    caption: str | None
+    turns: tuple[Turn, ...]
+    level: int | None
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "Row":
+        """Return the row with these values of a shard's columns."""
+        image, turns = values["image"], values.get("conversations")
+        return cls(
+            id=values["id"],
+            image=None if image is None else image["bytes"] or b"",
+            caption=values.get("caption"),
+            turns=tuple(Turn(str(t["from"]), t["value"] or "") for t in turns or ()),
+            level=values.get(LEVEL_COLUMN),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +109,22 @@ class ShardedDataset:
         self.row_groups: tuple[RowGroup, ...] = tuple(self._read_footers())
         self._firsts = [row_group.first for row_group in self.row_groups]
         self._cache_bytes = cache_bytes
-        self._levels = None
-        if levels is not None and relevel is not None:
-            self._levels = relevel(self, levels)
-        self._drop_cache()
+        self._levels = None if levels is None or relevel is None else relevel(self, levels)
+        self.reopen()
 
     def __len__(self) -> int:
         last = self.row_groups[-1]
         return last.first + last.rows
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_cache"], state["_open"]
-        return state
+        return {name: v for name, v in self.__dict__.items() if name not in ("_cache", "_open")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._drop_cache()
+        self.reopen()
 
     def row(self, number: int) -> Row:
-        """Return row `number`, counted from 0 in shard order.
-
-        Raises:
-            InputError: a shard is missing or damaged since it was opened.
-        """
+        """Return row `number`, from 0 in shard order; InputError if its shard is missing or bad."""
         index = bisect_right(self._firsts, number) - 1
         row_group = self.row_groups[index]
         if not 0 <= number - row_group.first < row_group.rows:
@@ -114,15 +133,12 @@ class ShardedDataset:
         values = table.slice(number - row_group.first, 1).to_pylist()[0]
         if self._levels is not None:
             values[LEVEL_COLUMN] = int(self._levels[number])
-        return _row(values)
+        return Row.of(values)
 
     def iter_batches(
         self, columns: Sequence[str]
     ) -> Iterator[tuple[int, ShardInfo, pa.RecordBatch]]:
-        """Iterate over all rows as (number of the first, shard, batch) with `columns`.
-
-        `columns` may name leaves such as `image.path`.
-        """
+        """Iterate over (first row, shard, batch) of `columns`, leaves such as `image.path` too."""
         first = 0
         for shard in self.dataset.manifest.shards:
             with self.dataset.open_shard(shard) as parquet:
@@ -131,11 +147,7 @@ class ShardedDataset:
                     first += batch.num_rows
 
     def verify(self) -> None:
-        """Compare every shard with its checksum in the manifest; reads all data once.
-
-        Raises:
-            ContractError: a shard has changed.
-        """
+        """Compare every shard with its checksum, reading all data; ContractError if one differs."""
         for shard in self.dataset.manifest.shards:
             digest = hashlib.sha256()
             with self.dataset.storage.open(shard.file) as stream:
@@ -150,16 +162,13 @@ class ShardedDataset:
 
     def reopen(self) -> None:
         """Drop open files and cached row groups; the next read opens them again."""
-        self._drop_cache()
-
-    def _drop_cache(self) -> None:
         self._cache: OrderedDict[int, pa.Table] = OrderedDict()
         self._open: dict[str, pq.ParquetFile] = {}
 
     def _check_levels(self) -> None:
-        edges = self.dataset.manifest.level_edges
         if self.levels is None or self.relevelled:
             return
+        edges = self.dataset.manifest.level_edges
         remedy = f"run aligncurate bucket --levels {self.levels}"
         if edges is None:
             raise ContractError(
@@ -221,23 +230,18 @@ class ShardedDataset:
             ) from error
 
 
-def _row(values: dict[str, Any]) -> Row:
-    image, turns = values["image"], values.get("conversations")
-    return Row(
-        id=values["id"],
-        image=None if image is None else image["bytes"] or b"",
-        caption=values.get("caption"),
-        turns=tuple(Turn(str(t["from"]), t["value"] or "") for t in turns or ()),
-        level=values.get(LEVEL_COLUMN),
-    )
+def decode_sample_image(data: bytes) -> Image.Image:
+    """Decode the image file `data` to RGB; raise InvalidSample if it cannot be decoded."""
+    try:
+        return decode_image(data)
+    except ImageError as error:
+        raise InvalidSample(
+            Reason.CORRUPT_IMAGE, f"{error.reason.value}: {error.detail}"
+        ) from error
 
 
 def open_dataset(recipe: Recipe, location: str | os.PathLike[str]) -> ShardedDataset:
-    """Return the dataset at `location` as read by a run of `recipe`.
-
-    Raises:
-        InputError: it cannot be trained on with this recipe.
-    """
+    """Return the dataset at `location` as read by a run of `recipe`."""
     return ShardedDataset(
         location,
         levels=required_levels(recipe),
@@ -272,11 +276,9 @@ def quantile_levels(shards: "ShardedDataset", levels: int) -> Levels:
         raise ContractError(
             f"data.levels quantile needs scores, and {shards.location} has none; {remedy}."
         )
-    scores = [
-        batch.column("score").to_numpy(zero_copy_only=False)
-        for _, _, batch in shards.iter_batches(["score"])
-    ]
-    scores = np.concatenate(scores).astype(np.float32)
+    batches = (batch for _, _, batch in shards.iter_batches(["score"]))
+    columns = [batch.column("score").to_numpy(zero_copy_only=False) for batch in batches]
+    scores = np.concatenate(columns).astype(np.float32)
     if not np.isfinite(scores).all():
         raise ContractError(f"{shards.location} has a score that is no finite number; {remedy}.")
     if len(scores) < levels:
@@ -284,6 +286,5 @@ def quantile_levels(shards: "ShardedDataset", levels: int) -> Levels:
             f"{shards.location} has {len(scores)} rows, too few for {levels} levels; lower "
             "model.levels."
         )
-    ordered = np.sort(scores)
-    edges = [float(ordered[rank]) for rank in edge_ranks(levels, len(ordered))]
-    return LevelEdges(tuple(edges), "quantile").assign(scores)
+    edges = np.sort(scores)[edge_ranks(levels, len(scores))]
+    return LevelEdges(tuple(edges.tolist()), "quantile").assign(scores)

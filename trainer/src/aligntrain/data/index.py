@@ -6,6 +6,7 @@ One pass over the small columns, 13 bytes kept per row. Each process builds the 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +41,7 @@ class Index:
         return np.flatnonzero(self._held_out(share))
 
     def train_rows(self, share: float) -> npt.NDArray[np.int64]:
-        """Return the numbers, ascending, of all rows outside `validation_rows(share)`.
-
-        Raises:
-            InputError: `share` is out of range, or leaves no row.
-        """
+        """Return the numbers, ascending, of all other rows; InputError if `share` leaves none."""
         rows = np.flatnonzero(~self._held_out(share))
         if not len(rows):
             raise InputError(
@@ -67,29 +64,22 @@ def read_index(shards: ShardedDataset, *, conversations: bool = False) -> Index:
         InputError: there is no conversation although one is required.
     """
     columns = [name for name in shards.columns if name != "image"] + ["image.path"]
-    lengths: list[npt.NDArray[np.int32]] = []
-    has_image: list[npt.NDArray[np.bool_]] = []
-    hashes: list[npt.NDArray[np.uint64]] = []
+    parts: list[tuple[npt.NDArray[Any], ...]] = []
     conversation_count = 0
     for _, shard, batch in shards.iter_batches(columns):
-        lengths.append(_lengths(batch))
-        has_image.append(_valid(batch.column("image")))
-        hashes.append(hash_ids(batch.column("id").to_pylist()))
+        has_image = _valid(batch.column("image"))
+        parts.append((_lengths(batch), has_image, hash_ids(batch.column("id").to_pylist())))
         if "conversations" in columns:
             conversation_count += len(batch) - batch.column("conversations").null_count
         if shards.levels is not None and not shards.relevelled:
-            _check_levels(batch, has_image[-1], shards, shard)
+            _check_levels(batch, has_image, shards, shard)
     if conversations and not conversation_count:
         raise InputError(
             f"{shards.location} holds captions and no conversations; give data that aligncurate "
             "ingest wrote, or set data.template to plain."
         )
-    return Index(
-        np.concatenate(lengths),
-        np.concatenate(has_image),
-        np.concatenate(hashes),
-        conversation_count,
-    )
+    lengths, has_images, hashes = map(np.concatenate, zip(*parts, strict=True))
+    return Index(lengths, has_images, hashes, conversation_count)
 
 
 def hash_ids(ids: Iterable[str]) -> npt.NDArray[np.uint64]:

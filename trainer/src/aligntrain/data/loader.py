@@ -10,18 +10,19 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypedDict
+from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
+from typing import Protocol, TypedDict
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
 
 from alignshared import AlignError, InputError
-from aligntrain.data.dataset import ShardedDataset
+from aligntrain.data.dataset import Row, ShardedDataset, decode_sample_image
 from aligntrain.data.sampler import GlobalBatch, Rows, rank_part
-from aligntrain.data.samples import Sample, decode_sample_image, make_sample
-from aligntrain.prompts.conversation import InvalidSample
+from aligntrain.prompts.conversation import InvalidSample, Reason
 from aligntrain.prompts.encode import Encoder
 from aligntrain.prompts.placeholders import IGNORE_INDEX, Layout
 
@@ -39,15 +40,57 @@ Pixels = Callable[[Image.Image], torch.Tensor]
 """Function from an RGB image to the vision tower's input [3, H, W] float32."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Training sample: `ids` and `labels` of equal length, `images` in reading order.
+
+    `level` is 1..N, or 0 without an image or a level.
+    """
+
+    id: str
+    ids: list[int]
+    labels: list[int]
+    images: list[bytes]
+    level: int
+    truncated: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence, including images and the alignment vector."""
+        return len(self.ids)
+
+    @property
+    def has_image(self) -> bool:
+        """Whether the sample has an image and so an alignment vector."""
+        return bool(self.images)
+
+
+def make_sample(row: Row, encoder: Encoder) -> Sample:
+    """Return `row` as a sample; raise InvalidSample if it lacks something or is too long."""
+    if row.image == b"":
+        raise InvalidSample(Reason.NO_IMAGE, "the shard holds a path and no picture")
+    images = [] if row.image is None else [row.image]
+    tokens = encoder(row.caption, row.turns, len(images))
+    images = images[: tokens.images]
+    return Sample(
+        id=row.id,
+        ids=tokens.ids,
+        labels=tokens.labels,
+        images=images,
+        level=row.level or 0 if images else 0,
+        truncated=tokens.truncated,
+    )
+
+
 class Processor(Protocol):
     """Part of an AlignGPTProcessor used by data preparation."""
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
 
     @property
     def layout(self) -> Layout: ...
 
-    def pixel_values(self, images: Sequence[Any]) -> torch.Tensor: ...
+    def pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor: ...
 
 
 class Batch(TypedDict):
@@ -103,15 +146,11 @@ class Preparation:
         encoder = Encoder(tokenizer, processor.layout, template, max_length)
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad_id = next(id_ for id_ in ends if id_ is not None)  # any token: it is masked
-        return cls(encoder, _PixelsOf(processor), pad_id)
+        return cls(encoder, partial(_pixels, processor), pad_id)  # pyright: ignore[reportArgumentType]
 
 
-@dataclass(frozen=True, slots=True)
-class _PixelsOf:
-    processor: Processor
-
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        return self.processor.pixel_values([image])[0]
+def _pixels(processor: Processor, image: Image.Image) -> torch.Tensor:
+    return processor.pixel_values([image])[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +162,7 @@ class RankSlice:
     ranks: int = 1
 
     def micro_batches(self, global_size: int) -> int:
-        """Return the micro-batches per rank in a full global batch: gradient accumulation steps.
-
-        Raises:
-            InputError: the sizes are not divisible.
-        """
+        """Return the micro-batches per rank in a global batch; InputError if not a whole number."""
         per_step = self.micro_size * self.ranks
         if global_size % per_step:
             raise InputError(
@@ -174,29 +209,21 @@ class _Prepared:
     truncated: int
 
 
+@dataclass(eq=False)
 class Loader:
     """Micro-batches of `shards`, prepared by `workers` processes (0: by this one).
 
     `counts` covers the yielded batches; `on_rejected` is called with each reject.
     """
 
-    def __init__(
-        self,
-        shards: ShardedDataset,
-        preparation: Preparation,
-        share: RankSlice,
-        *,
-        workers: int = 0,
-        max_reject_share: float = 0.01,
-        on_rejected: Callable[[Rejected], None] | None = None,
-    ) -> None:
-        self._shards = shards
-        self._preparation = preparation
-        self._share = share
-        self._workers = workers
-        self._max_reject_share = max_reject_share
-        self._on_rejected = on_rejected
-        self.counts = Counts()
+    shards: ShardedDataset
+    preparation: Preparation
+    share: RankSlice
+    _: KW_ONLY
+    workers: int = 0
+    max_reject_share: float = 0.01
+    on_rejected: Callable[[Rejected], None] | None = None
+    counts: Counts = field(default_factory=Counts, init=False)
 
     def batches(self, plan: Iterable[GlobalBatch]) -> Generator[Batch, None, None]:
         """Iterate over this rank's micro-batches of `plan`, equally many per step on all ranks.
@@ -207,9 +234,8 @@ class Loader:
             AlignError: more rows were rejected than `max_reject_share` allows, or a worker died.
             InputError: the dataset is damaged.
         """
-        work = _Work(self._shards, self._preparation)
-        micro = (rows for step in plan for rows in self._share.of(step.rows))
-        source = _begin(self._loader(work, micro))
+        micro = (rows for step in plan for rows in self.share.of(step.rows))
+        source = _begin(self._loader(micro))
         try:
             while (prepared := _next(source)) is not None:
                 if isinstance(prepared, AlignError):
@@ -219,21 +245,21 @@ class Loader:
         finally:
             del source  # ends the workers
 
-    def _loader(self, work: "_Work", micro: Iterable[list[int]]) -> DataLoader[object]:
-        multi = self._workers > 0
+    def _loader(self, micro: Iterable[list[int]]) -> DataLoader[object]:
+        multi, remote = self.workers > 0, "://" in self.shards.location
         if multi:
             # A thread pool of the tokenizers would lose its threads in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return DataLoader(
-            work,
+            _Work(self.shards, self.preparation),
             batch_size=None,
             sampler=micro,
-            num_workers=self._workers,
+            num_workers=self.workers,
             collate_fn=_identity,
             worker_init_fn=_set_up_worker if multi else None,
             prefetch_factor=_AHEAD if multi else None,
             # A connection to an object store does not survive a fork.
-            multiprocessing_context=_context(self._shards.location) if multi else None,
+            multiprocessing_context=("forkserver" if remote else "fork") if multi else None,
             # Keep torch's default generator for training.
             generator=torch.Generator(),
         )
@@ -250,33 +276,29 @@ class Loader:
                 "row %d (%s) of %s cannot be trained on: %s (%s)",
                 reject.row,
                 reject.id,
-                self._shards.location,
+                self.shards.location,
                 reject.detail,
                 reject.reason,
             )
-            if self._on_rejected is not None:
-                self._on_rejected(reject)
-        if prepared.rejected:
-            self._check_share(prepared.rejected[-1])
-
-    def _check_share(self, last: Rejected) -> None:
-        counts = self.counts
+            if self.on_rejected is not None:
+                self.on_rejected(reject)
         rejected = counts.rejected.total()
-        if rejected > self._max_reject_share * max(counts.rows, LEAST_SEEN):
+        if rejected > self.max_reject_share * max(counts.rows, LEAST_SEEN) and prepared.rejected:
+            last = prepared.rejected[-1]
             why, times = counts.rejected.most_common(1)[0]
             raise AlignError(
-                f"{rejected} of {counts.rows} rows of {self._shards.location} cannot be trained "
-                f"on, more than data.max_reject_share {self._max_reject_share} allows ({times} for "
+                f"{rejected} of {counts.rows} rows of {self.shards.location} cannot be trained "
+                f"on, more than data.max_reject_share {self.max_reject_share} allows ({times} for "
                 f"{why}; the last, {last.id}: {last.detail}); mend the data or raise the share."
             )
 
 
+@dataclass(eq=False)
 class _Work(Dataset[object]):
     """Map from row numbers to a prepared micro-batch; lives in the workers."""
 
-    def __init__(self, shards: ShardedDataset, preparation: Preparation) -> None:
-        self.shards = shards
-        self._preparation = preparation
+    shards: ShardedDataset
+    preparation: Preparation
 
     def __getitem__(self, rows: list[int]) -> _Prepared | AlignError:
         """Return the micro-batch, or unraised the error that ends the run: torch would wrap it."""
@@ -286,20 +308,21 @@ class _Work(Dataset[object]):
             return error
 
     def _prepare(self, rows: list[int]) -> _Prepared:
+        preparation = self.preparation
         samples: list[Sample] = []
         pixels: list[torch.Tensor] = []
         rejected: list[Rejected] = []
         for number in rows:
             row = self.shards.row(number)
             try:
-                sample = make_sample(row, self._preparation.encoder)
+                sample = make_sample(row, preparation.encoder)
                 images = [decode_sample_image(data) for data in sample.images]
             except InvalidSample as problem:
                 rejected.append(Rejected(number, row.id, problem.reason.value, problem.detail))
                 continue
             samples.append(sample)
-            pixels += [self._preparation.pixels(image) for image in images]
-        batch = collate(samples, pixels, self._preparation.pad_id)
+            pixels += [preparation.pixels(image) for image in images]
+        batch = collate(samples, pixels, preparation.pad_id)
         truncated = sum(sample.truncated for sample in samples)
         return _Prepared(batch, len(rows), rejected, truncated)
 
@@ -322,10 +345,6 @@ def _next(source: Iterator[object]) -> _Prepared | AlignError | None:
 
 def _identity(item: object) -> object:
     return item
-
-
-def _context(location: str) -> str:
-    return "forkserver" if "://" in location else "fork"
 
 
 def _begin(loader: DataLoader[object]) -> Iterator[object]:

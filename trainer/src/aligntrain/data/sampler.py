@@ -22,7 +22,7 @@ that a run can resume after an upgrade.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class GlobalBatch:
     after: Position
 
 
+@dataclass(eq=False)
 class GlobalBatchSampler:
     """Batches of `global_size` rows, in an order drawn from `seed`.
 
@@ -71,34 +72,30 @@ class GlobalBatchSampler:
         InputError: there are fewer rows than a batch needs.
     """
 
-    def __init__(
-        self,
-        rows: Rows,
-        row_groups: Rows,
-        *,
-        global_size: int,
-        seed: int,
-        lengths: npt.NDArray[np.int32] | None = None,
-        has_image: npt.NDArray[np.bool_] | None = None,
-        dataset: str = "",
-    ) -> None:
-        if len(rows) < global_size:
+    rows: Rows
+    row_groups: Rows
+    _: KW_ONLY
+    global_size: int
+    seed: int
+    lengths: npt.NDArray[np.int32] | None = None
+    has_image: npt.NDArray[np.bool_] | None = None
+    dataset: str = ""
+    _cached_epoch: tuple[int, Rows] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if len(self.rows) < self.global_size:
             raise InputError(
-                f"there are {len(rows)} rows to train on and batch.global_size is {global_size}; "
-                f"set it to {max(len(rows), 1)} or less, or give more data."
+                f"there are {len(self.rows)} rows to train on and batch.global_size is "
+                f"{self.global_size}; set it to {max(len(self.rows), 1)} or less, or give more "
+                "data."
             )
-        self._rows, self._row_groups = rows, row_groups
-        self._lengths, self._has_image = lengths, has_image
-        self.global_size = global_size
         self._identity = {
-            "dataset": dataset,
-            "rows": len(rows),
-            "global_size": global_size,
-            "seed": seed,
-            "group": lengths is not None,
+            "dataset": self.dataset,
+            "rows": len(self.rows),
+            "global_size": self.global_size,
+            "seed": self.seed,
+            "group": self.lengths is not None,
         }
-        self._seed = seed
-        self._cached_epoch: tuple[int, Rows] | None = None
 
     @classmethod
     def of(
@@ -112,9 +109,10 @@ class GlobalBatchSampler:
         group: bool = False,
     ) -> "GlobalBatchSampler":
         """Return the sampler over `rows` of `shards`; `group` is data.group_by_length."""
+        groups = shards.row_groups
         return cls(
             rows,
-            row_group_numbers(shards)[rows],
+            np.repeat(np.arange(len(groups)), [group.rows for group in groups])[rows],
             global_size=global_size,
             seed=seed,
             lengths=index.lengths[rows] if group else None,
@@ -125,12 +123,12 @@ class GlobalBatchSampler:
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in each epoch."""
-        return len(self._rows) // self.global_size
+        return len(self.rows) // self.global_size
 
     @property
     def left_out(self) -> int:
         """Rows left out at the end of an epoch, fewer than a batch."""
-        return len(self._rows) % self.global_size
+        return len(self.rows) % self.global_size
 
     def position(self, step: int) -> Position:
         """Return the position after `step` global batches from the start."""
@@ -143,7 +141,7 @@ class GlobalBatchSampler:
     def epoch(self, epoch: int) -> Rows:
         """Return the row numbers [steps, global size] of all batches of an epoch."""
         if self._cached_epoch is None or self._cached_epoch[0] != epoch:
-            self._cached_epoch = epoch, self._rows[self._batches(epoch)]
+            self._cached_epoch = epoch, self.rows[self._batches(epoch)]
         return self._cached_epoch[1]
 
     def plan(self, start: Position, stop: Position) -> Iterator[GlobalBatch]:
@@ -157,11 +155,7 @@ class GlobalBatchSampler:
         return {"epoch": position.epoch, "step": position.step, "order": dict(self._identity)}
 
     def restore(self, state: dict[str, Any]) -> Position:
-        """Return the position in `state`; the run that saved it may have had other ranks.
-
-        Raises:
-            InputError: the position belongs to another order.
-        """
+        """Return the position in `state`, of any number of ranks; InputError for another order."""
         saved = state["order"]
         for key, value in self._identity.items():
             if saved.get(key) != value:
@@ -175,18 +169,18 @@ class GlobalBatchSampler:
     def _batches(self, epoch: int) -> Rows:
         """Return an epoch's batches as indices [steps, global size] into `rows`."""
         # [n]: place of each row's row group in this epoch's shuffled order
-        group_rank = _shuffled_ranks(self._row_groups, (self._seed, epoch, 0))
-        keys = _random((self._seed, epoch, 1), self._rows)
+        group_rank = _shuffled_ranks(self.row_groups, (self.seed, epoch, 0))
+        keys = _random((self.seed, epoch, 1), self.rows)
         groups = int(group_rank.max()) + 1
         window = group_rank * -(-groups // WINDOW) // groups  # windows of nearly equal size
         order = np.lexsort((keys, window))  # window by window, rows at random within
         cuts = np.flatnonzero(np.diff(window[order])) + 1
         batches: list[Rows] = []
-        pools = _Pools(self.global_size, self._lengths, self._has_image)
+        pools = _Pools(self.global_size, self.lengths, self.has_image)
         for number, indices in enumerate(np.split(order, cuts)):
             full = pools.add(indices)
-            if self._lengths is not None:  # undo the order by length
-                turn = np.argsort(_random((self._seed, epoch, 2, number), np.arange(len(full))))
+            if self.lengths is not None:  # undo the order by length
+                turn = np.argsort(_random((self.seed, epoch, 2, number), np.arange(len(full))))
                 full = [full[i] for i in turn]
             batches += full
         batches += pools.rest()
@@ -194,48 +188,38 @@ class GlobalBatchSampler:
         return np.stack([b[np.argsort(group_rank[b], kind="stable")] for b in batches])
 
 
+@dataclass(slots=True)
 class _Pools:
     """Rows waiting for a batch: one pool, or one per modality when grouping."""
 
-    def __init__(
-        self,
-        size: int,
-        lengths: npt.NDArray[np.int32] | None,
-        has_image: npt.NDArray[np.bool_] | None,
-    ) -> None:
-        self._size = size
-        self._lengths = lengths
-        self._has_image = has_image
-        self._waiting: list[Rows] = [np.empty(0, np.int64)] * (1 if has_image is None else 2)
+    size: int
+    lengths: npt.NDArray[np.int32] | None
+    has_image: npt.NDArray[np.bool_] | None
+    waiting: dict[int, Rows] = field(default_factory=dict[int, Rows])
 
     def add(self, indices: Rows) -> list[Rows]:
         """Add the shuffled rows of one window; return the batches that are full now."""
         parts = [indices]
-        if self._has_image is not None:
-            images = self._has_image[indices]
+        if self.has_image is not None:
+            images = self.has_image[indices]
             parts = [indices[images], indices[~images]]
         full: list[Rows] = []
         for modality, new in enumerate(parts):
-            pool = np.concatenate([self._waiting[modality], new])
-            ready = len(pool) - len(pool) % self._size
-            self._waiting[modality] = pool[ready:]
+            pool = np.concatenate([self.waiting.get(modality, new[:0]), new])
+            ready = len(pool) - len(pool) % self.size
+            self.waiting[modality] = pool[ready:]
             full += self._cut(pool[:ready])
         return full
 
     def rest(self) -> list[Rows]:
         """Return the full batches of all waiting rows; the last rows stay out."""
-        pool = np.concatenate(self._waiting)
-        return self._cut(pool[: len(pool) - len(pool) % self._size])
+        pool = np.concatenate(list(self.waiting.values()))
+        return self._cut(pool[: len(pool) - len(pool) % self.size])
 
     def _cut(self, indices: Rows) -> list[Rows]:
-        if self._lengths is not None:
-            indices = indices[np.argsort(self._lengths[indices], kind="stable")]
-        return list(indices.reshape(-1, self._size))
-
-
-def row_group_numbers(shards: ShardedDataset) -> Rows:
-    """Return the row group [n] of each row of `shards`."""
-    return np.repeat(np.arange(len(shards.row_groups)), [group.rows for group in shards.row_groups])
+        if self.lengths is not None:
+            indices = indices[np.argsort(self.lengths[indices], kind="stable")]
+        return list(indices.reshape(-1, self.size))
 
 
 def rank_part(rows: Rows, rank: int, ranks: int) -> Rows:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from alignshared import InputError
-from aligntrain.data.dataset import ShardedDataset
+from aligntrain.data.dataset import Row, ShardedDataset, decode_sample_image
 from aligntrain.data.index import read_index
-from aligntrain.data.samples import Row, decode_sample_image
 from aligntrain.prompts.conversation import InvalidSample, read_conversation
 from aligntrain.prompts.placeholders import IMAGE_MARK
 

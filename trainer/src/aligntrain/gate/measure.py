@@ -8,9 +8,8 @@ from typing import TypeVar
 import torch
 from PIL import Image
 
-from aligntrain.data.dataset import ShardedDataset
-from aligntrain.data.loader import Preparation, collate
-from aligntrain.data.samples import Row, Sample, decode_sample_image, make_sample
+from aligntrain.data.dataset import Row, ShardedDataset, decode_sample_image
+from aligntrain.data.loader import Preparation, Sample, collate, make_sample
 from aligntrain.evaluate.short_answers import LONGEST_ANSWER, is_right, is_short
 from aligntrain.gate.questions import GateQuestion
 from aligntrain.inference.generate import (

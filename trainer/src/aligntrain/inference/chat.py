@@ -42,13 +42,7 @@ class Chat:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> "Chat":
-        """Load the model in `folder`, a run's or one written by `save_pretrained`.
-
-        It runs on a GPU in the saved dtype if there is one, else on the CPU in float32.
-
-        Raises:
-            InputError: there is no such model.
-        """
+        """Load the model in `folder` (see `load_for_inference`)."""
         return cls(*load_for_inference(folder, device=device))
 
     @property
@@ -107,22 +101,26 @@ class Chat:
         )
         stop = Event()
 
+        def stopped(input_ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
+            return torch.full((len(input_ids),), stop.is_set(), device=input_ids.device)
+
+        def receive(weights: torch.Tensor) -> None:
+            if self.gate_weights is None:
+                self.gate_weights = weights[0].tolist()
+
         def generate() -> None:
             try:
                 self.model.generate(
                     **inputs,
                     generation_config=settings,
                     streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([_StopOn(stop)]),
+                    stopping_criteria=StoppingCriteriaList([stopped]),
                 )
             finally:  # otherwise the reader would wait forever
                 streamer.end()
 
         read: list[str] = []
-        with (
-            ThreadPoolExecutor(max_workers=1) as pool,
-            capture_gate(self.model, self._receive_gate),
-        ):
+        with ThreadPoolExecutor(max_workers=1) as pool, capture_gate(self.model, receive):
             generation = pool.submit(generate)
             try:
                 for piece in streamer:
@@ -140,17 +138,3 @@ class Chat:
     def _remember(self, turn: dict[str, Any], read: list[str]) -> None:
         text = "".join(read).strip()
         self._messages += [turn, {"role": "assistant", "content": [{"type": "text", "text": text}]}]
-
-    def _receive_gate(self, weights: torch.Tensor) -> None:
-        if self.gate_weights is None:
-            self.gate_weights = weights[0].tolist()
-
-
-class _StopOn:
-    """Stopping criterion of `generate`: `event` is set."""
-
-    def __init__(self, event: Event) -> None:
-        self._event = event
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.full((len(input_ids),), self._event.is_set(), device=input_ids.device)

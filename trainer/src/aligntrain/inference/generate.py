@@ -74,7 +74,14 @@ def generate_answers(
     def answers() -> Iterator[Answer]:
         remaining = iter(questions)
         while batch := list(islice(remaining, batch_size)):
-            yield from _answer_batch(model, processor, batch, settings, shorten)
+            answered: dict[int, Answer] = {}
+            for forced in (True, False):  # generated apart: a forced level, and a mix
+                rows = [i for i, asked in enumerate(batch) if (asked.level is not None) == forced]
+                if rows:
+                    part = [batch[i] for i in rows]
+                    generated = _generate(model, processor, part, settings, shorten)
+                    answered |= zip(rows, generated, strict=True)
+            yield from (answered[i] for i in range(len(batch)))
 
     return answers()
 
@@ -124,8 +131,8 @@ def generation_settings(
             f"(got {temperature})."
         )
     tokenizer = processor.tokenizer
-    ends = model.generation_config.eos_token_id
-    stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}
+    ends: int | list[int] | None = model.generation_config.eos_token_id
+    stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}  # pyright: ignore[reportUnhashable]
     if captions_only(processor):
         # Captions are trained to end with a line feed.
         stops.add(tokenizer("a\n", add_special_tokens=False).input_ids[-1])
@@ -151,7 +158,7 @@ def check_questions(
 ) -> None:
     """Raise InputError unless the model can answer each row of `inputs` with its level."""
     config = model.config
-    limit = _max_positions(model)
+    limit = max_positions(model)
     has_images = (inputs["input_ids"] == config.image_token_id).any(dim=1).tolist()
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     for level, has_image, length in zip(levels, has_images, lengths, strict=True):
@@ -187,49 +194,8 @@ def capture_gate(
         handle.remove()
 
 
-def _answer_batch(
-    model: AlignGPTForConditionalGeneration,
-    processor: AlignGPTProcessor,
-    questions: Sequence[Question],
-    settings: GenerationConfig,
-    shorten: bool,
-) -> list[Answer]:
-    """Return the answers, generating those with a forced level apart from those with a mix."""
-    answers: dict[int, Answer] = {}
-    for forced in (True, False):
-        rows = [i for i, question in enumerate(questions) if (question.level is not None) == forced]
-        if rows:
-            part = [questions[i] for i in rows]
-            answered = _generate(model, processor, part, settings, shorten)
-            answers |= zip(rows, answered, strict=True)
-    return [answers[i] for i in range(len(questions))]
-
-
-def _room(
-    model: AlignGPTForConditionalGeneration,
-    inputs: dict[str, torch.Tensor],
-    questions: Sequence[Question],
-    most: int,
-) -> int:
-    """Return the number of new tokens, up to `most`, that fit after each of `questions`.
-
-    Raises:
-        InputError: one of them leaves no room.
-    """
-    limit = _max_positions(model)
-    if limit is None:
-        return most
-    lengths = inputs["attention_mask"].sum(dim=1).tolist()
-    for question, length in zip(questions, lengths, strict=True):
-        if length >= limit:
-            raise InputError(
-                f"{question.name} has {length} tokens, and with an answer is longer than the "
-                f"{limit} that the model reads; leave it out, or take a model that reads more."
-            )
-    return min(most, limit - max(lengths))
-
-
-def _max_positions(model: AlignGPTForConditionalGeneration) -> int | None:
+def max_positions(model: AlignGPTForConditionalGeneration) -> int | None:
+    """Return the tokens that the LLM reads, or None if unlimited."""
     return getattr(model.config.text_config, "max_position_embeddings", None)
 
 
@@ -241,14 +207,21 @@ def _generate(
     shorten: bool,
 ) -> Iterator[Answer]:
     inputs = model_inputs(model, processor, [question.messages for question in questions])
-    most = settings.max_new_tokens or 0
-    if shorten and (room := _room(model, inputs, questions, most)) < most:
+    most, limit = settings.max_new_tokens or 0, max_positions(model)
+    lengths: list[int] = inputs["attention_mask"].sum(dim=1).tolist()
+    if shorten and limit is not None and max(lengths) + most > limit:
+        for question, length in zip(questions, lengths, strict=True):
+            if length >= limit:
+                raise InputError(
+                    f"{question.name} has {length} tokens, and with an answer is longer than the "
+                    f"{limit} that the model reads; leave it out, or take a model that reads more."
+                )
         if len(questions) > 1:  # one by one: a shared limit would depend on the batch
             for question in questions:
                 yield from _generate(model, processor, [question], settings, shorten)
             return
-        most, settings = room, copy(settings)
-        settings.max_new_tokens = room
+        most, settings = limit - lengths[0], copy(settings)
+        settings.max_new_tokens = most
     levels = [question.level for question in questions]
     check_questions(model, processor, inputs, levels, most)
     if levels[0] is not None:
@@ -262,6 +235,6 @@ def _generate(
     weights = captured[0].tolist() if captured else [[0.0]] * len(new_ids)
     for row, gate_weights in zip(new_ids, weights, strict=True):
         end = next((i for i, token in enumerate(row) if token in stops), None)
-        text = processor.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
+        text = str(processor.tokenizer.decode(row[:end], skip_special_tokens=True)).strip()
         tokens = len(row) if end is None else end + 1
         yield Answer(text, gate_weights if any(gate_weights) else None, tokens, end is not None)

@@ -52,11 +52,7 @@ class Base:
 
     @classmethod
     def read(cls, folder: Path) -> "Base":
-        """Read the base of the export `folder`.
-
-        Raises:
-            InputError: it is damaged.
-        """
+        """Read the base of the export `folder`; InputError if it is damaged."""
         try:
             return cls(**json.loads((folder / BASE).read_bytes()))
         except (OSError, ValueError, TypeError) as error:
@@ -67,11 +63,7 @@ class Base:
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Return the model's folder for `folder`: a run's folder, its export, or a model's own.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Return the model's folder in `folder`: a run's, an export or its own; InputError if none."""
     for place in (Path(folder), Path(folder) / EXPORT):
         if (place / "config.json").is_file():
             return place
@@ -117,13 +109,7 @@ def load_model(
 def load_for_inference(
     folder: str | Path, *, device: str | None = None
 ) -> "tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]":
-    """Return model and processor of `folder` on the best device.
-
-    Uses a GPU if there is one, in the saved dtype, else the CPU in float32.
-
-    Raises:
-        InputError: there is no such model.
-    """
+    """Return `load_model` on a GPU in the saved dtype if there is one, else the CPU in float32."""
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -134,30 +120,26 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
     import torch
     from transformers import AutoConfig
 
+    from aligntrain.model import AlignGPTForConditionalGeneration, build_model
+
     if dtype == "auto":
         saved = str(AutoConfig.from_pretrained(place).dtype)
         dtype = getattr(torch, saved.removeprefix("torch."))
-    model = _base_model(place, dtype)
-    load_adapter(model, place / ADAPTER)
-    load_lora(model, place / LORA)
-    return model
-
-
-def _base_model(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForConditionalGeneration":
-    """Return the starting model of a LoRA run, without its projector, table and gate."""
-    from aligntrain.model import AlignGPTForConditionalGeneration, build_model
-
     base = Base.read(place)
     try:
-        if base.model is not None:
-            return AlignGPTForConditionalGeneration.from_pretrained(base.model, dtype=dtype)
-        return build_model(base.vision_tower, base.llm, dtype=dtype, **base.choices)
+        if base.model is None:
+            model = build_model(base.vision_tower, base.llm, dtype=dtype, **base.choices)
+        else:
+            model = AlignGPTForConditionalGeneration.from_pretrained(base.model, dtype=dtype)
     except (OSError, ValueError, InputError) as error:
         reason = " ".join(str(error).partition(";")[0].split())[:300]
         raise InputError(
             f"{place} holds what a LoRA run has learned, and what it learned on cannot be loaded: "
             f"{reason}; if it has moved, write its new place into {place / BASE}."
         ) from error
+    load_adapter(model, place / ADAPTER)
+    load_lora(model, place / LORA)
+    return model
 
 
 def _lasting(name: str) -> str:

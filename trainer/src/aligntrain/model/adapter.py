@@ -5,7 +5,7 @@ Contains all that pre-training adds to an unchanged vision tower and LLM.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from alignshared import InputError, atomic
 
@@ -28,6 +28,8 @@ _SIZES = {
 }
 """Meaning of each size, and the model part it is checked against."""
 
+_CHOICES = ("mixing", "gate_text", "vision_feature_layer", "vision_feature_select", "scales")
+
 
 def adapter_weights(model: "AlignGPTForConditionalGeneration") -> dict[str, "torch.Tensor"]:
     """Return the parameters of `model` in an adapter file, by name, not copied."""
@@ -47,12 +49,17 @@ def save_adapter(
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
+    path, config = Path(path), model.config
     chosen = adapter_weights(model) if weights is None else weights
     whole = {name: value.detach().cpu().contiguous() for name, value in chosen.items()}
+    metadata = {
+        "format": FORMAT,
+        "sizes": json.dumps(_sizes(config)),
+        "choices": json.dumps({name: getattr(config, name) for name in _CHOICES}),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic.file(path) as unfinished:
-        save_file(whole, unfinished, metadata=_metadata(model.config))
+        save_file(whole, unfinished, metadata=metadata)
 
 
 def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) -> list[str]:
@@ -68,9 +75,10 @@ def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) ->
     """
     import torch
 
-    metadata, weights = read_adapter(path)
+    metadata, weights = _read(path)
     saved, sizes = json.loads(metadata["sizes"]), _sizes(model.config)
-    shared = {name.split(".")[1] for name in adapter_weights(model).keys() & weights.keys()}
+    parameters = adapter_weights(model)
+    shared = {name.split(".")[1] for name in parameters.keys() & weights.keys()}
     scales = json.loads(metadata["choices"]).get("scales")
     if "projector" in shared and scales != model.config.scales:
         raise InputError(
@@ -83,19 +91,14 @@ def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) ->
                 f"{path} is for {saved[size]} {meaning}, but the model has {sizes[size]}; give the "
                 "adapter of a model of the same sizes."
             )
-    parameters = adapter_weights(model)
     with torch.no_grad():
         for name in parameters.keys() & weights.keys():
             parameters[name].copy_(weights[name])
     return sorted(parameters.keys() - weights.keys())
 
 
-def read_adapter(path: str | Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
-    """Return metadata and parameters of the adapter file `path`.
-
-    Raises:
-        InputError: no such file, or no adapter.
-    """
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:
+    """Return metadata and parameters of the adapter file `path`."""
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
@@ -120,22 +123,4 @@ def _sizes(config: "AlignGPTConfig") -> dict[str, int]:
         "vision_hidden_size": config.vision_config.hidden_size,
         "hidden_size": config.text_config.hidden_size,
         "gate_hidden": config.gate_hidden,
-    }
-
-
-def _metadata(config: "AlignGPTConfig") -> dict[str, str]:
-    choices: dict[str, Any] = {
-        name: getattr(config, name)
-        for name in (
-            "mixing",
-            "gate_text",
-            "vision_feature_layer",
-            "vision_feature_select",
-            "scales",
-        )
-    }
-    return {
-        "format": FORMAT,
-        "sizes": json.dumps(_sizes(config)),
-        "choices": json.dumps(choices),
     }

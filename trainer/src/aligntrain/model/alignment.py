@@ -79,7 +79,7 @@ class Alignment(nn.Module):
             # h_align = E[level] (pre-training, or a level forced by hand)
             vectors = self.table[(levels - 1).clamp(0, len(self.table) - 1)]
             # A trainable gate takes part in every batch, so that no rank waits for its gradient.
-            if self.gate is not None and torch.is_grad_enabled() and _is_trainable(self.gate):
+            if self.gate is not None and torch.is_grad_enabled() and is_trainable(self.gate):
                 vectors = vectors + zero_term(self.gate(similarities)).to(vectors.dtype)
             return vectors, None
         # h_align = E_N + sum_i alpha_i E_i, i < N (equation 3), in float32
@@ -99,9 +99,9 @@ class Alignment(nn.Module):
 
 
 def mean_text(embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Return the mean [B, d] float32 of `embeddings` [B, T, d] over `mask` [B, T] bool, else 0.
+    """Return t of equation 2: the mean [B, d] float32 of `embeddings` [B, T, d] over `mask`.
 
-    This is t of equation 2.
+    `mask` is [B, T] bool; a row without any gets zeros.
     """
     total = (embeddings * mask.unsqueeze(-1)).sum(dim=1, dtype=torch.float32)
     return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
@@ -135,5 +135,6 @@ def zero_term(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten()[:0].sum()
 
 
-def _is_trainable(module: nn.Module) -> bool:
+def is_trainable(module: nn.Module) -> bool:
+    """Return whether any parameter of `module` is trained."""
     return any(parameter.requires_grad for parameter in module.parameters())

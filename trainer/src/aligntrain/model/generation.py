@@ -4,6 +4,7 @@
 # pyright: reportIncompatibleMethodOverride=false
 """`generate` with images, padding on either side, and placeholder ids in the prompt."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,8 @@ class AlignGPTGeneration(GenerationMixin):
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         mask = kwargs.get("attention_mask")
         if ids is not None and mask is not None and mask.shape == ids.shape:
-            ids, kwargs["attention_mask"] = _pad_left(ids, mask)
+            order = (mask != 0).int().argsort(dim=1, stable=True)  # [B, T], tokens in order
+            ids, kwargs["attention_mask"] = ids.gather(1, order), mask.gather(1, order)
         if ids is not None:
             kwargs[name] = ids
         return super().generate(**kwargs)
@@ -87,45 +89,34 @@ class AlignGPTGeneration(GenerationMixin):
         return LogitsProcessorList(_WithPlaceholders(part, width) for part in processors)
 
 
+@dataclass(slots=True)
 class _WithPlaceholders:
     """Logits processor that looks up the scores of ids in the prompt, placeholders among them.
 
     The wrapped processor sees scores widened to `width` ids, with -inf for the placeholders.
     """
 
-    def __init__(self, processor: LogitsProcessor, width: int) -> None:
-        self._processor = processor
-        self._width = width
+    processor: LogitsProcessor
+    width: int
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         vocabulary = scores.shape[-1]
-        missing = self._width - vocabulary
+        missing = self.width - vocabulary
         if missing <= 0 or isinstance(
-            self._processor, UnbatchedClassifierFreeGuidanceLogitsProcessor
+            self.processor, UnbatchedClassifierFreeGuidanceLogitsProcessor
         ):
-            return self._processor(input_ids, scores)
+            return self.processor(input_ids, scores)
         impossible = scores.new_full((*scores.shape[:-1], missing), float("-inf"))
         widened = torch.cat([scores, impossible], dim=-1)  # [B, V] -> [B, width]
-        return self._processor(input_ids, widened)[:, :vocabulary]
+        return self.processor(input_ids, widened)[:, :vocabulary]
 
 
-def count_positions(
-    attention_mask: torch.Tensor | None, *sequences: torch.Tensor | None
-) -> torch.Tensor | None:
-    """Return positions [B, T] of the first of `sequences` that is not None.
+def count_positions(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """Return the positions [B, T] of the last `length` tokens covered by the mask.
 
-    They count each row's tokens from 0, wherever its padding is. With a cache, the sequence is the
-    end of the one covered by the mask.
+    They count each row's tokens from 0, wherever its padding is. With a cache, the mask covers
+    earlier tokens too. Without a 2-dimensional mask the LLM counts for itself: None.
     """
-    lengths = [sequence.shape[1] for sequence in sequences if sequence is not None]
-    if not lengths or not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
         return None
-    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -lengths[0] :]
-
-
-def _pad_left(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move the padding of each row of `ids` and `mask` [B, T] to its left, tokens in order."""
-    if bool(mask[:, -1].all()):
-        return ids, mask
-    order = (mask != 0).int().argsort(dim=1, stable=True)
-    return ids.gather(1, order), mask.gather(1, order)
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -length:]

@@ -9,7 +9,7 @@ those in `model.modeling`:
     model.language_model.….q_proj.lora_B.default.weight    [outputs, rank]
 """
 
-import os
+from copy import copy
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,9 @@ from aligntrain.recipes.schema import LoraSettings, Precision
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 
@@ -34,7 +36,7 @@ _NAME = "default"
 _LLM = "model.language_model."
 _PEFT = "base_model.model."
 """Prefix of the LLM's names in peft's files."""
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def add_lora(model: "AlignGPTForConditionalGeneration", settings: LoraSettings) -> None:
@@ -44,7 +46,7 @@ def add_lora(model: "AlignGPTForConditionalGeneration", settings: LoraSettings) 
         InputError: a target is no matrix of this LLM, or peft is not installed.
     """
     _need("peft", "LoRA", "lora")
-    from peft import LoraConfig, TaskType
+    from peft import LoraConfig, TaskType, inject_adapter_in_model
 
     llm = model.model.language_model
     targets = target_names(llm, settings.targets)
@@ -57,28 +59,28 @@ def add_lora(model: "AlignGPTForConditionalGeneration", settings: LoraSettings) 
         # GPT-2 keeps its matrices the other way round, in a class of transformers' own.
         fan_in_fan_out=type(llm.get_submodule(targets[0])).__name__ == "Conv1D",
     )
-    _inject(llm, config)
+    inject_adapter_in_model(config, llm, _NAME)
 
 
 def target_names(llm: "PreTrainedModel", targets: tuple[str, ...]) -> list[str]:
-    """Return the full names of the modules of `llm` that match `targets` (see `LoraSettings`).
-
-    Raises:
-        InputError: one of them matches none.
-    """
+    """Return the full names of the modules of `llm` that match `targets` (`LoraSettings`)."""
     known = list(linear_layers(llm))
     if targets == (_ALL,):
         return known
-    chosen: set[str] = set()
-    for target in targets:
-        meant = {name for name in known if f".{name}".endswith(f".{target}")}
-        if not meant:
-            raise _unknown_target(target, known)
-        chosen |= meant
+    meant = {t: [name for name in known if f".{name}".endswith(f".{t}")] for t in targets}
+    for target, names in meant.items():
+        if not names:
+            leaves = sorted({name.rpartition(".")[2] for name in known})
+            near = get_close_matches(target.rpartition(".")[2], leaves, n=1)
+            hint = (
+                f"did you mean {near[0]}?" if near else f"there are {', '.join(leaves)}, or {_ALL}."
+            )
+            raise InputError(f"lora.targets names {target}, which is no matrix of this LLM; {hint}")
+    chosen = {name for names in meant.values() for name in names}
     return [name for name in known if name in chosen]
 
 
-def linear_layers(llm: "PreTrainedModel") -> dict[str, Any]:
+def linear_layers(llm: "PreTrainedModel") -> "dict[str, nn.Linear | Conv1D]":
     """Return the linear layers of `llm` by name, in order, without its head and LoRA's own.
 
     The head may share its matrix with the embeddings, which LoRA would change.
@@ -94,9 +96,10 @@ def linear_layers(llm: "PreTrainedModel") -> dict[str, Any]:
     }
 
 
-def features_read(layer: Any) -> int:
+def features_read(layer: "nn.Linear | Conv1D") -> int:
     """Return the input width of one of the `linear_layers`."""
-    return int(layer.in_features if hasattr(layer, "in_features") else layer.weight.shape[0])
+    features = getattr(layer, "in_features", None)
+    return int(layer.weight.shape[0] if features is None else features)
 
 
 def four_bit_options(precision: Precision, *, keep: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -129,48 +132,46 @@ def four_bit_options(precision: Precision, *, keep: tuple[str, ...] = ()) -> dic
     return {"quantization_config": config, "device_map": {"": torch.cuda.current_device()}}
 
 
-def save_lora(model: Any, folder: Path, weights: dict[str, "torch.Tensor"], *, base: str) -> None:
+def save_lora(
+    model: "AlignGPTForConditionalGeneration",
+    folder: Path,
+    weights: dict[str, "torch.Tensor"],
+    *,
+    base: str,
+) -> None:
     """Write the LoRA of `model` to `folder` as peft does, for the LLM called `base`.
 
     `weights` are its matrices by their names in `model`, whole also under ZeRO-3.
     peft's `PeftModel.from_pretrained(llm, folder)` reads it.
     """
-    from copy import copy
-
     from safetensors.torch import save_file
 
     config = copy(model.model.language_model.peft_config[_NAME])
     config.base_model_name_or_path = base
     config.target_modules = sorted(config.target_modules)
     config.inference_mode = True
-    config.save_pretrained(os.fspath(folder))
+    config.save_pretrained(str(folder))
     named = {_file_name(name): value.contiguous() for name, value in weights.items()}
     save_file(named, folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def load_lora(model: "AlignGPTForConditionalGeneration", folder: Path) -> None:
-    """Load the LoRA in `folder`, in peft's form, into the LLM of `model`.
-
-    Raises:
-        InputError: it is damaged or of another LLM, or peft is not installed.
-    """
+    """Load the LoRA in `folder` into the LLM of `model`; InputError if damaged or another LLM's."""
     _need("peft", "LoRA", "lora")
     import torch
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     llm = model.model.language_model
     try:
         saved = load_file(folder / _WEIGHTS)
-        _inject(llm, LoraConfig.from_pretrained(os.fspath(folder)))
+        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), llm, _NAME)
     except (OSError, SafetensorError, ValueError, TypeError) as error:
-        reason = one_line(error, 200)
         raise InputError(
-            f"the LoRA in {folder} cannot be read: {reason}; copy it again."
+            f"the LoRA in {folder} cannot be read: {one_line(error, 200)}; copy it again."
         ) from error
-    own = {_file_name(n): p for n, p in model.named_parameters() if n.startswith(_LLM)}
-    own = {name: parameter for name, parameter in own.items() if ".lora_" in name}
+    own = {_file_name(n): p for n, p in model.named_parameters() if ".lora_" in n}
     shapes, saved_shapes = ({n: t.shape for n, t in tensors.items()} for tensors in (own, saved))
     if shapes != saved_shapes:
         names = shapes.keys() | saved_shapes.keys()
@@ -185,10 +186,7 @@ def load_lora(model: "AlignGPTForConditionalGeneration", folder: Path) -> None:
 
 
 def merge_lora(model: "AlignGPTForConditionalGeneration") -> int:
-    """Merge the LoRA of `model` into the LLM's own matrices; return their number.
-
-    The outputs stay the same up to rounding.
-    """
+    """Merge LoRA into the LLM's own matrices; return their number. Outputs stay, up to rounding."""
     from peft.tuners.lora import LoraLayer
 
     llm = model.model.language_model
@@ -200,22 +198,9 @@ def merge_lora(model: "AlignGPTForConditionalGeneration") -> int:
     return len(layers)
 
 
-def _inject(llm: Any, config: Any) -> None:
-    from peft import inject_adapter_in_model
-
-    inject_adapter_in_model(config, llm, _NAME)
-
-
 def _file_name(name: str) -> str:
     """Return peft's name in its files for the model's parameter `name`."""
     return _PEFT + name.removeprefix(_LLM).replace(f".{_NAME}.", ".")
-
-
-def _unknown_target(target: str, known: list[str]) -> InputError:
-    leaves = sorted({name.rpartition(".")[2] for name in known})
-    near = get_close_matches(target.rpartition(".")[2], leaves, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(leaves)}, or {_ALL}."
-    return InputError(f"lora.targets names {target}, which is no matrix of this LLM; {hint}")
 
 
 def _need(package: str, what: str, extra: str) -> None:

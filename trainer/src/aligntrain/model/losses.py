@@ -32,20 +32,22 @@ def label_positions(labels: torch.Tensor) -> torch.Tensor:
 def next_token_losses(
     logits: torch.Tensor,
     labels: torch.Tensor,
-    items: int | torch.Tensor | None = None,
-    positions: torch.Tensor | None = None,
+    items: int | torch.Tensor | None,
+    logits_to_keep: int | torch.Tensor,
 ) -> Losses:
     """Return the cross-entropy of `logits` [B, T, V] against `labels` [B, T] shifted by one.
 
-    With `positions` [K] int64, `logits` [B, K, V] belong to these positions only.
+    Fewer `logits` [B, K, V] belong to the last K positions, or to the positions `logits_to_keep`
+    [K] int64.
 
     Returns:
         The sum over all labelled tokens divided by `items` (default: their number), the mean of
         each row [B] float32, detached and 0 without labels, and the labels per row [B] int64.
     """
     targets = _shift(labels)  # [B, T]
-    if positions is not None:
-        targets = targets[:, positions]  # [B, K]
+    if logits.shape[1] != targets.shape[1]:
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        targets = targets[:, kept]  # [B, K]
     is_label = targets != IGNORE_INDEX
     rows = is_label.nonzero()[:, 0]  # row of each label, in reading order
     # Select before the cast to float32, so that image and prompt positions cost no memory.
@@ -72,7 +74,7 @@ def packed_losses(
     packing: Packing,
     targets: torch.Tensor,
     positions: torch.Tensor,
-    items: int | torch.Tensor | None = None,
+    items: int | torch.Tensor | None,
 ) -> Losses:
     """Return the values of `next_token_losses` for packed rows.
 
@@ -154,13 +156,19 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
             torch.zeros_like(value) if value is not None and needed else None
             for value, needed in zip(inputs, ctx.needs_input_grad, strict=False)
         ]
+        hidden_gradient, weight_gradient, bias_gradient = gradients
         for begin in range(0, len(hidden), rows):
             chunk = slice(begin, begin + rows)
             logits = nn.functional.linear(hidden[chunk], weight, bias)  # [rows, V]
             losses.append(token_cross_entropy(logits, targets[chunk]))
             if any(gradient is not None for gradient in gradients):
                 slope = _logits_gradient(logits, targets[chunk])
-                _accumulate(gradients, slope, hidden[chunk], weight, chunk)
+                if hidden_gradient is not None:
+                    torch.mm(slope, weight, out=hidden_gradient[chunk])  # [rows, V] @ [V, d]
+                if weight_gradient is not None:
+                    weight_gradient.addmm_(slope.T, hidden[chunk])  # [V, rows] @ [rows, d]
+                if bias_gradient is not None:
+                    bias_gradient += slope.sum(dim=0)
         ctx.save_for_backward(*gradients)
         return torch.cat(losses).sum()
 
@@ -181,7 +189,7 @@ def _per_row(
     is_label: torch.Tensor,
     rows: torch.Tensor,
     batch: int,
-    items: int | torch.Tensor | None = None,
+    items: int | torch.Tensor | None,
 ) -> Losses:
     """Return the three `Losses` from token `losses` [K], of which `rows` [K] names the row."""
     tokens = rows.new_zeros(batch).index_add(0, rows, is_label.long())
@@ -196,20 +204,3 @@ def _logits_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tenso
     index = targets.clamp(min=0).unsqueeze(-1)  # [K, 1]; ignored targets are zeroed below
     slope.scatter_add_(-1, index, slope.new_full((1, 1), -1.0).expand_as(index))
     return slope.mul_((targets != IGNORE_INDEX).unsqueeze(-1)).to(logits.dtype)
-
-
-def _accumulate(
-    gradients: list[torch.Tensor | None],
-    slope: torch.Tensor,
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    chunk: slice,
-) -> None:
-    """Add a chunk's part to the gradients of hidden states, weight and bias."""
-    hidden_gradient, weight_gradient, bias_gradient = gradients
-    if hidden_gradient is not None:
-        torch.mm(slope, weight, out=hidden_gradient[chunk])  # [rows, V] @ [V, d]
-    if weight_gradient is not None:
-        weight_gradient.addmm_(slope.T, hidden)  # [V, rows] @ [rows, d]
-    if bias_gradient is not None:
-        bias_gradient += slope.sum(dim=0)

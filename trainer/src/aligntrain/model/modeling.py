@@ -46,6 +46,7 @@ from aligntrain.model.alignment import Alignment, mean_text, similarities, zero_
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration, count_positions
 from aligntrain.model.losses import (
+    Losses,
     body_of,
     chunked_cross_entropy,
     next_token_losses,
@@ -54,9 +55,11 @@ from aligntrain.model.losses import (
     token_cross_entropy,
 )
 from aligntrain.model.packing import Packing, mask_of, prepare_packing
-from aligntrain.model.placeholders import Placeholders
 from aligntrain.model.vision import Projector, image_features
 from aligntrain.prompts.placeholders import IGNORE_INDEX
+
+_OF_THE_LLM = ("logits", "cache", "hidden_states", "attentions")
+"""Fields of an output that are the LLM's own."""
 
 
 @dataclass
@@ -77,6 +80,63 @@ class AlignGPTOutput(ModelOutput):
     gate_weights: torch.Tensor | None = None
     sample_loss: torch.Tensor | None = None
     sample_tokens: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholders:
+    """Placeholders in `input_ids` [B, T], and the row of each image.
+
+    `image_mask` and `align_mask` are [B, T] bool, `has_image` [B] bool, `row_of_image` [I] int64.
+    """
+
+    image_mask: torch.Tensor
+    align_mask: torch.Tensor
+    has_image: torch.Tensor
+    row_of_image: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        input_ids: torch.Tensor,
+        images: int,
+        levels: torch.Tensor | None,
+        config: AlignGPTConfig,
+    ) -> "Placeholders":
+        """Find and check the placeholders in `input_ids` [B, T] of a batch with `images` images.
+
+        Raises:
+            InputError: their numbers do not fit the images or the model, or a level of `levels`
+                [B] is out of range.
+        """
+        image_mask = input_ids == config.image_token_id
+        align_mask = input_ids == config.align_token_id
+        image_counts, align_counts = image_mask.sum(dim=1), align_mask.sum(dim=1)
+        # One transfer from the GPU for all checks.
+        counts: list[tuple[int, int]] = torch.stack([image_counts, align_counts], dim=1).tolist()
+        _check_counts(counts, images, config)
+        if levels is not None:
+            _check_levels(levels, counts, config)
+        per_row = image_counts // config.image_tokens
+        row_of_image = torch.arange(len(per_row), device=per_row.device).repeat_interleave(
+            per_row, output_size=images
+        )
+        return cls(image_mask, align_mask, image_counts > 0, row_of_image)
+
+    def text_mask(
+        self, attention_mask: torch.Tensor | None, labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the text [B, T] bool that the gate reads: all of a row's text but its BOS.
+
+        With `labels`, labelled tokens (the answers) are left out. BOS is the token before the
+        alignment placeholder; rows of text have no placeholder and give no text.
+        """
+        after_align = self.align_mask.cumsum(dim=-1) > 0
+        text = after_align & ~self.image_mask & ~self.align_mask
+        # `generate` makes a 4-dimensional mask for a static cache; its padding is on the left,
+        # before the alignment placeholder, and so excluded already.
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+            text = text & attention_mask.bool()
+        return text if labels is None else text & (labels == IGNORE_INDEX)
 
 
 class AlignGPTPreTrainedModel(PreTrainedModel):
@@ -120,12 +180,6 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
-
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return projected image tokens [I, L, d] of `pixel_values` [I, 3, H, W]."""
         features = image_features(self.vision_tower, pixel_values, self.config)  # [I, L, width]
@@ -142,7 +196,8 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the LLM's input sequence [B, T, d], and the gate's weights [B, N-1] or None.
 
-        For the arguments see `AlignGPTForConditionalGeneration.forward`.
+        For the arguments see `AlignGPTForConditionalGeneration.forward`; `labels` only tell the
+        gate which text is the prompt.
         """
         config = self.config
         images = 0 if pixel_values is None else len(pixel_values)
@@ -169,55 +224,6 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
             weights = weights * places.has_image.unsqueeze(-1)
         return merged, weights
 
-    def forward(  # noqa: PLR0913 - transformers' own arguments and some of ours
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.Tensor | None = None,
-        levels: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        gate_weights: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        packing: Packing | None = None,
-        headless: bool = False,
-        **kwargs: Any,
-    ) -> tuple[ModelOutput, torch.Tensor | None]:
-        """Return the LLM's output on the merged sequence, and the gate's weights or None.
-
-        `labels` only tell the gate which text is the prompt; with `packing` the LLM reads all rows
-        as one; `headless` skips its head; `kwargs` go to the LLM.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError(
-                "forward got both or neither of input_ids and inputs_embeds; give one of them."
-            )
-        weights = None
-        if input_ids is not None:
-            inputs_embeds, weights = self.embed(
-                input_ids, attention_mask, pixel_values, levels, labels, gate_weights
-            )
-        elif pixel_values is not None:
-            raise InputError(
-                "forward got pixel_values with inputs_embeds, which have no places for them; give "
-                "input_ids, or the embeddings that `embed` merged."
-            )
-        if packing is not None:
-            inputs_embeds = packing.rows(inputs_embeds)  # [1, S, d]
-            attention_mask = mask_of(packing, self.language_model)
-            kwargs["position_ids"] = packing.positions  # [1, S]
-        llm = body_of(self.language_model) if headless else self.language_model
-        assert llm is not None, "the caller has checked `body_of`"
-        # Not every LLM accepts these two.
-        accepted = inspect.signature(llm.forward).parameters
-        optional = {name: kwargs.pop(name, None) for name in ("position_ids", "logits_to_keep")}
-        kwargs |= {
-            name: value
-            for name, value in optional.items()
-            if name in accepted and value is not None
-        }
-        output = llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
-        return output, weights
-
     def _untouched(self, levels: torch.Tensor | None) -> torch.Tensor:
         """Return a zero that depends on every parameter used only by images.
 
@@ -239,10 +245,6 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         return zero
 
 
-Losses = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
-_NO_LOSSES: Losses = (None, None, None)
-
-
 class AlignGPTForConditionalGeneration(
     AlignGPTGeneration, AlignGPTPreTrainedModel, GenerationMixin
 ):
@@ -252,12 +254,6 @@ class AlignGPTForConditionalGeneration(
         super().__init__(config)
         self.model = AlignGPTModel(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.language_model.get_output_embeddings()
@@ -313,68 +309,92 @@ class AlignGPTForConditionalGeneration(
         Raises:
             InputError: placeholders and images do not match, or a level is out of range.
         """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError(
+                "forward got both or neither of input_ids and inputs_embeds; give one of them."
+            )
         labels = self._without_placeholders(labels, input_ids)
         items = kwargs.pop("num_items_in_batch", None)
         as_dict = kwargs.pop("return_dict", True)
-        packing, targets, positions, headless = None, None, None, False
+        weights = None
+        if input_ids is not None:
+            inputs_embeds, weights = self.model.embed(
+                input_ids, attention_mask, pixel_values, levels, labels, gate_weights
+            )
+        elif pixel_values is not None:
+            raise InputError(
+                "forward got pixel_values with inputs_embeds, which have no places for them; give "
+                "input_ids, or the embeddings that `embed` merged."
+            )
+        assert inputs_embeds is not None, "checked above"
+        kwargs |= {"cache": cache, "use_cache": use_cache}
+        losses = (None, None, None)
         if packed:
             if attention_mask is None or labels is None:
                 raise InputError("packed rows need attention_mask and labels; give both.")
-            packing = Packing.of(attention_mask)
-            targets, positions = packed_targets(packing, labels)  # [S], [K]
-            # Whatever the number of labels: ranks that share the head under ZeRO-3 must agree.
-            headless = logits_bytes is not None and body_of(self.model.language_model) is not None
-        elif position_ids is None:
-            position_ids = count_positions(attention_mask, input_ids, inputs_embeds)
-        output, weights = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            levels=levels,
-            labels=labels,
-            gate_weights=gate_weights,
-            inputs_embeds=inputs_embeds,
-            cache=cache,
-            use_cache=use_cache,
-            position_ids=position_ids,
-            logits_to_keep=logits_to_keep if positions is None else positions,
-            packing=packing,
-            headless=headless,
-            **kwargs,
+            output, losses = self._forward_packed(
+                inputs_embeds, attention_mask, labels, items, logits_bytes, **kwargs
+            )
+        else:
+            if position_ids is None:
+                position_ids = count_positions(attention_mask, inputs_embeds.shape[1])
+            output = _run(
+                self.model.language_model,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                logits_to_keep=logits_to_keep,
+                **kwargs,
+            )
+            if labels is not None:
+                losses = next_token_losses(output["logits"], labels, items, logits_to_keep)
+        result = AlignGPTOutput(
+            loss=losses[0],
+            gate_weights=weights,
+            sample_loss=losses[1],
+            sample_tokens=losses[2],
+            **{name: output.get(name) for name in _OF_THE_LLM},
         )
-        losses = _NO_LOSSES
-        if packing is not None and targets is not None and positions is not None:
-            summed = self._token_losses(output, targets, positions, logits_bytes)
-            losses = packed_losses(*summed, packing, targets, positions, items)
-        elif labels is not None:
-            logits_at = _logits_positions(output.logits, labels, logits_to_keep)
-            losses = next_token_losses(output.logits, labels, items, logits_at)
-        result = _output(output, weights, losses)
         return result.to_tuple() if as_dict is False else result
 
     def prepare_packing(self) -> str | None:
         """Let `forward` take `packed`; return the obstacle with this LLM, or None."""
         return prepare_packing(self.model.language_model)
 
-    def _token_losses(
+    def _forward_packed(
         self,
-        output: ModelOutput,
-        targets: torch.Tensor,
-        positions: torch.Tensor,
+        embeddings: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        items: int | torch.Tensor | None,
         max_bytes: int | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the summed loss of packed rows and the loss [K] at each of `positions` [K]."""
-        logits: torch.Tensor | None = output.get("logits")
-        if logits is None:
-            assert max_bytes is not None, "without it there would be logits"
+        **kwargs: Any,
+    ) -> tuple[ModelOutput, Losses]:
+        """Return the LLM's output on all rows of `embeddings` [B, T, d] as one, and the losses."""
+        llm = self.model.language_model
+        packing = Packing.of(attention_mask)
+        targets, positions = packed_targets(packing, labels)  # [S], [K]
+        # Whatever the number of labels: ranks that share the head under ZeRO-3 must agree.
+        body = None if max_bytes is None else body_of(llm)
+        output = _run(
+            llm if body is None else body,
+            inputs_embeds=packing.rows(embeddings),  # [1, S, d]
+            attention_mask=mask_of(packing, llm),
+            position_ids=packing.positions,  # [1, S]
+            logits_to_keep=positions,
+            **kwargs,
+        )
+        if body is None:
+            logits = output["logits"]
+            # All S positions if the LLM does not know logits_to_keep, or if all have a label.
+            has_all = logits.shape[1] == len(targets)
+            logits = logits[0, positions] if has_all else logits[0]  # [K, V]
+            losses = token_cross_entropy(logits, targets[positions])
+            total = losses.sum()
+        else:
             hidden = output["last_hidden_state"][0, positions]  # [K, d]
-            llm = self.model.language_model
-            return chunked_cross_entropy(hidden, targets[positions], llm, max_bytes)
-        # All S positions if the LLM does not know logits_to_keep, or if all have a label.
-        has_all = logits.shape[1] == len(targets)
-        logits = logits[0, positions] if has_all else logits[0]  # [K, V]
-        losses = token_cross_entropy(logits, targets[positions])
-        return losses.sum(), losses
+            total, losses = chunked_cross_entropy(hidden, targets[positions], llm, max_bytes)
+        return output, packed_losses(total, losses, packing, targets, positions, items)
 
     def _without_placeholders(
         self, labels: torch.Tensor | None, input_ids: torch.Tensor | None
@@ -386,31 +406,13 @@ class AlignGPTForConditionalGeneration(
         return labels.masked_fill((input_ids == image) | (input_ids == align), IGNORE_INDEX)
 
 
-def _output(
-    llm_output: ModelOutput, gate_weights: torch.Tensor | None, losses: Losses
-) -> AlignGPTOutput:
-    return AlignGPTOutput(
-        loss=losses[0],
-        logits=llm_output.get("logits"),
-        cache=llm_output.get("cache"),
-        hidden_states=llm_output.get("hidden_states"),
-        attentions=llm_output.get("attentions"),
-        gate_weights=gate_weights,
-        sample_loss=losses[1],
-        sample_tokens=losses[2],
-    )
-
-
-def _logits_positions(
-    logits: torch.Tensor, labels: torch.Tensor, logits_to_keep: int | torch.Tensor
-) -> torch.Tensor | None:
-    """Return the positions [K] that `logits` [B, K, V] belong to, None for all."""
-    length = labels.shape[1]
-    if logits.shape[1] == length:
-        return None
-    if isinstance(logits_to_keep, int):
-        return torch.arange(length - logits_to_keep, length, device=labels.device)
-    return logits_to_keep
+def _run(llm: nn.Module, **inputs: Any) -> ModelOutput:
+    """Return the output of `llm`, without passing optional inputs that it does not take."""
+    accepted = inspect.signature(llm.forward).parameters
+    for name in ("position_ids", "logits_to_keep"):
+        if name not in accepted or inputs[name] is None:
+            del inputs[name]
+    return llm(**inputs)
 
 
 def _scatter(sequence: torch.Tensor, mask: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
@@ -430,3 +432,48 @@ def _first_parameter(module: nn.Module) -> nn.Parameter:
 def _is_partitioned(module: nn.Module) -> bool:
     """Return whether ZeRO-3 partitions the parameters, so that ranks must gather them together."""
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
+
+
+def _check_counts(counts: list[tuple[int, int]], images: int, config: AlignGPTConfig) -> None:
+    """Check the image and alignment placeholders of each row, and the number of all images."""
+    for row, (image_count, _) in enumerate(counts):
+        if image_count % config.image_tokens:
+            raise InputError(
+                f"row {row} has {image_count} image tokens, which is no multiple of the "
+                f"{config.image_tokens} that one image takes; make input_ids with the model's own "
+                "processor, and do not truncate inside an image."
+            )
+    places = sum(image_count for image_count, _ in counts) // config.image_tokens
+    if places != images:
+        raise InputError(
+            f"input_ids have places for {places} images, but pixel_values hold {images}; give as "
+            "many images as there are image marks in the prompts."
+        )
+    for row, (image_count, align_count) in enumerate(counts):
+        expected = int(config.has_table and image_count > 0)
+        if align_count != expected:
+            raise InputError(
+                f"row {row} has {align_count} alignment placeholders in the place of {expected} "
+                f"(mixing {config.mixing}); make input_ids with the model's own processor."
+            )
+
+
+def _check_levels(
+    levels: torch.Tensor, counts: list[tuple[int, int]], config: AlignGPTConfig
+) -> None:
+    if not config.has_table:
+        raise InputError(
+            "levels are given, but a model of mixing none has no level vectors; leave them out."
+        )
+    values = levels.tolist()
+    if levels.dim() != 1 or len(values) != len(counts):
+        raise InputError(
+            f"levels have the shape {list(levels.shape)}; give one level for each of the "
+            f"{len(counts)} rows."
+        )
+    for row, (level, (image_count, _)) in enumerate(zip(values, counts, strict=True)):
+        if image_count and not 1 <= level <= config.levels:
+            raise InputError(
+                f"row {row} has level {level}; give one from 1 to {config.levels}, or a model with "
+                "that many levels."
+            )

@@ -21,12 +21,17 @@ from alignshared.errors import one_line
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 
-_PREFIX = "visual."
 _RESAMPLE = {"bicubic": PILImageResampling.BICUBIC, "bilinear": PILImageResampling.BILINEAR}
 _FOREIGN = {
     "act_kwargs", "input_patchnorm", "ls_init_value", "no_ln_pre", "norm_kwargs", "timm_model_name",
 }  # fmt: skip
 """Options of open_clip's towers without an equivalent in CLIPVisionModel."""
+
+_LAYER_NAMES = {
+    "self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+}  # fmt: skip
+"""CLIPVisionModel's names in a layer, with open_clip's."""
 
 
 def is_open_clip(folder: str | Path) -> bool:
@@ -35,16 +40,12 @@ def is_open_clip(folder: str | Path) -> bool:
 
 
 def vision_config(folder: str | Path) -> CLIPVisionConfig:
-    """Return the configuration of the vision tower in `folder`.
-
-    Raises:
-        InputError: the tower is not a plain vision transformer, as CLIPVisionModel is.
-    """
+    """Return the configuration of the tower in `folder`, a plain vision transformer."""
     model = _read_config(folder)["model_cfg"]
     vision: dict[str, Any] = model["vision_cfg"]
-    foreign = {key for key, value in vision.items() if value and key in _FOREIGN}
+    foreign = sorted(key for key, value in vision.items() if value and key in _FOREIGN)
     if foreign or not isinstance(vision["layers"], int):
-        named = ", ".join(sorted(foreign)) or "convolutional layers"
+        named = ", ".join(foreign) or "convolutional layers"
         raise InputError(
             f"the vision tower of {folder} is no plain vision transformer ({named}); give a "
             "transformers folder of it instead."
@@ -77,8 +78,11 @@ def load_vision_tower(
         raise InputError(f"{folder} holds no {WEIGHTS_FILE}; put open_clip's weights there.")
     tower = CLIPVisionModel._from_config(config, dtype=dtype, **kwargs)
     with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(_PREFIX)]  # noqa: SIM118
-        weights = {name.removeprefix(_PREFIX): file.get_tensor(name) for name in names}
+        weights = {
+            name.removeprefix("visual."): file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118
+            if name.startswith("visual.")
+        }
     # Whether the parameters have the tower's name as prefix depends on transformers' version.
     nested = any(name.startswith("vision_model.") for name in tower.state_dict())
     prefix = "vision_model." if nested else ""
@@ -92,17 +96,12 @@ def load_vision_tower(
 
 
 def image_processor(folder: str | Path) -> CLIPImageProcessorPil:
-    """Return the image processor equal to open_clip's evaluation transform of `folder`.
-
-    Raises:
-        InputError: transformers' CLIP processor cannot resize that way.
-    """
+    """Return the processor that equals open_clip's evaluation transform; InputError if none can."""
     config = _read_config(folder)
     preprocess: dict[str, Any] = config.get("preprocess_cfg", {})
     size: int = config["model_cfg"]["vision_cfg"]["image_size"]
-    mode, interpolation = (
-        preprocess.get("resize_mode", "shortest"), preprocess.get("interpolation", "bicubic")
-    )  # fmt: skip
+    mode = preprocess.get("resize_mode", "shortest")
+    interpolation = preprocess.get("interpolation", "bicubic")
     if mode not in ("shortest", "squash") or interpolation not in _RESAMPLE:
         raise InputError(
             f"{folder} resizes images by {mode} and {interpolation}; transformers' CLIP processor "
@@ -135,13 +134,9 @@ def _renamed(weights: dict[str, torch.Tensor], config: CLIPVisionConfig) -> dict
         renamed[f"post_layernorm.{kind}"] = weights[f"ln_post.{kind}"]
         for layer in range(config.num_hidden_layers):
             block, out = f"transformer.resblocks.{layer}", f"encoder.layers.{layer}"
-            for name, part in zip(
-                "qkv", weights[f"{block}.attn.in_proj_{kind}"].chunk(3), strict=True
-            ):
+            in_proj = weights[f"{block}.attn.in_proj_{kind}"]
+            for name, part in zip("qkv", in_proj.chunk(3), strict=True):
                 renamed[f"{out}.self_attn.{name}_proj.{kind}"] = part
-            renamed[f"{out}.self_attn.out_proj.{kind}"] = weights[f"{block}.attn.out_proj.{kind}"]
-            renamed[f"{out}.layer_norm1.{kind}"] = weights[f"{block}.ln_1.{kind}"]
-            renamed[f"{out}.layer_norm2.{kind}"] = weights[f"{block}.ln_2.{kind}"]
-            renamed[f"{out}.mlp.fc1.{kind}"] = weights[f"{block}.mlp.c_fc.{kind}"]
-            renamed[f"{out}.mlp.fc2.{kind}"] = weights[f"{block}.mlp.c_proj.{kind}"]
+            for name, source in _LAYER_NAMES.items():
+                renamed[f"{out}.{name}.{kind}"] = weights[f"{block}.{source}.{kind}"]
     return renamed

@@ -5,9 +5,9 @@
 The LLM computes nothing for padding. Attention stays inside each sample and positions restart with
 it, so losses and gradients equal those of the padded batch up to rounding.
 
-The boundaries of the samples replace the attention mask: transformers
-passes a 4-dimensional mask through unchanged, under gradient checkpointing too. The attention
-implementation registered here, `segment_attention`, recognises boundaries by their dtype.
+The boundaries of the samples replace the attention mask: transformers passes a 4-dimensional mask
+through unchanged, under gradient checkpointing too. `segment_attention`, registered here as an
+attention implementation, recognises boundaries by their dtype.
 
 Letters in shapes: B rows, T padded positions, S packed positions, H query heads, H' key and value
 heads (H is a multiple of H'), D head size.
@@ -157,13 +157,7 @@ def _flash_attention(
     longest = int(ends.diff().max())
     q, k, v = (part[0].transpose(0, 1).contiguous() for part in (query, key, value))  # [S, H, D]
     output = varlen_attn(
-        q,
-        k,
-        v,
-        ends,
-        ends,
-        longest,
-        longest,
+        *(q, k, v, ends, ends, longest, longest),
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),  # right 0: causal
         enable_gqa=query.shape[1] != key.shape[1],

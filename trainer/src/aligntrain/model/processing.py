@@ -5,22 +5,31 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import transformers
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    CLIPImageProcessorPil,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    SiglipImageProcessorPil,
+)
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
 
 from alignshared import InputError
 from alignshared.images import ImageError, decode_image, to_rgb
-from aligntrain.model.configuration import AlignGPTConfig
+from aligntrain.model.configuration import AlignGPTConfig, check_choice
 from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
 from aligntrain.prompts.templates import CHAT_TEMPLATES, TemplateName
 from aligntrain.recipes.schema import Aspect
+
+ImageProcessor = CLIPImageProcessorPil | SiglipImageProcessorPil
+"""Image processor of a vision tower."""
 
 LARGEST_SQUARE = 4096
 """Maximum side in pixels padded without prior reduction; no tower reads that many."""
@@ -35,13 +44,13 @@ class AlignGPTProcessor(ProcessorMixin):
     and `align` are the model's; `for_model` takes them from its configuration.
     """
 
-    tokenizer: Any
-    image_processor: Any
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: ImageProcessor
 
     def __init__(  # noqa: PLR0913 - ProcessorMixin saves these arguments
         self,
-        image_processor: Any,
-        tokenizer: Any,
+        image_processor: ImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
         image_tokens: int,
         image_token_id: int,
         align_token_id: int,
@@ -50,27 +59,26 @@ class AlignGPTProcessor(ProcessorMixin):
         template: TemplateName = "vicuna_v1",
         chat_template: str | None = None,
     ) -> None:
-        for name, value, choices in (
-            ("aspect", aspect, get_args(Aspect)), ("template", template, get_args(TemplateName))
-        ):  # fmt: skip
-            if value not in choices:
-                raise InputError(f"{name} is {value!r}; give one of {', '.join(choices)}.")
+        check_choice("aspect", aspect, Aspect)
+        check_choice("template", template, TemplateName)
         self.image_tokens = image_tokens
         self.image_token_id = image_token_id
         self.align_token_id = align_token_id
         self.align = align
         self.aspect = aspect
         self.template = template
-        if chat_template is None:
-            chat_template = CHAT_TEMPLATES.get(template, tokenizer.chat_template)
-        super().__init__(_with_pillow(image_processor), tokenizer, chat_template=chat_template)
+        super().__init__(
+            _with_pillow(image_processor),
+            tokenizer,
+            chat_template=chat_template or CHAT_TEMPLATES.get(template, tokenizer.chat_template),
+        )
 
     @classmethod
     def for_model(
         cls,
         config: AlignGPTConfig,
-        image_processor: Any,
-        tokenizer: Any,
+        image_processor: ImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         aspect: Aspect = "pad",
         template: TemplateName = "vicuna_v1",
@@ -146,12 +154,12 @@ class AlignGPTProcessor(ProcessorMixin):
                     f"the prompts have {marks} {IMAGE_MARK} marks, but {len(flat)} images are "
                     "given; give one for each mark."
                 )
-            rows = [
-                join(tokenize_pieces(self.tokenizer, prompt), self.layout) for prompt in prompts
-            ]
-            data |= self.pad_rows(rows, padding_side) if padding else {
-                "input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]
-            }  # fmt: skip
+            pieces = [tokenize_pieces(self.tokenizer, prompt) for prompt in prompts]
+            rows = [join(piece, self.layout) for piece in pieces]
+            if padding:
+                data |= self.pad_rows(rows, padding_side)
+            else:
+                data |= {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
         if flat:
             data["pixel_values"] = self.pixel_values(flat)
         return BatchFeature(data, tensor_type=return_tensors)
@@ -160,7 +168,8 @@ class AlignGPTProcessor(ProcessorMixin):
         """Return `pixel_values` [I, 3, H, W] float32 of `images`, made square by `aspect`."""
         rgb = [_to_rgb(image) for image in images]
         if self.aspect == "pad":
-            colour = tuple(int(value * 255) for value in self.image_processor.image_mean)
+            mean: list[float] = self.image_processor.image_mean
+            colour = tuple(int(value * 255) for value in mean)
             rgb = [_pad_to_square(image, colour) for image in rgb]
         return self.image_processor(rgb, return_tensors="pt")["pixel_values"]
 
@@ -171,13 +180,15 @@ class AlignGPTProcessor(ProcessorMixin):
         left = (side or self.tokenizer.padding_side) == "left"
         # Any token will do without a padding token: the mask tells padding apart.
         pad, longest = self.tokenizer.pad_token_id or 0, max(map(len, rows))
-        ids: list[list[int]] = []
-        masks: list[list[int]] = []
-        for row in rows:
-            missing, seen = longest - len(row), [1] * len(row)
-            ids.append([pad] * missing + [*row] if left else [*row] + [pad] * missing)
-            masks.append([0] * missing + seen if left else seen + [0] * missing)
-        return {"input_ids": ids, "attention_mask": masks}
+
+        def padded(row: Sequence[int], filler: int) -> list[int]:
+            missing = [filler] * (longest - len(row))
+            return [*missing, *row] if left else [*row, *missing]
+
+        return {
+            "input_ids": [padded(row, pad) for row in rows],
+            "attention_mask": [padded([1] * len(row), 0) for row in rows],
+        }
 
     def apply_chat_template(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -223,7 +234,7 @@ class AlignGPTProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
 
-def _with_pillow(image_processor: Any) -> Any:
+def _with_pillow(image_processor: ImageProcessor) -> ImageProcessor:
     """Return `image_processor` on its Pillow backend, if it has one.
 
     transformers prefers torchvision if installed, which resizes slightly differently. Pixels must
@@ -236,7 +247,7 @@ def _with_pillow(image_processor: Any) -> Any:
     return pillow.from_dict(image_processor.to_dict())
 
 
-def _enlarged(image_processor: Any, config: AlignGPTConfig) -> Any:
+def _enlarged(image_processor: ImageProcessor, config: AlignGPTConfig) -> ImageProcessor:
     """Return `image_processor` with images as large as the largest of the scales, if any."""
     if config.scales is None:
         return image_processor
@@ -244,7 +255,7 @@ def _enlarged(image_processor: Any, config: AlignGPTConfig) -> Any:
     for name in ("size", "crop_size"):
         if sizes.get(name):
             sizes[name] = dict.fromkeys(sizes[name], config.scales[-1])
-    return type(image_processor).from_dict(sizes)
+    return type(image_processor)(**sizes)
 
 
 def _flat(images: Any) -> list[Any]:
@@ -265,11 +276,7 @@ def _to_rgb(image: Any) -> Image.Image:
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Return the image in the file `path` in RGB, decoded as in training.
-
-    Raises:
-        InputError: there is no such file, or it holds no image.
-    """
+    """Return the image in the file `path` in RGB, decoded as in training, or raise InputError."""
     try:
         return decode_image(Path(path).read_bytes())
     except OSError as error:

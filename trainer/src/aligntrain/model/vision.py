@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from alignshared import InputError
+from aligntrain.model.alignment import is_trainable
 from aligntrain.model.configuration import AlignGPTConfig
 
 ReadTiles = Callable[[torch.Tensor], torch.Tensor]
@@ -47,7 +48,6 @@ def image_features(
             f"pixel_values have the shape {list(pixel_values.shape)}, but the vision tower reads "
             f"[images, 3, {height}, {width}]; make them with the model's own processor."
         )
-    is_trainable = any(parameter.requires_grad for parameter in tower.parameters())
 
     def read(images: torch.Tensor) -> torch.Tensor:
         output = tower(images, output_hidden_states=True, return_dict=True)
@@ -56,7 +56,7 @@ def image_features(
             features = features[:, 1:]  # [tiles, 1 + L, width] -> [tiles, L, width]
         return features
 
-    with torch.set_grad_enabled(is_trainable and torch.is_grad_enabled()):
+    with torch.set_grad_enabled(is_trainable(tower) and torch.is_grad_enabled()):
         if config.scales is None:
             return read(pixel_values)
         return multi_scale(pixel_values, config.scales, config.vision_config.image_size, read)
@@ -70,8 +70,9 @@ def multi_scale(
     `read` is called row of tiles by row of tiles, equally often for any number of images, so that
     ranks sharing the tower under ZeRO-3 stay together.
     """
-    features = [_read_scale(_resize(pixel_values, scale), tile, read) for scale in scales]
-    return features[0] if len(features) == 1 else torch.cat(features, dim=-1)
+    return torch.cat(
+        [_read_scale(_resize(pixel_values, scale), tile, read) for scale in scales], dim=-1
+    )
 
 
 def tower_bytes(config: AlignGPTConfig, images: int, itemsize: int) -> int:

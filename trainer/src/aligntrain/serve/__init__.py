@@ -1,8 +1,8 @@
 """OpenAI-compatible HTTP server for a trained model, with a page to try it.
 
-From the request inwards: `server` (process, connections), `app` (routes, access), `protocol`
-(OpenAI's request and response bodies), `images` (data URLs, fetching), `service` (admission,
-prompts), `engine` (continuous batching), `detokenizer` and `streaming` (the way back).
+From the request inwards: `server` (process, connections), `app` (routes, access), `chat` (a chat
+request and its answer), `protocol` (OpenAI's request and response bodies), `service` (admission,
+prompts), `images` (data URLs, fetching), `engine` (continuous batching), `decoding` (its rows).
 """
 
 from collections.abc import Callable

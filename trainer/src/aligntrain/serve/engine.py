@@ -14,17 +14,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from aligntrain.inference.generate import generation_settings
+from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTOutput, AlignGPTProcessor
 from aligntrain.model.packing import obstacle
-from aligntrain.serve.batch_cache import BatchCache
-from aligntrain.serve.detokenizer import Detokenizer
+from aligntrain.serve.decoding import BatchCache, Detokenizer, Sampler
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.request import Failed, Finished, PrefillDone, Request, Sampler, TextDelta
+from aligntrain.serve.request import Failed, Finished, PrefillDone, Prompt, Request, TextDelta
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,22 @@ READ_AT_ONCE = 8192
 """Tokens of prompts, padding included, that are read in one go; a longer prompt is read alone."""
 
 _FULL = Failed("the model ran out of memory; ask again later, or for less.")
+_STOPPING = Failed("the server is stopping.")
 _BROKEN = Failed("the model failed at this request; the server's log says how.", final=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Result of one run of the model on B rows.
+
+    `logits` [B, V] are those of the next token, `likeliest` [B] their argmax; `gate_weights`
+    [B, N-1] are None if the gate was not used.
+    """
+
+    cached: BatchCache
+    logits: torch.Tensor
+    likeliest: list[int]
+    gate_weights: list[list[float]] | None
 
 
 @dataclass(slots=True, eq=False)
@@ -54,8 +69,8 @@ class Engine:
 
     def __init__(
         self,
-        model: Any,
-        processor: Any,
+        model: AlignGPTForConditionalGeneration,
+        processor: AlignGPTProcessor,
         *,
         rows: int = 16,
         metrics: Metrics | None = None,
@@ -87,12 +102,11 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue `request`."""
         with self._news:
-            stopped = self._stopping
-            if not stopped:
+            if not self._stopping:
                 self._waiting.append(request)
                 self._news.notify()
-        if stopped:
-            request.emit(Failed("the server is stopping."))
+                return
+        request.report(_STOPPING)
 
     def stop(self) -> None:
         """Stop after the current token; unfinished requests fail."""
@@ -121,7 +135,7 @@ class Engine:
                 self._stopping = True
                 left = [*self._reading, *(row.request for row in self._rows), *self._waiting]
             for request in left:
-                _emit(request, Failed("the server is stopping."))
+                request.report(_STOPPING)
 
     def _wait(self) -> bool:
         """Block until there is work; return whether there is."""
@@ -157,23 +171,29 @@ class Engine:
                 self._read_together(group)
 
     def _read_together(self, requests: list[Request]) -> None:
-        read = self._tried(lambda: self._prefill([request.prompt for request in requests]))
-        if isinstance(read, Failed):
+        step = self._tried(lambda: self._prefill([request.prompt for request in requests]))
+        if isinstance(step, Failed):
             if len(requests) == 1:
-                _emit(requests[0], read)
+                requests[0].report(step)
                 return
             for request in requests:  # one of them may be at fault, and the others not
                 self._read_together([request])
             return
-        output, mask, likeliest = read
         rows = [
-            _Row(request, self._detokenizer(request), _sampler(request)) for request in requests
+            _Row(
+                request,
+                Detokenizer(self._processor.tokenizer, request.stops),
+                Sampler(request.sampling) if request.sampling.temperature > 0 else None,
+            )
+            for request in requests
         ]
-        for row, weights in zip(rows, _gate(output, len(rows)), strict=True):
-            _emit(row.request, PrefillDone(weights))
-        going = self._accept(rows, output.logits[:, -1], likeliest)
+        gate = step.gate_weights or [None] * len(rows)
+        for row, weights in zip(rows, gate, strict=True):
+            # Zero in rows without the gate.
+            row.request.report(PrefillDone(weights if weights and any(weights) else None))
+        going = self._accept(rows, step)
         if going:
-            self._join([rows[i] for i in going], BatchCache(output.cache, mask), going)
+            self._join([rows[i] for i in going], step.cached, going)
 
     def _join(self, rows: list[_Row], read: BatchCache, places: list[int]) -> None:
         """Add `rows`, found at `places` of `read`, to the batch."""
@@ -185,21 +205,17 @@ class Engine:
         cached = self._tried(joined)
         if isinstance(cached, Failed):
             for row in rows:
-                _emit(row.request, cached)
+                row.request.report(cached)
             return
         self._cached = cached
         self._rows += rows
 
-    def _prefill(self, prompts: list[Any]) -> tuple[Any, torch.Tensor, list[int]]:
-        """Run the prompts; the output, their mask [B, T] and the argmax tokens [B]."""
+    def _prefill(self, prompts: list[Prompt]) -> _Step:
+        """Run the prompts and return the step after which each has its first token."""
         model = self._model
         padded = self._processor.pad_rows([prompt.input_ids for prompt in prompts], "left")
-        ids, mask = (
-            torch.tensor(padded[name], device=model.device)
-            for name in ("input_ids", "attention_mask")
-        )
+        given = {name: torch.tensor(rows, device=model.device) for name, rows in padded.items()}
         pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
-        given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
         if pixels:
             given["pixel_values"] = torch.cat(pixels).to(model.device, model.dtype)
         if prompts[0].level is not None:
@@ -207,38 +223,42 @@ class Engine:
             given["levels"] = torch.tensor(levels, device=model.device)
         # Without a configuration each layer keeps all tokens, those with a sliding window too, so
         # that rows of any length can be put side by side; the masks see to the windows.
-        cache = DynamicCache() if self._joins else None
-        output = model(**given, cache=cache, use_cache=True, logits_to_keep=1)
-        likeliest = _likeliest(output)
-        self._metrics.prompt_tokens.inc(int(mask.sum()))
-        return output, mask, likeliest
+        step = self._step(given, DynamicCache() if self._joins else None)
+        self._metrics.prompt_tokens.inc(int(given["attention_mask"].sum()))
+        return step
+
+    def _step(self, given: dict[str, torch.Tensor], cache: Cache | None) -> _Step:
+        output: AlignGPTOutput = self._model(**given, cache=cache, use_cache=True, logits_to_keep=1)
+        assert output.logits is not None
+        assert output.cache is not None
+        logits = output.logits[:, -1]  # [B, V]
+        # On a GPU, pending errors surface here.
+        likeliest: list[int] = logits.argmax(dim=-1).tolist()
+        weights = output.gate_weights
+        return _Step(
+            BatchCache(output.cache, given["attention_mask"]),
+            logits,
+            likeliest,
+            None if weights is None else weights.float().tolist(),
+        )
 
     def _write(self) -> None:
         """Generate one more token for each row."""
         assert self._cached is not None
         cached, rows = self._cached, self._rows
         self._metrics.step_rows.observe(len(rows))
-        last = [[row.last] for row in rows]
 
-        def step() -> tuple[Any, torch.Tensor, list[int]]:
-            ids = torch.tensor(last, device=cached.mask.device)
+        def next_step() -> _Step:
+            ids = torch.tensor([[row.last] for row in rows], device=cached.mask.device)
             mask = torch.cat([cached.mask, torch.ones_like(ids)], dim=1)
-            output = self._model(
-                input_ids=ids,
-                attention_mask=mask,
-                cache=cached.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            return output, mask, _likeliest(output)
+            return self._step({"input_ids": ids, "attention_mask": mask}, cached.cache)
 
-        written = self._tried(step)
-        if isinstance(written, Failed):  # the cache cannot be trusted any more
-            self._lose(written)
+        step = self._tried(next_step)
+        if isinstance(step, Failed):  # the cache cannot be trusted any more
+            self._lose(step)
             return
-        output, mask, likeliest = written
-        self._cached = BatchCache(output.cache, mask)
-        going = self._accept(rows, output.logits[:, -1], likeliest)
+        self._cached = step.cached
+        going = self._accept(rows, step)
         if len(going) < len(rows):
             self._keep(going)
 
@@ -258,7 +278,7 @@ class Engine:
         if len(rows) > 1:  # one of them may be at fault, and the others not
             failed = replace(failed, final=False)
         for row in rows:
-            _emit(row.request, failed)
+            row.request.report(failed)
 
     def _tried(self, work: Callable[[], T]) -> T | Failed:
         """Return the result of `work`, or the failure to report.
@@ -278,47 +298,40 @@ class Engine:
         torch.cuda.empty_cache()
         return failed
 
-    def _accept(self, rows: list[_Row], logits: torch.Tensor, likeliest: list[int]) -> list[int]:
-        """Give each row its next token, sampled from `logits` [B, V] or taken from `likeliest`.
-
-        Returns the indices of the rows that continue.
-        """
+    def _accept(self, rows: list[_Row], step: _Step) -> list[int]:
+        """Give each row its next token; return the indices of the rows that continue."""
         self._metrics.new_tokens.inc(len(rows))
         going: list[int] = []
-        for place, row in enumerate(rows):
-            token = likeliest[place]
+        for i, row in enumerate(rows):
+            token = step.likeliest[i]
             if row.sampler is not None:
-                token = self._tried(partial(_drawn, row.sampler, logits[place]))
+                token = self._tried(partial(row.sampler.draw, step.logits[i]))
             if isinstance(token, Failed):
-                _emit(row.request, token)
+                row.request.report(token)
             elif self._goes_on(row, token):
-                going.append(place)
+                going.append(i)
         return going
 
     def _goes_on(self, row: _Row, token: int) -> bool:
+        request, detokenizer = row.request, row.detokenizer
         row.tokens += 1
         row.last = token
         ended = token in self._ends
-        text = "" if ended else row.detokenizer.add(token)
-        ended = ended or row.detokenizer.stopped
-        cut = not ended and row.tokens >= row.request.max_new_tokens
+        text = "" if ended else detokenizer.add(token)
+        ended = ended or detokenizer.stopped
+        cut = not ended and row.tokens >= request.max_new_tokens
         if ended or cut:
-            text += row.detokenizer.end()
+            text += detokenizer.end()
         if text:
-            _emit(row.request, TextDelta(text))
+            request.report(TextDelta(text))
         if ended or cut:
             # The rest may have held the stop.
-            _emit(
-                row.request,
-                Finished("length" if cut and not row.detokenizer.stopped else "stop", row.tokens),
-            )
+            reason = "length" if cut and not detokenizer.stopped else "stop"
+            request.report(Finished(reason, row.tokens))
         return not (ended or cut)
 
-    def _detokenizer(self, request: Request) -> Detokenizer:
-        return Detokenizer(self._processor.tokenizer, request.stops)
 
-
-def _obstacle(language_model: Any) -> str | None:
+def _obstacle(language_model: PreTrainedModel) -> str | None:
     """The reason why rows of `language_model` cannot be batched exactly, or None."""
     rope = getattr(language_model.config.get_text_config(), "rope_parameters", None) or {}
     # One for all layers, or one for each kind of them.
@@ -327,32 +340,3 @@ def _obstacle(language_model: Any) -> str | None:
     if changing:
         return f"its rotary frequencies ({changing.pop()}) follow the longest row"
     return obstacle(language_model)
-
-
-def _sampler(request: Request) -> Sampler | None:
-    return Sampler(request.sampling) if request.sampling.temperature > 0 else None
-
-
-def _drawn(sampler: Sampler, logits: torch.Tensor) -> int | Failed:
-    try:
-        return sampler.draw(logits)
-    except ArithmeticError as error:
-        return Failed(f"{error}.", final=True)
-
-
-def _likeliest(output: Any) -> list[int]:
-    """The argmax token of each row. On a GPU, pending errors surface here."""
-    return output.logits[:, -1].argmax(dim=-1).tolist()
-
-
-def _gate(output: Any, rows: int) -> list[list[float] | None]:
-    """The gate's weights of each row, or None for rows without the gate."""
-    if output.gate_weights is None:
-        return [None] * rows
-    weights: list[list[float]] = output.gate_weights.float().tolist()
-    return [row if any(row) else None for row in weights]
-
-
-def _emit(request: Request, event: PrefillDone | TextDelta | Finished | Failed) -> None:
-    if not request.cancelled:
-        request.emit(event)

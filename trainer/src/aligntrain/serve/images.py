@@ -177,11 +177,7 @@ def is_data_url(url: str) -> bool:
 
 
 def from_data_url(url: str, place: str) -> bytes:
-    """Decode the data URL `url`, found at `place` of the request.
-
-    Raises:
-        APIError: it is not an image in base64.
-    """
+    """Decode the base64 data URL `url` of an image, found at `place` of the request."""
     head, comma, data = url.partition(",")
     kind, _, coding = head[5:].lower().partition(";")
     if not comma or coding.rpartition(";")[2].strip() != "base64":
@@ -195,11 +191,7 @@ def from_data_url(url: str, place: str) -> bytes:
 
 
 def decode(data: bytes, pixels: int, place: str) -> Image.Image:
-    """Decode `data` to RGB as training does.
-
-    Raises:
-        APIError: it is not an image, or has more than `pixels`, which is checked before decoding.
-    """
+    """Decode `data` to RGB as training does; its `pixels` are limited before decoding."""
     try:
         return decode_image(data, max_pixels=pixels)
     except ImageError as problem:

@@ -4,10 +4,14 @@ import json
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError
 from pydantic_core import from_json
+from starlette.responses import JSONResponse
+
+from aligntrain.serve.request import Sampling
 
 _TYPES = {
     401: "authentication_error",
@@ -18,6 +22,7 @@ _TYPES = {
 }
 
 
+@dataclass(eq=False)
 class APIError(Exception):
     """An error response: an HTTP status and one sentence.
 
@@ -26,23 +31,16 @@ class APIError(Exception):
     the same request twice more after 408 and 5xx.
     """
 
-    def __init__(
-        self,
-        status: int,
-        sentence: str,
-        *,
-        code: str | None = None,
-        param: str | None = None,
-        retry_after: int | None = None,
-        final: bool = False,
-    ) -> None:
-        super().__init__(sentence)
-        self.status = status
-        self.sentence = sentence
-        self.code = code
-        self.param = param
-        self.retry_after = retry_after
-        self.final = final
+    status: int
+    sentence: str
+    _: KW_ONLY
+    code: str | None = None
+    param: str | None = None
+    retry_after: int | None = None
+    final: bool = False
+
+    def __str__(self) -> str:
+        return self.sentence
 
     @property
     def body(self) -> dict[str, Any]:
@@ -56,8 +54,8 @@ class APIError(Exception):
         return {"error": error}
 
     @property
-    def headers(self) -> dict[str, str]:
-        """The headers of the response."""
+    def response(self) -> JSONResponse:
+        """The HTTP response."""
         headers: dict[str, str] = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
@@ -65,16 +63,13 @@ class APIError(Exception):
             headers["x-should-retry"] = "false"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return headers
+        return JSONResponse(self.body, self.status, headers)
 
 
-_IGNORED = frozenset(
-    {
-        "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key",
-        "prompt_cache_options", "prompt_cache_retention", "safety_identifier", "service_tier",
-        "store", "user",
-    }
-)  # fmt: skip
+_IGNORED = {
+    "metadata", "parallel_tool_calls", "prediction", "prompt_cache_key", "prompt_cache_options",
+    "prompt_cache_retention", "safety_identifier", "service_tier", "store", "user",
+}  # fmt: skip
 """Fields that are accepted and have no effect."""
 
 _ONLY: dict[str, Any] = {
@@ -94,29 +89,21 @@ _MOST_ERRORS = 100
 """Requests with more errors get one general message, since each error would be formatted."""
 
 
-def _as_parts(content: Any) -> Any:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class TextPart(_Part):
+class TextPart(BaseModel, extra="forbid", frozen=True):
     """Text of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageAddress(_Part):
+class ImageAddress(BaseModel, extra="forbid", frozen=True):
     """A `data:` or http URL of an image. `detail` is accepted and has no effect."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Part):
+class ImagePart(BaseModel, extra="forbid", frozen=True):
     """An image of a message."""
 
     type: Literal["image_url"]
@@ -125,22 +112,23 @@ class ImagePart(_Part):
 
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
-
 EmptyOnly = Annotated[None, BeforeValidator(lambda given: given or None)]
 """Accepted only when null or empty."""
 
 
-class Message(BaseModel):
+class Message(BaseModel, frozen=True):
     """One chat message.
 
     Unknown fields are ignored, since clients echo back whole replies; tool calls are rejected,
     because dropping them would change the conversation.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part], FailFast(), BeforeValidator(_as_parts)]
+    content: Annotated[
+        list[Part],
+        FailFast(),
+        BeforeValidator(lambda v: [{"type": "text", "text": v}] if isinstance(v, str) else v),
+    ]
     tool_calls: EmptyOnly = None
     function_call: EmptyOnly = None
 
@@ -150,9 +138,13 @@ class Message(BaseModel):
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
-    def image_urls(self) -> list[str]:
-        """The URLs of the images, in order."""
-        return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+    def images(self) -> list[tuple[int, str]]:
+        """The index in `content` and the URL of each image, in order."""
+        return [
+            (i, part.image_url.url)
+            for i, part in enumerate(self.content)
+            if isinstance(part, ImagePart)
+        ]
 
 
 class StreamOptions(BaseModel):
@@ -165,14 +157,12 @@ class StreamOptions(BaseModel):
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(BaseModel, extra="forbid", frozen=True):
     """The body of `/v1/chat/completions`.
 
     `level` (1 to N) replaces the gate's mix by that level's vector; `gate` asks for the gate's
     weights. A null field counts as absent.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     messages: Annotated[list[Message], FailFast()] = Field(min_length=1)
@@ -190,25 +180,25 @@ class ChatRequest(BaseModel):
     gate: bool | None = None
 
     @property
-    def image_urls(self) -> list[str]:
-        """The URLs of all images, in reading order."""
-        return [url for message in self.messages for url in message.image_urls]
+    def images(self) -> list[tuple[str, str]]:
+        """The place in the request and the URL of each image, in reading order."""
+        return [
+            (f"messages[{i}].content[{j}]", url)
+            for i, message in enumerate(self.messages)
+            for j, url in message.images
+        ]
 
     @property
-    def effective_temperature(self) -> float:
-        """The sampling temperature.
+    def sampling(self) -> Sampling:
+        """The sampling parameters.
 
-        OpenAI's default of 1 applies if the client sets `top_p` or `seed` alone; otherwise the
-        default is greedy decoding, as in `aligntrain chat`.
+        OpenAI's default temperature of 1 applies if the client sets `top_p` or `seed` alone;
+        otherwise the default is greedy decoding, as in `aligntrain chat`.
         """
-        if self.temperature is None:
-            return 0.0 if self.top_p is None and self.seed is None else 1.0
-        return self.temperature
-
-    @property
-    def usage(self) -> bool:
-        """Whether the stream ends with token counts."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
+        temperature = self.temperature
+        if temperature is None:
+            temperature = 0.0 if self.top_p is None and self.seed is None else 1.0
+        return Sampling(temperature, 1.0 if self.top_p is None else self.top_p, self.seed)
 
     @property
     def max_new_tokens(self) -> int | None:
@@ -217,11 +207,7 @@ class ChatRequest(BaseModel):
 
 
 def read_request(body: bytes) -> ChatRequest:
-    """Parse and validate the request in `body`.
-
-    Raises:
-        APIError: the body is not JSON, or asks for something unsupported.
-    """
+    """Parse and validate the request in `body`; raise APIError if it asks for anything else."""
     try:
         given = from_json(body)
     except ValueError as error:
@@ -230,12 +216,7 @@ def read_request(body: bytes) -> ChatRequest:
         raise APIError(400, "the body is no JSON object; send one with model and messages.")
     for name, only in _ONLY.items():
         if given.get(name) not in (None, only):
-            raise APIError(
-                400,
-                f"{name} is not supported here; leave it out.",
-                code="unsupported_parameter",
-                param=name,
-            )
+            raise _unsupported(name)
     _check_count(given)
     known = {k: v for k, v in given.items() if k not in _ONLY and k not in _IGNORED}
     try:
@@ -273,19 +254,22 @@ def _refused(error: ValidationError) -> APIError:
             400, f"there is no parameter {place}.", code="unknown_parameter", param=place
         )
     if first["type"] == "none_required":
-        return APIError(
-            400, f"{place} is not supported here; leave it out.", code="unsupported_parameter",
-            param=place,
-        )  # fmt: skip
+        return _unsupported(place)
     said = first["msg"].removeprefix("Value error, ")[:300]  # it may quote what was sent
     return APIError(400, f"{place} cannot be: {said}.", code="invalid_value", param=place)
 
 
-def _place(location: Sequence[str | int]) -> str:
-    """Format a location as `messages[0].content[1].text`.
+def _unsupported(place: str) -> APIError:
+    return APIError(
+        400,
+        f"{place} is not supported here; leave it out.",
+        code="unsupported_parameter",
+        param=place,
+    )
 
-    pydantic puts a part's type before its fields; the type is dropped.
-    """
+
+def _place(location: Sequence[str | int]) -> str:
+    """Format a location as `messages[0].content[1].text`, without the types that pydantic adds."""
     path = ""
     for at, step in enumerate(location):
         if isinstance(step, int):
@@ -295,24 +279,19 @@ def _place(location: Sequence[str | int]) -> str:
     return path[:200]
 
 
-DONE = "data: [DONE]\n\n"
-"""The end of a stream."""
-
-
 def event(data: dict[str, Any]) -> str:
     """Format `data` as one server-sent event."""
     return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 class ResponseBuilder:
-    """Builds the response or the stream events of one answer; `gate` adds the gate's weights."""
+    """Builds the response or the stream chunks of one answer; `gate` adds the gate's weights."""
 
     def __init__(self, model: str, prompt_tokens: int, *, gate: bool) -> None:
-        self._model = model
         self._prompt_tokens = prompt_tokens
         self._shows_gate = gate
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
-        self._created = int(time.time())
+        self._common = {"created": int(time.time()), "model": model}
 
     def whole(
         self, text: str, reason: str, tokens: int, weights: list[float] | None
@@ -324,44 +303,27 @@ class ResponseBuilder:
             "finish_reason": reason,
             "logprobs": None,
         }
-        return self._object("chat.completion", [choice]) | {
-            "usage": self._usage(tokens),
-            **self._gate(weights),
-        }
+        whole = self._object("chat.completion", [choice])
+        return whole | {"usage": self._usage(tokens), **self._gate(weights)}
 
-    def first(self, weights: list[float] | None) -> str:
-        """The first event of a stream."""
-        begun = self._chunk({"role": "assistant", "content": ""}) | self._gate(weights)
-        return event(begun)
+    def first(self, weights: list[float] | None) -> dict[str, Any]:
+        """The first chunk of a stream."""
+        return self.chunk({"role": "assistant", "content": ""}) | self._gate(weights)
 
-    def piece(self, text: str) -> str:
-        """The event for more text."""
-        return event(self._chunk({"content": text}))
+    def chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        """A chunk of a stream: more of the message, or the finish reason."""
+        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
+        return self._object("chat.completion.chunk", [choice])
 
-    def last(self, reason: str) -> str:
-        """The event with the finish reason."""
-        return event(self._chunk({}, reason))
-
-    def usage(self, tokens: int) -> str:
-        """The event with token counts."""
-        counted = self._object("chat.completion.chunk", [])
-        return event(counted | {"usage": self._usage(tokens)})
+    def usage(self, tokens: int) -> dict[str, Any]:
+        """The chunk with token counts."""
+        return self._object("chat.completion.chunk", []) | {"usage": self._usage(tokens)}
 
     def _gate(self, weights: list[float] | None) -> dict[str, Any]:
         return {"gate": weights} if self._shows_gate else {}
 
-    def _chunk(self, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
-        return self._object("chat.completion.chunk", [choice])
-
     def _object(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._model,
-            "choices": choices,
-        }
+        return {"id": self._id, "object": kind, **self._common, "choices": choices}
 
     def _usage(self, tokens: int) -> dict[str, int]:
         return {
@@ -369,8 +331,3 @@ class ResponseBuilder:
             "completion_tokens": tokens,
             "total_tokens": self._prompt_tokens + tokens,
         }
-
-
-def failure(refusal: APIError) -> str:
-    """The event that ends a failed stream."""
-    return event(refusal.body)

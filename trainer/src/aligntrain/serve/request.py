@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import TemperatureLogitsWarper, TopPLogitsWarper
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,36 +20,6 @@ class Sampling:
     seed: int | None = None
 
 
-class Sampler:
-    """Draws the tokens of one row, independent of the other rows in the batch."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        # Of the CPU, so that a seed means the same wherever the model is.
-        self._generator = torch.Generator()
-        if sampling.seed is None:
-            self._generator.seed()
-        else:
-            self._generator.manual_seed(sampling.seed)
-        self._warpers = [
-            TemperatureLogitsWarper(max(sampling.temperature, 1e-4)),
-            TopPLogitsWarper(sampling.top_p),
-        ]
-
-    def draw(self, logits: torch.Tensor) -> int:
-        """Draw a token from `logits` [V].
-
-        Raises:
-            ArithmeticError: the logits are NaN or infinite.
-        """
-        scores = logits.float().unsqueeze(0)
-        for warper in self._warpers:
-            scores = warper(None, scores)  # pyright: ignore[reportArgumentType] - reads no ids
-        chances = scores.softmax(dim=-1).cpu()
-        if not bool(chances.isfinite().all()):
-            raise ArithmeticError("the model's logits are no numbers")
-        return int(torch.multinomial(chances[0], 1, generator=self._generator))
-
-
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """The model's input: `input_ids`, and `pixel_values` [I, 3, H, W] float32 of I images.
@@ -57,16 +28,13 @@ class Prompt:
     """
 
     input_ids: list[int]
-    pixel_values: torch.Tensor | None = None
+    pixel_values: "torch.Tensor | None" = None
     level: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillDone:
-    """The prompt has been processed.
-
-    `gate_weights` are the N - 1 weights of the local levels, or None if the gate was not used.
-    """
+    """The prompt is read; `gate_weights` [N-1] of the local levels are None without the gate."""
 
     gate_weights: list[float] | None
 
@@ -106,8 +74,7 @@ class Request:
     """A prompt to answer.
 
     The engine's thread calls `emit` with `PrefillDone`, any number of `TextDelta` and `Finished`;
-    `Failed` may replace any of them and is the last event. Setting `cancelled` stops the events and
-    frees the row.
+    `Failed` may replace any of them and is the last event.
     """
 
     prompt: Prompt
@@ -116,3 +83,12 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
     cancelled: bool = False
+
+    def report(self, event: Event) -> None:
+        """Emit `event` unless the request is cancelled."""
+        if not self.cancelled:
+            self.emit(event)
+
+    def cancel(self) -> None:
+        """Stop the events and free the row."""
+        self.cancelled = True

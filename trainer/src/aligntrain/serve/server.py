@@ -19,8 +19,13 @@ from aligntrain.runs.folder import EXPORT
 from aligntrain.serve.app import make_app
 from aligntrain.serve.engine import Engine
 from aligntrain.serve.images import Fetcher
-from aligntrain.serve.service import Loaded, Service
+from aligntrain.serve.service import Prompter, Service
 from aligntrain.serve.settings import Settings
+
+log = logging.getLogger(__name__)
+
+GRACE = 10
+"""Seconds that answers have to end in when the server stops."""
 
 
 class Connection(H11Protocol):
@@ -63,12 +68,6 @@ class Connection(H11Protocol):
         if self._silence is not None:
             self._silence.cancel()
             self._silence = None
-
-
-log = logging.getLogger(__name__)
-
-GRACE = 10
-"""Seconds that answers have to end in when the server stops."""
 
 
 class Server:
@@ -125,14 +124,11 @@ class Server:
             InputError: the model cannot be loaded.
             AlignError: the engine's thread died.
         """
-        url = self.url  # the socket is closed at the end
-        log.info("%s listens, and loads %s.", url, self.name)
+        log.info("%s listens, and loads %s.", self.url, self.name)
         loader = threading.Thread(target=self._load, args=(ready,), daemon=True)
         with self._stopped_by_signals():
             loader.start()
             self._uvicorn.run(sockets=[self._socket])
-        if self._service.loaded is not None:
-            self._service.loaded.engine.stop()
         self._service.close()
         if isinstance(self._failure, AlignError):
             raise self._failure
@@ -146,18 +142,13 @@ class Server:
         self._uvicorn.should_exit = True
 
     def _load(self, ready: Callable[[], None]) -> None:
-        settings, service = self._settings, self._service
+        service, limits = self._service, self._settings.limits
         try:
-            model, processor = load_for_inference(self._folder, device=settings.device)
+            model, processor = load_for_inference(self._folder, device=self._settings.device)
             engine = Engine(
-                model,
-                processor,
-                rows=settings.limits.rows,
-                metrics=service.metrics,
-                died=self._fail,
+                model, processor, rows=limits.rows, metrics=service.metrics, died=self._fail
             )
-            service.loaded = Loaded.of(model, processor, self.name, settings.limits, engine)
-            engine.start()
+            service.load(Prompter(model, processor, limits), engine.start())
         except BaseException as error:  # noqa: BLE001 - `run` raises it in its own thread
             self._fail(error)
         else:

@@ -1,0 +1,156 @@
+"""State of the rows that are decoded together: keys and values, sampler, detokenizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+from transformers import (
+    Cache,
+    DynamicCache,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from aligntrain.serve.request import Failed, Sampling
+
+_UNFINISHED = "\ufffd"
+"""What tokenizers write for bytes that are no whole character, which may yet become one."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCache:
+    """Keys and values of B rows, padded on the left.
+
+    `cache` holds [B, heads, T, head_dim] for each layer; `mask` [B, T] int64 is 0 at padding.
+    Positions count each row's own tokens, so the amount of padding does not matter.
+    """
+
+    cache: Cache
+    mask: torch.Tensor
+
+    def beside(self, other: "BatchCache") -> "BatchCache":
+        """Concatenate the rows of `other` after these."""
+        length = max(self.mask.shape[1], other.mask.shape[1])
+        layers = [
+            tuple(_stacked(a, b, length) for a, b in zip(mine, theirs, strict=True))
+            for mine, theirs in zip(_layers(self.cache), _layers(other.cache), strict=True)
+        ]
+        masks = [functional.pad(m, (length - m.shape[1], 0)) for m in (self.mask, other.mask)]
+        return BatchCache(DynamicCache(layers), torch.cat(masks))
+
+    def only(self, rows: Sequence[int]) -> "BatchCache":
+        """Select `rows` and drop the padding that none of them needs."""
+        places = torch.tensor(rows, device=self.mask.device)
+        mask = self.mask[places]
+        first = int(mask.any(dim=0).int().argmax())
+        layers = [
+            tuple(None if one is None else one[places, :, first:] for one in pair)
+            for pair in _layers(self.cache)
+        ]
+        return BatchCache(DynamicCache(layers), mask[:, first:])
+
+
+def _layers(cache: Cache) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    return [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _stacked(a: torch.Tensor | None, b: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    if a is None or b is None:  # a layer that uses another one's keys and values
+        return None
+    return torch.cat([functional.pad(one, (0, 0, length - one.shape[2], 0)) for one in (a, b)])
+
+
+class Sampler:
+    """Draws the tokens of one row, independent of the other rows in the batch."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        # Of the CPU, so that a seed means the same wherever the model is.
+        self._generator = torch.Generator()
+        if sampling.seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(sampling.seed)
+        self._warpers = [
+            TemperatureLogitsWarper(max(sampling.temperature, 1e-4)),
+            TopPLogitsWarper(sampling.top_p),
+        ]
+
+    def draw(self, logits: torch.Tensor) -> int | Failed:
+        """Draw a token from `logits` [V]; fail if they are NaN or infinite."""
+        scores = logits.float().unsqueeze(0)
+        for warper in self._warpers:
+            scores = warper(None, scores)  # pyright: ignore[reportArgumentType] - reads no ids
+        chances = scores.softmax(dim=-1).cpu()
+        if not bool(chances.isfinite().all()):
+            return Failed("the model's logits are no numbers.", final=True)
+        return int(torch.multinomial(chances[0], 1, generator=self._generator))
+
+
+class Detokenizer:
+    """Turns tokens into text that can no longer change.
+
+    It holds back incomplete characters and any prefix of a stop text. The concatenated output
+    equals decoding all tokens at once, up to the first stop text. (Bytes that never form a
+    character become U+FFFD in both, though the count may differ for tokenizers with single-byte
+    tokens.)
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
+        self.stopped = False
+        """Whether one of `stops` has come; it and what follows are left out."""
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._ids: list[int] = []
+        # Tokens before `_read` are in the text already. Those from `_start` on are decoded once
+        # more with the new ones, as a token's text may depend on the one before it.
+        self._start = 0
+        self._read = 0
+        self._held = ""
+
+    def add(self, token: int) -> str:
+        """Add `token` and return the text that became final."""
+        self._ids.append(token)
+        new = self._new_text()
+        if not new or new.endswith(_UNFINISHED):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return self._ready(new)
+
+    def end(self) -> str:
+        """Return the text that is still held back."""
+        new = self._new_text()
+        self._read = len(self._ids)
+        ready = self._ready(new)
+        rest, self._held = self._held, ""
+        return ready + rest
+
+    def _new_text(self) -> str:
+        before = self._decoded(self._ids[self._start : self._read])
+        return self._decoded(self._ids[self._start :])[len(before) :]
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
+    def _ready(self, new: str) -> str:
+        """The part of the held text and `new` that cannot belong to a stop text."""
+        if self.stopped:
+            return ""
+        text = self._held + new
+        found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        # The longest end of the text with which a stop text may begin.
+        kept = max(
+            (
+                length
+                for stop in self._stops
+                for length in range(1, min(len(text) + 1, len(stop)))
+                if text.endswith(stop[:length])
+            ),
+            default=0,
+        )
+        self._held = text[len(text) - kept :]
+        return text[: len(text) - kept]
