@@ -7,39 +7,29 @@ Every command is also a function: `from aligncurate import score, bucket, report
 import typing
 
 if typing.TYPE_CHECKING:
-    from aligncurate.settings import Conditions, Execution
-    from aligncurate.stages.bucket import bucket
-    from aligncurate.stages.dedup import dedup
-    from aligncurate.stages.export import export
-    from aligncurate.stages.filter import filter
-    from aligncurate.stages.ingest import ingest
-    from aligncurate.stages.inspect import inspect
-    from aligncurate.stages.report import report
-    from aligncurate.stages.sample import sample
-    from aligncurate.stages.score import score
-    from aligncurate.stages.search import search
-    from aligncurate.stages.validate import validate
+    from aligncurate.settings import Conditions as Conditions
+    from aligncurate.settings import Execution as Execution
+    from aligncurate.stages.bucket import bucket as bucket
+    from aligncurate.stages.dedup import dedup as dedup
+    from aligncurate.stages.export import export as export
+    from aligncurate.stages.filter import filter as filter
+    from aligncurate.stages.ingest import ingest as ingest
+    from aligncurate.stages.inspect import inspect as inspect
+    from aligncurate.stages.report import report as report
+    from aligncurate.stages.sample import sample as sample
+    from aligncurate.stages.score import score as score
+    from aligncurate.stages.search import search as search
+    from aligncurate.stages.validate import validate as validate
 
-__all__ = [
-    "Conditions",
-    "Execution",
-    "bucket",
-    "dedup",
-    "export",
-    "filter",
-    "ingest",
-    "inspect",
-    "report",
-    "sample",
-    "score",
-    "search",
-    "validate",
-]
-
-_HOME = {name: f"aligncurate.stages.{name}" for name in __all__} | {
+_STAGES = (
+    "bucket", "dedup", "export", "filter", "ingest", "inspect", "report", "sample", "score",
+    "search", "validate",
+)  # fmt: skip
+_HOME = {name: f"aligncurate.stages.{name}" for name in _STAGES} | {
     "Conditions": "aligncurate.settings",
     "Execution": "aligncurate.settings",
 }
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> typing.Any:

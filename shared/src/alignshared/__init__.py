@@ -3,33 +3,22 @@
 import typing
 
 if typing.TYPE_CHECKING:
-    from alignshared.dataset import Dataset
-    from alignshared.errors import AlignError, ContractError, InputError
-    from alignshared.levels import LevelEdges, LevelStatistics
-    from alignshared.manifest import DuplicateInfo, Manifest, ModelInfo, Parent
-    from alignshared.rejects import Reason, Reject
-    from alignshared.shards import ShardInfo
-    from alignshared.stores.options import StorageOptions, use_storage_options
-    from alignshared.stores.storage import Storage
-
-__all__ = [
-    "AlignError",
-    "ContractError",
-    "Dataset",
-    "DuplicateInfo",
-    "InputError",
-    "LevelEdges",
-    "LevelStatistics",
-    "Manifest",
-    "ModelInfo",
-    "Parent",
-    "Reason",
-    "Reject",
-    "ShardInfo",
-    "Storage",
-    "StorageOptions",
-    "use_storage_options",
-]
+    from alignshared.dataset import Dataset as Dataset
+    from alignshared.errors import AlignError as AlignError
+    from alignshared.errors import ContractError as ContractError
+    from alignshared.errors import InputError as InputError
+    from alignshared.levels import LevelEdges as LevelEdges
+    from alignshared.levels import LevelStatistics as LevelStatistics
+    from alignshared.manifest import DuplicateInfo as DuplicateInfo
+    from alignshared.manifest import Manifest as Manifest
+    from alignshared.manifest import ModelInfo as ModelInfo
+    from alignshared.manifest import Parent as Parent
+    from alignshared.rejects import Reason as Reason
+    from alignshared.rejects import Reject as Reject
+    from alignshared.shards import ShardInfo as ShardInfo
+    from alignshared.stores.options import StorageOptions as StorageOptions
+    from alignshared.stores.options import use_storage_options as use_storage_options
+    from alignshared.stores.storage import Storage as Storage
 
 _HOME = {
     name: module
@@ -45,6 +34,7 @@ _HOME = {
     }.items()
     for name in names
 }
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> typing.Any:

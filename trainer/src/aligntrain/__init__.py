@@ -9,32 +9,28 @@ import typing
 from wrapt import when_imported as _when_imported
 
 if typing.TYPE_CHECKING:
-    from aligntrain.inference.load import load_model
+    from aligntrain.inference.load import load_model as load_model
+    from aligntrain.model import AlignGPTConfig as AlignGPTConfig
     from aligntrain.model import (
-        AlignGPTConfig,
-        AlignGPTForConditionalGeneration,
-        AlignGPTProcessor,
-        build_model,
-        build_processor,
+        AlignGPTForConditionalGeneration as AlignGPTForConditionalGeneration,
     )
-    from aligntrain.model.adapter import load_adapter, save_adapter
+    from aligntrain.model import AlignGPTProcessor as AlignGPTProcessor
+    from aligntrain.model import build_model as build_model
+    from aligntrain.model import build_processor as build_processor
+    from aligntrain.model.adapter import load_adapter as load_adapter
+    from aligntrain.model.adapter import save_adapter as save_adapter
 
-__all__ = [
-    "AlignGPTConfig",
-    "AlignGPTForConditionalGeneration",
-    "AlignGPTProcessor",
-    "build_model",
-    "build_processor",
-    "load_adapter",
-    "load_model",
-    "save_adapter",
-]
-
-_HOME = dict.fromkeys(__all__, "aligntrain.model") | {
-    "load_adapter": "aligntrain.model.adapter",
-    "load_model": "aligntrain.inference.load",
-    "save_adapter": "aligntrain.model.adapter",
+_HOME = {
+    "AlignGPTConfig": "model",
+    "AlignGPTForConditionalGeneration": "model",
+    "AlignGPTProcessor": "model",
+    "build_model": "model",
+    "build_processor": "model",
+    "load_adapter": "model.adapter",
+    "load_model": "inference.load",
+    "save_adapter": "model.adapter",
 }
+__all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> typing.Any:
@@ -43,7 +39,7 @@ def __getattr__(name: str) -> typing.Any:
 
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 @_when_imported("transformers")

@@ -1,18 +1,17 @@
 """Figures of the reports, drawn by matplotlib and written as SVG."""
 
 import io
-import re
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from alignshared.palette import INK, MUTED, PAPER, RULE, for_page, without_fonts
 from aligntrain.evaluate.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, RULE, PAPER = "#1f1e1b", "#67645c", "#d9d5ca", "#ffffff"
 TEAL = "#2f7f86"
 
 
@@ -75,13 +74,7 @@ def svg(figure: "Figure", *, inline: bool = False) -> str:
         # The viewer has fonts for scripts that matplotlib's own font lacks.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
         FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
-    text = target.getvalue()
-    text = text[text.index("<svg") :]
-    extras = r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;\"]*;? ?"
-    text = re.sub(extras, "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # a page with several figures has each id once
-    if not inline:
-        return text.replace("<svg", '<svg font-family="system-ui, sans-serif"', 1)
-    for colour, name in ((INK, "ink"), (MUTED, "muted"), (RULE, "rule"), (PAPER, "paper")):
-        text = text.replace(colour, f"var(--{name})")
-    return text
+    if inline:
+        return for_page(target.getvalue())
+    text = without_fonts(target.getvalue())
+    return text.replace("<svg", '<svg font-family="system-ui, sans-serif"', 1)

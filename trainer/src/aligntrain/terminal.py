@@ -172,16 +172,13 @@ def show_outcome(outcome: "Outcome") -> None:
         AlignError: some of the runs failed.
     """
     from alignshared import AlignError
-    from aligntrain.ablation.report import heading, kinds_of
+    from aligntrain.ablation.report import cells_of, heading, kinds_of
 
     kinds = kinds_of(outcome)
     for comparison in outcome.comparisons:
-        scale, digits = (1, 4) if comparison.lower_is_better else (100, 1)
         lines = table("variant", "seeds", "mean", "difference", "")
-        for line in comparison.lines:
-            difference = _difference(line.difference, scale, digits)
-            mean = f"{scale * line.mean.mean:.{digits}f}"
-            lines.add_row(line.variant, str(len(line.values)), mean, difference, line.verdict)
+        for cells in cells_of(comparison):
+            lines.add_row(*cells)
         section(_one_line(heading(comparison, kinds), 120), lines)
     results.print()
     results.print(near(outcome.ablation.output / "ablation.md"))
@@ -195,12 +192,11 @@ def show_outcome(outcome: "Outcome") -> None:
         )
 
 
-def _difference(difference: "Interval | None", scale: int = 1, digits: int = 4) -> str:
+def _difference(difference: "Interval | None") -> str:
     if difference is None:
         return ""
-    ends = [scale * end for end in (difference.low, difference.high) if end is not None]
-    between = f" ({' to '.join(f'{end:+.{digits}f}' for end in ends)})" if ends else ""
-    return f"{scale * difference.mean:+.{digits}f}{between}"
+    ends = [f"{end:+.4f}" for end in (difference.low, difference.high) if end is not None]
+    return f"{difference.mean:+.4f}" + (f" ({' to '.join(ends)})" if ends else "")
 
 
 def _one_line(text: str, limit: int) -> str:

@@ -17,7 +17,6 @@ from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, STATISTICS_FILE
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """Errors raised on damaged Parquet files, from footer to last page."""
 
-_BLOCK_BYTES = 1 << 22
 _COPY_AGAIN = "copy it again or write the dataset again"
 
 
@@ -55,11 +54,8 @@ def unreadable(file: str, error: Exception, kind: Kind = Kind.FILES) -> Problem:
 
 
 def _sha256(storage: Storage, file: str) -> str:
-    digest = hashlib.sha256()
     with storage.open(file) as stream:
-        while block := stream.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def distinct_shards(shards: list[ShardInfo]) -> tuple[list[ShardInfo], list[Problem]]:

@@ -4,7 +4,6 @@ The gallery corresponds to the paper's figure 2, the histogram to its figure 3.
 """
 
 import io
-import re
 import textwrap
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from aligncurate.reporting.examples import Example, Group
 from aligncurate.reporting.format import printable, score_text, share_text
 from alignshared import LevelEdges, LevelStatistics
 from alignshared.images import thumbnail
-from alignshared.palette import level_colours
+from alignshared.palette import INK, MUTED, PAPER, RULE, for_page, level_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +26,6 @@ WIDE, NARROW = (7.2, 3.4), (3.3, 2.6)
 """Plot sizes in inches: for PNG files and desktop pages; for phones."""
 
 _DPI = 200
-_INK, _MUTED, _RULE, _PAPER = "#1f1e1b", "#67645c", "#d9d5ca", "#ffffff"
 _BASE, _OTHER = "#b9b3a5", "#b5523b"
 
 _SCRIPTS = ("Noto Sans", "Noto Sans CJK SC", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Emoji")
@@ -63,15 +61,15 @@ def draw_histogram(
         if edges and bounds[-1] - bounds[0] > 0.14 / size[0] * (right - left):
             axes.annotate(
                 str(level), ((bounds[0] + bounds[-1]) / 2, 1.02),
-                xycoords=("data", "axes fraction"), ha="center", fontsize=7, color=_MUTED,
+                xycoords=("data", "axes fraction"), ha="center", fontsize=7, color=MUTED,
             )  # fmt: skip
     for edge in cuts.tolist():
-        axes.axvline(edge, color=_PAPER, linewidth=1.4)
+        axes.axvline(edge, color=PAPER, linewidth=1.4)
     _draw_edges(axes, edges)
     axes.annotate(
         "\N{BLACK UP-POINTING TRIANGLE}", (histogram.mean, 0), (0, -1),
         xycoords=("data", "axes fraction"), textcoords="offset points",
-        ha="center", va="top", fontsize=5, color=_INK,
+        ha="center", va="top", fontsize=5, color=INK,
     )  # fmt: skip
     axes.set_xlim(left, right)
     axes.set_ylim(0, float(bins.counts.max()) * 1.06)
@@ -102,7 +100,7 @@ def draw_overlay(
     axes.set_ylabel(f"share of pairs per {bins.width:g} of score")
     legend = axes.legend(
         frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
-        ncols=2 if size == WIDE and len("".join(names)) < 80 else 1, labelcolor=_INK,
+        ncols=2 if size == WIDE and len("".join(names)) < 80 else 1, labelcolor=INK,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -120,11 +118,11 @@ def draw_levels(statistics: list[LevelStatistics]) -> "Figure":
         text = f"{s.count:,}  ({share_text(s.share)})"
         counts.annotate(
             text, (s.count, s.level), (4, 0), textcoords="offset points",
-            va="center", fontsize=7, color=_INK,
+            va="center", fontsize=7, color=INK,
         )  # fmt: skip
         if s.min is not None and s.max is not None and s.mean is not None:
             scores.barh(s.level, max(s.max - s.min, 1e-4), left=s.min, height=0.5, color=colour)
-            scores.plot(s.mean, s.level, "o", color="white", markeredgecolor=_INK, markersize=4)
+            scores.plot(s.mean, s.level, "o", color="white", markeredgecolor=INK, markersize=4)
     _bare(scores).set_xlabel("score, from least to greatest; the mean is marked")
     _bare(counts).set_xlabel("pairs")
     scores.margins(x=0.03)
@@ -147,7 +145,7 @@ def draw_gallery(groups: list[Group]) -> "Figure":
     for row, group in enumerate(groups):
         # Fixed positions: a long caption must never move or shrink an image.
         top = 1 - (_GAP + row * (_SIDE + _TEXT)) / height
-        colour = colours[group.level - 1] if group.level else _INK
+        colour = colours[group.level - 1] if group.level else INK
         figure.text(
             0.5 * _LABEL / width, top - _SIDE / 2 / height, group.title, rotation=90,
             ha="center", va="center", fontsize=8, fontweight="bold", color=colour,
@@ -166,7 +164,7 @@ def _draw_pair(axes: "Axes", example: Example) -> None:
         square = ImageOps.pad(image, (_IMAGE_PIXELS, _IMAGE_PIXELS), color="white")
         axes.imshow(np.asarray(square), aspect="auto")
     else:
-        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=6, color=_MUTED)
+        axes.text(0.5, 0.5, "no image", ha="center", va="center", fontsize=6, color=MUTED)
     caption = textwrap.wrap(printable(example.caption[:400]), 24, max_lines=4, placeholder=" …")
     for text, below, weight in (
         (score_text(example.score), 3, "bold"),
@@ -174,7 +172,7 @@ def _draw_pair(axes: "Axes", example: Example) -> None:
     ):
         axes.annotate(
             text, (0.5, 0), (0, -below), xycoords="axes fraction", textcoords="offset points",
-            ha="center", va="top", fontsize=6, color=_INK, weight=weight, parse_math=False,
+            ha="center", va="top", fontsize=6, color=INK, weight=weight, parse_math=False,
             linespacing=1.05,
         )  # fmt: skip
 
@@ -188,24 +186,24 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure
 
 def _plot(figure: "Figure") -> "Axes":
     axes = _bare(figure.add_subplot())
-    axes.grid(axis="y", color=_RULE, linewidth=0.5)
+    axes.grid(axis="y", color=RULE, linewidth=0.5)
     axes.set_xlabel("score")
     return axes
 
 
 def _draw_edges(axes: "Axes", edges: LevelEdges | None) -> None:
     for edge in edges.edges if edges else ():
-        axes.axvline(edge, color=_MUTED, linewidth=0.5)
+        axes.axvline(edge, color=MUTED, linewidth=0.5)
 
 
 def _bare(axes: "Axes") -> "Axes":
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_MUTED)
-    axes.tick_params(colors=_MUTED, labelsize=7, bottom=False, left=False, pad=6)
+    axes.spines["bottom"].set_color(MUTED)
+    axes.tick_params(colors=MUTED, labelsize=7, bottom=False, left=False, pad=6)
     axes.set_axisbelow(True)
     axes.set_facecolor("none")
-    axes.xaxis.label.set(color=_INK, fontsize=7.5)
-    axes.yaxis.label.set(color=_INK, fontsize=7.5)
+    axes.xaxis.label.set(color=INK, fontsize=7.5)
+    axes.yaxis.label.set(color=INK, fontsize=7.5)
     return axes
 
 
@@ -239,11 +237,4 @@ def svg(figure: "Figure") -> str:
     salt = f"{figure.get_figwidth()} x {figure.get_figheight()}"
     with rc_context({"svg.hashsalt": salt, "svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(target, metadata={"Date": None})
-    text = target.getvalue()
-    text = text[text.index("<svg") :]
-    extras = r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; "
-    text = re.sub(extras, "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # ids must be unique on a page with several figures
-    for colour, name in ((_INK, "ink"), (_MUTED, "muted"), (_RULE, "rule"), (_PAPER, "paper")):
-        text = text.replace(colour, f"var(--{name})")
-    return text
+    return for_page(target.getvalue())

@@ -30,7 +30,6 @@ from alignshared.stores.filesystems import normal_location
 _INDEX_SCHEMA = pa.schema(
     [*SOURCE_COLUMNS.items(), ("reason", pa.string()), ("detail", pa.string())]
 )
-_CHUNK = 1 << 20
 _ASKS = ("human", "user")
 _ANSWERS = ("gpt", "assistant")
 
@@ -76,14 +75,12 @@ class LlavaSource:
 
     def identity(self) -> dict[str, Any]:
         """File name and digest, and the image folder."""
-        sha256 = hashlib.sha256()
         with opened(self.location) as stream:
-            while chunk := stream.read(_CHUNK):
-                sha256.update(chunk)
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return {
             "kind": "llava",
             "location": self.location,
-            "digest": sha256.hexdigest(),
+            "digest": digest,
             "image_root": self.image_root,
         }
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from alignshared import atomic
+from alignshared.palette import INK, MUTED, PAPER, RULE
 from aligntrain.ablation.compare import (
     BASELINE,
     LEAST_SEEDS,
@@ -18,7 +19,7 @@ from aligntrain.ablation.compare import (
 )
 from aligntrain.ablation.runs import Ablation
 from aligntrain.ablation.score import QuestionSet
-from aligntrain.charts import INK, MUTED, PAPER, RULE, TEAL, new_figure, plain_axes, svg
+from aligntrain.charts import TEAL, new_figure, plain_axes, svg
 from aligntrain.evaluate.intervals import Interval
 from aligntrain.evaluate.short_answers import ALL, constant_answers
 from aligntrain.runs.folder import versions_of
@@ -95,7 +96,8 @@ def _markdown(outcome: Outcome) -> str:
         lines += ["", f"## {_escaped(heading(comparison, kinds))}", ""]
         lines += ["| variant | seeds | mean | difference | verdict |"]
         lines += ["| --- | ---: | ---: | ---: | --- |"]
-        lines += [f"| {' | '.join(cells)} |" for cells in _cells(comparison)]
+        for variant, *cells in cells_of(comparison):
+            lines.append(f"| `{variant}` | {' | '.join(cells)} |")
     if outcome.unasked:
         lines += ["", "## Not asked", "", "Their models were not kept before there were questions."]
         lines += ["", *(f"- `{name}`" for name in outcome.unasked)]
@@ -124,7 +126,7 @@ def _introduction(outcome: Outcome) -> str:
     )
 
 
-def _cells(comparison: Comparison) -> list[list[str]]:
+def cells_of(comparison: Comparison) -> list[list[str]]:
     """Return variant, number of seeds, mean, difference and verdict of each line."""
     digits = 4 if comparison.lower_is_better else 1
 
@@ -135,7 +137,7 @@ def _cells(comparison: Comparison) -> list[list[str]]:
 
     return [
         [
-            f"`{line.variant}`",
+            line.variant,
             f"{len(line.values)}",
             cell(line.mean),
             cell(line.difference, "+"),

@@ -33,7 +33,6 @@ _MAX_OPEN = 32
 """Maximum open shards; in an object store each holds a connection and a footer."""
 
 _COLUMNS = ("id", "image", "caption", "conversations", LEVEL_COLUMN)
-_HASH_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,14 +148,12 @@ class ShardedDataset:
     def verify(self) -> None:
         """Compare every shard with its checksum, reading all data; ContractError if one differs."""
         for shard in self.dataset.manifest.shards:
-            digest = hashlib.sha256()
             with self.dataset.storage.open(shard.file) as stream:
-                while chunk := stream.read(_HASH_CHUNK):
-                    digest.update(chunk)
-            if digest.hexdigest() != shard.sha256:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            if digest != shard.sha256:
                 raise ContractError(
                     f"{shard.file} in {self.location} is not what its manifest lists (SHA-256 "
-                    f"{digest.hexdigest()[:12]}…, not {shard.sha256[:12]}…); copy it again or "
+                    f"{digest[:12]}…, not {shard.sha256[:12]}…); copy it again or "
                     "write the dataset again."
                 )
 

@@ -89,6 +89,7 @@ LETTER = "\nAnswer with the option's letter from the given choices directly."
 LETTER_CN = "\n请直接回答选项字母。"
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 YES_NO = "Please answer yes or no."
+_LETTERS = "ABCDEFGHIJ"
 
 
 def _short(row: Row) -> str:
@@ -115,7 +116,7 @@ def _mme(row: Row) -> str:
 def _science(row: Row) -> str:
     """ScienceQA: context, question, options."""
     context = "" if _absent(row["hint"]) or not row["hint"] else f"Context: {row['hint']}\n"
-    letters = zip("ABCDEFGHIJ", row["choices"], strict=False)
+    letters = zip(_LETTERS, row["choices"], strict=False)
     options = "\n".join(f"{letter}. {choice}" for letter, choice in letters)
     return f"{context}{row['question']}\n{options}{LETTER}"
 
@@ -165,17 +166,23 @@ def _seed_facts(row: Row) -> dict[str, Any]:
     return {"id": row["question_id"], "answer": row["answer"], "kind": kind}
 
 
-def _science_facts(row: Row) -> dict[str, Any]:
-    return {"answer": "ABCDEFGHIJ"[row["answer"]], "options": len(row["choices"])}
-
-
 def _cells(*columns: str, **renamed: str) -> Callable[[Row], dict[str, Any]]:
     """Return a function from a row to its cells in `columns`, then those under another name."""
     names = dict(zip(columns, columns, strict=True)) | renamed
     return lambda row: {name: row[column] for name, column in names.items()}
 
 
-_OPEN = ("question_id", "question", "answers")
+_OPEN_COLUMNS = ("question_id", "question", "answers")
+_OPEN: dict[str, Any] = {
+    "facts": _open_answer,
+    "metric": "VQA accuracy",
+    "score": scorers.score_vqa,
+}
+_SUBMITTED: dict[str, Any] = {
+    "columns": ("question_id", "question"),
+    "facts": _cells(id="question_id"),
+    "metric": "VQA accuracy",
+}
 _LLAVA_BENCH = ("question_id", "question", "caption", "gpt_answer", "category")
 _MM_VET = ("question_id", "question", "answer", "capability")
 _MMBENCH: dict[str, Any] = {
@@ -200,23 +207,19 @@ _TABLE = (
         title="VQAv2 test-dev",
         hub="lmms-lab-encoder/VQAv2",
         split="testdev",
-        columns=("question_id", "question"),
         prompt=_short,
-        facts=_cells(id="question_id"),
-        metric="VQA accuracy",
         published=Published(78.5, 79.1, 107_394),
+        **_SUBMITTED,
     ),
     Benchmark(
         name="vqav2-val",
         title="VQAv2 val",
         hub="lmms-lab-encoder/VQAv2",
         split="validation",
-        columns=_OPEN,
+        columns=_OPEN_COLUMNS,
         prompt=_short,
-        facts=_open_answer,
-        metric="VQA accuracy",
-        score=scorers.score_vqa,
         not_comparable="the paper's is of test-dev",
+        **_OPEN,
     ),
     Benchmark(
         name="gqa",
@@ -236,23 +239,19 @@ _TABLE = (
         title="VizWiz test",
         hub="lmms-lab-encoder/VizWiz-VQA",
         split="test",
-        columns=("question_id", "question"),
         prompt=_vizwiz,
-        facts=_cells(id="question_id"),
-        metric="VQA accuracy",
         published=Published(50.0, 54.2, 8_000),
+        **_SUBMITTED,
     ),
     Benchmark(
         name="vizwiz-val",
         title="VizWiz val",
         hub="lmms-lab-encoder/VizWiz-VQA",
         split="val",
-        columns=_OPEN,
+        columns=_OPEN_COLUMNS,
         prompt=_vizwiz,
-        facts=_open_answer,
-        metric="VQA accuracy",
-        score=scorers.score_vqa,
         not_comparable="the paper's is of the test split",
+        **_OPEN,
     ),
     Benchmark(
         name="scienceqa",
@@ -262,7 +261,7 @@ _TABLE = (
         split="test",
         columns=("question", "choices", "answer", "hint"),
         prompt=_science,
-        facts=_science_facts,
+        facts=lambda row: {"answer": _LETTERS[row["answer"]], "options": len(row["choices"])},
         metric="accuracy",
         score=scorers.score_science,
         max_new_tokens=RUNNER_TOKENS,
@@ -273,12 +272,10 @@ _TABLE = (
         title="TextVQA val",
         hub="lmms-lab-encoder/textvqa",
         split="validation",
-        columns=(*_OPEN, "ocr_tokens"),
         prompt=_textvqa,
-        facts=_open_answer,
-        metric="VQA accuracy",
-        score=scorers.score_vqa,
         published=Published(58.2, 58.4, 5_000),
+        columns=(*_OPEN_COLUMNS, "ocr_tokens"),
+        **_OPEN,
     ),
     Benchmark(
         name="pope",

@@ -8,8 +8,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignshared.images import data_uri, thumbnail
-from alignshared.palette import level_colours
-from aligntrain.charts import INK, dots, scatter, svg
+from alignshared.palette import INK, level_colours
+from aligntrain.charts import dots, scatter, svg
 from aligntrain.evaluate.intervals import Correlation, Interval
 from aligntrain.gate.summary import (
     GateReport,

@@ -10,13 +10,12 @@ those in `model.modeling`:
 """
 
 from copy import copy
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
-from alignshared.errors import one_line
+from alignshared.errors import hint, one_line
 from aligntrain.recipes.schema import LoraSettings, Precision
 
 if TYPE_CHECKING:
@@ -71,11 +70,8 @@ def target_names(llm: "PreTrainedModel", targets: tuple[str, ...]) -> list[str]:
     for target, names in meant.items():
         if not names:
             leaves = sorted({name.rpartition(".")[2] for name in known})
-            near = get_close_matches(target.rpartition(".")[2], leaves, n=1)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"there are {', '.join(leaves)}, or {_ALL}."
-            )
-            raise InputError(f"lora.targets names {target}, which is no matrix of this LLM; {hint}")
+            near = hint(target.rpartition(".")[2], [*leaves, _ALL])
+            raise InputError(f"lora.targets names {target}, which is no matrix of this LLM; {near}")
     chosen = {name for names in meant.values() for name in names}
     return [name for name in known if name in chosen]
 
