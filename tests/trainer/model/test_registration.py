@@ -17,7 +17,13 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(code, id=name, marks=[pytest.mark.slow] if name == "a module of it" else [])
+        for name, code in ORDERS.items()
+    ],
+)
 def test_the_auto_classes_know_it(tmp_path: Path, order: str) -> None:
     tiny.config().save_pretrained(tmp_path)
     command = [sys.executable, "-W", "ignore", "-c", order, str(tmp_path)]
