@@ -114,7 +114,7 @@ def test_an_unknown_target_is_told_with_its_neighbour(target: str) -> None:
 def test_the_head_is_no_target() -> None:
     with pytest.raises(InputError, match="lm_head, which is no matrix"):
         add_lora(tiny.model(), LoraSettings(targets=("lm_head",)))
-    with pytest.raises(InputError, match="there are down_proj, .* all-linear"):
+    with pytest.raises(InputError, match=r"there are down_proj, .* all-linear"):
         add_lora(tiny.model(), LoraSettings(targets=("xyz",)))
 
 
