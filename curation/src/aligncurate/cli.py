@@ -171,7 +171,7 @@ def validate(settings: ValidateSettings) -> None:
 app = command_line(
     "aligncurate",
     "Score image-text pairs with CLIP, sort them into alignment levels, report on them.",
-    stopped="stopped; run the same command to go on.",
+    stopped="stopped; run the same command to resume.",
     commands=(
         score, ingest, bucket, filter, sample, dedup, search, report, export, inspect, validate
     ),

@@ -152,7 +152,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError as error:
-        raise ImageError(Reason.NOT_AN_IMAGE, "in no picture format that is read here") from error
+        raise ImageError(Reason.NOT_AN_IMAGE, "in no image format that is read here") from error
     except _BOMBS as error:
         raise ImageError(Reason.TOO_MANY_PIXELS, str(error)) from error
     except _DECODE_ERRORS as error:

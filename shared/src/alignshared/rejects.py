@@ -65,12 +65,7 @@ class Likeness(StrEnum):
 
 
 DUPLICATE_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("kept_id", pa.string()),
-        ("cosine", pa.float32()),
-        ("kind", pa.string()),
-    ]
+    [("id", pa.string()), ("kept_id", pa.string()), ("cosine", pa.float32()), ("kind", pa.string())]
 )
 """One row per pair left out: its id, the id of the pair kept instead, the cosine of their image
 embeddings (1 for equal bytes) and a value of `Likeness`.

@@ -126,9 +126,9 @@ def test_data_that_changes_while_it_is_fetched_is_refused(hub: Hub, tmp_path: Pa
 
 
 def test_a_picture_that_cannot_be_read() -> None:
-    with pytest.raises(InputError, match="a picture of the benchmark cannot be read"):
+    with pytest.raises(InputError, match="an image of the benchmark cannot be read"):
         images_of({"image": {"bytes": b"no picture", "path": None}})
-    with pytest.raises(InputError, match="a picture of the benchmark cannot be read"):
+    with pytest.raises(InputError, match="an image of the benchmark cannot be read"):
         images_of({"image": "!" * 100})
 
 

@@ -165,7 +165,7 @@ def test_a_pretrained_model_is_refused(data: Path, tmp_path: Path) -> None:
     model = tiny.model()
     model.save_pretrained(tmp_path / EXPORT)
     tiny.processor(model.config, template="plain").save_pretrained(tmp_path / EXPORT)
-    with pytest.raises(InputError, match="pretrained and only captions pictures"):
+    with pytest.raises(InputError, match="pretrained and only captions images"):
         evaluate(tmp_path, "pope", Settings(data=data), output=tmp_path / "o")
 
 

@@ -100,7 +100,7 @@ def test_mme_adds_accuracy_and_whole_pairs() -> None:
 def test_a_picture_with_one_question_makes_no_pair() -> None:
     score = score_mme([*mme("count", "1.png", *RIGHT), *mme("count", "2.png", ("Yes", "Yes"))])
     assert score.value == 200
-    assert score.notes == ["1 pictures lack a question and are left out"]
+    assert score.notes == ["1 images lack a question and are left out"]
 
 
 def test_cognition_alone_is_no_perception() -> None:

@@ -160,7 +160,7 @@ def front_matter(card: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("choices", "format", "said"),
     [
-        ({"mixing": "adaptive"}, "llava", "an alignment vector stands before its pictures"),
+        ({"mixing": "adaptive"}, "llava", "an alignment vector stands before its images"),
         ({"vision_scales": [12, 24]}, "llava", r"at the scales \[12, 24\]"),
         ({}, "gguf", "no maintained package on PyPI writes GGUF"),
         ({}, "onnx", "the exporter of optimum needs transformers 4"),

@@ -29,14 +29,13 @@ OutputArgument = Annotated[str, typer.Argument(help="Folder to write.")]
 def run(
     phase: PhaseArgument,
     data: Annotated[
-        str,
-        typer.Option(help="Dataset: a levelled one to pretrain, an ingested one to finetune."),
+        str, typer.Option(help="Dataset: a levelled one to pretrain, an ingested one to finetune.")
     ],
     recipe: RecipeOption = "demo",
     set: SetOption = None,
     output: OutputOption = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")
+        bool, typer.Option("--resume", help="Continue from the newest whole checkpoint.")
     ] = False,
     nproc: Annotated[
         int | None, typer.Option(help="Processes; by default one per GPU, or one.")
@@ -108,7 +107,7 @@ def chat(
     prompt: Annotated[
         str | None, typer.Option(help="The question; without it, questions are read from stdin.")
     ] = None,
-    image: Annotated[str | None, typer.Option(help="A picture to talk about.")] = None,
+    image: Annotated[str | None, typer.Option(help="An image to talk about.")] = None,
     level: Annotated[int | None, typer.Option(help="Force this level's vector, 1 to N.")] = None,
     show_gate: Annotated[
         bool, typer.Option("--show-gate", help="Print the gate's weights after each answer.")
@@ -116,16 +115,16 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
 ) -> None:
-    """Ask a trained model about a picture; the answer comes as it is written."""
+    """Ask a trained model about an image; the answer is printed as it is generated."""
     from aligntrain.inference.chat import Chat
 
     terminal.hide_loading()
     conversation = Chat.load(model)
     prompts = iter([prompt]) if prompt is not None else _prompts()
-    picture = image
+    shown = image
     for question in prompts:
         answer = conversation.answer(
-            question, picture, level=level, max_new_tokens=max_new_tokens, temperature=temperature
+            question, shown, level=level, max_new_tokens=max_new_tokens, temperature=temperature
         )
         for piece in answer:
             sys.stdout.write(piece)
@@ -133,7 +132,7 @@ def chat(
         sys.stdout.write("\n")
         if show_gate:
             terminal.show_gate(conversation.gate_weights)
-        picture = None  # kept in the conversation
+        shown = None  # kept in the conversation
 
 
 def _prompts() -> Iterator[str]:
@@ -151,8 +150,7 @@ def _prompts() -> Iterator[str]:
 def eval(
     checkpoint: Annotated[str, typer.Argument(help="Run folder or model folder.")],
     benchmarks: Annotated[
-        str,
-        typer.Option(help="Comma-separated names, as in pope,mme,gqa; paper for all twelve."),
+        str, typer.Option(help="Comma-separated names, as in pope,mme,gqa; paper for all twelve.")
     ],
     data: Annotated[
         str | None, typer.Option(help="Folder of the benchmarks' files, instead of the Hub.")
@@ -204,8 +202,7 @@ def serve(
         str | None, typer.Option(help="Model name for clients; by default the folder's name.")
     ] = None,
     api_key: Annotated[
-        str | None,
-        typer.Option(envvar="ALIGNTRAIN_API_KEY", help="Require this API key."),
+        str | None, typer.Option(envvar="ALIGNTRAIN_API_KEY", help="Require this API key.")
     ] = None,
     allow_image_urls: Annotated[
         bool,
@@ -357,8 +354,7 @@ def export(
     model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
     output: OutputArgument,
     format: Annotated[
-        str,
-        typer.Option(help="llava: transformers' own LLaVA (mixing none); llm: the LLM alone."),
+        str, typer.Option(help="llava: transformers' own LLaVA (mixing none); llm: the LLM alone.")
     ] = "llava",
 ) -> None:
     """Write a trained model in a format that other programs read, with a model card."""
@@ -371,8 +367,7 @@ def export(
 
 
 def merge(
-    run: Annotated[str, typer.Argument(help="The folder of a LoRA run.")],
-    output: OutputArgument,
+    run: Annotated[str, typer.Argument(help="The folder of a LoRA run.")], output: OutputArgument
 ) -> None:
     """Merge the LoRA weights of a run into its LLM and write the whole model."""
     from aligntrain.export.model import merge
@@ -409,20 +404,8 @@ def convert(
 app = command_line(
     "aligntrain",
     "Train a multimodal LLM on pairs that `aligncurate` sorted into alignment levels.",
-    stopped="stopped; the same command goes on, a run with --resume.",
-    commands=(
-        run,
-        prepare,
-        plan,
-        chat,
-        eval,
-        serve,
-        gate,
-        ablate,
-        merge,
-        export,
-        convert,
-    ),
+    stopped="stopped; the same command continues, a run with --resume.",
+    commands=(run, prepare, plan, chat, eval, serve, gate, ablate, merge, export, convert),
 )
 
 

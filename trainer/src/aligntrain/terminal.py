@@ -104,7 +104,9 @@ def show_evaluation(done: "Evaluation") -> None:
 def show_gate(weights: list[float] | None) -> None:
     """Print the gate's weight of each local level as bars."""
     if weights is None:
-        notes.print("no gate spoke: there is no picture, the level is forced, or there is no gate.")
+        notes.print(
+            "no gate weights: there is no image, the level is forced, or the model has no gate."
+        )
         return
     for level, weight in enumerate(weights, start=1):
         notes.print(f"  level {level}  {weight:.3f}  {'█' * round(40 * weight)}")
@@ -151,7 +153,7 @@ def show_gate_report(report: "GateReport") -> None:
 
 def show_planned(ablation: "Ablation") -> None:
     """Print every run with its state, and how long the rest should take."""
-    states = table("run", "state", "goes on from")
+    states = table("run", "state", "continues from")
     for run in ablation.runs:
         took = "" if run.seconds is None else f"finished in {_duration(run.seconds)}"
         state = took or ("begun" if run.begun else "to do")
@@ -188,7 +190,7 @@ def show_outcome(outcome: "Outcome") -> None:
         names = ", ".join(outcome.failed)
         raise AlignError(
             f"{len(outcome.failed)} of {len(outcome.ablation.runs)} runs failed ({names}); "
-            "ablation.md says why, and the same command goes on with them."
+            "ablation.md says why, and the same command continues with them."
         )
 
 

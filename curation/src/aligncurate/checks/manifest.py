@@ -21,7 +21,7 @@ def open_dataset(location: str | os.PathLike[str]) -> Dataset:
         if not storage.exists(MANIFEST_FILE):
             unfinished = (
                 f"an unfinished run: it has no {MANIFEST_FILE} yet; give the command that began it "
-                "once more and it goes on from there"
+                "once more and it resumes there"
             )
             other = f"not a dataset: it has no {MANIFEST_FILE}; name the folder of a finished run"
             kind = unfinished if is_unfinished(storage) else other

@@ -161,12 +161,7 @@ def _map_options(step: Step, bench: Bench) -> dict[str, Any]:
     )
     if step.memory_gib is not None:
         common["memory"] = int(step.memory_gib * _GIB)
-    return {
-        "fn": _actor(make, bench),
-        "compute": pool,
-        "num_gpus": step.gpus or None,
-        **common,
-    }
+    return {"fn": _actor(make, bench), "compute": pool, "num_gpus": step.gpus or None, **common}
 
 
 def _actor(make: Callable[[], Function], bench: Bench) -> type:

@@ -38,7 +38,7 @@ class LlavaExporter:
 
     def write(self, span: Span, output: Storage) -> WrittenSpan:
         """Write the images of `span`, and its records to a partial list."""
-        pictures = rows = 0
+        images = rows = 0
         with output.writing(_part(span.index)) as part:
             for number, row in row_dicts(self._dataset, span, self._columns):
                 image = None
@@ -48,10 +48,10 @@ class LlavaExporter:
                     image = f"{IMAGES_FOLDER}/{span.index:05d}/{name}"
                     # Syncing every image to disk would dominate the run time.
                     output.write_bytes(image, content, durable=False)
-                    pictures += 1
+                    images += 1
                 part.write(json_line(_record(row, image)) + b"\n")
                 rows += 1
-        return WrittenSpan(span.index, rows, [], pictures, rows - pictures)
+        return WrittenSpan(span.index, rows, [], images, rows - images)
 
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
         """Merge the partial lists into `pairs.json`, record by record."""
@@ -86,7 +86,4 @@ def _record(row: dict[str, Any], image: str | None) -> dict[str, Any]:
 def _turns(row: dict[str, Any], image: str | None) -> list[dict[str, str]]:
     """Conversation of a plain pair, as in LLaVA-Pretrain."""
     request = _REQUEST if image is None else f"{_REQUEST}\n<image>"
-    return [
-        {"from": "human", "value": request},
-        {"from": "gpt", "value": row.get("caption") or ""},
-    ]
+    return [{"from": "human", "value": request}, {"from": "gpt", "value": row.get("caption") or ""}]

@@ -31,13 +31,13 @@ class WebdatasetExporter:
     def write(self, span: Span, output: Storage) -> WrittenSpan:
         """Write the tar of `span`."""
         file = f"{span.index:0{self._digits}d}.tar"
-        rows = pictures = 0
+        rows = images = 0
         with output.writing(file) as sink, _tar_into(sink) as tar:
             for number, row in row_dicts(self._dataset, span, self._columns):
-                pictures += _add_pair(tar, row_name(number), row)
+                images += _add_pair(tar, row_name(number), row)
                 rows += 1
         written = ShardInfo(file, rows, sink.bytes_written, sink.sha256)
-        return WrittenSpan(span.index, rows, [written], 0, rows - pictures)
+        return WrittenSpan(span.index, rows, [written], 0, rows - images)
 
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
         """Return the tars; nothing else is written."""

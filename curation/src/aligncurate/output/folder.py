@@ -86,10 +86,7 @@ def input_of(
 
 
 def input_and_output(
-    stage: str,
-    settings: CopySettings,
-    empty: str,
-    open: Callable[[Location], Dataset] = Dataset,
+    stage: str, settings: CopySettings, empty: str, open: Callable[[Location], Dataset] = Dataset
 ) -> tuple[Dataset, Storage]:
     """Return a stage's input dataset and its output folder, by default `stage` beside the input.
 

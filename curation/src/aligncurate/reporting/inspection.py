@@ -63,7 +63,7 @@ def facts(inspection: Inspection) -> list[tuple[str, str]]:
     model, duplicates, scores = inspection.model, inspection.duplicates, inspection.scores
     size = f"{count_text(inspection.shards, 'shard')}, {bytes_text(inspection.bytes)}"
     done = "" if inspection.finished else " so far"
-    unfinished = "an unfinished run: give its command once more to go on with it"
+    unfinished = "an unfinished run: give its command once more to resume it"
     rows = [
         ("location", inspection.location),
         ("stage", inspection.stage or "") if inspection.finished else ("state", unfinished),

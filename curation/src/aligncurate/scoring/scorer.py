@@ -156,10 +156,7 @@ class Scorer:
         distinct = list(dict.fromkeys(captions))
         index_of = {caption: index for index, caption in enumerate(distinct)}
         caption_N = np.array([index_of[caption] for caption in captions], dtype=np.intp)
-        arrays = {
-            "width": pa.array(batch.sizes_N2[:, 0]),
-            "height": pa.array(batch.sizes_N2[:, 1]),
-        }
+        arrays = {"width": pa.array(batch.sizes_N2[:, 0]), "height": pa.array(batch.sizes_N2[:, 1])}
         scores: list[npt.NDArray[np.float32]] = []
         for index, model in enumerate(self._models):
             images_UD = model.embed_images(batch.pixels[self._preprocessing_of[index]])

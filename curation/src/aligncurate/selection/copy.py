@@ -38,11 +38,7 @@ Keep = Callable[[pa.RecordBatch], npt.NDArray[np.bool_]]
 
 
 def choose_rows(
-    dataset: Dataset,
-    columns: Sequence[str],
-    keep: Keep,
-    workers: int,
-    on_progress: OnProgress,
+    dataset: Dataset, columns: Sequence[str], keep: Keep, workers: int, on_progress: OnProgress
 ) -> list[pa.BooleanArray]:
     """Run one pass over `columns`; return a mask of rows to `keep` for each shard of `dataset`."""
 

@@ -150,8 +150,7 @@ class ParquetSource:
         """Convert usable rows of `batch` to SOURCE_COLUMNS plus own columns."""
         images = as_images(batch.column(self.columns.image))
         image = pa.StructArray.from_arrays(
-            [images.field("bytes"), images.field("path").cast(pa.string())],
-            fields=list(IMAGE_TYPE),
+            [images.field("bytes"), images.field("path").cast(pa.string())], fields=list(IMAGE_TYPE)
         )
         conversations = (
             as_conversations(batch.column(self.columns.conversations))

@@ -9,12 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from aligncurate.core.clip import ResolvedClip
-from aligncurate.output.folder import (
-    RUN_FOLDER,
-    default_output,
-    read_rejects,
-    refuse_to_write_over,
-)
+from aligncurate.output.folder import RUN_FOLDER, default_output, read_rejects, refuse_to_write_over
 from aligncurate.scoring.execution import (
     device_of,
     engine_of,

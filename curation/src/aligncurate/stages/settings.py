@@ -79,8 +79,7 @@ class ScoreSettings:
         str | None, "Which of several models gives score and embeddings; by default the first."
     ] = None
     view: Annotated[
-        View | None,
-        "Crop an image's centre or pad it to a square; by default the model's own way.",
+        View | None, "Crop an image's centre or pad it to a square; by default the model's own way."
     ] = None
     long_captions: Annotated[
         LongCaptions, "Cut captions that are too long, or take the mean of their windows."

@@ -68,10 +68,7 @@ class QuestionSet:
 
 
 def choose_questions(
-    folder: Path,
-    file: str | os.PathLike[str] | None,
-    kinds: Sequence[str],
-    rows: tuple[str, float],
+    folder: Path, file: str | os.PathLike[str] | None, kinds: Sequence[str], rows: tuple[str, float]
 ) -> QuestionSet:
     """Return the questions of `kinds` in `file`.
 

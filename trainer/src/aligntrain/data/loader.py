@@ -68,7 +68,7 @@ class Sample:
 def make_sample(row: Row, encoder: Encoder) -> Sample:
     """Return `row` as a sample; raise InvalidSample if it lacks something or is too long."""
     if row.image == b"":
-        raise InvalidSample(Reason.NO_IMAGE, "the shard holds a path and no picture")
+        raise InvalidSample(Reason.NO_IMAGE, "the shard holds a path and no image")
     images = [] if row.image is None else [row.image]
     tokens = encoder(row.caption, row.turns, len(images))
     images = images[: tokens.images]

@@ -196,9 +196,7 @@ def _lookup(rows: "Dataset", keys: Iterable[Any], column: str) -> Lookup:
 
     def cell(row: Row) -> Any:
         if str(row[column]) not in places:
-            raise InputError(
-                f"no row holds the picture {row[column]}; get the whole benchmark anew."
-            )
+            raise InputError(f"no row holds the image {row[column]}; get the whole benchmark anew.")
         return rows[places[str(row[column])]]["image"]
 
     return cell
@@ -218,7 +216,7 @@ def images_of(row: Row, lookup: Lookup | None = None) -> list[Image.Image]:
         return [_decode(one) for one in (cell if isinstance(cell, list) else [cell])]
     except (ImageError, OSError, binascii.Error, TypeError) as error:
         raise InputError(
-            f"a picture of the benchmark cannot be read ({error}); get that file anew."
+            f"an image of the benchmark cannot be read ({error}); get that file anew."
         ) from error
 
 

@@ -200,8 +200,7 @@ def _load(
     model, processor = load_for_inference(folder, device=device)
     if captions_only(processor):
         raise InputError(
-            f"the model in {folder} is pretrained and only captions pictures; give a fine-tuned "
-            "one."
+            f"the model in {folder} is pretrained and only captions images; give a fine-tuned one."
         )
     return model, processor
 

@@ -286,7 +286,7 @@ def score_mme(records: Sequence[Record]) -> Score:
     perception = [score for category, score in details.items() if category in PERCEPTION]
     cognition = [score for category, score in details.items() if category not in PERCEPTION]
     missing = len(by_image) - len(pairs)
-    notes = [f"{missing} pictures lack a question and are left out"] if missing else []
+    notes = [f"{missing} images lack a question and are left out"] if missing else []
     if cognition:
         details["cognition"] = sum(cognition)
     return Score(sum(perception) if perception else None, points, details, notes)

@@ -73,12 +73,12 @@ def is_short(reference: str | None) -> bool:
 
 
 def read_questions(
-    path: Path, pictures: int | None = None, kinds: Sequence[str] | None = None
+    path: Path, images: int | None = None, kinds: Sequence[str] | None = None
 ) -> list[ShortQuestion]:
     """Read the questions of the JSON file `path`: a list of records with `id`, `image` (a path from
     the file's folder), `question`, `answer` and, if there are several, `kind`.
 
-    Limited to questions of `kinds`, and to `pictures` evenly spaced images; None for all.
+    Limited to questions of `kinds`, and to `images` evenly spaced images; None for all.
 
     Raises:
         InputError: the file is missing or malformed.
@@ -92,7 +92,7 @@ def read_questions(
             "image, question and answer."
         ) from error
     ids = list(dict.fromkeys(question.id for question in questions))
-    selected = set(evenly(ids, pictures or len(ids)))
+    selected = set(evenly(ids, images or len(ids)))
     return [q for q in questions if q.id in selected and (kinds is None or q.kind in kinds)]
 
 

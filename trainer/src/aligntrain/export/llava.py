@@ -59,7 +59,7 @@ def check_llava(model: AlignGPTForConditionalGeneration, where: object) -> None:
     config = model.config
     if config.mixing != "none":
         raise InputError(
-            f"{where} has mixing {config.mixing}: an alignment vector stands before its pictures, "
+            f"{where} has mixing {config.mixing}: an alignment vector stands before its images, "
             "for which transformers' LLaVA has no place; use it with aligntrain, or train a model "
             "with model.mixing=none."
         )

@@ -85,7 +85,7 @@ def explain_gate(  # noqa: PLR0913 - one argument per option
             weights.append(gate_weights(model, processor, batch).double().numpy())
         done(len(batch))
     if not questions:
-        raise InputError(f"none of the pictures of {shards.location} can be read; write it again.")
+        raise InputError(f"none of the images of {shards.location} can be read; write it again.")
     swept: list[SweepResult] = []
     if sweep:
         places = evenly(range(len(questions)), sweep_limit)

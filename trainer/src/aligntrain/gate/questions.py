@@ -105,7 +105,7 @@ def read_gate_questions(
         questions += of_row
     if not questions:
         raise InputError(
-            f"{shards.location} has no row with a picture and a question or a caption that can be "
+            f"{shards.location} has no row with an image and a question or a caption that can be "
             "read; give data that aligncurate ingest or bucket wrote."
         )
     by_level = pairs and any(question.level is not None for question in questions)

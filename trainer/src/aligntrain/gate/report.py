@@ -11,14 +11,7 @@ from alignshared.images import data_uri, thumbnail
 from alignshared.palette import INK, level_colours
 from aligntrain.charts import dots, scatter, svg
 from aligntrain.evaluate.intervals import Correlation, Interval
-from aligntrain.gate.summary import (
-    GateReport,
-    Setting,
-    favourite,
-    highest,
-    mean_levels,
-    values_of,
-)
+from aligntrain.gate.summary import GateReport, Setting, favourite, highest, mean_levels, values_of
 
 TEXT_LIMIT = 110
 DASH = "\N{EN DASH}"

@@ -102,10 +102,7 @@ def load_llm(name: str, **options: Any) -> PreTrainedModel:
 
 
 def assemble(
-    config: AlignGPTConfig,
-    tower: PreTrainedModel,
-    language_model: PreTrainedModel,
-    **options: Any,
+    config: AlignGPTConfig, tower: PreTrainedModel, language_model: PreTrainedModel, **options: Any
 ) -> AlignGPTForConditionalGeneration:
     """Return the model of `config` around a loaded tower and LLM, not copied, on its device."""
     with torch.device("meta"):

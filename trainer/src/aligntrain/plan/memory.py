@@ -157,8 +157,7 @@ class Working:
         before = states.total - (0 if gradients_stay else states.gradients)
         begins = self.kept + (2 if checkpointing else 1) * self.layer
         return max(
-            before + max(self.tower, self.kept + self.logits, begins),
-            states.total + 2 * self.layer,
+            before + max(self.tower, self.kept + self.logits, begins), states.total + 2 * self.layer
         )
 
 

@@ -29,10 +29,7 @@ class Prompter:
     """Builds prompts for one model; thread-safe."""
 
     def __init__(
-        self,
-        model: AlignGPTForConditionalGeneration,
-        processor: AlignGPTProcessor,
-        limits: Limits,
+        self, model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor, limits: Limits
     ) -> None:
         self._model = model
         self._processor = processor

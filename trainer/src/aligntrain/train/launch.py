@@ -92,7 +92,7 @@ def _train_here(run: Path, resume: bool, profile: int | None) -> None:
     except Exception as error:
         traceback.print_exc()
         raise AlignError(
-            "the run failed; its traceback is above; --resume goes on from the last checkpoint."
+            "the run failed; its traceback is above; --resume continues from the last checkpoint."
         ) from error
 
 
@@ -174,6 +174,6 @@ def _failure(run: Path, error: "ChildFailedError", count: int) -> AlignError:
     if failure.exitcode < 0:
         end = f"was killed (signal {-failure.exitcode}), as when memory runs out"
     return AlignError(
-        f"process {rank + 1} of {count} {end}; its last words are {where}; --resume goes on from "
+        f"process {rank + 1} of {count} {end}; its last words are {where}; --resume continues from "
         "the last checkpoint."
     )

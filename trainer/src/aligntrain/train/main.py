@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train according to the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m aligntrain.train")
     parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--profile", type=int, metavar="N", help="profile N steps on rank 0")
     parser.add_argument("--local_rank", "--local-rank", type=int, help="of the deepspeed launcher")
     options = parser.parse_args(arguments)
@@ -96,7 +96,7 @@ def _work(run: Path, resume: bool, profile: int | None) -> None:
     checkpoint = checkpoints.newest_checkpoint(run)
     if checkpoint is not None and not resume:
         raise InputError(
-            f"{run} has a checkpoint of step {checkpoint.step}; give --resume to go on from it, or "
+            f"{run} has a checkpoint of step {checkpoint.step}; give --resume to continue from it, or "
             "another --output to begin anew."
         )
     began = time.monotonic()

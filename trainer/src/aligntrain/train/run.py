@@ -134,7 +134,7 @@ def prepare(
         if ending is None and not resume and newest is not None:
             raise InputError(
                 f"{folder} is an unfinished run with a checkpoint of step {newest.step}; give "
-                "--resume to go on from it, or another --output."
+                "--resume to continue from it, or another --output."
             )
     if ending is None:
         if resolved.data.verify:
