@@ -176,7 +176,7 @@ def _record_failure(run: AblationRun, failed: dict[str, str]) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise AlignError(
-                f"there is no room left for {run.folder}; make some, and the same command continues."
+                f"there is no room left for {run.folder}; make some and run the same command."
             ) from error
         reason = f"{error}."
     log.warning("%s failed: %s", run.name, reason)

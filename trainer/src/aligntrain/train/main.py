@@ -96,8 +96,8 @@ def _work(run: Path, resume: bool, profile: int | None) -> None:
     checkpoint = checkpoints.newest_checkpoint(run)
     if checkpoint is not None and not resume:
         raise InputError(
-            f"{run} has a checkpoint of step {checkpoint.step}; give --resume to continue from it, or "
-            "another --output to begin anew."
+            f"{run} has a checkpoint of step {checkpoint.step}; give --resume to continue from "
+            "it, or another --output to begin anew."
         )
     began = time.monotonic()
 
