@@ -217,6 +217,19 @@ def test_a_pretrained_model_shows_what_each_level_does_to_captions(
     report = explain_gate(tmp_path / "model", pairs, **options)
     assert "as it was drawn at random" in str(report.without)
     assert len(report.overall) == 5
+    found = samples(report)
+    summary = json.loads((report.output / "gate.json").read_text(encoding="utf-8"))
+    for row in summary["sweep"]["matrix"]:
+        own = [at for at, level in enumerate(found["level"]) if level == row["level"]]
+        assert row["count"] == len(own)
+        for forced, loss in enumerate(row["losses"], start=1):
+            whole = [found["tokens"][at] * found[f"loss_level_{forced}"][at] for at in own]
+            assert loss == pytest.approx(sum(whole) / len(own), rel=1e-5)
+    assert sum(row["count"] for row in summary["sweep"]["matrix"]) == 4
+    # A caption of the plain template is its words and the end.
+    tokenize = tiny.processor(model.config, template="plain").tokenizer
+    words = [tokenize(text, add_special_tokens=False)["input_ids"] for text in found["question"]]
+    assert found["tokens"] == [len(ids) + 1 for ids in words]
     with pytest.raises(InputError, match="reads no questions"):
         explain_gate(tmp_path / "model", talks, **options)
 

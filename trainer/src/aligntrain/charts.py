@@ -5,6 +5,9 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from alignshared.palette import INK, MUTED, PAPER, RULE, for_page, without_fonts
 from aligntrain.evaluate.intervals import Interval
 
@@ -35,6 +38,26 @@ def scatter(x: Sequence[float], y: Sequence[float]) -> "Figure":
     figure = new_figure(10, 3.2)
     axes = plain_axes(figure.add_subplot())
     axes.plot(x, y, "o", color=TEAL, alpha=0.4, markersize=4, markeredgewidth=0)
+    return figure
+
+
+def matrix(values: npt.NDArray[np.float64], rows: Sequence[str]) -> "Figure":
+    """A cell for each of `values` [n, N], columns from 1; the darker, the less it is in its row."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    figure = new_figure(10, 0.8 + 0.36 * len(rows))
+    axes = plain_axes(figure.add_subplot())
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    above = values - values.min(axis=1, keepdims=True)
+    shades = above / np.maximum(above.max(axis=1, keepdims=True), 1e-12)
+    tints = LinearSegmentedColormap.from_list("tints", [f"{TEAL}b0", f"{TEAL}00"])
+    places = np.arange(values.shape[1]) + 1
+    axes.pcolormesh(places, range(len(rows)), shades, cmap=tints, vmin=0, vmax=1)
+    for (y, x), value in np.ndenumerate(values):
+        axes.text(x + 1, y, f"{value:.2f}", color=INK, fontsize=9, ha="center", va="center")
+    axes.set_xticks(places)
+    axes.set_yticks(range(len(rows)), rows)
     return figure
 
 

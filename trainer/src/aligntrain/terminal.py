@@ -147,6 +147,13 @@ def show_gate_report(report: "GateReport") -> None:
                 "" if right is None else f"{100 * right.mean:.1f} % of {right.count:,}",
             )
         section("every level forced", by_level)
+    if report.matrix:
+        forced = [f"as {level}" for level in range(1, len(report.matrix[0].losses) + 1)]
+        by_own = table("own level", "n", *forced)
+        for row in report.matrix:
+            losses = [f"{loss:.2f}" for loss in row.losses]
+            by_own.add_row(f"level {row.level}", f"{row.count:,}", *losses)
+        section("loss by own and forced level, nats per caption", by_own)
     results.print()
     results.print(f"{near(report.output / 'report.html')}: {len(report.questions):,} questions")
 

@@ -89,11 +89,12 @@ def gate_weights(
 class SweepResult:
     """Results of question `number` by forced level, None for the model's own mix.
 
-    `losses` of the reference answer are in nats per token. `said` and `right` hold the answers and
-    their match with a short reference; both are empty without one.
+    `losses` of the reference answer, of `tokens` tokens, are in nats per token. `said` and `right`
+    hold the answers and their match with a short reference; both are empty without one.
     """
 
     number: int
+    tokens: int
     losses: dict[int | None, float]
     said: dict[int | None, str]
     right: dict[int | None, bool]
@@ -126,10 +127,12 @@ def sweep_levels(
             read = [sample for sample in samples.values() if sample is not None]
             losses = _losses(model, processor, questions, read, preparation, settings)
             answers = _answers(model, processor, questions, settings, batch_size)
-            for number, item, loss, said in zip(usable, questions, losses, answers, strict=True):
+            for number, item, (tokens, loss), said in zip(
+                usable, questions, losses, answers, strict=True
+            ):
                 reference = item.question.answer or ""
                 right = {setting: is_right(text, reference) for setting, text in said.items()}
-                yield SweepResult(number, loss, said, right)
+                yield SweepResult(number, tokens, loss, said, right)
         done(len(batch))
 
 
@@ -157,8 +160,8 @@ def _losses(
     samples: Sequence[Sample],
     preparation: Preparation,
     settings: Sequence[int | None],
-) -> list[dict[int | None, float]]:
-    """Return the loss of each question's reference answer by setting."""
+) -> list[tuple[int, dict[int | None, float]]]:
+    """Return the tokens of each question's reference answer, and its loss by setting."""
     pixels = [preparation.pixels(item.image) for item in questions]
     batch = collate(samples, pixels, preparation.pad_id)
     inputs = {
@@ -178,14 +181,16 @@ def _losses(
         ]
         own_mix["gate_weights"] = gate_weights(model, processor, asked).to(model.device)
     losses: list[dict[int | None, float]] = [{} for _ in questions]
+    tokens: list[int] = []
     for setting in settings:
         forced = own_mix if setting is None else {
             "levels": torch.full((len(questions),), setting, device=model.device)
         }  # fmt: skip
         output = model(**inputs, **forced)
+        tokens = output.sample_tokens.tolist()
         for of_question, loss in zip(losses, output.sample_loss.tolist(), strict=True):
             of_question[setting] = loss
-    return losses
+    return list(zip(tokens, losses, strict=True))
 
 
 def _answers(

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from alignshared.images import data_uri, thumbnail
 from alignshared.palette import INK, level_colours
-from aligntrain.charts import dots, scatter, svg
+from aligntrain.charts import dots, matrix, scatter, svg
 from aligntrain.evaluate.intervals import Correlation, Interval
 from aligntrain.gate.summary import GateReport, Setting, favourite, highest, mean_levels, values_of
 
@@ -54,6 +54,7 @@ def render_page(report: GateReport, summary: dict[str, Any]) -> str:
         overall=report.overall,
         loss_chart=_chart(report.overall, "difference", colours),
         accuracy_chart=_chart(report.overall, "accuracy", colours),
+        matrix=_matrix(report),
     )
 
 
@@ -141,3 +142,11 @@ def _chart(settings: list[Setting], what: str, colours: list[str]) -> str | None
         if (value := getattr(s, what)) is not None
     ]
     return svg(dots(values, zero=what == "difference"), inline=True) if values else None
+
+
+def _matrix(report: GateReport) -> str | None:
+    """Return the losses by own level, the highest on top, and forced level; None without levels."""
+    if not report.matrix:
+        return None
+    rows = [f"level {row.level}" for row in report.matrix]
+    return svg(matrix(np.array([row.losses for row in report.matrix]), rows), inline=True)

@@ -60,6 +60,15 @@ class Setting:
     accuracy: Interval | None
 
 
+@dataclass(frozen=True, slots=True)
+class OwnLevel:
+    """Mean `losses` [N] of `count` pairs of `level` with each of N forced, in nats per caption."""
+
+    level: int
+    count: int
+    losses: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class GateReport:
     """Report in the folder `output` on the model in `checkpoint` over the dataset `shards`.
@@ -122,6 +131,24 @@ class GateReport:
     def overall(self) -> list[Setting]:
         """Results of each setting for all questions of the sweep; [] without one."""
         return next(iter(self.settings.values()), [])
+
+    @cached_property
+    def matrix(self) -> list[OwnLevel]:
+        """Losses of the sweep's pairs by own level, then by forced level; [] without levels.
+
+        A model that has learned its levels has its least losses near the diagonal.
+        """
+        forced = range(1, self.config.levels + 1)
+        by_level: dict[int, list[list[float]]] = {}
+        for result in self.swept:
+            own = self.questions[result.number].level
+            if own is not None and self.read.pairs:
+                losses = [result.tokens * result.losses[level] for level in forced]
+                by_level.setdefault(own, []).append(losses)
+        return [
+            OwnLevel(own, len(losses), tuple(np.mean(losses, axis=0).tolist()))
+            for own, losses in sorted(by_level.items())
+        ]
 
 
 def entropies(weights: Weights) -> Weights:
@@ -198,10 +225,11 @@ def summary_of(report: GateReport) -> dict[str, Any]:
             for name, (r, rho) in report.correlations.items()
         }
     if report.swept:
-        summary["sweep"] = {
+        types = {
             kind: [asdict(setting) for setting in settings]
             for kind, settings in report.settings.items()
         }
+        summary["sweep"] = {"types": types, "matrix": [asdict(row) for row in report.matrix]}
     return summary
 
 
@@ -222,6 +250,8 @@ def samples_table(report: GateReport) -> pa.Table:
         columns["gate_entropy"] = pa.array(entropies(report.weights), pa.float32())
     swept = {one.number: one for one in report.swept}
     ordered = [swept.get(number) for number in range(len(report.questions))]
+    if report.swept:
+        columns["tokens"] = pa.array([one and one.tokens for one in ordered], pa.int32())
     for setting in report.swept[0].losses if report.swept else ():
         name = "own" if setting is None else f"level_{setting}"
         for what, kind in (("losses", pa.float32()), ("said", pa.string()), ("right", pa.bool_())):
