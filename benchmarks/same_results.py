@@ -85,7 +85,7 @@ finetune:
 LEFT_OUT_KEYS = {  # of JSON files: what may differ between two runs of one commit
     # when, how fast, and by which release
     "created", "seconds", "decode_seconds", "model_seconds", "throughput", "tokens_per_s",
-    "samples_per_s", "data_wait_s", "step_s", "package", "versions",
+    "samples_per_s", "data_wait_s", "step_s", "package", "versions", "transformers_version",
     # the checkout's own folders, and digests of manifests, which hold times
     "location", "image_root", "input_sha256", "manifest_sha256", "data_sha256", "dataset",
     "digest",  # of an input: covers the place and the time of its files
