@@ -98,6 +98,9 @@ def test_the_mark_of_a_picture_is_never_written(tmp_path: Path) -> None:
         model.model.language_model.lm_head.weight.zero_()
     model.save_pretrained(tmp_path / "model")
     done = export_model(tmp_path / "model", tmp_path / "llava", "llava")
+    again = export_model(tmp_path / "model", tmp_path / "again", "llava")
+    weights = "model.safetensors"
+    assert (done.output / weights).read_bytes() == (again.output / weights).read_bytes()
     theirs: Any = LlavaForConditionalGeneration.from_pretrained(done.output, dtype=torch.float32)
     with_it = LlavaProcessor.from_pretrained(done.output)
     inputs = with_it(images=tiny.picture(1), text="<image>\nwhat?", return_tensors="pt")

@@ -111,7 +111,11 @@ def to_llava(
     projector = llava.model.multi_modal_projector
     projector.linear_1, projector.act, projector.linear_2 = own.projector
     if mark >= config.text_config.vocab_size:
+        size = config.text_config.vocab_size
         llava.resize_token_embeddings(mark + 1, mean_resizing=False)
+        with torch.no_grad():  # drawn at random, read by nobody: every export is the same file
+            llava.get_input_embeddings().weight[size:] = 0
+            llava.get_output_embeddings().weight[size:] = 0
     llava.generation_config = model.generation_config
     llava.generation_config.suppress_tokens = [mark]
     return llava.eval(), _processor(processor, tokenizer, config, strategy)
