@@ -114,8 +114,8 @@ def to_llava(
         size = config.text_config.vocab_size
         llava.resize_token_embeddings(mark + 1, mean_resizing=False)
         with torch.no_grad():  # drawn at random, read by nobody: every export is the same file
-            llava.get_input_embeddings().weight[size:] = 0
-            llava.get_output_embeddings().weight[size:] = 0
+            for layer in (llava.get_input_embeddings(), llava.get_output_embeddings()):
+                layer.get_parameter("weight")[size:] = 0
     llava.generation_config = model.generation_config
     llava.generation_config.suppress_tokens = [mark]
     return llava.eval(), _processor(processor, tokenizer, config, strategy)
