@@ -52,12 +52,13 @@ def matrix(values: npt.NDArray[np.float64], rows: Sequence[str]) -> "Figure":
     above = values - values.min(axis=1, keepdims=True)
     shades = above / np.maximum(above.max(axis=1, keepdims=True), 1e-12)
     tints = LinearSegmentedColormap.from_list("tints", [f"{TEAL}b0", f"{TEAL}00"])
-    places = np.arange(values.shape[1]) + 1
-    axes.pcolormesh(places, range(len(rows)), shades, cmap=tints, vmin=0, vmax=1)
+    n, levels = values.shape
+    sides = np.arange(levels + 1) + 0.5, np.arange(n + 1) - 0.5
+    axes.pcolormesh(*sides, shades, cmap=tints, vmin=0, vmax=1)
     for (y, x), value in np.ndenumerate(values):
         axes.text(x + 1, y, f"{value:.2f}", color=INK, fontsize=9, ha="center", va="center")
-    axes.set_xticks(places)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xticks(range(1, levels + 1))
+    axes.set_yticks(range(n), rows)
     return figure
 
 
