@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,11 @@ from hypothesis import settings
 # Tests run side by side, and threads waiting for one another where there are more of them than
 # cores make small models many times slower. Programs that tests start take it over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Images of containers often forbid bytecode files: every process that a test starts would then
+# compile torch and transformers again, 10 s each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # On a busy machine the first example of a property may take seconds.
 settings.register_profile("busy", deadline=None, database=None)
