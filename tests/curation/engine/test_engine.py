@@ -6,8 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from aligncurate.settings import Pool
 from aligncurate.sources import open_source
 from alignshared import InputError, Storage
 from tests.curation.clips import write_tiny_clip
+from tests.curation.engine.work import Fail, FailOn, Square
 from tests.curation.inputs import good_pairs, score_good_pairs
 from tests.curation.stages.test_score import assert_same
 
@@ -33,46 +33,6 @@ def cluster() -> Iterator[Cluster]:
     """A Ray of this machine that the tests share; `score` uses the connection that it finds."""
     with connected(None, 2, verbose=False) as found:
         yield found
-
-
-@dataclass(frozen=True)
-class Square:
-    """Makes the function that squares and tells the process that it ran in."""
-
-    def __call__(self) -> Callable[[int], tuple[int, int]]:
-        return lambda number: (number * number, os.getpid())
-
-
-@dataclass(frozen=True)
-class Fail:
-    """Makes a function that raises `error`, or raises it itself."""
-
-    error: Exception
-    at_start: bool = False
-
-    def __call__(self) -> Callable[[int], int]:
-        if self.at_start:
-            raise self.error
-
-        def fail(number: int) -> int:
-            raise self.error
-
-        return fail
-
-
-@dataclass(frozen=True)
-class FailOn:
-    """Makes a function that cannot do one number."""
-
-    number: int
-
-    def __call__(self) -> Callable[[int], int]:
-        def fail(number: int) -> int:
-            if number == self.number:
-                raise ZeroDivisionError("by nothing")
-            return number
-
-        return fail
 
 
 def test_an_address_where_no_cluster_is_is_one_sentence(tmp_path: Path, tiny_clip: str):

@@ -1,6 +1,5 @@
 """Runs that are killed, and the dataset of the quiet run that they have to end with."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -54,13 +53,6 @@ def write_input(folder: Path, pairs: int = PAIRS) -> None:
         f"{name}.jpg": photo(number % 40) for number, name in enumerate(names) if number not in GONE
     }
     write_llava(folder / "in", [record(name) for name in names], pictures)
-
-
-def forkserver() -> Any:
-    """Processes that start in no time, since what they need is imported already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["open_clip", "aligncurate.stages.score", __name__])
-    return context
 
 
 def start(context: Any, job: Callable[..., Any], name: str) -> BaseProcess:

@@ -13,13 +13,13 @@ from tests.curation.faults.killing import (
     GONE,
     PAIRS,
     Job,
-    forkserver,
     kill_after,
     moments,
     start,
     write_input,
 )
 from tests.curation.stages.test_score import assert_same
+from tests.forking import forkserver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -6,10 +6,9 @@ import os
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,17 @@ from aligncurate import Execution, score
 from aligncurate.engine import ItemFailure, Step, connected, map_on_ray
 from aligncurate.sources import webdataset
 from alignshared import Dataset, InputError
-from tests.curation.faults.killing import GONE, Job, forkserver, start, write_input
+from tests.curation.engine.work import MEGABYTES_EACH, Decode, Meet, Slow, Trouble
+from tests.curation.faults.killing import GONE, Job, start, write_input
 from tests.curation.stages.test_score import assert_same
 from tests.curation.tars import good_tar
+from tests.forking import forkserver
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
 
 PAIRS = 240
 GPUS = 2
 OBJECT_STORE = 120 << 20
-MEGABYTES_EACH = 4
 
 
 def patiently(begin: Callable[[], Any]) -> Any:
@@ -233,24 +233,6 @@ def test_a_killed_driver_leaves_what_is_finished(
     assert kept
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """Makes a function that dies of one number and never ends with another."""
-
-    deadly: int
-    endless: int
-
-    def __call__(self) -> Callable[[int], int]:
-        def work(number: int) -> int:
-            if number == self.deadly:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if number == self.endless:
-                time.sleep(10_000)
-            return number
-
-        return work
-
-
 def test_what_kills_its_workers_or_hangs_is_named_and_the_others_go_on(machines: Machines):
     items = list(range(6))
     found = list(map_on_ray([Step(Trouble(1, 4), actors=2)], items, timeout_s=5))
@@ -261,30 +243,6 @@ def test_what_kills_its_workers_or_hangs_is_named_and_the_others_go_on(machines:
     assert "no progress for 5 seconds" in failures[4]
 
 
-@dataclass(frozen=True)
-class Decode:
-    """Makes a function that quickly turns a number into some megabytes."""
-
-    def __call__(self) -> Callable[[int], tuple[int, float, Any]]:
-        return lambda number: (
-            number,
-            time.time(),
-            np.random.default_rng(number).integers(0, 255, MEGABYTES_EACH << 20, np.uint8),
-        )
-
-
-@dataclass(frozen=True)
-class Slow:
-    """Makes a function that takes its time."""
-
-    def __call__(self) -> Callable[[Any], tuple[int, float, float, int]]:
-        def slow(item: tuple[int, float, Any]) -> tuple[int, float, float, int]:
-            time.sleep(0.4)
-            return item[0], item[1], time.time(), os.getpid()
-
-        return slow
-
-
 def test_a_slow_step_holds_back_the_one_before_it(machines: Machines):
     items = list(range(80))  # 320 MiB, where each node's object store holds 120
     done = list(map_on_ray([Step(Decode()), Step(Slow(), actors=1, gpus=1)], items))
@@ -292,23 +250,6 @@ def test_a_slow_step_holds_back_the_one_before_it(machines: Machines):
     events = sorted([(made, 1) for _, made, _, _ in done] + [(over, -1) for _, _, over, _ in done])
     waiting = np.cumsum([change for _, change in events])
     assert waiting.max() * MEGABYTES_EACH < OBJECT_STORE >> 20
-
-
-@dataclass(frozen=True)
-class Meet:
-    """Makes a function that waits until a second process is at work."""
-
-    folder: Path
-
-    def __call__(self) -> Callable[[Any], int]:
-        def meet(_item: Any) -> int:
-            (self.folder / str(os.getpid())).touch()
-            end = time.monotonic() + 240
-            while len(list(self.folder.iterdir())) < 2 and time.monotonic() < end:
-                time.sleep(0.1)
-            return os.getpid()
-
-        return meet
 
 
 def test_several_models_share_a_gpu(machines: Machines, tmp_path: Path):

@@ -345,7 +345,7 @@ def test_four_bits_need_a_gpu(place: Path, tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 3])
 def test_two_processes_resume_as_one_and_one_as_two(
-    place: Path, tmp_path: Path, stage: int
+    place: Path, tmp_path: Path, forked: None, stage: int
 ) -> None:
     output, whole = tmp_path / "run", finetune(place, tmp_path / "whole")
     for nproc, kept in ((2, 2), (1, 4), (2, 6)):

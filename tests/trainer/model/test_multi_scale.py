@@ -241,7 +241,7 @@ def test_a_checkpoint_of_other_scales_is_refused(place: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path, forked: None) -> None:
     """One rank has pictures where the other has text."""
     given: dict[str, Any] = {
         "recipe": place / "tiny.yaml", "start": "none",

@@ -109,7 +109,7 @@ def test_two_machines_learn_what_one_process_learns(
 @pytest.mark.timeout(LIMIT_S)
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 3])
 def test_two_processes_resume_as_one_and_as_two_machines(
-    place: Path, tmp_path: Path, machine: dict[str, str], stage: int
+    place: Path, tmp_path: Path, machine: dict[str, str], forked: None, stage: int
 ) -> None:
     output = tmp_path / "run"
     given: dict[str, Any] = {

@@ -113,7 +113,11 @@ def test_a_worker_that_dies_is_told_of(
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S)
 @pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 2, 3])
-def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path, stage: int) -> None:
+def test_two_processes_learn_what_one_learns(
+    request: pytest.FixtureRequest, place: Path, tmp_path: Path, stage: int
+) -> None:
+    if stage != 3:  # one launch is enough
+        request.getfixturevalue("forked")
     given: dict[str, Any] = {
         "recipe": place / "tiny.yaml",
         "overrides": [f"zero_stage={stage}"],
@@ -135,7 +139,7 @@ def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path, stage:
     ids=["text", "mixed", "images"],
 )
 def test_ranks_with_and_without_images_do_not_wait_for_each_other(
-    place: Path, tmp_path: Path, text_every: int
+    place: Path, tmp_path: Path, forked: None, text_every: int
 ) -> None:
     """Ungrouped rows in micro-batches of one: one rank has an image where the other has none, and
     more pieces of logits.
@@ -154,7 +158,9 @@ def test_ranks_with_and_without_images_do_not_wait_for_each_other(
 
 @pytest.mark.slow
 @pytest.mark.timeout(LIMIT_S)
-def test_a_rank_whose_rows_are_all_rejected_takes_part(place: Path, tmp_path: Path) -> None:
+def test_a_rank_whose_rows_are_all_rejected_takes_part(
+    place: Path, tmp_path: Path, forked: None
+) -> None:
     from tests.trainer import rows
 
     broken = rows.pair_rows(48, runs.LEVELS)

@@ -1,13 +1,11 @@
 """A run that was stopped goes on as if it had not been."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from aligntrain.train import checkpoint
 from aligntrain.train.checkpoint import checkpoints, newest_checkpoint
 from aligntrain.train.run import prepare, run
 from tests.trainer import runs
+from tests.trainer.ranks import start_ranks
 
 
 @pytest.fixture(scope="module")
@@ -157,25 +156,23 @@ def test_sigkill_at_any_moment(place: Path, tmp_path: Path, seed: int) -> None:
     wait = random.Random(seed)
     kills = 0
     while result_of(output) is None:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "aligntrain.train", output, "--resume"],
-            env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
-        )
-        if kills < 3:
+        (process,) = start_ranks(output, resume=True)
+        if kills < 5:
             _until_it_trains(output, process)
-            time.sleep(wait.random() * 2)
-            process.send_signal(signal.SIGKILL)
+            time.sleep(wait.random() / 2)
+            process.kill()
             kills += 1
-        process.wait(300)
+        process.join(300)
+        assert process.exitcode in (0, -signal.SIGKILL)
         newest = newest_checkpoint(output)
         assert newest is None or newest.step <= 40
     assert runs.losses(read_metrics(output)) == whole
 
 
-def _until_it_trains(output: Path, process: "subprocess.Popen[bytes]") -> None:
+def _until_it_trains(output: Path, process: BaseProcess) -> None:
     """Wait for a step more than there was."""
     before = len(read_metrics(output))
-    while process.poll() is None and len(read_metrics(output)) <= before:
+    while process.exitcode is None and len(read_metrics(output)) <= before:
         time.sleep(0.05)
 
 
@@ -186,7 +183,7 @@ def _until_it_trains(output: Path, process: "subprocess.Popen[bytes]") -> None:
     [pytest.param(0, marks=pytest.mark.nightly), pytest.param(2, marks=pytest.mark.nightly), 3],
 )
 def test_two_processes_resume_as_one_and_one_as_two(
-    place: Path, tmp_path: Path, stage: int
+    place: Path, tmp_path: Path, forked: None, stage: int
 ) -> None:
     output = tmp_path / "run"
     whole = runs.losses(read_metrics(place / "finetune"))

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
@@ -26,6 +27,7 @@ State = Literal["master", "exp_avg", "exp_avg_sq"]
 STATES: tuple[State, ...] = get_args(State)
 """States of each trained parameter: its float32 value and AdamW's two moments, by torch's names."""
 
+_WITHOUT_COMPILER = "TORCHDYNAMO_DISABLE"
 _LARGEST_BUCKET = 500_000_000
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -61,10 +63,28 @@ def start_process(device: torch.device) -> None:
     # CPU, and probe the machine for its other operators, which are not used.
     operators: Any = deepspeed.ops
     operators.__compatible_ops__ = {}
+    _import_muon_uncompiled()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _import_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon optimizer, unused here, without torch's compiler.
+
+    DeepSpeed imports it to check the optimizer that it is given. Its functions are decorated to be
+    compiled, which would load the compiler in each process, for 1.5 s.
+    """
+    kept = os.environ.get(_WITHOUT_COMPILER)
+    os.environ[_WITHOUT_COMPILER] = "1"
+    try:
+        with suppress(ImportError):  # a release without it
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        del os.environ[_WITHOUT_COMPILER]
+        if kept is not None:
+            os.environ[_WITHOUT_COMPILER] = kept
 
 
 def stop_process() -> None:
