@@ -16,6 +16,9 @@ from hypothesis import settings
 # cores make small models many times slower. Programs that tests start take it over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ray's processes would give way to everything else, and their tests wait for other tests to end.
+os.environ.setdefault("RAY_worker_niceness", "0")
+
 # Images of containers often forbid bytecode files: every process that a test starts would then
 # compile torch and transformers again, 10 s each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
 def running_hub(repo: str, files: dict[str, bytes]) -> Iterator[str]:
     """Serve `files` as the dataset `repo` at the revisions `main` and `v1`; gives the endpoint."""
     with _Hub(repo, files) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 

@@ -89,7 +89,7 @@ class Slow:
 
     def __call__(self) -> Callable[[Any], tuple[int, float, float, int]]:
         def slow(item: tuple[int, float, Any]) -> tuple[int, float, float, int]:
-            time.sleep(0.4)
+            time.sleep(0.2)
             return item[0], item[1], time.time(), os.getpid()
 
         return slow

@@ -145,13 +145,17 @@ def test_all_of_it(design: Path, data: tuple[str, str], tmp_path: Path, in_proce
 
 @pytest.mark.slow
 def test_levels_made_anew_are_trained_on(
-    design: Path, data: tuple[str, str], tmp_path: Path
+    design: Path, data: tuple[str, str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """As a user would, each run in a process of its own."""
-    only = ["levels-3", "random-levels"]
-    ablation = open_ablation(design, *data, output=tmp_path / "out", seeds=1, only=only)
-    outcome = ablate(ablation, keep_models=True)
-    assert outcome.failed == {}
+    """Each run in a process of its own: two as a user has them, the others forked."""
+    given: dict[str, Any] = {"output": tmp_path / "out", "seeds": 1}
+    baseline = open_ablation(design, *data, **given, only=["adaptive"])
+    assert len(baseline.runs) == 2
+    assert ablate(baseline, keep_models=True).failed == {}
+    request.getfixturevalue("forked")
+    ablation = open_ablation(design, *data, **given, only=["levels-3", "random-levels"])
+    assert len(ablation.left) == 4
+    assert ablate(ablation, keep_models=True).failed == {}
     import aligntrain
 
     model, _ = aligntrain.load_model(tmp_path / "out/finetune/levels-3-seed0")

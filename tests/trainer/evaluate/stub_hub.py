@@ -66,7 +66,7 @@ def serving(hub: Hub, cache: Path) -> Iterator[None]:
         ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
         pytest.MonkeyPatch.context() as m,
     ):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
         m.setattr(constants, "HF_HUB_OFFLINE", False)
         m.setattr(constants, "HF_HUB_CACHE", str(cache))

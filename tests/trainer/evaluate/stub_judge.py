@@ -33,6 +33,7 @@ def judging(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             sent = json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(sent)))
+            self.send_header("Retry-After-Ms", "10")  # openai's client would wait for seconds
             self.end_headers()
             self.wfile.write(sent)
 
@@ -40,7 +41,7 @@ def judging(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1", asked

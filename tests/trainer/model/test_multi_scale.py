@@ -203,7 +203,7 @@ def test_the_plan_counts_the_towers_passes(place: Path) -> None:
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_both_phases_train_and_resume_to_the_bit(place: Path, tmp_path: Path, stage: int) -> None:
-    options = [WITH_SCALES, f"zero_stage={stage}", "max_steps=4"]
+    options = [WITH_SCALES, f"zero_stage={stage}", "max_steps=4", "batch.micro_size=8"]
     first, second = tmp_path / "first", tmp_path / "second"
     recipe = place / "tiny.yaml"
     prepare("pretrain", place / "pairs", recipe=recipe, output=first, overrides=options)
@@ -246,7 +246,7 @@ def test_two_processes_learn_what_one_learns(place: Path, tmp_path: Path, forked
     given: dict[str, Any] = {
         "recipe": place / "tiny.yaml", "start": "none",
         "overrides": [WITH_SCALES, "zero_stage=3", "batch.micro_size=1",
-                      "data.group_by_length=false", "max_steps=3"],
+                      "data.group_by_length=false", "max_steps=2"],
     }  # fmt: skip
     prepare("finetune", place / "talks", output=tmp_path / "one", **given)
     alone = runs.losses(runs.train(tmp_path / "one"))

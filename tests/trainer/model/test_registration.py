@@ -20,7 +20,7 @@ ORDERS = {
 @pytest.mark.parametrize(
     "order",
     [
-        pytest.param(code, id=name, marks=[pytest.mark.slow] if name == "a module of it" else [])
+        pytest.param(code, id=name, marks=[pytest.mark.slow] if name != "aligntrain first" else [])
         for name, code in ORDERS.items()
     ],
 )

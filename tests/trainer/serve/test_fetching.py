@@ -74,7 +74,7 @@ def host() -> Iterator[Any]:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Images) as server:
         server.daemon_threads = True
         server.seen = []  # pyright: ignore[reportAttributeAccessIssue]
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield server
         server.shutdown()
