@@ -1,5 +1,6 @@
 """The demo's language model, out of its package."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,15 @@ from alignshared import InputError
 from aligntrain.model import build, build_model, build_processor
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An empty folder in the place of the user's cache."""
+    place = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "CACHE", place)
+        yield place
+
+
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_PACKAGE", "llm_of_nobody")
     with pytest.raises(InputError, match=r"install aligntrain\[demo\]"):
@@ -18,11 +28,10 @@ def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_it_is_dequantised_once_and_speaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "CACHE", tmp_path)
+def test_it_is_dequantised_once_and_speaks(cache: Path) -> None:
     folder = build.demo_llm_path()
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert [path.name for path in cache.iterdir()] == [folder.name]
     assert build.demo_llm_path() == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -36,8 +45,7 @@ def test_it_is_dequantised_once_and_speaks(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_the_demo_model_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "CACHE", tmp_path)
+def test_the_demo_model_answers(cache: Path) -> None:
     model = build_model("demo", "demo", levels=8)
     processor = build_processor("demo", "demo", model.config, template="chat")
     assert processor.layout.bos_token_id is None

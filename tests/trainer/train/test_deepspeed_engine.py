@@ -1,5 +1,6 @@
 """DeepSpeed is asked for what the recipe says, and gives its state back whole."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def test_offload_and_precision_are_asked_for(file: Path) -> None:
     only = config(recipe(file, "finetune", "zero_stage=2", "offload=optimizer"), on_gpu=True)
     assert "offload_param" not in only["zero_optimization"]
     assert only["zero_optimization"]["overlap_comm"]
+
+
+def test_a_process_of_a_run_loads_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's Muon would load it, for 1.5 s."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    with runs.as_worker(), runs.joined():
+        from deepspeed.runtime.zero.muon import original_muon
+    for name in ("muon_update", "zeropower_via_newtonschulz5"):
+        assert not hasattr(getattr(original_muon, name), "_torchdynamo_orig_callable")
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
 
 
 def engine_of(file: Path, phase: Phase = "finetune", *overrides: str) -> Any:
