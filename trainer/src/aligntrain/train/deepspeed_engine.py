@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import torch
@@ -80,7 +81,7 @@ def _import_muon_uncompiled() -> None:
     os.environ[_WITHOUT_COMPILER] = "1"
     try:
         with suppress(ImportError):  # a release without it
-            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+            import_module("deepspeed.runtime.zero.muon.original_muon")
     finally:
         del os.environ[_WITHOUT_COMPILER]
         if kept is not None:
