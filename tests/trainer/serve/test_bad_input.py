@@ -271,8 +271,8 @@ def test_a_client_that_goes_while_it_waits(long_run: Path) -> None:
 def test_a_request_is_let_go_while_it_is_answered(long_run: Path) -> None:
     """With its images, of which there may be many megabytes of text."""
     gc.collect()  # what earlier tests left
-    with running(long_run, limits=Limits(rows=1, new_tokens=1000)) as server:
-        asked = body(max_tokens=1000)
+    with running(long_run, limits=Limits(rows=1, new_tokens=1500)) as server:
+        asked = body(max_tokens=1500)
         waiting = threading.Thread(target=lambda: server.post(asked))
         waiting.start()
         wait_for(lambda: number(server, "aligntrain_new_tokens_total") > 5)
