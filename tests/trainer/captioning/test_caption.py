@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 from alignshared import Dataset, Manifest, ModelInfo, Storage
 from alignshared.manifest import write_manifest
 from alignshared.stores.lock import acquire, release
-from aligntrain.captioning import shards
 from aligntrain.cli import app
 from aligntrain.inference.chat import Chat
+from aligntrain.inference.generate import generate_answers
 from aligntrain.runs.folder import EXPORT
 from tests.trainer import rows, runs, tiny
 
@@ -188,7 +188,6 @@ def test_an_image_of_several_rows_is_asked_once(
 def spy(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
     """The names of the questions that are asked, of which the one numbered `stop` is the last."""
     asked: list[str] = []
-    answer = shards.generate_answers
 
     def answers(model: Any, processor: Any, questions: Any, **options: Any) -> Iterator[Any]:
         def noted() -> Iterator[Any]:
@@ -198,9 +197,9 @@ def spy(patch: pytest.MonkeyPatch, stop: int | None = None) -> list[str]:
                 asked.append(question.name)
                 yield question
 
-        return answer(model, processor, noted(), **options)
+        return generate_answers(model, processor, noted(), **options)
 
-    patch.setattr(shards, "generate_answers", answers)
+    patch.setattr("aligntrain.captioning.shards.generate_answers", answers)
     return asked
 
 
@@ -229,8 +228,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(model: Path, tmp_path: Path) -> None:
-    data = rows.write_rows(tmp_path / "pairs", pair_rows(160, 160), levels=LEVELS, shards=8)
-    words = ("--data", data.location, "--max-new-tokens", "60", "--batch-size", "2", "--output")
+    data = rows.write_rows(tmp_path / "pairs", pair_rows(48, 48), levels=LEVELS, shards=8)
+    words = ("--data", data.location, "--max-new-tokens", "40", "--batch-size", "2", "--output")
     line = ["caption", str(model), *words]
     program = Path(sys.executable).with_name("aligntrain")
     output = tmp_path / "killed"
