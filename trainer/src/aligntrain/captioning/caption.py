@@ -99,6 +99,8 @@ def caption_dataset(
     kept = _kept_columns(dataset)
     _check_rows(dataset)
     with locked(storage):
+        if done := finished_dataset(storage, config):  # by another run, just now
+            return Captions(done, before=True)
         loaded = load_for_inference(model, device=device)
         captioner = Captioner(*loaded, config, settings.batch_size)
         config["precision"] = captioner.precision

@@ -1,7 +1,7 @@
 """Shards with a model's captions: one answer for each distinct image.
 
-An image is known by its bytes. Batches never cross a shard, so a resumed run makes the batches of
-an uninterrupted one.
+An image is known by its bytes; the captions of all images stay in memory. Batches never cross a
+shard, so a resumed run makes the batches of an uninterrupted one.
 """
 
 import time
@@ -131,10 +131,10 @@ class ShardCaptioning:
             questions = self._questions(shard, parquet, rows, asked)
             for place, answer in enumerate(self._captioner.answer(questions)):
                 # A caption is one line: the plain template ends it there.
-                added[rows[asked[place]].digest] = " ".join(answer.text.split())
+                text, digest = " ".join(answer.text.split()), rows[asked[place]].digest
+                answers[digest] = added[digest] = text
                 cut_off += not answer.finished
                 advance(asked[place] + 1)
-            answers.update(added)
             rejects = [row.reject(answers) for row in rows]
             captions = [
                 None if reject is not None else answers[row.digest]
@@ -161,7 +161,10 @@ class ShardCaptioning:
     def _questions(
         self, shard: ShardInfo, parquet: pq.ParquetFile, rows: list[_Row], asked: list[int]
     ) -> Iterator[Question]:
-        """Yield a question for each image without an answer; add to `rows` and `asked` rows."""
+        """Yield a question for each image without an answer.
+
+        Every row read is added to `rows`, and the place of the row asked about to `asked`.
+        """
         pending: set[str] = set()
         columns = ["id", "image"]
         batches = self._dataset.shard_batches(shard, parquet, columns, IMAGE_ROW_GROUP)
