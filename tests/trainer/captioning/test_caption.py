@@ -33,7 +33,7 @@ ENDS = [257, *range(0, 256, 13)]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pre-training run of six steps, whose levels are heard."""
+    """A pre-training run of six steps."""
     place = tmp_path_factory.mktemp("runs")
     recipe = runs.recipe_file(place)
     runs.pairs(place / "pairs")
