@@ -162,10 +162,11 @@ class WorkUnit:
 
 def _run_units(work: Path, *, small: bool) -> None:
     from aligncurate.engine import Step, map_on_ray
-    from aligncurate.output.folder import RUN_FOLDER, open_output
+    from aligncurate.output.folder import open_output
     from aligncurate.sources.source import cut_into_units
     from aligncurate.units.run import UnitRun
     from alignshared import Storage
+    from alignshared.manifest import RUN_FOLDER
 
     output = Storage(work / "out")
     open_output(output, {"input": str(work)}, overwrite=False)

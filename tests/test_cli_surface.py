@@ -135,6 +135,13 @@ aligntrain ablate --recipe
 aligntrain ablate --seeds
 aligntrain ablate --set
 aligntrain ablate design
+aligntrain caption --batch-size
+aligntrain caption --data
+aligntrain caption --level
+aligntrain caption --max-new-tokens
+aligntrain caption --output
+aligntrain caption --prompt
+aligntrain caption model
 aligntrain chat --image
 aligntrain chat --level
 aligntrain chat --max-new-tokens

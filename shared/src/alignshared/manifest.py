@@ -20,6 +20,9 @@ from alignshared.stores.storage import Storage
 MANIFEST_FILE = "manifest.json"
 LEVELS_FILE = "levels.json"
 REJECTS_FOLDER = "rejects"
+RUN_FOLDER = ".run"
+"""State of an unfinished run: its configuration, its lock and records of what is finished."""
+
 STATISTICS_FILE = "statistics.json"
 """Summary cached beside the manifest by readers; safe to delete."""
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from aligncurate import ingest
-from aligncurate.output.lock import LEASE_S
 from alignshared import AlignError, Dataset, Storage
+from alignshared.stores.lock import LEASE_S
 from tests.curation.faults.killing import PAIRS, SHARD_ROWS, write_input
 from tests.curation.faults.storage_server import BUCKET, Weather, s3_behind_proxy
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from aligncurate.output.folder import OutputState, open_output, release_output
-from aligncurate.output.lock import release
 from alignshared import AlignError, InputError, Storage
+from alignshared.stores.lock import release
 from tests.curation.datasets import write_scored_dataset
 
 CONFIG: dict[str, Any] = {"model": "demo", "input": {"location": "a", "digest": "1"}, "n": 8}

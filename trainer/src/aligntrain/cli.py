@@ -147,6 +147,28 @@ def _prompts() -> Iterator[str]:
             yield line.strip()
 
 
+def caption(
+    model: Annotated[str, typer.Argument(help="A run folder, or a model's own.")],
+    data: Annotated[str, typer.Option(help="Dataset of image-text pairs.")],
+    output: Annotated[str, typer.Option(help="Folder of the new dataset.")],
+    level: Annotated[
+        int | None, typer.Option(help="Force this level's vector; by default the top level's.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Request to a fine-tuned model; by default for a short caption."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Images captioned together.")] = 8,
+) -> None:
+    """Write new captions for the images of a dataset, as a dataset that keeps the old ones."""
+    from aligntrain.captioning.caption import CaptionSettings, caption_dataset
+
+    terminal.hide_loading()
+    settings = CaptionSettings(level, prompt, max_new_tokens, batch_size, console=notes)
+    terminal.show_captions(caption_dataset(model, data, output, settings))
+
+
 def eval(
     checkpoint: Annotated[str, typer.Argument(help="Run folder or model folder.")],
     benchmarks: Annotated[
@@ -405,7 +427,7 @@ app = command_line(
     "aligntrain",
     "Train a multimodal LLM on pairs that `aligncurate` sorted into alignment levels.",
     stopped="stopped; the same command continues, a run with --resume.",
-    commands=(run, prepare, plan, chat, eval, serve, gate, ablate, merge, export, convert),
+    commands=(run, prepare, plan, chat, serve, caption, eval, gate, ablate, merge, export, convert),
 )
 
 

@@ -12,6 +12,7 @@ from alignshared.errors import printable
 if TYPE_CHECKING:
     from aligntrain.ablation.report import Outcome
     from aligntrain.ablation.runs import Ablation
+    from aligntrain.captioning.caption import Captions
     from aligntrain.evaluate import Evaluation
     from aligntrain.evaluate.intervals import Interval
     from aligntrain.gate.summary import GateReport
@@ -99,6 +100,23 @@ def show_evaluation(done: "Evaluation") -> None:
         for note in outcome.result["notes"]:
             results.print(f"{outcome.benchmark.title}: {note}.")
     notes.print(f"answers, one by one, and this table lie in {near(done.output)}")
+
+
+def show_captions(captions: "Captions") -> None:
+    """Print the location and counts of the new captions."""
+    dataset, manifest = captions.dataset, captions.dataset.manifest
+    where, rejects = near(dataset.location), manifest.reject_count
+    if captions.before:
+        notes.print(f"{where} is finished already; nothing was done.")
+    results.print(
+        f"{where}: {manifest.rows + rejects:,} pairs in = {manifest.rows:,} captioned + "
+        f"{rejects:,} rejects"
+    )
+    for reason, count in manifest.rejects.items():
+        results.print(f"  {count:,} {reason}")
+    results.print(f"{captions.images:,} images captioned at level {captions.level}")
+    if captions.cut_off:
+        results.print(f"{captions.cut_off:,} of the captions were cut off by --max-new-tokens")
 
 
 def show_gate(weights: list[float] | None) -> None:

@@ -9,10 +9,9 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from aligncurate.checks.problems import Kind, Problem, written_wrongly
-from aligncurate.output.folder import RUN_FOLDER
 from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.errors import one_line
-from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, STATISTICS_FILE
+from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE, RUN_FOLDER, STATISTICS_FILE
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 """Errors raised on damaged Parquet files, from footer to last page."""

@@ -2,9 +2,8 @@
 
 import os
 
-from aligncurate.output.folder import RUN_FOLDER
 from alignshared import ContractError, Dataset, InputError, Storage
-from alignshared.manifest import MANIFEST_FILE
+from alignshared.manifest import MANIFEST_FILE, RUN_FOLDER
 
 
 def open_dataset(location: str | os.PathLike[str]) -> Dataset:

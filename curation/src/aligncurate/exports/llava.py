@@ -16,8 +16,8 @@ from aligncurate.exports.spans import (
     row_dicts,
     row_name,
 )
-from aligncurate.output.folder import RUN_FOLDER
 from alignshared import Dataset, ShardInfo, Storage
+from alignshared.manifest import RUN_FOLDER
 from alignshared.schema import LEVEL_COLUMN
 
 PAIRS_FILE = "pairs.json"

@@ -1,1 +1,1 @@
-"""Output folder of a stage: its lock, location and shards."""
+"""Output folder of a stage: its location and shards."""

@@ -6,7 +6,6 @@ it is stored under `execution` and not compared. A running writer holds `.run/lo
 """
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,22 +18,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aligncurate.output.lock import acquire, release
 from aligncurate.settings import CopySettings, DatasetSettings, Location
 from alignshared import Dataset, InputError, Manifest, Reject, ShardInfo, Storage
-from alignshared.atomic import UNFINISHED
-from alignshared.manifest import MANIFEST_FILE, REJECTS_FOLDER, read_manifest, write_manifest
+from alignshared.manifest import (
+    MANIFEST_FILE,
+    REJECTS_FOLDER,
+    RUN_FOLDER,
+    read_manifest,
+    write_manifest,
+)
 from alignshared.rejects import REJECT_SCHEMA, rejects_table
 from alignshared.shards import writing_shard
 from alignshared.stores.filesystems import is_remote, lies_within
+from alignshared.stores.lock import acquire, release
 
 DATA_ROOT = Path("data")
 """Relative to the working directory: `data/<name>/<stage>`."""
 
-RUN_FOLDER = ".run"
 _CONFIG_FILE = f"{RUN_FOLDER}/config.json"
 _LOCK_FILE = f"{RUN_FOLDER}/lock"
-_OLD_TEMPORARY = ".tmp"  # of runs that an older version began
 
 _log = logging.getLogger("aligncurate")
 
@@ -224,7 +226,7 @@ def _claim(
     if state is OutputState.FRESH:
         storage.write_json(_CONFIG_FILE, config)
     elif state is OutputState.BEGUN:
-        _sweep(storage)
+        storage.sweep()
     else:  # just finished by another run
         storage.delete(RUN_FOLDER)
         release(storage)
@@ -239,16 +241,6 @@ def _empty(storage: Storage) -> None:
     for name in run.names():
         if f"{RUN_FOLDER}/{name}" != _LOCK_FILE:
             run.delete(name)
-
-
-def _sweep(storage: Storage) -> None:
-    """Delete temporary files of killed writers."""
-    if storage.is_remote:  # partial objects never get a name
-        return
-    root = storage.path()
-    for info in storage.infos(recursive=True):
-        if info.base_name.startswith(UNFINISHED) or info.base_name.endswith(_OLD_TEMPORARY):
-            storage.delete(os.path.relpath(info.path, root))
 
 
 def _finished_config(storage: Storage, marker: str) -> tuple[dict[str, Any], str]:
@@ -322,7 +314,7 @@ def read_rejects(dataset: Dataset, limit: int) -> list[dict[str, str]]:
 
 def finish(storage: Storage, manifest: Manifest) -> Dataset:
     """Write the manifest, which completes the dataset, and remove the run's notes."""
-    _sweep(storage)
+    storage.sweep()
     write_manifest(storage, manifest)
     storage.delete(RUN_FOLDER)
     release(storage)

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from aligncurate.output.folder import RUN_FOLDER
 from aligncurate.sources.columns import (
     Columns,
     as_conversations,
@@ -36,7 +35,7 @@ from aligncurate.sources.source import (
     reading_parquet,
 )
 from alignshared import ContractError, Dataset, InputError, Reason, Reject, Storage
-from alignshared.manifest import MANIFEST_FILE
+from alignshared.manifest import MANIFEST_FILE, RUN_FOLDER
 from alignshared.schema import CONVERSATIONS_TYPE, IMAGE_TYPE, SOURCE_COLUMNS
 from alignshared.stores.filesystems import is_remote, normal_location
 

@@ -24,7 +24,7 @@ from aligncurate.duplicates.duplicates import (
 )
 from aligncurate.duplicates.fingerprints import IMAGE_EMBEDDING, Fingerprints, read_fingerprints
 from aligncurate.duplicates.neighbours import NeighbourSearch, SearchFacts
-from aligncurate.output.folder import RUN_FOLDER, config_of, finished_already, input_and_output
+from aligncurate.output.folder import config_of, finished_already, input_and_output
 from aligncurate.output.shards import as_mask
 from aligncurate.selection.copy import copy_chosen
 from aligncurate.settings import OnProgress, called_with
@@ -40,6 +40,7 @@ from alignshared import (
     ShardInfo,
     Storage,
 )
+from alignshared.manifest import RUN_FOLDER
 from alignshared.rejects import DUPLICATE_SCHEMA, DUPLICATES_FOLDER, Likeness
 from alignshared.schema import require_columns
 from alignshared.shards import writing_shard

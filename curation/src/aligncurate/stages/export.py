@@ -11,7 +11,6 @@ from aligncurate.exports.llava import PAIRS_FILE, PAIRS_PER_FOLDER, LlavaExporte
 from aligncurate.exports.spans import Exporter, Span, WrittenSpan, cut_into_spans
 from aligncurate.exports.webdataset import PAIRS_PER_TAR, WebdatasetExporter
 from aligncurate.output.folder import (
-    RUN_FOLDER,
     OutputState,
     config_of,
     input_and_output,
@@ -24,6 +23,7 @@ from aligncurate.threads import thread_count
 from aligncurate.units.records import read_records, released_if_empty, write_record
 from aligncurate.units.run import write_parts
 from alignshared import Dataset, InputError, ShardInfo, Storage
+from alignshared.manifest import RUN_FOLDER
 from alignshared.schema import require_columns
 
 MARKER = "export.json"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from aligncurate.output.folder import RUN_FOLDER, default_output, refuse_to_write_over
+from aligncurate.output.folder import default_output, refuse_to_write_over
 from aligncurate.settings import called_with
 from aligncurate.sources import RawBatch
 from aligncurate.sources.files import read_image
@@ -20,6 +20,7 @@ from aligncurate.units.records import FinishedBatch, Timing, manifest_of
 from aligncurate.units.run import UnitRun, write_dataset
 from alignshared import Dataset, InputError, Manifest, Parent, Reject, Storage
 from alignshared.images import ImageError, decode_image
+from alignshared.manifest import RUN_FOLDER
 from alignshared.schema import IMAGE_TYPE, ingested_schema
 
 _BATCH_ROWS = 64

@@ -5,13 +5,14 @@ import os
 from aligncurate.checks.files import UNREADABLE
 from aligncurate.checks.levels import edges_of
 from aligncurate.checks.manifest import is_unfinished, open_dataset
-from aligncurate.output.folder import RUN_FOLDER, add_reasons, newest_dataset
+from aligncurate.output.folder import add_reasons, newest_dataset
 from aligncurate.reporting.inspection import Column, Inspection
 from aligncurate.reporting.lineage import ancestors
 from aligncurate.reporting.summary import known_summary
 from aligncurate.stages.settings import SHOWN_STAGES
 from aligncurate.units.records import finished_units
 from alignshared import AlignError, Dataset, InputError, Storage
+from alignshared.manifest import RUN_FOLDER
 
 
 def inspect(input: str | os.PathLike[str] | None = None) -> Inspection:

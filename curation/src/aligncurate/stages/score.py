@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from aligncurate.core.clip import ResolvedClip
-from aligncurate.output.folder import RUN_FOLDER, default_output, read_rejects, refuse_to_write_over
+from aligncurate.output.folder import default_output, read_rejects, refuse_to_write_over
 from aligncurate.scoring.execution import (
     device_of,
     engine_of,
@@ -25,6 +25,7 @@ from aligncurate.stages.settings import ScoreSettings
 from aligncurate.units.records import Timing, UnitRecord, manifest_of
 from aligncurate.units.run import UnitRun, write_dataset
 from alignshared import Dataset, InputError, Manifest, Parent, Storage
+from alignshared.manifest import RUN_FOLDER
 
 log = logging.getLogger("aligncurate")
 

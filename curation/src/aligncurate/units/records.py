@@ -17,7 +17,6 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from aligncurate.output.folder import (
-    RUN_FOLDER,
     WrittenRejects,
     add_reasons,
     provenance,
@@ -25,12 +24,13 @@ from aligncurate.output.folder import (
     shard_name,
     write_rejects,
 )
-from aligncurate.output.lock import release
 from aligncurate.settings import OnProgress, silent
 from aligncurate.threads import heartbeat
 from alignshared import AlignError, Manifest, Parent, Reject, ShardInfo, Storage
 from alignshared.errors import one_line
+from alignshared.manifest import RUN_FOLDER
 from alignshared.shards import writing_shard
+from alignshared.stores.lock import release
 
 UNIT_ATTEMPTS = 3
 """Attempts at a unit, whatever the error, before it counts as failed."""

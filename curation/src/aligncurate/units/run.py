@@ -15,7 +15,6 @@ from typing import Any, Protocol, TypeVar
 import pyarrow as pa
 
 from aligncurate.output.folder import OutputState, finish, open_output
-from aligncurate.output.lock import check_held
 from aligncurate.settings import OnProgress
 from aligncurate.sources import Unit
 from aligncurate.threads import map_ordered
@@ -46,6 +45,7 @@ from alignshared import (
 )
 from alignshared.levels import levels_to_json
 from alignshared.manifest import LEVELS_FILE
+from alignshared.stores.lock import check_held
 
 MAX_FAILURES_IN_A_ROW = 32
 """After this many consecutive failures, stop: the environment is at fault, not the data."""

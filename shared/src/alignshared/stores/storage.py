@@ -29,6 +29,8 @@ from alignshared.errors import AlignError, InputError, one_line
 from alignshared.stores.filesystems import is_remote, normal_location, open_filesystem
 from alignshared.stores.options import current_storage_options
 
+_OLD_TEMPORARY = ".tmp"  # of runs that an older version began
+
 
 class HashingSink(io.RawIOBase):
     """A binary file that counts and hashes (SHA-256) everything written to it."""
@@ -217,6 +219,16 @@ class Storage:
                 if sink.bytes_written:  # one call, so that nothing comes in between
                     with mmap.mmap(gathered.fileno(), 0, access=mmap.ACCESS_READ) as content:
                         stream.write(content)
+
+    def sweep(self) -> None:
+        """Delete the temporary files of killed writers, at any depth."""
+        if self.is_remote:  # partial objects never get a name
+            return
+        root = self.path()
+        for info in self.infos(recursive=True):
+            name: str = info.base_name
+            if name.startswith(atomic.UNFINISHED) or name.endswith(_OLD_TEMPORARY):
+                self.delete(os.path.relpath(info.path, root))
 
     def _unreachable(self, error: OSError) -> InputError:
         return InputError(f"{self.location} cannot be reached: {one_line(error)}.")

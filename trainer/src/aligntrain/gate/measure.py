@@ -22,11 +22,9 @@ from aligntrain.inference.generate import (
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligntrain.prompts.conversation import InvalidSample, Turn
 from aligntrain.prompts.placeholders import IMAGE_MARK
+from aligntrain.prompts.templates import CAPTION_PROMPT
 
 T = TypeVar("T")
-
-CAPTION_PROMPT = "Give a short caption."
-"""The sweep's question about a pair, whose caption is the reference answer."""
 
 _MAX_LENGTH = 2048
 
@@ -140,7 +138,7 @@ def _sample(item: QuestionWithImage, preparation: Preparation) -> Sample | None:
     """Return the question with its reference answer as a sample, None if it is too long."""
     question = item.question
     text, reference = question.question, question.answer
-    if reference is None:  # a pair
+    if reference is None:  # a pair: its caption is the reference
         text, reference = CAPTION_PROMPT, question.question
     turns = (Turn("human", text), Turn("gpt", reference))
     if question.system is not None:

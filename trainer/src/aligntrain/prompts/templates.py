@@ -28,6 +28,9 @@ TemplateName = Literal["plain", "vicuna_v1", "chat"]
 
 Message = dict[str, str]
 
+CAPTION_PROMPT = "Give a short caption."
+"""Request for a caption to a model that answers questions."""
+
 VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."

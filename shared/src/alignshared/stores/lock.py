@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from alignshared import AlignError, Storage
+from alignshared.errors import AlignError
+from alignshared.stores.storage import Storage
 
 LEASE_S = 120.0
 """Seconds without renewal after which a lease expires."""
