@@ -135,6 +135,7 @@ aligntrain ablate --recipe
 aligntrain ablate --seeds
 aligntrain ablate --set
 aligntrain ablate design
+aligntrain chat --guidance
 aligntrain chat --image
 aligntrain chat --level
 aligntrain chat --max-new-tokens

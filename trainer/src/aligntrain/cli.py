@@ -114,8 +114,15 @@ def chat(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    guidance: Annotated[
+        float,
+        typer.Option(help="Guidance by the level; 1 is none, others take twice as long."),
+    ] = 1.0,
 ) -> None:
     """Ask a trained model about an image; the answer is printed as it is generated."""
+    from aligntrain.inference.steering import check_guidance
+
+    check_guidance(guidance)
     from aligntrain.inference.chat import Chat
 
     terminal.hide_loading()
@@ -124,7 +131,12 @@ def chat(
     shown = image
     for question in prompts:
         answer = conversation.answer(
-            question, shown, level=level, max_new_tokens=max_new_tokens, temperature=temperature
+            question,
+            shown,
+            level=level,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            guidance=guidance,
         )
         for piece in answer:
             sys.stdout.write(piece)

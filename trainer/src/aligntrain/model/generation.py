@@ -108,8 +108,7 @@ class AlignGPTGeneration(GenerationMixin):
         """
         if settings.num_beams != 1 or input_ids.is_floating_point():
             raise InputError(
-                "guidance_scale needs input_ids and no beams; leave inputs_embeds out, and num_beams "
-                "at 1."
+                "guidance_scale needs input_ids and no beams; leave out inputs_embeds and beams."
             )
         ids = input_ids.repeat_interleave(settings.num_return_sequences, dim=0)
         mask = given.get("attention_mask")
