@@ -32,11 +32,15 @@ def loaded(run: Path) -> tuple[Any, Any]:
 
 
 def expected(
-    loaded: tuple[Any, Any], level: int | None = None, image: int = 1, new: int = 12
+    loaded: tuple[Any, Any],
+    level: int | None = None,
+    image: int = 1,
+    new: int = 12,
+    guidance: float = 1.0,
 ) -> Any:
     content = [{"type": "image", "image": tiny.picture(image)}, {"type": "text", "text": ASKED}]
     asked = Question([{"role": "user", "content": content}], level)
-    return next(generate_answers(*loaded, [asked], max_new_tokens=new))
+    return next(generate_answers(*loaded, [asked], max_new_tokens=new, guidance=guidance))
 
 
 def test_an_answer(client: Any, loaded: tuple[Any, Any]) -> None:
@@ -80,6 +84,30 @@ def test_a_level_takes_the_place_of_the_gate(
     )  # fmt: skip
     assert said.choices[0].message.content.strip() == expected(loaded, level).text
     assert said.gate is None  # it was not asked
+
+
+@pytest.mark.parametrize(("level", "guidance"), [(2, 3.0), (None, 4), (4, 0.5)])
+def test_guidance_exaggerates_level_or_mix(
+    client: Any, loaded: tuple[Any, Any], level: int | None, guidance: float
+) -> None:
+    asked: dict[str, Any] = {
+        "model": NAME, "messages": question(ASKED, image_part()), "max_tokens": 40,
+        "extra_body": {"level": level, "guidance": guidance, "gate": True},
+    }  # fmt: skip
+    said = client.create(**asked)
+    wanted = expected(loaded, level, new=40, guidance=guidance)
+    assert said.choices[0].message.content.strip() == wanted.text
+    assert wanted.text != expected(loaded, level, new=40).text
+    assert said.usage.completion_tokens == wanted.tokens
+    assert (said.gate is None) == (level is not None)
+    chunks = client.create(**asked, stream=True)
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert streamed == said.choices[0].message.content
+    plain = client.create(**{**asked, "extra_body": {"level": level}})
+    assert plain.usage.prompt_tokens == said.usage.prompt_tokens  # of one prompt
+    for none in (1, None):
+        one = client.create(**{**asked, "extra_body": {"level": level, "guidance": none}})
+        assert one.choices[0].message.content == plain.choices[0].message.content
 
 
 def test_levels_are_heard(loaded: tuple[Any, Any]) -> None:
@@ -156,6 +184,12 @@ def test_the_models(server: Running) -> None:
         ({"messages": []}, openai.BadRequestError, "messages cannot be", "messages"),
         ({"stop": ["a"] * 5}, openai.BadRequestError, "stop cannot be", "stop"),
         ({"extra_body": {"level": 9}}, openai.BadRequestError, "no level 9; give one", None),
+        ({"extra_body": {"guidance": 0}}, openai.BadRequestError, "greater than 0", "guidance"),
+        ({"extra_body": {"guidance": "x"}}, openai.BadRequestError, "guidance cannot", "guidance"),
+        (
+            {"extra_body": {"guidance": 2}, "messages": question("no picture")},
+            openai.BadRequestError, "guidance is by the level of an image", None,
+        ),
         ({"extra_body": {"magic": 1}}, openai.BadRequestError, "no parameter magic", "magic"),
         (
             {"extra_body": {"level": 1}, "messages": question("no picture")},
@@ -268,3 +302,5 @@ def test_a_model_without_levels(tmp_path: Path) -> None:
         assert said.gate is None
         with pytest.raises(openai.BadRequestError, match="no levels"):
             client.chat.completions.create(**asked, extra_body={"level": 1})
+        with pytest.raises(openai.BadRequestError, match="leave the guidance out"):
+            client.chat.completions.create(**asked, extra_body={"guidance": 2})

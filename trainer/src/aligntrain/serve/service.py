@@ -80,7 +80,8 @@ class Prompter:
             new_tokens = self._new_tokens(request, len(ids))
             row = torch.tensor([ids])  # [1, T]
             inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
-            check_questions(self._model, processor, inputs, [request.level], new_tokens)
+            guidance = 1.0 if request.guidance is None else request.guidance
+            check_questions(self._model, processor, inputs, [request.level], new_tokens, guidance)
         except InputError as error:
             raise APIError(400, str(error), code="invalid_value") from error
         except TemplateError as error:
@@ -89,7 +90,8 @@ class Prompter:
             ) from error
         pixels = [*map(self._pixels, images)]
         seen = pixels[len(pixels) - sum(len(message.images) for message in messages) :]
-        return Prompt(ids, torch.cat(seen) if seen else None, request.level), new_tokens
+        together = torch.cat(seen) if seen else None
+        return Prompt(ids, together, request.level, guidance), new_tokens
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:
         return self._processor.pixel_values([image])
