@@ -152,6 +152,7 @@ aligntrain eval --benchmarks
 aligntrain eval --data
 aligntrain eval --judge-model
 aligntrain eval --judge-url
+aligntrain eval --level
 aligntrain eval --limit
 aligntrain eval --max-new-tokens
 aligntrain eval --output

@@ -173,6 +173,7 @@ def eval(
     limit: Annotated[
         int | None, typer.Option(help="Ask only the first questions of each benchmark.")
     ] = None,
+    level: Annotated[int | None, typer.Option(help="Force this level's vector, 1 to N.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 1,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, instead of the protocol's.")
@@ -199,6 +200,7 @@ def eval(
         data=data,
         limit=limit,
         max_new_tokens=max_new_tokens,
+        level=level,
         batch_size=batch_size,
         judge=judge,
         console=notes,
