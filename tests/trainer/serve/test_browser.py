@@ -21,6 +21,7 @@ from tests.trainer.serve.serving import (
     encoded,
     question,
     running,
+    saved_run,
 )  # fmt: skip
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -135,6 +136,39 @@ def test_levels_by_keyboard_and_the_same_question_again(page: Page, server: Runn
     expect(page.locator(".answer .tag").nth(1)).to_have_text("level 2")
     shown = page.locator("#bars .bar .value").all_text_contents()
     assert shown == ["", "1.00", "", ""]
+
+
+def test_guidance_is_among_the_settings(page: Page, server: Running) -> None:
+    choose(page)
+    page.locator("summary").click()
+    expect(page.locator("#guidance-name")).to_have_text("none")
+    page.locator("#guidance").fill("4")
+    expect(page.locator("#guidance-name")).to_have_text(re.compile("4: exaggerates the level"))
+    page.locator("#level").fill("2")
+    ask(page)
+    guided, plain = said(server, level=2, guidance=4)[0], said(server, level=2)[0]
+    assert answer(page) == guided != plain
+    expect(page.locator(".answer .tag")).to_have_text("level 2, guidance 4")
+    page.locator("#guidance").fill("1")
+    page.locator(".again").click()
+    expect(page.locator(".answer")).to_have_count(2)
+    assert answer(page) == plain
+    expect(page.locator(".answer .tag").nth(1)).to_have_text("level 2")
+
+
+def test_a_model_without_levels_has_neither_level_nor_guidance(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with running(saved_run(tmp_path, mixing="none")) as server:
+        for page in opened(browser, server):
+            page.locator("summary").click()
+            expect(page.locator("#longest")).to_be_visible()
+            expect(page.locator("#guidance")).to_be_hidden()
+            expect(page.locator("#level")).to_be_hidden()
+            choose(page)
+            ask(page)
+            assert answer(page)
+            expect(page.locator(".answer .tag")).to_have_text("")
 
 
 def test_a_conversation_goes_on_and_begins_anew(page: Page) -> None:
