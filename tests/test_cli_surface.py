@@ -195,6 +195,7 @@ aligntrain serve --allow-image-urls
 aligntrain serve --api-key
 aligntrain serve --batch
 aligntrain serve --host
+aligntrain serve --level
 aligntrain serve --max-body
 aligntrain serve --max-images
 aligntrain serve --max-new-tokens

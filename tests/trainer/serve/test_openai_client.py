@@ -6,8 +6,11 @@ from typing import Any
 import openai
 import pytest
 
+from alignshared import InputError
 from aligntrain.inference.generate import Question, generate_answers
 from aligntrain.inference.load import load_for_inference
+from aligntrain.serve import Settings
+from aligntrain.serve.server import Server
 from tests.trainer import tiny
 from tests.trainer.serve.serving import (
     ASKED,
@@ -108,6 +111,27 @@ def test_guidance_exaggerates_level_or_mix(
     for none in (1, None):
         one = client.create(**{**asked, "extra_body": {"level": level, "guidance": none}})
         assert one.choices[0].message.content == plain.choices[0].message.content
+
+
+def test_a_server_has_a_level_for_requests_without_one(run: Path, loaded: tuple[Any, Any]) -> None:
+    with running(run, level=3) as one, one.client() as client:
+        (card,) = client.models.list()
+        assert card.level == 3  # pyright: ignore[reportAttributeAccessIssue]
+        asked: dict[str, Any] = {"model": NAME, "messages": question(ASKED, image_part())}
+
+        def said(**steering: Any) -> str:
+            create = client.chat.completions.create
+            answer = create(**asked, max_tokens=40, extra_body=steering).choices[0].message.content
+            return (answer or "").strip()
+
+        assert said() == expected(loaded, 3, new=40).text != expected(loaded, new=40).text
+        assert said(level=1) == expected(loaded, 1, new=40).text
+        assert said(guidance=3) == expected(loaded, 3, new=40, guidance=3.0).text
+        # Text has no level.
+        client.chat.completions.create(model=NAME, messages=question(), max_tokens=2)
+    wrong = Server(run, Settings(port=0, device="cpu", level=9))
+    with pytest.raises(InputError, match="there is no level 9; give one from 1 to 4"):
+        wrong.run()
 
 
 def test_levels_are_heard(loaded: tuple[Any, Any]) -> None:

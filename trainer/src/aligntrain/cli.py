@@ -224,6 +224,9 @@ def serve(
             "--allow-image-urls", help="Fetch images from public http and https addresses."
         ),
     ] = False,
+    level: Annotated[
+        int | None, typer.Option(help="Level of requests that name none, 1 to N.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Maximum requests decoded together.")] = 16,
     queue: Annotated[int, typer.Option(help="Maximum requests in the queue.")] = 128,
     timeout: Annotated[float, typer.Option(help="Time limit of a request, in seconds.")] = 300.0,
@@ -251,7 +254,7 @@ def serve(
         timeout=timeout,
     )
     terminal.hide_loading()
-    settings = Settings(host, port, api_key, name, allow_image_urls, limits)
+    settings = Settings(host, port, api_key, name, allow_image_urls, limits, level=level)
     say = "{} answers: {}/v1 for OpenAI's clients, {} for a browser"
     serve(model, settings, ready=lambda name, url: results.print(say.format(name, url, url)))
 

@@ -40,10 +40,12 @@ async function start() {
 }
 
 function drawTicks(levels) {
-  $("level").max = levels;
-  $("ticks").replaceChildren(...Array.from({ length: levels + 1 }, (_, level) => {
+  // Where the server has a level of its own, nobody can ask for the mix.
+  const least = state.model.level ? 1 : 0;
+  Object.assign($("level"), { min: least, max: levels, value: state.model.level ?? 0 });
+  $("ticks").replaceChildren(...Array.from({ length: levels + 1 - least }, (_, at) => {
     const tick = document.createElement("span");
-    tick.textContent = level || "auto";
+    tick.textContent = at + least || "auto";
     return tick;
   }));
   showLevel();
@@ -57,7 +59,8 @@ function showLevel() {
   $("level").setAttribute("aria-valuetext", level ? `level ${level} of ${levels}` : "auto");
   $("level-help").textContent = level
     ? `Level ${level}'s vector alone; 1 is the worst aligned, ${levels} the best.` : auto;
-  [...$("ticks").children].forEach((tick, at) => tick.classList.toggle("on", at === level));
+  const least = Number($("level").min);
+  [...$("ticks").children].forEach((tick, at) => tick.classList.toggle("on", at + least === level));
 }
 
 // ---- the picture
