@@ -201,10 +201,11 @@ def test_questions_are_taken_as_they_are_needed(asked: tuple[Any, Any]) -> None:
         (question("x"), {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         (question("x"), {"temperature": -1.0}, r"temperature at least 0 \(got -1.0\)"),
         (question("x"), {"batch_size": 0}, "batch_size must be at least 1"),
-        (question("x"), {"guidance": 0}, r"guidance must be a finite number above 0.*\(got 0\)"),
+        (question("x"), {"guidance": 0}, r"guidance must be above 0 and at most 1000.*\(got 0\)"),
         (question("x"), {"guidance": -2.5}, r"\(got -2.5\)"),
         (question("x"), {"guidance": float("nan")}, r"\(got nan\)"),
         (question("x"), {"guidance": float("inf")}, r"\(got inf\)"),
+        (question("x"), {"guidance": 1e39}, r"\(got 1e\+39\)"),
         (question("x"), {"guidance": 2.0}, "guidance is by the level of an image, and there is"),
     ],
 )

@@ -209,6 +209,7 @@ def test_the_models(server: Running) -> None:
         ({"stop": ["a"] * 5}, openai.BadRequestError, "stop cannot be", "stop"),
         ({"extra_body": {"level": 9}}, openai.BadRequestError, "no level 9; give one", None),
         ({"extra_body": {"guidance": 0}}, openai.BadRequestError, "greater than 0", "guidance"),
+        ({"extra_body": {"guidance": 1001}}, openai.BadRequestError, "equal to 1000", "guidance"),
         ({"extra_body": {"guidance": "x"}}, openai.BadRequestError, "guidance cannot", "guidance"),
         (
             {"extra_body": {"guidance": 2}, "messages": question("no picture")},

@@ -1,6 +1,5 @@
 """Checks of a forced level and of guidance; needs no torch, so that commands check first."""
 
-import math
 from typing import TYPE_CHECKING
 
 from alignshared import InputError
@@ -9,11 +8,16 @@ if TYPE_CHECKING:
     from aligntrain.model import AlignGPTConfig
 
 
+MOST_GUIDANCE = 1000.0
+"""Maximum guidance: far beyond use, and far below where float32 overflows."""
+
+
 def check_guidance(guidance: float) -> None:
-    """Raise InputError unless `guidance` is a finite number above 0."""
-    if not (math.isfinite(guidance) and guidance > 0):
+    """Raise InputError unless `guidance` is above 0 and at most MOST_GUIDANCE."""
+    if not 0 < guidance <= MOST_GUIDANCE:
         raise InputError(
-            f"guidance must be a finite number above 0, and 1 is none (got {guidance:g})."
+            f"guidance must be above 0 and at most {MOST_GUIDANCE:g}, where 1 is none (got "
+            f"{guidance:g})."
         )
 
 

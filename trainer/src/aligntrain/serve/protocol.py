@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationErro
 from pydantic_core import from_json
 from starlette.responses import JSONResponse
 
+from aligntrain.inference.steering import MOST_GUIDANCE
 from aligntrain.serve.request import Sampling
 
 _TYPES = {
@@ -178,7 +179,7 @@ class ChatRequest(BaseModel, extra="forbid", frozen=True):
         list[Stop] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
     ] = Field(None, max_length=4)
     level: int | None = None
-    guidance: float | None = Field(None, gt=0, allow_inf_nan=False)
+    guidance: float | None = Field(None, gt=0, le=MOST_GUIDANCE)
     gate: bool | None = None
 
     @property
