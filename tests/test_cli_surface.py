@@ -142,6 +142,7 @@ aligntrain caption --max-new-tokens
 aligntrain caption --output
 aligntrain caption --prompt
 aligntrain caption model
+aligntrain chat --guidance
 aligntrain chat --image
 aligntrain chat --level
 aligntrain chat --max-new-tokens
@@ -158,6 +159,7 @@ aligntrain eval --benchmarks
 aligntrain eval --data
 aligntrain eval --judge-model
 aligntrain eval --judge-url
+aligntrain eval --level
 aligntrain eval --limit
 aligntrain eval --max-new-tokens
 aligntrain eval --output
@@ -200,6 +202,7 @@ aligntrain serve --allow-image-urls
 aligntrain serve --api-key
 aligntrain serve --batch
 aligntrain serve --host
+aligntrain serve --level
 aligntrain serve --max-body
 aligntrain serve --max-images
 aligntrain serve --max-new-tokens

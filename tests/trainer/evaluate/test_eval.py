@@ -122,6 +122,24 @@ def test_a_limit_cuts_neither_pairs_nor_rotations(says_a: Path, data: Path, tmp_
     assert more.outcomes[0].result["questions"] == 4
 
 
+def test_a_level_is_forced_and_kept(chatters: Path, data: Path, tmp_path: Path) -> None:
+    output, settings = tmp_path / "o", Settings(data=data, max_new_tokens=8, level=1)
+    (done,) = evaluate(chatters, "pope", settings, output=output).outcomes
+    assert (done.result["level"], done.result["comparable"][:3]) == (1, "no:")
+    lines = read_lines(output / "pope" / "answers.jsonl")
+    assert all(line["gate_weights"] is None for line in lines)
+    said = command(
+        chatters, "--benchmarks", "pope", "--data", data, "--output", output,
+        "--max-new-tokens", 8, "--level", 2,
+    )  # fmt: skip
+    assert said.exit_code == 2
+    assert "answers under another level (1, now 2)" in " ".join(said.output.split())
+    wrong = Settings(data=data, level=5)
+    with pytest.raises(InputError, match="there is no level 5; give one from 1 to 4"):
+        evaluate(chatters, "pope", wrong, output=tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
 def test_missing_data_is_named_before_anything_is_asked(says_a: Path, tmp_path: Path) -> None:
     fixtures.pope(tmp_path / "some")
     said = command(
@@ -205,6 +223,11 @@ def test_lmms_eval_finds_the_model_by_its_entry_point(says_a: Path) -> None:
         for i, tokens in enumerate((2, 1, 2))
     ]  # fmt: skip
     assert model.generate_until(requests) == ["AA", "A", "AA"]
+    forced = kind.create_from_arg_string(f"pretrained={says_a},level=2", {"device": "cpu"})
+    forced.task_dict = model.task_dict
+    assert [forced._question(one).level for one in requests] == [2, 2, 2]
+    with pytest.raises(InputError, match="there is no level 5"):
+        kind.create_from_arg_string(f"pretrained={says_a},level=5", {"device": "cpu"})
 
 
 def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

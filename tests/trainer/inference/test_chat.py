@@ -1,12 +1,14 @@
-"""Chat: answers piece by piece, levels forced, weights shown, turns remembered."""
+"""Chat: answers piece by piece, levels forced and guided, weights shown, turns remembered."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from alignshared import InputError
+from aligntrain.cli import app
 from aligntrain.inference.chat import Chat
 from aligntrain.runs.folder import EXPORT
 from tests.trainer import tiny
@@ -90,6 +92,45 @@ def test_a_level_takes_the_place_of_the_gate(chat: Chat) -> None:
     assert answer(chat, ASKED, picture, level=4) != said[1]
 
 
+def test_guidance_exaggerates_the_level(chat: Chat) -> None:
+    picture, levels = tiny.picture(1), torch.tensor([4])
+    with torch.no_grad():  # the level is heard
+        chat.model.model.alignment.table.mul_(20)
+    said: dict[float, str] = {}
+    for guidance in (1.0, 4.0):
+        chat.reset()
+        said[guidance] = answer(chat, ASKED, picture, level=4, guidance=guidance)
+        options = {"levels": levels, "max_new_tokens": 12, "guidance_scale": guidance}
+        assert said[guidance] == greedy(chat, ASKED, picture, **options)
+    assert said[1.0] != said[4.0]
+    # The next turn is about the same picture, and the gate speaks of it as it does without.
+    answer(chat, "and what else?", guidance=4.0)
+    assert chat.gate_weights is not None
+    only_line_feeds(chat)
+    assert list(chat.answer(ASKED, picture, max_new_tokens=5, guidance=2.0)) == ["\n"] * 5
+
+
+def test_the_command_takes_guidance(run: Path, chat: Chat, tmp_path: Path) -> None:
+    tiny.picture(1).save(tmp_path / "kite.png")
+    asked = ["chat", str(run), "--prompt", ASKED, "--image", str(tmp_path / "kite.png")]
+    asked += ["--level", "4", "--max-new-tokens", "8", "--guidance"]
+    said = CliRunner().invoke(app, [*asked, "60"])
+    options: dict[str, Any] = {"level": 4, "max_new_tokens": 8}
+    guided = answer(chat, ASKED, tiny.picture(1), guidance=60.0, **options)
+    assert said.exit_code == 0
+    assert said.stdout == f"{guided}\n"
+    chat.reset()
+    assert answer(chat, ASKED, tiny.picture(1), **options) != guided
+
+
+@pytest.mark.parametrize("guidance", ["0", "-1", "nan", "inf"])
+def test_guidance_is_checked_before_the_model_is_loaded(guidance: str) -> None:
+    said = CliRunner().invoke(app, ["chat", "no-model", "--prompt", ASKED, "--guidance", guidance])
+    assert said.exit_code == 2
+    sentence = f"guidance must be above 0 and at most 1000, where 1 is none (got {guidance})."
+    assert sentence in " ".join(said.output.split())
+
+
 def test_turns_are_remembered(chat: Chat) -> None:
     first = answer(chat, ASKED, tiny.picture(1))
     assert chat.history == [("user", ASKED), ("assistant", first.strip())]
@@ -147,6 +188,7 @@ def test_a_pretrained_model_captions_until_the_line_ends(tmp_path: Path) -> None
         ({"level": 0}, "there is no level 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"temperature": -1.0}, r"temperature at least 0 \(got -1.0\)"),
+        ({"guidance": 0.0}, r"guidance must be above 0.*\(got 0\)"),
         ({"max_new_tokens": 1000}, "longer than the 1024 that the model reads"),
     ],
 )
@@ -159,14 +201,18 @@ def test_numbers_that_cannot_be(chat: Chat, options: dict[str, Any], said: str) 
 def test_a_level_without_a_picture(chat: Chat) -> None:
     with pytest.raises(InputError, match="a level is that of an image, and there is none"):
         chat.answer(ASKED, level=2)
+    with pytest.raises(InputError, match="guidance is by the level of an image, and there is none"):
+        chat.answer(ASKED, guidance=2)
 
 
 def test_a_level_of_a_model_without_levels() -> None:
     model = tiny.model(mixing="none")
     plain = Chat(model, tiny.processor(model.config))
     assert answer(plain, ASKED, tiny.picture(1)) is not None
-    with pytest.raises(InputError, match="mixing none and no levels"):
+    with pytest.raises(InputError, match="mixing none and no levels; leave the level out"):
         plain.answer(ASKED, tiny.picture(1), level=2)
+    with pytest.raises(InputError, match="mixing none and no levels; leave the guidance out"):
+        plain.answer(ASKED, tiny.picture(1), guidance=2)
 
 
 def test_pictures_that_cannot_be_read(chat: Chat, tmp_path: Path) -> None:

@@ -126,12 +126,55 @@ def test_the_likeliest_token_is_taken_whatever_the_model_prefers(asked: tuple[An
         model.generation_config.repetition_penalty = kept
 
 
+PICTURED = [one for one in MIXED if len(one.messages[0]["content"]) > 1]
+"""Those that guidance can steer: with a level, and with the gate's mix."""
+
+
+@pytest.mark.parametrize("size", [2, 6])
+def test_guidance_is_the_same_in_any_batch(asked: tuple[Any, Any], size: int) -> None:
+    alone = answers(asked, PICTURED, guidance=3.0)
+    together = answers(asked, PICTURED, guidance=3.0, batch_size=size)
+    assert [one.text for one in together] == [one.text for one in alone]
+    plain = answers(asked, PICTURED)
+    assert sum(one.text != other.text for one, other in zip(alone, plain, strict=True)) > 3
+    for one, other in zip(alone, plain, strict=True):  # the gate's weights are of the prompt
+        assert one.gate_weights == other.gate_weights
+
+
+def test_guidance_is_that_of_the_levels_branch(asked: tuple[Any, Any]) -> None:
+    """At a guidance of nearly 0 the model without the vector answers, whatever the level."""
+    model, _ = asked
+    bare = tiny.model(3, mixing="none", text_config=model.config.text_config)
+    weights = {name: value for name, value in model.state_dict().items() if "alignment" not in name}
+    bare.load_state_dict(weights)
+    bare.generation_config.eos_token_id = model.generation_config.eos_token_id
+    without = [Question(one.messages) for one in PICTURED]
+    plain = answers((bare, tiny.processor(bare.config)), without)
+    near = answers(asked, PICTURED, guidance=1e-6)
+    assert [one.text for one in near] == [one.text for one in plain]
+    assert [one.text for one in near] != [one.text for one in answers(asked, PICTURED)]
+
+
+def test_guidance_of_one_changes_nothing(asked: tuple[Any, Any]) -> None:
+    assert answers(asked, guidance=1.0) == answers(asked)  # without a picture too
+
+
 def test_sampling_follows_the_seed(asked: tuple[Any, Any]) -> None:
     said: list[list[str]] = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         said.append([one.text for one in answers(asked, temperature=2.0, batch_size=4)])
     assert said[0] == said[1] != said[2]
+
+
+def test_sampling_with_guidance_follows_the_seed(asked: tuple[Any, Any]) -> None:
+    said: list[list[str]] = []
+    for seed, guidance in ((1, 2.0), (1, 2.0), (1, 1.0), (2, 2.0)):
+        torch.manual_seed(seed)
+        drawn = answers(asked, PICTURED, temperature=2.0, batch_size=4, guidance=guidance)
+        said.append([one.text for one in drawn])
+    assert said[0] == said[1]
+    assert said[0] not in said[2:]
 
 
 def test_questions_are_taken_as_they_are_needed(asked: tuple[Any, Any]) -> None:
@@ -158,6 +201,12 @@ def test_questions_are_taken_as_they_are_needed(asked: tuple[Any, Any]) -> None:
         (question("x"), {"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         (question("x"), {"temperature": -1.0}, r"temperature at least 0 \(got -1.0\)"),
         (question("x"), {"batch_size": 0}, "batch_size must be at least 1"),
+        (question("x"), {"guidance": 0}, r"guidance must be above 0 and at most 1000.*\(got 0\)"),
+        (question("x"), {"guidance": -2.5}, r"\(got -2.5\)"),
+        (question("x"), {"guidance": float("nan")}, r"\(got nan\)"),
+        (question("x"), {"guidance": float("inf")}, r"\(got inf\)"),
+        (question("x"), {"guidance": 1e39}, r"\(got 1e\+39\)"),
+        (question("x"), {"guidance": 2.0}, "guidance is by the level of an image, and there is"),
     ],
 )
 def test_what_cannot_be_asked(
@@ -206,5 +255,7 @@ def test_a_level_of_a_model_without_levels() -> None:
     processor = tiny.processor(model.config)
     said = list(generate_answers(model, processor, [MIXED[0]], max_new_tokens=4))
     assert said[0].gate_weights is None
-    with pytest.raises(InputError, match="mixing none and no levels"):
+    with pytest.raises(InputError, match="mixing none and no levels; leave the level out"):
         list(generate_answers(model, processor, [MIXED[3]]))
+    with pytest.raises(InputError, match="mixing none and no levels; leave the guidance out"):
+        list(generate_answers(model, processor, [MIXED[0]], guidance=2.0))

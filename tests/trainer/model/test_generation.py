@@ -1,4 +1,4 @@
-"""`generate`: cached, sampled, in beams, padded on either side."""
+"""`generate`: cached, sampled, in beams, padded on either side, guided by the level."""
 
 from typing import Any
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import pipeline
 
+from alignshared import InputError
+from aligntrain.model.generation import without_vector
 from tests.trainer import tiny
-from tests.trainer.model.test_modeling import batch, pixels, row
+from tests.trainer.model.test_modeling import ALIGN, batch, pixels, row
 
 NEW = 6
 
@@ -137,3 +139,98 @@ def test_transformers_pipeline() -> None:
         text=[{"role": "user", "content": content}], max_new_tokens=3, return_full_text=False
     )
     assert isinstance(answer[0]["generated_text"], str)
+
+
+def heard() -> Any:
+    """A model in which levels make a difference."""
+    model = tiny.model()
+    with torch.no_grad():
+        model.model.alignment.table.mul_(20)
+    return model
+
+
+def without_levels(model: Any) -> Any:
+    """The same weights as a model of mixing none."""
+    plain = tiny.model(mixing="none")
+    weights = {name: value for name, value in model.state_dict().items() if "alignment" not in name}
+    plain.load_state_dict(weights)
+    return plain
+
+
+def by_hand(model: Any, ids: list[int], images: Any, level: int, scale: float) -> list[int]:
+    """Greedy tokens from both branches, each read anew at every step by a model of its own."""
+    plain, said = without_levels(model), []
+    given = {} if images is None else {"pixel_values": images}
+    for _ in range(NEW):
+        leveled = model(**batch([*ids, *said]), **given, levels=torch.tensor([level])).logits[0, -1]
+        bare = plain(**batch([one for one in ids if one != ALIGN] + said), **given).logits[0, -1]
+        bare = bare.log_softmax(dim=-1)
+        said.append(int((bare + scale * (leveled.log_softmax(dim=-1) - bare)).argmax()))
+    return said
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_prompt_without_its_vector_is_that_of_mixing_none(side: Any) -> None:
+    model = heard()
+    given = batch(*ROWS, side=side)
+    ids, mask = without_vector(given["input_ids"], given["attention_mask"], model.config)
+    images = {"pixel_values": pixels(4), "levels": torch.ones(len(ROWS), dtype=torch.long)}
+    read = model(ids, mask, **images).logits[:, -1]
+    bare = batch(*([token for token in one if token != ALIGN] for one in ROWS), side="left")
+    plain = without_levels(model)(**bare, pixel_values=pixels(4)).logits[:, -1]
+    torch.testing.assert_close(read, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 6.0])
+def test_guidance_is_that_of_both_branches(scale: float) -> None:
+    model, images = heard(), pixels(4)
+    levels = [4, 0, 1, 2]
+    expected = [
+        by_hand(model, one, None if where is None else images[where], level, scale)
+        for one, where, level in zip(ROWS, IMAGES, levels, strict=True)
+    ]
+    given = batch(*ROWS, side="right") | {"pixel_values": images, "levels": torch.tensor(levels)}
+    for cached in (True, False):
+        guided = generate(model, given, guidance_scale=scale, use_cache=cached)
+        assert guided.tolist() == expected
+    bare = generate(model, given).tolist()
+    assert [one == other for one, other in zip(bare, expected, strict=True)].count(True) < 4
+    assert bare[1] == expected[1]  # text has no level
+
+
+def test_guidance_of_one_is_none_and_costs_nothing() -> None:
+    model = heard()
+    given = batch(row(1, 2), row(3)) | {"pixel_values": pixels(2)}
+    passes: list[int] = []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    options: dict[str, Any] = {"return_dict_in_generate": True, "output_scores": True}
+    options |= {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+    plain = model.generate(**given, **options)
+    assert len(passes) == NEW
+    one = model.generate(**given, **options, guidance_scale=1.0)
+    assert len(passes) == 2 * NEW
+    assert torch.equal(torch.stack(plain.scores), torch.stack(one.scores))
+    model.generate(**given, **options, guidance_scale=1.5)
+    assert len(passes) == 4 * NEW
+
+
+def test_guidance_of_the_mix_asks_the_gate_once() -> None:
+    model = heard()
+    given = batch(row(1, 2, 3), row(4)) | {"pixel_values": pixels(2)}
+    spoken: list[int] = []
+    model.model.alignment.gate.register_forward_hook(lambda *_: spoken.append(1))
+    guided = generate(model, given, guidance_scale=4.0)
+    assert len(spoken) == 1
+    assert not torch.equal(guided, generate(model, given))
+
+
+def test_guidance_of_several_sequences_and_of_beams() -> None:
+    model = heard()
+    given = batch(row(1, images=2), row(2)) | {"pixel_values": pixels(3)}
+    many = generate(
+        model, given, guidance_scale=3.0, do_sample=True, top_k=1, num_return_sequences=2
+    )
+    one = generate(model, given, guidance_scale=3.0)
+    assert torch.equal(many, one.repeat_interleave(2, dim=0))
+    with pytest.raises(InputError, match="guidance_scale needs input_ids and no beams"):
+        generate(model, given, guidance_scale=3.0, num_beams=2)

@@ -151,11 +151,16 @@ class Told:
         return last
 
 
-def prompt(processor: Any, messages: list[dict[str, Any]], level: int | None = None) -> Prompt:
+def prompt(
+    processor: Any,
+    messages: list[dict[str, Any]],
+    level: int | None = None,
+    guidance: float = 1.0,
+) -> Prompt:
     inputs = processor.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=True
     )
-    return Prompt(inputs["input_ids"][0].tolist(), inputs.get("pixel_values"), level)
+    return Prompt(inputs["input_ids"][0].tolist(), inputs.get("pixel_values"), level, guidance)
 
 
 def request(given: Prompt, new_tokens: int = 12, **options: Any) -> tuple[Request, Told]:

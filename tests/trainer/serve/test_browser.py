@@ -21,10 +21,12 @@ from tests.trainer.serve.serving import (
     encoded,
     question,
     running,
+    saved_run,
 )  # fmt: skip
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LONG = 3900
+SHORT = 24
 STOP_WHEN_WRITING = """() => {
     const text = document.querySelector(".answer .text")?.textContent ?? "";
     const stop = document.querySelector("#stop");
@@ -92,6 +94,12 @@ def ask(page: Page, text: str = ASKED) -> None:
     page.keyboard.press("Enter")
 
 
+def shorten(page: Page) -> None:
+    """Open the settings and have answers of SHORT tokens."""
+    page.locator("summary").click()
+    page.locator("#longest").fill(str(SHORT))
+
+
 def answer(page: Page, place: int = -1) -> str:
     """The text of an answer, when it is whole."""
     expect(page.locator(".answer.writing")).to_have_count(0, timeout=30_000)
@@ -101,8 +109,8 @@ def answer(page: Page, place: int = -1) -> str:
 def said(server: Running, **changes: Any) -> tuple[str, list[float] | None]:
     """What the server answers to a client that asks the same."""
     part = {"type": "image_url", "image_url": {"url": data_url(PICTURE)}}
-    asked = body(messages=question(ASKED, part), max_tokens=256, gate=True, **changes)
-    answered = server.post(asked).json()
+    asked = {"messages": question(ASKED, part), "max_tokens": 256, "gate": True, **changes}
+    answered = server.post(body(**asked)).json()
     return answered["choices"][0]["message"]["content"], answered["gate"]
 
 
@@ -135,6 +143,52 @@ def test_levels_by_keyboard_and_the_same_question_again(page: Page, server: Runn
     expect(page.locator(".answer .tag").nth(1)).to_have_text("level 2")
     shown = page.locator("#bars .bar .value").all_text_contents()
     assert shown == ["", "1.00", "", ""]
+
+
+def test_guidance_is_among_the_settings(page: Page, server: Running) -> None:
+    choose(page)
+    shorten(page)
+    expect(page.locator("#guidance-name")).to_have_text("none")
+    page.locator("#guidance").fill("4")
+    expect(page.locator("#guidance-name")).to_have_text(re.compile("4: exaggerates the level"))
+    page.locator("#level").fill("2")
+    ask(page)
+    asked = {"level": 2, "max_tokens": SHORT}
+    guided, plain = said(server, guidance=4, **asked)[0], said(server, **asked)[0]
+    assert answer(page) == guided != plain
+    expect(page.locator(".answer .tag")).to_have_text("level 2, guidance 4")
+    page.locator("#guidance").fill("1")
+    page.locator(".again").click()
+    expect(page.locator(".answer")).to_have_count(2)
+    assert answer(page) == plain
+    expect(page.locator(".answer .tag").nth(1)).to_have_text("level 2")
+
+
+def test_the_level_of_the_server_is_where_the_page_begins(browser: Browser, run: Path) -> None:
+    with running(run, level=3) as server:
+        for page in opened(browser, server):
+            expect(page.locator("#level-name")).to_have_text("level 3")
+            assert page.locator("#ticks span").all_text_contents() == ["1", "2", "3", "4"]
+            expect(page.locator("#ticks .on")).to_have_text("3")
+            choose(page)
+            shorten(page)
+            ask(page)
+            assert answer(page) == said(server, max_tokens=SHORT)[0]
+            expect(page.locator(".answer .tag")).to_have_text("level 3")
+
+
+def test_a_model_without_levels_has_neither_level_nor_guidance(
+    browser: Browser, tmp_path: Path
+) -> None:
+    with running(saved_run(tmp_path, mixing="none")) as server:
+        for page in opened(browser, server):
+            shorten(page)
+            expect(page.locator("#guidance")).to_be_hidden()
+            expect(page.locator("#level")).to_be_hidden()
+            choose(page)
+            ask(page)
+            assert answer(page)
+            expect(page.locator(".answer .tag")).to_have_text("")
 
 
 def test_a_conversation_goes_on_and_begins_anew(page: Page) -> None:

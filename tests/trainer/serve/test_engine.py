@@ -16,18 +16,19 @@ from tests.trainer import tiny
 from tests.trainer.families import FAMILIES
 from tests.trainer.serve.serving import Told, prompt, request, started
 
-QUESTIONS: list[tuple[list[int], str, int | None, int]] = [
-    # images, text, level, new tokens
-    ([1], "what is it?", None, 14),
-    ([], "emit me a long story about a kite, a beach and two dogs", None, 5),
-    ([2], "and this?", 1, 20),
-    ([3, 4], "which of the two is larger?", None, 9),
-    ([5], "x", 4, 3),
-    ([], "y", None, 17),
-    ([1], "what is it?", 2, 11),
-    ([6], "describe the image in as many words as you can", None, 1),
-    ([7], "how many?", 3, 16),
-    ([8], "what is it?", None, 13),
+QUESTIONS: list[tuple[list[int], str, int | None, int, float]] = [
+    # images, text, level, new tokens, guidance
+    ([1], "what is it?", None, 14, 1.0),
+    ([], "emit me a long story about a kite, a beach and two dogs", None, 5, 1.0),
+    ([2], "and this?", 1, 20, 2.5),
+    ([3, 4], "which of the two is larger?", None, 9, 3.0),
+    ([5], "x", 4, 3, 1.0),
+    ([], "y", None, 17, 1.0),
+    ([1], "what is it?", 2, 11, 1.0),
+    ([1], "what is it?", 2, 11, 4.0),
+    ([6], "describe the image in as many words as you can", None, 1, 2.0),
+    ([7], "how many?", 3, 16, 0.5),
+    ([8], "what is it?", None, 13, 1.0),
 ]
 
 
@@ -36,14 +37,18 @@ def messages(images: list[int], text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
 
 
-def alone(model: Any, processor: Any) -> list[Any]:
+def alone(model: Any, processor: Any, questions: Any = QUESTIONS) -> list[Any]:
     return [
         next(
             generate_answers(
-                model, processor, [Question(messages(p, t), level)], max_new_tokens=new
+                model,
+                processor,
+                [Question(messages(p, t), level)],
+                max_new_tokens=new,
+                guidance=guidance,
             )
         )
-        for p, t, level, new in QUESTIONS
+        for p, t, level, new, guidance in questions
     ]
 
 
@@ -60,10 +65,13 @@ def made() -> Iterator[tuple[Any, Any]]:
     yield model, tiny.processor(model.config)
 
 
-def together(model: Any, processor: Any, rows: int, stagger: bool) -> list[Told]:
-    """The answers to QUESTIONS; staggered, each is asked when the one before has some words."""
+def together(
+    model: Any, processor: Any, rows: int, stagger: bool, questions: Any = QUESTIONS
+) -> list[Told]:
+    """The answers to `questions`; staggered, each is asked when the one before has some words."""
     made = [
-        request(prompt(processor, messages(p, t), level), new) for p, t, level, new in QUESTIONS
+        request(prompt(processor, messages(p, t), level, guidance), new)
+        for p, t, level, new, guidance in questions
     ]
     with started(model, processor, rows=rows) as engine:
         if stagger:
@@ -175,6 +183,44 @@ def test_a_seed_draws_the_same_among_any_neighbours(made: tuple[Any, Any]) -> No
     assert drawn(1, Sampling(temperature=1.5, top_p=1e-6, seed=1)) == greedy
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_seed_draws_from_what_guidance_makes(made: tuple[Any, Any], guidance: float) -> None:
+    """So sharp that the likeliest is drawn: the answer is the greedy one, with its guidance."""
+    model, processor = made
+    told: list[Told] = []
+    with started(model, processor, rows=6) as engine:
+        for sampling in (Sampling(), Sampling(1e-4, 1.0, seed=5), Sampling(1.5, 0.9, seed=5)):
+            asked = prompt(processor, messages([1], "what is it?"), 3, guidance)
+            one, answer = request(asked, 20, sampling=sampling)
+            engine.submit(one)
+            told.append(answer)
+        assert all(answer.ended for answer in told)
+    assert told[0].text == told[1].text != told[2].text
+
+
+def test_guidance_takes_two_rows(made: tuple[Any, Any]) -> None:
+    """Three rows hold one with guidance and one without; one row holds any of them, alone."""
+    model, processor = made
+    asked = [prompt(processor, messages([i], "what?"), None, g) for i, g in ((1, 2.0), (2, 2.0))]
+    asked.append(prompt(processor, messages([3], "what?")))
+    for rows, most in ((1, 2), (3, 3), (5, 5)):
+        widths: list[int] = []
+        llm = model.model.language_model
+        hook = llm.register_forward_hook(
+            lambda *given, widths=widths: widths.append(len(given[2].logits))
+        )
+        try:
+            with started(model, processor, rows=rows) as engine:
+                requests = [request(one, 8) for one in asked]
+                with engine._news:  # they are read together
+                    engine._waiting += [one for one, _ in requests]
+                    engine._news.notify()
+                assert all(told.ended.tokens for _, told in requests)
+        finally:
+            hook.remove()
+        assert max(widths) == most
+
+
 def test_a_row_that_is_cancelled_makes_room(made: tuple[Any, Any]) -> None:
     model, processor = made
     asked = prompt(processor, messages([1], "what is it?"))
@@ -242,7 +288,11 @@ def test_an_llm_with_recurrent_layers_answers_one_at_a_time(made: tuple[Any, Any
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 def test_rotary_frequencies_that_follow_the_longest_row(kind: str) -> None:
-    """A long neighbour would change them for all, and so the answers."""
+    """A long neighbour would change them for all, and so the answers.
+
+    The two rows of guidance have those of the longer one.
+    """
+    unguided = [(*question, 1.0) for *question, _ in QUESTIONS]
     short = 200  # tokens; some of the prompts have more
     rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 100.0, "factor": 8.0}
     if kind == "longrope":
@@ -258,8 +308,8 @@ def test_rotary_frequencies_that_follow_the_longest_row(kind: str) -> None:
         model.config.text_config.max_position_embeddings = 1024
         return model, tiny.processor(model.config)
 
-    expected = alone(*made())
-    told = together(*made(), 16, stagger=False)
+    expected = alone(*made(), unguided)
+    told = together(*made(), 16, stagger=False, questions=unguided)
     assert [one.text.strip() for one in told] == [one.text for one in expected]
 
 

@@ -6,8 +6,11 @@ from typing import Any
 import openai
 import pytest
 
+from alignshared import InputError
 from aligntrain.inference.generate import Question, generate_answers
 from aligntrain.inference.load import load_for_inference
+from aligntrain.serve import Settings
+from aligntrain.serve.server import Server
 from tests.trainer import tiny
 from tests.trainer.serve.serving import (
     ASKED,
@@ -32,11 +35,15 @@ def loaded(run: Path) -> tuple[Any, Any]:
 
 
 def expected(
-    loaded: tuple[Any, Any], level: int | None = None, image: int = 1, new: int = 12
+    loaded: tuple[Any, Any],
+    level: int | None = None,
+    image: int = 1,
+    new: int = 12,
+    guidance: float = 1.0,
 ) -> Any:
     content = [{"type": "image", "image": tiny.picture(image)}, {"type": "text", "text": ASKED}]
     asked = Question([{"role": "user", "content": content}], level)
-    return next(generate_answers(*loaded, [asked], max_new_tokens=new))
+    return next(generate_answers(*loaded, [asked], max_new_tokens=new, guidance=guidance))
 
 
 def test_an_answer(client: Any, loaded: tuple[Any, Any]) -> None:
@@ -80,6 +87,51 @@ def test_a_level_takes_the_place_of_the_gate(
     )  # fmt: skip
     assert said.choices[0].message.content.strip() == expected(loaded, level).text
     assert said.gate is None  # it was not asked
+
+
+@pytest.mark.parametrize(("level", "guidance"), [(2, 3.0), (None, 4), (4, 0.5)])
+def test_guidance_exaggerates_level_or_mix(
+    client: Any, loaded: tuple[Any, Any], level: int | None, guidance: float
+) -> None:
+    asked: dict[str, Any] = {
+        "model": NAME, "messages": question(ASKED, image_part()), "max_tokens": 40,
+        "extra_body": {"level": level, "guidance": guidance, "gate": True},
+    }  # fmt: skip
+    said = client.create(**asked)
+    wanted = expected(loaded, level, new=40, guidance=guidance)
+    assert said.choices[0].message.content.strip() == wanted.text
+    assert wanted.text != expected(loaded, level, new=40).text
+    assert said.usage.completion_tokens == wanted.tokens
+    assert (said.gate is None) == (level is not None)
+    chunks = client.create(**asked, stream=True)
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert streamed == said.choices[0].message.content
+    plain = client.create(**{**asked, "extra_body": {"level": level}})
+    assert plain.usage.prompt_tokens == said.usage.prompt_tokens  # of one prompt
+    for none in (1, None):
+        one = client.create(**{**asked, "extra_body": {"level": level, "guidance": none}})
+        assert one.choices[0].message.content == plain.choices[0].message.content
+
+
+def test_a_server_has_a_level_for_requests_without_one(run: Path, loaded: tuple[Any, Any]) -> None:
+    with running(run, level=3) as one, one.client() as client:
+        (card,) = client.models.list()
+        assert card.level == 3  # pyright: ignore[reportAttributeAccessIssue]
+        asked: dict[str, Any] = {"model": NAME, "messages": question(ASKED, image_part())}
+
+        def said(**steering: Any) -> str:
+            create = client.chat.completions.create
+            answer = create(**asked, max_tokens=40, extra_body=steering).choices[0].message.content
+            return (answer or "").strip()
+
+        assert said() == expected(loaded, 3, new=40).text != expected(loaded, new=40).text
+        assert said(level=1) == expected(loaded, 1, new=40).text
+        assert said(guidance=3) == expected(loaded, 3, new=40, guidance=3.0).text
+        # Text has no level.
+        client.chat.completions.create(model=NAME, messages=question(), max_tokens=2)
+    wrong = Server(run, Settings(port=0, device="cpu", level=9))
+    with pytest.raises(InputError, match="there is no level 9; give one from 1 to 4"):
+        wrong.run()
 
 
 def test_levels_are_heard(loaded: tuple[Any, Any]) -> None:
@@ -156,6 +208,13 @@ def test_the_models(server: Running) -> None:
         ({"messages": []}, openai.BadRequestError, "messages cannot be", "messages"),
         ({"stop": ["a"] * 5}, openai.BadRequestError, "stop cannot be", "stop"),
         ({"extra_body": {"level": 9}}, openai.BadRequestError, "no level 9; give one", None),
+        ({"extra_body": {"guidance": 0}}, openai.BadRequestError, "greater than 0", "guidance"),
+        ({"extra_body": {"guidance": 1001}}, openai.BadRequestError, "equal to 1000", "guidance"),
+        ({"extra_body": {"guidance": "x"}}, openai.BadRequestError, "guidance cannot", "guidance"),
+        (
+            {"extra_body": {"guidance": 2}, "messages": question("no picture")},
+            openai.BadRequestError, "guidance is by the level of an image", None,
+        ),
         ({"extra_body": {"magic": 1}}, openai.BadRequestError, "no parameter magic", "magic"),
         (
             {"extra_body": {"level": 1}, "messages": question("no picture")},
@@ -268,3 +327,5 @@ def test_a_model_without_levels(tmp_path: Path) -> None:
         assert said.gate is None
         with pytest.raises(openai.BadRequestError, match="no levels"):
             client.chat.completions.create(**asked, extra_body={"level": 1})
+        with pytest.raises(openai.BadRequestError, match="leave the guidance out"):
+            client.chat.completions.create(**asked, extra_body={"guidance": 2})

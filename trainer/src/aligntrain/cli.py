@@ -114,8 +114,15 @@ def chat(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    guidance: Annotated[
+        float,
+        typer.Option(help="Guidance by the level; 1 is none, others take twice as long."),
+    ] = 1.0,
 ) -> None:
     """Ask a trained model about an image; the answer is printed as it is generated."""
+    from aligntrain.inference.steering import check_guidance
+
+    check_guidance(guidance)
     from aligntrain.inference.chat import Chat
 
     terminal.hide_loading()
@@ -124,7 +131,12 @@ def chat(
     shown = image
     for question in prompts:
         answer = conversation.answer(
-            question, shown, level=level, max_new_tokens=max_new_tokens, temperature=temperature
+            question,
+            shown,
+            level=level,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            guidance=guidance,
         )
         for piece in answer:
             sys.stdout.write(piece)
@@ -183,6 +195,7 @@ def eval(
     limit: Annotated[
         int | None, typer.Option(help="Ask only the first questions of each benchmark.")
     ] = None,
+    level: Annotated[int | None, typer.Option(help="Force this level's vector, 1 to N.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 1,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, instead of the protocol's.")
@@ -209,6 +222,7 @@ def eval(
         data=data,
         limit=limit,
         max_new_tokens=max_new_tokens,
+        level=level,
         batch_size=batch_size,
         judge=judge,
         console=notes,
@@ -232,6 +246,9 @@ def serve(
             "--allow-image-urls", help="Fetch images from public http and https addresses."
         ),
     ] = False,
+    level: Annotated[
+        int | None, typer.Option(help="Level of requests that name none, 1 to N.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Maximum requests decoded together.")] = 16,
     queue: Annotated[int, typer.Option(help="Maximum requests in the queue.")] = 128,
     timeout: Annotated[float, typer.Option(help="Time limit of a request, in seconds.")] = 300.0,
@@ -259,7 +276,7 @@ def serve(
         timeout=timeout,
     )
     terminal.hide_loading()
-    settings = Settings(host, port, api_key, name, allow_image_urls, limits)
+    settings = Settings(host, port, api_key, name, allow_image_urls, limits, level=level)
     say = "{} answers: {}/v1 for OpenAI's clients, {} for a browser"
     serve(model, settings, ready=lambda name, url: results.print(say.format(name, url, url)))
 

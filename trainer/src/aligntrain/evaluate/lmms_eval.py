@@ -16,6 +16,7 @@ from alignshared import InputError
 from aligntrain.evaluate.benchmarks import LOADER_TOKENS
 from aligntrain.inference.generate import Question, generate_answers, messages_of
 from aligntrain.inference.load import load_for_inference
+from aligntrain.inference.steering import check_steering
 
 if TYPE_CHECKING:
     from lmms_eval.api.instance import Instance
@@ -33,8 +34,9 @@ def manifest() -> "ModelManifest":
 class AlignGPTLmm(lmms):
     """Model of lmms-eval that answers greedily, with the checkpoint's own image preprocessing.
 
-    `pretrained` is a run's folder or a model's own. Sampling, `until` and `image_aspect_ratio` of a
-    task are ignored: the model ends its answers itself.
+    `pretrained` is a run's folder or a model's own, and `level` forces that level's vector for
+    questions with an image. Sampling, `until` and `image_aspect_ratio` of a task are ignored: the
+    model ends its answers itself.
     """
 
     is_simple = True
@@ -45,6 +47,7 @@ class AlignGPTLmm(lmms):
         *,
         device: str | None = None,
         batch_size: int | str = 1,
+        level: int | None = None,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -52,6 +55,8 @@ class AlignGPTLmm(lmms):
             raise InputError("which model is missing; give --model_args pretrained=FOLDER.")
         # In a tuple, as lmms-eval deletes attributes that are modules after each task.
         self._loaded = load_for_inference(pretrained, device=device or _local_gpu())
+        check_steering(self._loaded[0].config, level)
+        self._level = level
         self._batch_size = int(batch_size)
         self.device = self._loaded[0].device
 
@@ -74,7 +79,8 @@ class AlignGPTLmm(lmms):
         arguments: tuple[Any, ...] = request.args
         text, _, images_of, row, task, split = arguments
         images = images_of(self.task_dict[task][split][row]) or []
-        return Question(messages_of(text, images), name=f"{task}, row {row}")
+        level = self._level if images else None
+        return Question(messages_of(text, images), level, name=f"{task}, row {row}")
 
     def loglikelihood(self, requests: "list[Instance]") -> list[tuple[float, bool]]:
         raise NotImplementedError("this model only generates; take the task's generating form.")

@@ -72,6 +72,7 @@ class Settings:
     data: str | Path | None = None
     limit: int | None = None
     max_new_tokens: int | None = None
+    level: int | None = None
     batch_size: int = 1
     judge: Judge | None = None
     console: Console | None = None
@@ -95,12 +96,13 @@ def evaluate(
         benchmarks: names by comma, `NAME@REVISION` for a commit of the Hub, `paper` for all twelve.
         settings: `data`, a folder with the benchmarks' files instead of the Hub; `limit`, questions
             of each benchmark (pairs and rotations stay whole); `max_new_tokens` instead of the
-            protocol's; `batch_size`; `judge`, for LLaVA-Bench and MM-Vet; `console` for progress.
+            protocol's; `level`, whose vector is forced instead of the mix; `batch_size`; `judge`,
+            for LLaVA-Bench and MM-Vet; `console` for progress.
 
     Raises:
         InputError: a name is wrong, data or a package is missing, stored answers were given under
-            other conditions, the judge does not answer, the model only captions images, or a
-            launcher has started several processes.
+            other conditions, the judge does not answer, the model only captions images or has no
+            such level, or a launcher has started several processes.
     """
     settings = settings or Settings()
     folder, selected = model_folder(model), parse_benchmarks(benchmarks)
@@ -117,7 +119,7 @@ def evaluate(
         _plan(benchmark, revision, target / benchmark.name, model_id, settings)
         for benchmark, revision in selected
     ]
-    load = cache(lambda: _load(folder, device))
+    load = cache(lambda: _load(folder, device, settings.level))
     outcomes: list[Outcome] = []
     for task in tasks:
         outcomes.append(Outcome(task.benchmark, _run(task, settings, load)))
@@ -160,6 +162,7 @@ def _plan(
         "protocol": PROTOCOL,
         "limit": settings.limit,
         "max_new_tokens": settings.max_new_tokens or benchmark.max_new_tokens,
+        "level": settings.level,
     }
     store.check_conditions(folder, conditions)
     done, stored = (folder / store.RESULT).is_file(), store.read_conditions(folder).get("revision")
@@ -193,15 +196,17 @@ def _require(package: str) -> None:
 
 
 def _load(
-    folder: Path, device: str | None
+    folder: Path, device: str | None, level: int | None
 ) -> "tuple[AlignGPTForConditionalGeneration, AlignGPTProcessor]":
     from aligntrain.inference.generate import captions_only
+    from aligntrain.inference.steering import check_steering
 
     model, processor = load_for_inference(folder, device=device)
     if captions_only(processor):
         raise InputError(
             f"the model in {folder} is pretrained and only captions images; give a fine-tuned one."
         )
+    check_steering(model.config, level)
     return model, processor
 
 
@@ -227,6 +232,7 @@ def _run(task: _Task, settings: Settings, load: Loader) -> dict[str, Any]:
             "revision": data.revision,
             "limit": settings.limit,
             "max_new_tokens": task.max_new_tokens,
+            "level": settings.level,
             "batch_size": settings.batch_size,
             "precision": precision,
             "published": published and {"llava": published.llava, "aligngpt": published.aligngpt},
@@ -266,7 +272,8 @@ def _answer(task: _Task, data: Data, settings: Settings, load: Loader) -> list[d
 
     def question(row: int) -> Question:
         images = images_of(dict(rows[row]), lookup)
-        return Question(messages_of(prompts[row], images), name=f"{benchmark.name}, row {row}")
+        name = f"{benchmark.name}, row {row}"
+        return Question(messages_of(prompts[row], images), settings.level, name)
 
     answers = generate_answers(
         *load(),
@@ -319,6 +326,8 @@ def _comparable(benchmark: Benchmark, result: dict[str, Any]) -> str:
         return f"no: the first {questions:,} questions"
     if result["max_new_tokens"] != benchmark.max_new_tokens:
         return f"no: answers of at most {result['max_new_tokens']:,} tokens"
+    if result.get("level") is not None:
+        return f"no: level {result['level']} forced"
     if questions == published.questions:
         return "yes"
     if benchmark.edition is not None and questions == benchmark.edition[0]:

@@ -63,15 +63,18 @@ class Chat:
         level: int | None = None,
         max_new_tokens: int = 256,
         temperature: float = 0.0,
+        guidance: float = 1.0,
     ) -> Iterator[str]:
         """Stream the answer to `prompt`, about `image` or earlier turns.
 
         `level` forces that level's vector instead of the mix; with `temperature` 0 decoding is
-        greedy. Generation stops when the iterator is closed; the turn then holds the text read.
+        greedy; for `guidance` see `generate_answers`. Generation stops when the iterator is closed;
+        the turn then holds the text read.
 
         Raises:
             InputError: the image cannot be read, the level does not exist or there is no image for
-                it, a number is out of range, or the conversation is too long for the model.
+                it or for guidance, a number is out of range, or the conversation is too long for
+                the model.
         """
         # Not a generator itself, so that invalid arguments fail at the call.
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
@@ -84,12 +87,13 @@ class Chat:
             rgb = to_rgb(image) if isinstance(image, Image.Image) else read_image(image)
             content.insert(0, {"type": "image", "image": rgb})
         turn = {"role": "user", "content": content}
-        settings = generation_settings(self.model, self.processor, max_new_tokens, temperature)
-        before = [] if captions_only(self.processor) else self._messages
-        inputs = model_inputs(self.model, self.processor, [[*before, turn]])
-        check_questions(self.model, self.processor, inputs, [level], max_new_tokens)
+        model, processor = self.model, self.processor
+        settings = generation_settings(model, processor, max_new_tokens, temperature, guidance)
+        before = [] if captions_only(processor) else self._messages
+        inputs = model_inputs(model, processor, [[*before, turn]])
+        check_questions(model, processor, inputs, [level], max_new_tokens, guidance)
         if level is not None:
-            inputs["levels"] = torch.tensor([level], device=self.model.device)
+            inputs["levels"] = torch.tensor([level], device=model.device)
         return self._stream(turn, inputs, settings)
 
     def _stream(

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from alignshared import InputError
+from aligntrain.inference.steering import check_guidance, check_steering
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligntrain.model.modeling import AlignGPTOutput
 
@@ -53,20 +54,24 @@ def generate_answers(
     max_new_tokens: int = 128,
     batch_size: int = 1,
     temperature: float = 0.0,
+    guidance: float = 1.0,
     shorten: bool = False,
 ) -> Iterator[Answer]:
     """Iterate over the answers to `questions`, in order, generated `batch_size` at a time.
 
     With `temperature` 0 decoding is greedy. In float32 the texts are then the same at any batch
     size; in 16 bits a near tie may be decided differently. Questions are read as they are needed.
-    With `shorten`, a question that leaves no room for `max_new_tokens` gets a shorter limit.
+    `guidance` is classifier-free guidance by the level (arXiv 2306.17806): each step decodes from
+    plain + guidance * (level - plain), log-probabilities without and with the level's vector (or
+    the mix). 1 is none; any other value takes twice as long. With `shorten`, a question that leaves
+    no room for `max_new_tokens` gets a shorter limit.
 
     Raises:
         InputError: a number is out of range; or, when its batch is due, a question is too long for
-            the model, has a level that does not exist, or a level but no image.
+            the model, has a level that does not exist, or a level or guidance but no image.
     """
     # Not a generator itself, so that invalid numbers fail at the call.
-    settings = generation_settings(model, processor, max_new_tokens, temperature)
+    settings = generation_settings(model, processor, max_new_tokens, temperature, guidance)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1 (got {batch_size}).")
     model.eval()
@@ -119,6 +124,7 @@ def generation_settings(
     processor: AlignGPTProcessor,
     max_new_tokens: int,
     temperature: float,
+    guidance: float = 1.0,
 ) -> GenerationConfig:
     """Return the decoding settings: stop at the model's own end, or at the end of a caption.
 
@@ -130,6 +136,7 @@ def generation_settings(
             f"max_new_tokens must be at least 1 (got {max_new_tokens}), and temperature at least 0 "
             f"(got {temperature})."
         )
+    check_guidance(guidance)
     tokenizer = processor.tokenizer
     ends: int | list[int] | None = model.generation_config.eos_token_id
     stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id}  # pyright: ignore[reportUnhashable]
@@ -143,6 +150,7 @@ def generation_settings(
         max_new_tokens=max_new_tokens,
         do_sample=sampled,
         temperature=temperature or None,
+        guidance_scale=guidance,
         eos_token_id=sorted(stop for stop in stops if stop is not None),
         pad_token_id=tokenizer.pad_token_id,
         **({} if sampled else greedy),
@@ -155,6 +163,7 @@ def check_questions(
     inputs: dict[str, torch.Tensor],
     levels: Sequence[int | None],
     max_new_tokens: int,
+    guidance: float = 1.0,
 ) -> None:
     """Raise InputError unless the model can answer each row of `inputs` with its level."""
     config = model.config
@@ -162,14 +171,15 @@ def check_questions(
     has_images = (inputs["input_ids"] == config.image_token_id).any(dim=1).tolist()
     lengths = inputs["attention_mask"].sum(dim=1).tolist()
     for level, has_image, length in zip(levels, has_images, lengths, strict=True):
-        if not has_image and (level is not None or captions_only(processor)):
-            captions = "this model only captions images"
-            problem = captions if level is None else "a level is that of an image"
+        problems = {
+            "a level is that of an image": level is not None,
+            "guidance is by the level of an image": guidance != 1,
+            "this model only captions images": captions_only(processor),
+        }
+        problem = next((said for said, given in problems.items() if given), None)
+        if problem is not None and not has_image:
             raise InputError(f"{problem}, and there is none; give one as image.")
-        if level is not None and not config.has_table:
-            raise InputError("the model has mixing none and no levels; leave the level out.")
-        if level is not None and not 1 <= level <= config.levels:
-            raise InputError(f"there is no level {level}; give one from 1 to {config.levels}.")
+        check_steering(config, level, guidance)
         if limit and length + max_new_tokens > limit:
             raise InputError(
                 f"the conversation has {length} tokens, and with {max_new_tokens} new ones it is "
@@ -223,7 +233,7 @@ def _generate(
         most, settings = limit - lengths[0], copy(settings)
         settings.max_new_tokens = most
     levels = [question.level for question in questions]
-    check_questions(model, processor, inputs, levels, most)
+    check_questions(model, processor, inputs, levels, most, settings.guidance_scale or 1.0)
     if levels[0] is not None:
         inputs["levels"] = torch.tensor(levels, device=model.device)
     captured: list[torch.Tensor] = []

@@ -2,19 +2,20 @@
 # pyright: reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false
 # pyright: reportIncompatibleMethodOverride=false
-"""`generate` with images, padding on either side, and placeholder ids in the prompt."""
+"""`generate` with images, padding on either side, placeholder ids in the prompt, and guidance."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationMixin, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation.logits_process import (
     LogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.utils.generic import ModelOutput
 
+from alignshared import InputError
 from aligntrain.model.configuration import AlignGPTConfig
 
 
@@ -29,14 +30,17 @@ class AlignGPTGeneration(GenerationMixin):
         """Like transformers' `generate`; padding may be on either side of a row.
 
         New tokens follow the last column, so padding on the right is first moved to the left, in
-        the returned prompt too.
+        the returned prompt too. `guidance_scale` other than 1 steers by the level: without
+        `negative_prompt_ids`, the other branch is the same prompt without an alignment vector.
+
+        Raises:
+            InputError: `guidance_scale` with beams or `inputs_embeds`.
         """
         name = "input_ids" if inputs is None else "inputs"
         ids = kwargs.pop("input_ids", None) if inputs is None else inputs
         mask = kwargs.get("attention_mask")
         if ids is not None and mask is not None and mask.shape == ids.shape:
-            order = (mask != 0).int().argsort(dim=1, stable=True)  # [B, T], tokens in order
-            ids, kwargs["attention_mask"] = ids.gather(1, order), mask.gather(1, order)
+            ids, kwargs["attention_mask"] = _padded_left(ids, mask)
         if ids is not None:
             kwargs[name] = ids
         return super().generate(**kwargs)
@@ -83,10 +87,48 @@ class AlignGPTGeneration(GenerationMixin):
             expanded["pixel_values"] = pixels
         return ids, expanded
 
-    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:
-        processors = super()._get_logits_processor(*args, **kwargs)
+    def _get_logits_processor(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> LogitsProcessorList:
+        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        guided = generation_config.guidance_scale not in (None, 1)
+        if guided and self.config.has_table and kwargs.get("negative_prompt_ids") is None:
+            processors[0] = self._level_guidance(
+                generation_config, kwargs["encoder_input_ids"], kwargs["model_kwargs"]
+            )
         width = 1 + max(self.config.image_token_id, self.config.align_token_id)
         return LogitsProcessorList(_WithPlaceholders(part, width) for part in processors)
+
+    def _level_guidance(
+        self, settings: GenerationConfig, input_ids: torch.Tensor, given: dict[str, Any]
+    ) -> LogitsProcessor:
+        """Return the guidance away from the prompts `input_ids` [B, T] without alignment vectors.
+
+        `given` are the model's other inputs, expanded to the returned sequences already.
+        """
+        if settings.num_beams != 1 or input_ids.is_floating_point():
+            raise InputError(
+                "guidance_scale needs input_ids and no beams; leave out inputs_embeds and beams."
+            )
+        ids = input_ids.repeat_interleave(settings.num_return_sequences, dim=0)
+        mask = given.get("attention_mask")
+        ids, mask = without_vector(ids, torch.ones_like(ids) if mask is None else mask, self.config)
+        images = {
+            "pixel_values": given.get("pixel_values"),
+            # Any level: it keeps the gate silent, and its vector has no place.
+            "levels": torch.ones(len(ids), dtype=torch.long, device=ids.device),
+        }
+        model: Any = self
+
+        def plain(input_ids: torch.Tensor, **read: Any) -> ModelOutput:
+            prompt = images if read["cache"] is None else {}
+            output = model(input_ids, logits_to_keep=1, **read, **prompt)
+            output.logits = output.logits.float()  # as `generate` does with those of the level
+            return output
+
+        return UnbatchedClassifierFreeGuidanceLogitsProcessor(
+            settings.guidance_scale, plain, ids, mask, use_cache=settings.use_cache
+        )
 
 
 @dataclass(slots=True)
@@ -109,6 +151,26 @@ class _WithPlaceholders:
         impossible = scores.new_full((*scores.shape[:-1], missing), float("-inf"))
         widened = torch.cat([scores, impossible], dim=-1)  # [B, V] -> [B, width]
         return self.processor(input_ids, widened)[:, :vocabulary]
+
+
+def without_vector(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor, config: AlignGPTConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows [B, T] and their mask in which the alignment vector has become padding.
+
+    The LLM reads them as those of a model of mixing none: nothing attends to padding, and positions
+    count past it.
+    """
+    mask = attention_mask.masked_fill(input_ids == config.align_token_id, 0)
+    return _padded_left(input_ids, mask)
+
+
+def _padded_left(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows [B, T] and their mask with all padding moved to the left, tokens in order."""
+    order = (attention_mask != 0).int().argsort(dim=1, stable=True)  # [B, T]
+    return input_ids.gather(1, order), attention_mask.gather(1, order)
 
 
 def count_positions(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:

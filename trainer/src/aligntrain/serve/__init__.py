@@ -28,8 +28,8 @@ def serve(
     `ready` is called with the model's name and the server's address once the model is loaded.
 
     Raises:
-        InputError: the model does not exist or cannot be loaded, the port is taken, or the serving
-            dependencies are not installed.
+        InputError: the model does not exist, cannot be loaded or has no such level, the port is
+            taken, or the serving dependencies are not installed.
         AlignError: the model failed and the server cannot continue.
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]

@@ -1,7 +1,8 @@
-"""State of the rows that are decoded together: keys and values, sampler, detokenizer."""
+"""State of the rows that are decoded together: keys and values, guidance, sampler, detokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch.nn import functional
@@ -13,7 +14,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from aligntrain.serve.request import Failed, Sampling
+from aligntrain.serve.request import Failed, Prompt, Sampling
 
 _UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no whole character, which may yet become one."""
@@ -60,6 +61,30 @@ def _stacked(a: torch.Tensor | None, b: torch.Tensor | None, length: int) -> tor
     if a is None or b is None:  # a layer that uses another one's keys and values
         return None
     return torch.cat([functional.pad(one, (0, 0, length - one.shape[2], 0)) for one in (a, b)])
+
+
+def branches(prompts: Sequence[Prompt]) -> list[range]:
+    """Return the rows of the batch that belong to each of `prompts`, which follow each other."""
+    ends = accumulate(prompt.branches for prompt in prompts)
+    return [range(end - prompt.branches, end) for prompt, end in zip(prompts, ends, strict=True)]
+
+
+def guided(logits: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+    """Return the logits [R, V] of R prompts from those [B, V] of their branches.
+
+    With guidance they are plain + guidance * (level - plain) in log-probabilities, level and plain
+    being the two branches: classifier-free guidance of language models (arXiv 2306.17806).
+    """
+    if len(prompts) == len(logits):
+        return logits
+    rows = branches(prompts)
+    merged = logits[[own[0] for own in rows]].float()  # [R, V]
+    pairs = [i for i, own in enumerate(rows) if len(own) > 1]
+    level = merged[pairs].log_softmax(dim=-1)  # [G, V]
+    plain = logits[[rows[i][1] for i in pairs]].float().log_softmax(dim=-1)
+    scale = merged.new_tensor([[prompts[i].guidance] for i in pairs])  # [G, 1]
+    merged[pairs] = scale * (level - plain) + plain
+    return merged
 
 
 class Sampler:

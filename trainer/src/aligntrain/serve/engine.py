@@ -2,7 +2,8 @@
 
 Rows join and leave the batch between two tokens, so a short answer never waits for a long one.
 New prompts are prefilled together, padded on the left, and their keys and values are concatenated
-with those of the running rows. In float32 each row equals what it would be alone.
+with those of the running rows. In float32 each row equals what it would be alone. A request with
+guidance has two rows, which join and leave together.
 
 LLMs whose rows interact other than through attention (recurrent layers, rotary frequencies that
 depend on the longest row) answer one request at a time.
@@ -11,7 +12,7 @@ depend on the longest row) answer one request at a time.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -21,8 +22,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from aligntrain.inference.generate import generation_settings
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTOutput, AlignGPTProcessor
+from aligntrain.model.generation import without_vector
 from aligntrain.model.packing import obstacle
-from aligntrain.serve.decoding import BatchCache, Detokenizer, Sampler
+from aligntrain.serve.decoding import BatchCache, Detokenizer, Sampler, branches, guided
 from aligntrain.serve.metrics import Metrics
 from aligntrain.serve.request import Failed, Finished, PrefillDone, Prompt, Request, TextDelta
 
@@ -40,10 +42,10 @@ _BROKEN = Failed("the model failed at this request; the server's log says how.",
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Result of one run of the model on B rows.
+    """Result of one run of the model for R requests.
 
-    `logits` [B, V] are those of the next token, `likeliest` [B] their argmax; `gate_weights`
-    [B, N-1] are None if the gate was not used.
+    `logits` [R, V] are those of the next token, guidance included, `likeliest` [R] their argmax;
+    `gate_weights` [R, N-1] are None if the gate was not used. `cached` has all of their branches.
     """
 
     cached: BatchCache
@@ -150,13 +152,18 @@ class Engine:
     def _next_requests(self) -> list[Request]:
         """The waiting requests that fit, first come first served."""
         requests: list[Request] = []
-        longest = 0
+        longest = new = 0
+        running = sum(row.request.prompt.branches for row in self._rows)
         with self._news:
             # Wherever they stand, or clients that come and go would fill the memory meanwhile.
             self._waiting = deque(request for request in self._waiting if not request.cancelled)
-            while self._waiting and len(self._rows) + len(requests) < self._most_rows:
-                longest = max(longest, len(self._waiting[0].prompt.input_ids))
-                if requests and longest * (len(requests) + 1) > READ_AT_ONCE:
+            while self._waiting:
+                prompt = self._waiting[0].prompt
+                longest, new = max(longest, len(prompt.input_ids)), new + prompt.branches
+                # The first is read even if it is long, or takes two rows where the limit is one.
+                if (running or requests) and running + new > self._most_rows:
+                    break
+                if requests and longest * new > READ_AT_ONCE:
                     break
                 requests.append(self._waiting.popleft())
         return requests
@@ -193,10 +200,10 @@ class Engine:
             row.request.report(PrefillDone(weights if weights and any(weights) else None))
         going = self._accept(rows, step)
         if going:
-            self._join([rows[i] for i in going], step.cached, going)
+            self._join([rows[i] for i in going], step.cached, _branches(rows, going))
 
     def _join(self, rows: list[_Row], read: BatchCache, places: list[int]) -> None:
-        """Add `rows`, found at `places` of `read`, to the batch."""
+        """Add `rows`, whose branches are at `places` of `read`, to the batch."""
 
         def joined() -> BatchCache:
             mine = read.only(places) if len(places) < len(read.mask) else read
@@ -213,34 +220,37 @@ class Engine:
     def _prefill(self, prompts: list[Prompt]) -> _Step:
         """Run the prompts and return the step after which each has its first token."""
         model = self._model
-        padded = self._processor.pad_rows([prompt.input_ids for prompt in prompts], "left")
-        given = {name: torch.tensor(rows, device=model.device) for name, rows in padded.items()}
-        pixels = [prompt.pixel_values for prompt in prompts if prompt.pixel_values is not None]
+        rows = [prompt for prompt in prompts for _ in range(prompt.branches)]
+        padded = self._processor.pad_rows([prompt.input_ids for prompt in rows], "left")
+        given = {name: torch.tensor(ids, device=model.device) for name, ids in padded.items()}
+        if plain := [place for own in branches(prompts) for place in own[1:]]:
+            ids, mask = given["input_ids"], given["attention_mask"]
+            ids[plain], mask[plain] = without_vector(ids[plain], mask[plain], model.config)
+        pixels = [prompt.pixel_values for prompt in rows if prompt.pixel_values is not None]
         if pixels:
             given["pixel_values"] = torch.cat(pixels).to(model.device, model.dtype)
         if prompts[0].level is not None:
-            levels = [prompt.level for prompt in prompts]
+            levels = [prompt.level for prompt in rows]
             given["levels"] = torch.tensor(levels, device=model.device)
         # Without a configuration each layer keeps all tokens, those with a sliding window too, so
         # that rows of any length can be put side by side; the masks see to the windows.
-        step = self._step(given, DynamicCache() if self._joins else None)
-        self._metrics.prompt_tokens.inc(int(given["attention_mask"].sum()))
+        step = self._step(given, DynamicCache() if self._joins else None, prompts)
+        self._metrics.prompt_tokens.inc(sum(len(prompt.input_ids) for prompt in prompts))
         return step
 
-    def _step(self, given: dict[str, torch.Tensor], cache: Cache | None) -> _Step:
+    def _step(
+        self, given: dict[str, torch.Tensor], cache: Cache | None, prompts: Sequence[Prompt]
+    ) -> _Step:
         output: AlignGPTOutput = self._model(**given, cache=cache, use_cache=True, logits_to_keep=1)
         assert output.logits is not None
         assert output.cache is not None
-        logits = output.logits[:, -1]  # [B, V]
+        logits = guided(output.logits[:, -1], prompts)  # [B, V] -> [R, V]
         # On a GPU, pending errors surface here.
         likeliest: list[int] = logits.argmax(dim=-1).tolist()
         weights = output.gate_weights
-        return _Step(
-            BatchCache(output.cache, given["attention_mask"]),
-            logits,
-            likeliest,
-            None if weights is None else weights.float().tolist(),
-        )
+        if weights is not None:
+            weights = weights[[own[0] for own in branches(prompts)]].float().tolist()
+        return _Step(BatchCache(output.cache, given["attention_mask"]), logits, likeliest, weights)
 
     def _write(self) -> None:
         """Generate one more token for each row."""
@@ -249,9 +259,11 @@ class Engine:
         self._metrics.step_rows.observe(len(rows))
 
         def next_step() -> _Step:
-            ids = torch.tensor([[row.last] for row in rows], device=cached.mask.device)
+            prompts = [row.request.prompt for row in rows]
+            last = [[row.last] for row in rows for _ in range(row.request.prompt.branches)]
+            ids = torch.tensor(last, device=cached.mask.device)  # [B, 1]
             mask = torch.cat([cached.mask, torch.ones_like(ids)], dim=1)
-            return self._step({"input_ids": ids, "attention_mask": mask}, cached.cache)
+            return self._step({"input_ids": ids, "attention_mask": mask}, cached.cache, prompts)
 
         step = self._tried(next_step)
         if isinstance(step, Failed):  # the cache cannot be trusted any more
@@ -265,8 +277,9 @@ class Engine:
     def _keep(self, places: list[int]) -> None:
         cached = self._cached
         assert cached is not None
+        kept_branches = _branches(self._rows, places)
         self._rows = [self._rows[i] for i in places]
-        kept = self._tried(lambda: cached.only(places)) if places else None
+        kept = self._tried(lambda: cached.only(kept_branches)) if places else None
         if isinstance(kept, Failed):
             self._lose(kept)
         else:
@@ -329,6 +342,12 @@ class Engine:
             reason = "length" if cut and not detokenizer.stopped else "stop"
             request.report(Finished(reason, row.tokens))
         return not (ended or cut)
+
+
+def _branches(rows: Sequence[_Row], places: Sequence[int]) -> list[int]:
+    """Return the places in the batch of the branches of those of `rows` at `places`."""
+    all_branches = branches([row.request.prompt for row in rows])
+    return [branch for place in places for branch in all_branches[place]]
 
 
 def _obstacle(language_model: PreTrainedModel) -> str | None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationErro
 from pydantic_core import from_json
 from starlette.responses import JSONResponse
 
+from aligntrain.inference.steering import MOST_GUIDANCE
 from aligntrain.serve.request import Sampling
 
 _TYPES = {
@@ -160,8 +161,9 @@ Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 class ChatRequest(BaseModel, extra="forbid", frozen=True):
     """The body of `/v1/chat/completions`.
 
-    `level` (1 to N) replaces the gate's mix by that level's vector; `gate` asks for the gate's
-    weights. A null field counts as absent.
+    `level` (1 to N) replaces the gate's mix by that level's vector; `guidance` other than 1
+    exaggerates what level or mix do; `gate` asks for the gate's weights. A null field counts as
+    absent.
     """
 
     model: str
@@ -177,6 +179,7 @@ class ChatRequest(BaseModel, extra="forbid", frozen=True):
         list[Stop] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
     ] = Field(None, max_length=4)
     level: int | None = None
+    guidance: float | None = Field(None, gt=0, le=MOST_GUIDANCE)
     gate: bool | None = None
 
     @property

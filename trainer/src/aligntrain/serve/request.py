@@ -24,12 +24,19 @@ class Sampling:
 class Prompt:
     """The model's input: `input_ids`, and `pixel_values` [I, 3, H, W] float32 of I images.
 
-    `level` replaces the gate's mix by that level's vector.
+    `level` replaces the gate's mix by that level's vector. `guidance` other than 1 exaggerates what
+    level or mix do (see `guided`).
     """
 
     input_ids: list[int]
     pixel_values: "torch.Tensor | None" = None
     level: int | None = None
+    guidance: float = 1.0
+
+    @property
+    def branches(self) -> int:
+        """Rows of the batch: with guidance a second one, without an alignment vector."""
+        return 1 if self.guidance == 1 else 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ class Server:
         Running requests get GRACE seconds to finish.
 
         Raises:
-            InputError: the model cannot be loaded.
+            InputError: the model cannot be loaded, or has no such level.
             AlignError: the engine's thread died.
         """
         log.info("%s listens, and loads %s.", self.url, self.name)
@@ -145,10 +145,11 @@ class Server:
         service, limits = self._service, self._settings.limits
         try:
             model, processor = load_for_inference(self._folder, device=self._settings.device)
+            prompter = Prompter(model, processor, limits, self._settings.level)
             engine = Engine(
                 model, processor, rows=limits.rows, metrics=service.metrics, died=self._fail
             )
-            service.load(Prompter(model, processor, limits), engine.start())
+            service.load(prompter, engine.start())
         except BaseException as error:  # noqa: BLE001 - `run` raises it in its own thread
             self._fail(error)
         else:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from alignshared import InputError
 from aligntrain.inference.generate import captions_only, check_questions, max_positions
+from aligntrain.inference.steering import check_steering
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligntrain.prompts.placeholders import IMAGE_MARK, join, tokenize_pieces
 from aligntrain.serve.engine import Engine
@@ -26,14 +27,23 @@ from aligntrain.serve.settings import Limits
 
 
 class Prompter:
-    """Builds prompts for one model; thread-safe."""
+    """Builds prompts for one model; thread-safe.
+
+    `level` is that of requests with an image that name none; InputError if the model lacks it.
+    """
 
     def __init__(
-        self, model: AlignGPTForConditionalGeneration, processor: AlignGPTProcessor, limits: Limits
+        self,
+        model: AlignGPTForConditionalGeneration,
+        processor: AlignGPTProcessor,
+        limits: Limits,
+        level: int | None = None,
     ) -> None:
+        check_steering(model.config, level)
         self._model = model
         self._processor = processor
         self._limits = limits
+        self._level = level
         self._captions_only = captions_only(processor)
         self._context = max_positions(model)
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
@@ -52,6 +62,7 @@ class Prompter:
             "levels": config.levels if config.has_table else None,
             "mixing": config.mixing,
             "gate": config.has_gate,
+            "level": self._level,
             "captions_only": self._captions_only,
             "max_prompt_tokens": self.max_prompt_tokens,
             "max_new_tokens": limits.new_tokens,
@@ -80,7 +91,10 @@ class Prompter:
             new_tokens = self._new_tokens(request, len(ids))
             row = torch.tensor([ids])  # [1, T]
             inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
-            check_questions(self._model, processor, inputs, [request.level], new_tokens)
+            level, guidance = request.level, 1.0 if request.guidance is None else request.guidance
+            if level is None and processor.image_token_id in ids:
+                level = self._level
+            check_questions(self._model, processor, inputs, [level], new_tokens, guidance)
         except InputError as error:
             raise APIError(400, str(error), code="invalid_value") from error
         except TemplateError as error:
@@ -89,7 +103,8 @@ class Prompter:
             ) from error
         pixels = [*map(self._pixels, images)]
         seen = pixels[len(pixels) - sum(len(message.images) for message in messages) :]
-        return Prompt(ids, torch.cat(seen) if seen else None, request.level), new_tokens
+        together = torch.cat(seen) if seen else None
+        return Prompt(ids, together, level, guidance), new_tokens
 
     def _pixels(self, image: Image.Image) -> torch.Tensor:
         return self._processor.pixel_values([image])

@@ -39,7 +39,8 @@ class Settings:
 
     `port` 0 picks a free one. `name` is the model's name for clients, by default its folder's.
     Without `api_key` anyone who can reach the port may ask. `image_urls` allows images at public
-    http addresses. `device` is torch's, by default a GPU if there is one.
+    http addresses. `device` is torch's, by default a GPU if there is one. `level` is that of
+    requests with an image that name none.
     """
 
     host: str = "127.0.0.1"
@@ -49,6 +50,7 @@ class Settings:
     image_urls: bool = False
     limits: Limits = field(default_factory=Limits)
     device: str | None = None
+    level: int | None = None
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():

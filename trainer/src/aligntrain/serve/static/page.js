@@ -27,7 +27,7 @@ async function start() {
   $("facts").textContent = levels ? `${levels} levels, mixing ${mixing}` : `mixing ${mixing}`;
   $("longest").max = most;
   $("longest").value = Math.min(256, most);
-  $("levels").hidden = !levels;
+  $("levels").hidden = $("guide").hidden = !levels;
   $("gate").hidden = !gate;
   if (captions) {
     $("question").placeholder = "This model describes pictures; there is nothing to ask";
@@ -40,10 +40,12 @@ async function start() {
 }
 
 function drawTicks(levels) {
-  $("level").max = levels;
-  $("ticks").replaceChildren(...Array.from({ length: levels + 1 }, (_, level) => {
+  // Where the server has a level of its own, nobody can ask for the mix.
+  const least = state.model.level ? 1 : 0;
+  Object.assign($("level"), { min: least, max: levels, value: state.model.level ?? 0 });
+  $("ticks").replaceChildren(...Array.from({ length: levels + 1 - least }, (_, at) => {
     const tick = document.createElement("span");
-    tick.textContent = level || "auto";
+    tick.textContent = at + least || "auto";
     return tick;
   }));
   showLevel();
@@ -57,7 +59,8 @@ function showLevel() {
   $("level").setAttribute("aria-valuetext", level ? `level ${level} of ${levels}` : "auto");
   $("level-help").textContent = level
     ? `Level ${level}'s vector alone; 1 is the worst aligned, ${levels} the best.` : auto;
-  [...$("ticks").children].forEach((tick, at) => tick.classList.toggle("on", at === level));
+  const least = Number($("level").min);
+  [...$("ticks").children].forEach((tick, at) => tick.classList.toggle("on", at + least === level));
 }
 
 // ---- the picture
@@ -152,7 +155,8 @@ function messages(turns, question) {
 
 async function ask(turn, before) {
   const level = Number($("level").value);
-  const card = answerCard(turn, before, level);
+  const guidance = state.model.levels ? Number($("guidance").value) : 1;
+  const card = answerCard(turn, before, level, guidance);
   const asking = state.asking = new AbortController();
   const request = {
     model: state.model.id,
@@ -161,6 +165,7 @@ async function ask(turn, before) {
     temperature: Number($("temperature").value),
     gate: true,
     ...(level && state.picture ? { level } : {}),
+    ...(guidance !== 1 && state.picture ? { guidance } : {}),
   };
   trouble(null);
   ready();
@@ -196,11 +201,13 @@ function forget(turn, card) {
   }
 }
 
-function answerCard(turn, before, level) {
+function answerCard(turn, before, level, guidance) {
   const make = (kind, name) => Object.assign(document.createElement(kind), { className: name });
   const whole = make("div", "answer writing"), text = make("div", "text"), foot = make("footer", "");
   const tag = make("span", "tag"), small = make("span", "small");
-  tag.textContent = level && state.picture ? `level ${level}` : state.picture && state.model.levels ? "auto" : "";
+  if (state.picture && state.model.levels) {
+    tag.textContent = (level ? `level ${level}` : "auto") + (guidance === 1 ? "" : `, guidance ${guidance}`);
+  }
   foot.append(tag, small);
   whole.setAttribute("aria-busy", "true");
   const old = document.querySelector(".again"), place = old?.parentElement;
@@ -254,6 +261,10 @@ $("level").oninput = showLevel;
 $("temperature").oninput = () => {
   const value = Number($("temperature").value);
   $("temperature-name").textContent = value ? value.toFixed(1) : "0: the likeliest words";
+};
+$("guidance").oninput = () => {
+  const value = Number($("guidance").value);
+  $("guidance-name").textContent = value === 1 ? "none" : `${value}: exaggerates the level, in twice the time`;
 };
 $("key-form").onsubmit = (event) => {
   event.preventDefault();

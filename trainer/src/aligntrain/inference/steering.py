@@ -1,0 +1,31 @@
+"""Checks of a forced level and of guidance; needs no torch, so that commands check first."""
+
+from typing import TYPE_CHECKING
+
+from alignshared import InputError
+
+if TYPE_CHECKING:
+    from aligntrain.model import AlignGPTConfig
+
+
+MOST_GUIDANCE = 1000.0
+"""Maximum guidance: far beyond use, and far below where float32 overflows."""
+
+
+def check_guidance(guidance: float) -> None:
+    """Raise InputError unless `guidance` is above 0 and at most MOST_GUIDANCE."""
+    if not 0 < guidance <= MOST_GUIDANCE:
+        raise InputError(
+            f"guidance must be above 0 and at most {MOST_GUIDANCE:g}, where 1 is none (got "
+            f"{guidance:g})."
+        )
+
+
+def check_steering(config: "AlignGPTConfig", level: int | None, guidance: float = 1.0) -> None:
+    """Raise InputError unless a model of `config` has `level`, and levels where guidance is on."""
+    check_guidance(guidance)
+    for name, given in (("level", level is not None), ("guidance", guidance != 1)):
+        if given and not config.has_table:
+            raise InputError(f"the model has mixing none and no levels; leave the {name} out.")
+    if level is not None and not 1 <= level <= config.levels:
+        raise InputError(f"there is no level {level}; give one from 1 to {config.levels}.")
