@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypedDict
 
@@ -148,6 +148,10 @@ class Preparation:
         pad_id = next(id_ for id_ in ends if id_ is not None)  # any token: it is masked
         return cls(encoder, partial(_pixels, processor), pad_id)  # pyright: ignore[reportArgumentType]
 
+    def without_align(self) -> "Preparation":
+        """Return this preparation without alignment placeholders."""
+        return replace(self, encoder=self.encoder.without_align())
+
 
 def _pixels(processor: Processor, image: Image.Image) -> torch.Tensor:
     return processor.pixel_values([image])[0]
@@ -225,17 +229,21 @@ class Loader:
     on_rejected: Callable[[Rejected], None] | None = None
     counts: Counts = field(default_factory=Counts, init=False)
 
-    def batches(self, plan: Iterable[GlobalBatch]) -> Generator[Batch, None, None]:
+    def batches(
+        self, plan: Iterable[GlobalBatch], *, align: bool = True
+    ) -> Generator[Batch, None, None]:
         """Iterate over this rank's micro-batches of `plan`, equally many per step on all ranks.
 
-        The workers end when the iterator is closed or garbage-collected.
+        Without `align`, rows have no alignment placeholder, as for a model of mixing `none`. The
+        workers end when the iterator is closed or garbage-collected.
 
         Raises:
             AlignError: more rows were rejected than `max_reject_share` allows, or a worker died.
             InputError: the dataset is damaged.
         """
         micro = (rows for step in plan for rows in self.share.of(step.rows))
-        source = _begin(self._loader(micro))
+        preparation = self.preparation if align else self.preparation.without_align()
+        source = _begin(self._loader(micro, preparation))
         try:
             while (prepared := _next(source)) is not None:
                 if isinstance(prepared, AlignError):
@@ -245,13 +253,13 @@ class Loader:
         finally:
             del source  # ends the workers
 
-    def _loader(self, micro: Iterable[list[int]]) -> DataLoader[object]:
+    def _loader(self, micro: Iterable[list[int]], preparation: Preparation) -> DataLoader[object]:
         multi, remote = self.workers > 0, "://" in self.shards.location
         if multi:
             # A thread pool of the tokenizers would lose its threads in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return DataLoader(
-            _Work(self.shards, self.preparation),
+            _Work(self.shards, preparation),
             batch_size=None,
             sampler=micro,
             num_workers=self.workers,

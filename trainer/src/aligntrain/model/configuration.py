@@ -44,6 +44,8 @@ class AlignGPTConfig(PreTrainedConfig):
         vision_scales: sizes in pixels of reading an image (S2, see `vision`); None for the tower's
             own alone.
         projector_act: activation of the projector.
+        cooldown: share of its last training phase without alignment vectors; above 0, the model
+            also works as plain LLaVA.
         image_token_id, align_token_id: placeholders, never looked up in the LLM's embedding table;
             by default the first two ids beyond its vocabulary.
 
@@ -70,6 +72,7 @@ class AlignGPTConfig(PreTrainedConfig):
         vision_feature_select: FeatureSelect = "patch",
         vision_scales: list[int] | None = None,
         projector_act: str = "gelu",
+        cooldown: float = 0.0,
         image_token_id: int | None = None,
         align_token_id: int | None = None,
         **kwargs: Any,
@@ -84,6 +87,7 @@ class AlignGPTConfig(PreTrainedConfig):
         self.vision_feature_select = vision_feature_select
         self.vision_scales = vision_scales
         self.projector_act = projector_act
+        self.cooldown = cooldown
         vocabulary = int(self.text_config.vocab_size)
         self.image_token_id = vocabulary if image_token_id is None else image_token_id
         self.align_token_id = vocabulary + 1 if align_token_id is None else align_token_id

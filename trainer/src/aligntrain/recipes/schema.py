@@ -199,6 +199,9 @@ class Settings(Section):
     """Passes over the data."""
     max_steps: PositiveInt | None = None
     """Optimizer steps, overriding `epochs`."""
+    cooldown: Fraction | None = None
+    """Share of the steps, the last ones, that train without alignment vectors (Gao et al. 2025,
+    MeCo, arXiv 2501.01956), so that the model also works as plain LLaVA; null for none."""
     precision: Precision = "bf16"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """Sharded over GPUs by DeepSpeed: 1 optimizer states, 2 gradients too, 3 weights too."""

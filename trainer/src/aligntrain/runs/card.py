@@ -13,6 +13,7 @@ from alignshared import AlignError, Dataset, atomic
 from alignshared.errors import printable
 from aligntrain.recipes.load import read_yaml, write_yaml
 from aligntrain.runs.folder import (
+    PLAIN_LOSS,
     RunSpec,
     Start,
     is_run,
@@ -147,7 +148,9 @@ def _before(spec: RunSpec) -> list[str]:
 def _ending(spec: RunSpec) -> list[tuple[str, str]]:
     ending = result_of(spec.folder) or newest_metrics(spec.folder)
     facts = [("steps", "steps", "{:,}"), ("loss", "loss", "{:.4f}")]
-    facts += [("validation_loss", "held-out loss", "{:.4f}"), ("seconds", "seconds", "{:,.0f}")]
+    facts += [("validation_loss", "held-out loss", "{:.4f}")]
+    facts += [(PLAIN_LOSS, "held-out loss without alignment vectors", "{:.4f}")]
+    facts += [("seconds", "seconds", "{:,.0f}")]
     lines = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
     versions = versions_of(spec.folder)
     if versions:

@@ -18,7 +18,9 @@ A line of `metrics.jsonl` is the mean over the steps since the line before, over
     gate_entropy        mean entropy of these weights, in nats: ln(N - 1) is no preference
 
 A line with `validation_loss` (and `validation_loss_by_level`, `validation_samples`) covers the
-held-out rows after that step; null if not finite.
+held-out rows after that step; null if not finite. After a step of the cooldown, whose `loss` is
+without alignment vectors, it has `validation_loss_plain` too, without them, beside the others,
+which stay comparable with those before.
 """
 
 from dataclasses import dataclass
