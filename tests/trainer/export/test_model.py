@@ -268,6 +268,11 @@ def test_a_card_names_no_levels_and_no_pretraining_but_its_own(
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "- levels: made anew for this run: quantile" in text
     assert "0.25, 0.5, 0.75" not in text  # the edges of the dataset
+    column = load_recipe(file, "pretrain", ["data.levels='column:how_good'"])
+    write_run(RunSpec(job.folder, column, pairs.location, pairs.digest))
+    write_card(tmp_path, job.folder, kind="A model.", use="pass")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- levels: the column `how_good`" in text
 
     adapter = finished / EXPORT / "adapter.safetensors"
     adapter.write_bytes(b"as it was")

@@ -44,7 +44,7 @@ Pixels = Callable[[Image.Image], torch.Tensor]
 class Sample:
     """Training sample: `ids` and `labels` of equal length, `images` in reading order.
 
-    `level` is 1..N, or 0 without an image or a level.
+    `level` is 1..N, or 0 without an image or a level; `weight` is of its tokens in the loss.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Sample:
     images: list[bytes]
     level: int
     truncated: bool
+    weight: float | None = None
 
     @property
     def length(self) -> int:
@@ -79,6 +80,7 @@ def make_sample(row: Row, encoder: Encoder) -> Sample:
         images=images,
         level=row.level or 0 if images else 0,
         truncated=tokens.truncated,
+        weight=row.weight,
     )
 
 
@@ -101,6 +103,7 @@ class Batch(TypedDict):
     labels: torch.Tensor  # [B, T] int64
     pixel_values: torch.Tensor | None  # [I, 3, H, W] float32 in reading order, None without images
     levels: torch.Tensor  # [B] int64, 0 in rows without a level
+    weights: torch.Tensor | None  # [B] float32, None without weights
     ids: list[str]  # [B]
 
 
@@ -117,12 +120,14 @@ def collate(samples: Sequence[Sample], pixels: Sequence[torch.Tensor], pad_id: i
         input_ids[row, : sample.length] = torch.tensor(sample.ids)
         attention_mask[row, : sample.length] = 1
         labels[row, : sample.length] = torch.tensor(sample.labels)
+    weights = [sample.weight for sample in samples if sample.weight is not None]
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         labels=labels,
         pixel_values=torch.stack(list(pixels)) if pixels else None,
         levels=torch.tensor([sample.level for sample in samples]),
+        weights=torch.tensor(weights) if weights else None,
         ids=[sample.id for sample in samples],
     )
 
@@ -322,6 +327,8 @@ class _Work(Dataset[object]):
         rejected: list[Rejected] = []
         for number in rows:
             row = self.shards.row(number)
+            if row.weight == 0:
+                continue  # as if the row were not in the batch: neither time nor a loss
             try:
                 sample = make_sample(row, preparation.encoder)
                 images = [decode_sample_image(data) for data in sample.images]

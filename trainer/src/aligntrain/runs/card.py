@@ -12,6 +12,7 @@ import yaml
 from alignshared import AlignError, Dataset, atomic
 from alignshared.errors import printable
 from aligntrain.recipes.load import read_yaml, write_yaml
+from aligntrain.recipes.schema import COLUMN_PREFIX
 from aligntrain.runs.folder import (
     PLAIN_LOSS,
     RunSpec,
@@ -163,7 +164,11 @@ def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     anew = spec.recipe.data.levels if required_levels(spec.recipe) is not None else None
     if anew is not None:
-        facts.append(("levels", f"made anew for this run: {anew}"))
+        column = anew.removeprefix(COLUMN_PREFIX)
+        made = (
+            f"made anew for this run: {anew}" if column == anew else f"the column {_code(column)}"
+        )
+        facts.append(("levels", made))
     location, digest = spec.data, spec.data_sha256
     for _ in range(_MAX_ANCESTORS):
         line = f"{_code(location)}, manifest `{digest}`"

@@ -1,9 +1,9 @@
 """Training loop: optimizer steps, validations and checkpoints, from the run's current position.
 
-The loss of a step is the mean over the labelled tokens of its whole global batch, across ranks and
-micro-batches. So neither the number of ranks nor `batch.micro_size` changes the loss or the
-gradients, except by rounding; averaging the means of micro-batches, as LLaVA's trainer does, would
-give the tokens of short answers more weight with more ranks.
+The loss of a step is the (weighted) mean over the labelled tokens of its whole global batch, across
+ranks and micro-batches. So neither the number of ranks nor `batch.micro_size` changes the loss or
+the gradients, except by rounding; averaging the means of micro-batches, as LLaVA's trainer does,
+would give the tokens of short answers more weight with more ranks.
 
 With a cooldown, its steps read rows as plain LLaVA does, while table and gate stay as they are.
 """
@@ -224,13 +224,13 @@ class Trainer:
             micro = list(itertools.islice(batches, self._micro_batches))
         sums = self._new_sums()
         sums["wait_s"] = time.perf_counter() - began
-        # Counted over all ranks before the first forward pass, since every loss is divided by it.
-        tokens = self._count_labels(micro)
+        # Summed over all ranks before the first forward pass, since every loss is divided by it.
+        items = self._sum_weights(micro)
         not_finite: list[str] = []
         for number, batch in enumerate(micro):
             with part("forward"):
                 inputs = self._inputs(batch, align=align)
-                output = self._engine(**inputs, num_items_in_batch=tokens)
+                output = self._engine(**inputs, num_items_in_batch=items)
             assert output.loss is not None and output.sample_loss is not None  # there are labels
             with part("backward"):
                 # DeepSpeed divides the sum of gradients by the ranks, which the division by the
@@ -293,18 +293,28 @@ class Trainer:
             "bf16 for fp16, then start anew or --resume."
         )
 
-    def _count_labels(self, micro: list[Batch]) -> int:
-        """Return the number of labelled tokens in the micro-batches of all ranks, at least 1."""
-        # A label is predicted from the position before it, so one at the first position is ignored.
-        count = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro)
-        tokens = torch.tensor(count, device=self._device)
-        torch.distributed.all_reduce(tokens)
-        return max(1, int(tokens))
+    def _sum_weights(self, micro: list[Batch]) -> float:
+        """Return the labelled tokens in the micro-batches of all ranks, or the sum of their
+        weights; 1 if it would be 0.
+        """
+        total = 0.0
+        for batch in micro:
+            # A label is predicted from the position before it, so one at the first is ignored.
+            tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1).double()  # [B]
+            weights = batch["weights"]
+            total += float(tokens.sum() if weights is None else tokens @ weights.double())
+        summed = torch.tensor(total, dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(summed)
+        return float(summed) or 1.0
 
     def _inputs(self, batch: Batch, *, align: bool) -> dict[str, Any]:
         """Return the arguments of the model's forward pass, on this rank's device."""
         names = ("input_ids", "attention_mask", "pixel_values", "labels", "levels")
-        inputs: dict[str, Any] = {"align": align}
+        weights = batch["weights"]
+        inputs: dict[str, Any] = {
+            "align": align,
+            "loss_weights": None if weights is None else weights.to(self._device),
+        }
         for name in names:
             value = batch[name]
             inputs[name] = None if value is None else value.to(self._device, non_blocking=True)
