@@ -184,7 +184,8 @@ def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
         facts.append((manifest.stage, f"{line}, {manifest.rows:,} rows"))
         if anew is None and manifest.level_edges is not None and manifest.edges is not None:
             edges = ", ".join(f"{edge:.6g}" for edge in manifest.edges)
-            facts.append(("edges", f"{manifest.scheme}: {edges}"))
+            of = f" of {_code(manifest.by)}" if manifest.by else ""
+            facts.append(("edges", f"{manifest.scheme}{of}: {edges}"))
         if manifest.model is not None and manifest.stage == "score":
             scorer = manifest.model
             facts.append(("scores", f"{_code(scorer.name)}, weights {_code(scorer.weights)}"))
