@@ -108,9 +108,8 @@ def find_edges(
         if empty := [str(level) for level, size in enumerate(sizes, start=1) if size == 0]:
             raise InputError(
                 f"so many pairs of {dataset.location} have equal {_scores(by)}, which share a "
-                "level, that "
-                f"of {levels} levels {', '.join(empty)} would be empty; give a smaller --levels or "
-                "--scheme equal-width."
+                f"level, that of {levels} levels {', '.join(empty)} would be empty; give a smaller "
+                "--levels or --scheme equal-width."
             )
     return LevelEdges(tuple(edges.tolist()), scheme, by)
 

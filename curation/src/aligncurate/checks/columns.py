@@ -39,7 +39,7 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
         for name in _KNOWN | {by: None}
         if name in required and name not in schema.names
     ]
-    if by in schema.names and not is_number(schema.field(by).type):
+    if manifest.by and by in schema.names and not is_number(schema.field(by).type):
         faults.append(f"column {by}, which the levels part, has type {schema.field(by).type}")
     faults += [
         f"the shards have no column {score_column(name)} of float32, though the manifest names "
