@@ -184,6 +184,7 @@ def front_matter(card: Path) -> dict[str, Any]:
     [
         ({"mixing": "adaptive"}, "llava", "an alignment vector stands before its images"),
         ({"vision_scales": [12, 24]}, "llava", r"at the scales \[12, 24\]"),
+        ({"vision_pixel_shuffle": 3}, "llava", "has vision_pixel_shuffle 3"),
         ({}, "gguf", "no maintained package on PyPI writes GGUF"),
         ({}, "onnx", "the exporter of optimum needs transformers 4"),
         ({}, "coreml", "there are llava and llm"),

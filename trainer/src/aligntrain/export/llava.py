@@ -70,6 +70,11 @@ def check_llava(model: AlignGPTForConditionalGeneration, where: object) -> None:
             f"{where} reads images at the scales {config.scales}, which transformers' LLaVA "
             "cannot; use it with aligntrain."
         )
+    if config.vision_pixel_shuffle > 1:
+        raise InputError(
+            f"{where} has vision_pixel_shuffle {config.vision_pixel_shuffle}, and transformers' "
+            "LLaVA takes one token per patch; use it with aligntrain."
+        )
     llm = model.model.language_model
     head = llm.get_output_embeddings()
     if body_of(llm) is None or head.bias is not None:

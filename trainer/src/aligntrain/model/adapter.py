@@ -5,7 +5,7 @@ Contains all that pre-training adds to an unchanged vision tower and LLM.
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError, atomic
 
@@ -28,7 +28,14 @@ _SIZES = {
 }
 """Meaning of each size, and the model part it is checked against."""
 
-_CHOICES = ("mixing", "gate_text", "vision_feature_layer", "vision_feature_select", "scales")
+_CHOICES = (
+    "mixing",
+    "gate_text",
+    "vision_feature_layer",
+    "vision_feature_select",
+    "scales",
+    "vision_pixel_shuffle",
+)
 
 
 def adapter_weights(model: "AlignGPTForConditionalGeneration") -> dict[str, "torch.Tensor"]:
@@ -79,12 +86,8 @@ def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) ->
     saved, sizes = json.loads(metadata["sizes"]), _sizes(model.config)
     parameters = adapter_weights(model)
     shared = {name.split(".")[1] for name in parameters.keys() & weights.keys()}
-    scales = json.loads(metadata["choices"]).get("scales")
-    if "projector" in shared and scales != model.config.scales:
-        raise InputError(
-            f"{path} is for vision_scales {scales}, but the model has {model.config.scales}; set "
-            "model.vision_scales to the same."
-        )
+    if "projector" in shared:
+        _check_features(path, json.loads(metadata["choices"]), model.config)
     for size, (meaning, part) in _SIZES.items():
         if part in shared and saved[size] != sizes[size]:
             raise InputError(
@@ -95,6 +98,20 @@ def load_adapter(model: "AlignGPTForConditionalGeneration", path: str | Path) ->
         for name in parameters.keys() & weights.keys():
             parameters[name].copy_(weights[name])
     return sorted(parameters.keys() - weights.keys())
+
+
+def _check_features(path: str | Path, choices: dict[str, Any], config: "AlignGPTConfig") -> None:
+    """Raise InputError unless the projector in `path` was trained on features made as here."""
+    for name, key, default in (
+        ("scales", "vision_scales", None),
+        ("vision_pixel_shuffle", "vision_pixel_shuffle", 1),
+    ):
+        theirs, own = choices.get(name, default), getattr(config, name)
+        if theirs != own:
+            raise InputError(
+                f"{path} is for {key} {theirs}, but the model has {own}; set model.{key} to the "
+                "same."
+            )
 
 
 def _read(path: str | Path) -> tuple[dict[str, str], dict[str, "torch.Tensor"]]:

@@ -43,6 +43,8 @@ class AlignGPTConfig(PreTrainedConfig):
         vision_feature_select: its `patch` tokens, or the `full` sequence.
         vision_scales: sizes in pixels of reading an image (S2, see `vision`); None for the tower's
             own alone.
+        vision_pixel_shuffle: r, for r x r neighbouring patches side by side as channels of a token
+            (pixel shuffle, see `vision`); 1 for a token per patch.
         projector_act: activation of the projector.
         cooldown: share of its last training phase without alignment vectors; above 0, the model
             also works as plain LLaVA.
@@ -71,6 +73,7 @@ class AlignGPTConfig(PreTrainedConfig):
         vision_feature_layer: int = -2,
         vision_feature_select: FeatureSelect = "patch",
         vision_scales: list[int] | None = None,
+        vision_pixel_shuffle: int = 1,
         projector_act: str = "gelu",
         cooldown: float = 0.0,
         image_token_id: int | None = None,
@@ -86,6 +89,7 @@ class AlignGPTConfig(PreTrainedConfig):
         self.vision_feature_layer = vision_feature_layer
         self.vision_feature_select = vision_feature_select
         self.vision_scales = vision_scales
+        self.vision_pixel_shuffle = vision_pixel_shuffle
         self.projector_act = projector_act
         self.cooldown = cooldown
         vocabulary = int(self.text_config.vocab_size)
@@ -97,13 +101,24 @@ class AlignGPTConfig(PreTrainedConfig):
         super().__init__(**kwargs | {"tie_word_embeddings": tied})
 
     @property
-    def image_tokens(self) -> int:
-        """Tokens of one image in the sequence."""
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of the tower's size."""
         vision = self.vision_config
         height, width = _pair(vision.image_size)
         patch_height, patch_width = _pair(vision.patch_size)
-        patches = (height // patch_height) * (width // patch_width)
-        return patches + int(self.has_class_token and self.vision_feature_select == "full")
+        return height // patch_height, width // patch_width
+
+    @property
+    def patches(self) -> int:
+        """Patches of an image of the tower's size."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def image_tokens(self) -> int:
+        """Tokens of one image in the sequence."""
+        tokens = self.patches // self.vision_pixel_shuffle**2
+        return tokens + int(self.has_class_token and self.vision_feature_select == "full")
 
     @property
     def scales(self) -> list[int] | None:
@@ -119,7 +134,8 @@ class AlignGPTConfig(PreTrainedConfig):
     @property
     def feature_width(self) -> int:
         """Width of the projector's input features."""
-        return self.vision_config.hidden_size * (len(self.scales) if self.scales else 1)
+        width = self.vision_config.hidden_size * (len(self.scales) if self.scales else 1)
+        return width * self.vision_pixel_shuffle**2
 
     @property
     def tiles_per_image(self) -> int:
@@ -158,11 +174,25 @@ class AlignGPTConfig(PreTrainedConfig):
                 f"vision_config is a {self.vision_config.model_type}; give one of "
                 f"{', '.join(_HAS_CLASS_TOKEN)}."
             )
+        self._check_pixel_shuffle()
         layers = self.vision_config.num_hidden_layers
         if not -layers - 1 <= self.vision_feature_layer <= layers:
             raise InputError(
                 f"vision_feature_layer is {self.vision_feature_layer}, but the vision tower has "
                 f"{layers} layers; give one from {-layers - 1} to {layers}."
+            )
+
+    def _check_pixel_shuffle(self) -> None:
+        side, (rows, columns) = self.vision_pixel_shuffle, self.grid
+        if side < 1 or rows % side or columns % side:
+            raise InputError(
+                f"vision_pixel_shuffle is {side}, but the vision tower cuts an image into {rows} x "
+                f"{columns} patches; give a number that divides both."
+            )
+        if side > 1 and self.vision_feature_select != "patch":
+            raise InputError(
+                f"vision_pixel_shuffle {side} goes with the patch tokens alone, as a class token "
+                "has no neighbours; set vision_feature_select to patch."
             )
 
     def _check_scales(self, scales: Sequence[int], size: Any) -> None:

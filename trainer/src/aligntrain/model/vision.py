@@ -10,7 +10,12 @@ The processor makes the image of the largest scale. Smaller ones are resized fro
 with antialiasing, as Pillow does for the images that the towers were trained on. S2's published
 code does not antialias, which keeps every third pixel of 1008 for 336.
 
-Letters in shapes: I images, L image tokens, n tiles along a side.
+Pixel shuffle (Shi et al. 2016, arXiv 1609.05158, run backwards) puts the features of r x r
+neighbouring patches side by side as channels of one token, as SmolVLM and InternVL do: an image
+takes r^2 times fewer tokens, and nothing of it is lost before the projector.
+
+Letters in shapes: I images, P patches, L image tokens (P without pixel shuffle), n tiles along a
+side, r the side of a pixel shuffle.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +42,8 @@ def image_features(
 
     They are the tower's hidden state `vision_feature_layer` (0 is the embeddings), without the
     class token if `vision_feature_select` is `patch`, of each of the `vision_scales`, side by side,
-    in the tower's dtype. A frozen tower keeps no graph.
+    in the tower's dtype; those of a square of patches are one token under `vision_pixel_shuffle`.
+    A frozen tower keeps no graph.
 
     Raises:
         InputError: the images have another shape than the model reads.
@@ -58,8 +64,25 @@ def image_features(
 
     with torch.set_grad_enabled(is_trainable(tower) and torch.is_grad_enabled()):
         if config.scales is None:
-            return read(pixel_values)
-        return multi_scale(pixel_values, config.scales, config.vision_config.image_size, read)
+            features = read(pixel_values)
+        else:
+            tile = config.vision_config.image_size
+            features = multi_scale(pixel_values, config.scales, tile, read)
+    if config.vision_pixel_shuffle > 1:
+        features = pixel_shuffle(features, config.grid, config.vision_pixel_shuffle)
+    return features
+
+
+def pixel_shuffle(features: torch.Tensor, grid: tuple[int, int], side: int) -> torch.Tensor:
+    """Return features [I, P / r^2, r^2 * width] of patches [I, P, width], r = `side`.
+
+    Patches lie in rows of a `grid` (rows, columns). A token has the features of a square of patches
+    row by row; tokens lie in rows too.
+    """
+    rows, columns = grid
+    squares = features.unflatten(1, (rows // side, side, columns // side, side))
+    # [I, rows / r, r, columns / r, r, width] -> [I, rows / r, columns / r, r, r, width]
+    return squares.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 def multi_scale(
@@ -83,7 +106,7 @@ def tower_bytes(config: AlignGPTConfig, images: int, itemsize: int) -> int:
     """
     vision = config.vision_config
     height, width = config.image_size
-    tokens = config.image_tokens + int(config.has_class_token)
+    tokens = config.patches + int(config.has_class_token)
     tiles = images * (config.scales[-1] // vision.image_size if config.scales else 1)
     states = (vision.num_hidden_layers + 5) * vision.hidden_size + 2 * vision.intermediate_size
     return (
@@ -96,8 +119,8 @@ def tower_bytes(config: AlignGPTConfig, images: int, itemsize: int) -> int:
 class Projector(nn.Sequential):
     """Linear(width, d), activation, Linear(d, d) on features [..., width].
 
-    `width` is the vision tower's, times the number of scales; `d` is the LLM's. Parameters:
-    `0.{weight,bias}`, `2.{weight,bias}`.
+    `width` is the vision tower's, times the number of scales and the patches of a token; `d` is
+    the LLM's. Parameters: `0.{weight,bias}`, `2.{weight,bias}`.
     """
 
     def __init__(self, config: AlignGPTConfig) -> None:

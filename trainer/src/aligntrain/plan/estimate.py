@@ -46,6 +46,8 @@ class Plan:
     states: dict[int, States]
     working: dict[bool, Working]
     tiles_per_image: int
+    tower_patches: int
+    """Patches that the vision tower reads of an image, at all scales."""
     data: Data | None
 
     @property
@@ -112,7 +114,7 @@ class Plan:
     def flops_per_image(self) -> int:
         """FLOPs of the vision tower, which runs forward only, at all scales of an image."""
         tower = next(part for part in self.parts if part.part == "vision_tower")
-        return 2 * tower.parameters * self.image_tokens * self.tiles_per_image
+        return 2 * tower.parameters * self.tower_patches
 
 
 def plan(
@@ -168,6 +170,7 @@ def plan(
         },
         working=_working(recipe, model, kept_by_lora),
         tiles_per_image=config.tiles_per_image,
+        tower_patches=config.patches * config.tiles_per_image,
         data=_data_of(recipe, config.image_tokens, data, rows),
     )
 

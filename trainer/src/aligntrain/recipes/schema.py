@@ -59,7 +59,7 @@ class ModelSettings(Section):
     vision_tower: str
     """Folder or hub name of a CLIP or SigLIP of transformers, an open_clip folder, or `demo`."""
     llm: str
-    """Folder or hub name of a causal LM of transformers, or `demo`."""
+    """Folder or hub name of a causal LM of transformers, `demo` or `smollm2`."""
     levels: Annotated[int, Field(ge=MIN_LEVELS, le=MAX_LEVELS)] = 8
     """N, equal to that of the pretraining data."""
     mixing: Mixing = "adaptive"
@@ -72,6 +72,9 @@ class ModelSettings(Section):
     """The patch tokens, or all of them."""
     vision_scales: list[PositiveInt] | None = None
     """Sizes in pixels at which an image is read, multiples of the tower's own; null for its own."""
+    vision_pixel_shuffle: PositiveInt = 1
+    """Side of the squares of patches that become one token each: 2 makes image tokens four times
+    fewer and four times wider."""
     table: Literal["learned", "random"] = "learned"
     """Level vectors of fine-tuning: those of the starting model, or new random ones (ablation)."""
 

@@ -100,6 +100,9 @@ def model_identity(config: "AlignGPTConfig") -> dict[str, Any]:
         "levels": int(config.levels),
         "image tokens": int(config.image_tokens),
         "vision_scales": config.scales,
+        "vision_pixel_shuffle": config.vision_pixel_shuffle
+        if config.vision_pixel_shuffle > 1
+        else None,
         "mixing": str(config.mixing),
     }
 

@@ -164,7 +164,7 @@ class Flops:
     """L d of the LLM."""
     vision: int
     vision_tokens: int
-    """Tokens read by the vision tower for an image, at all scales."""
+    """Patches read by the vision tower for an image, at all scales."""
     lora: int = 0
     """Parameters of LoRA, trained in place of the LLM's."""
 
@@ -183,7 +183,7 @@ class Flops:
             ),
             attention=text.num_hidden_layers * text.hidden_size,
             vision=sizes["vision_tower"],
-            vision_tokens=model.config.image_tokens * model.config.tiles_per_image,
+            vision_tokens=model.config.patches * model.config.tiles_per_image,
             lora=sizes["lora"],
         )
 
