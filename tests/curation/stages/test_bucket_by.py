@@ -15,7 +15,7 @@ from aligncurate import bucket, export, filter, inspect, report, sample, validat
 from aligncurate.cli import app
 from aligncurate.reporting.inspection import facts
 from aligncurate.reporting.summary import known_summary
-from aligncurate.selection.conditions import Conditions
+from aligncurate.settings import Conditions
 from alignshared import ContractError, Dataset, InputError
 from alignshared.rejects import REJECT_SCHEMA
 from tests.curation.datasets import cosines, replace_rows, write_scored_dataset
