@@ -19,6 +19,7 @@ APPS = {"aligncurate": aligncurate.cli.app, "aligntrain": aligntrain.cli.app}
 SURFACE = """
 aligncurate --debug
 aligncurate --version
+aligncurate bucket --by
 aligncurate bucket --edges
 aligncurate bucket --input
 aligncurate bucket --levels

@@ -65,6 +65,14 @@ def test_edges_come_back_from_json_to_the_bit() -> None:
     assert np.array(again.edges, np.float32).tobytes() == awkward.tobytes()
 
 
+def test_the_column_is_told_where_it_is_not_the_score() -> None:
+    edges = LevelEdges((0.5, 2.0), "quantile", "rating")
+    told = levels_to_json(edges, LevelAccumulator(3).statistics())
+    assert told["by"] == "rating"
+    assert edges_from_json(told, "levels.json") == edges
+    assert "by" not in levels_to_json(EDGES, LevelAccumulator(3).statistics())
+
+
 def test_edges_written_by_hand_are_read_as_float32() -> None:
     assert edges_from_json({"edges": [0, 0.1]}, "mine.json") == LevelEdges(
         (0.0, float(np.float32(0.1))), "quantile"
@@ -80,6 +88,7 @@ def test_edges_written_by_hand_are_read_as_float32() -> None:
         ({"edges": 0.1}, "holds no edges"),
         ({"edges": []}, "holds no edges"),
         ({"edges": [0.1], "scheme": "tertile"}, "unknown scheme 'tertile'"),
+        ({"edges": [0.1], "by": 3}, "names no column of the levels but 3"),
         ({"edges": ["high"]}, "the edges in mine.json are not 1 to 126 finite, ascending"),
         ({"edges": [None]}, "finite, ascending"),
         ({"edges": [{}]}, "finite, ascending"),

@@ -52,7 +52,9 @@ SEVERAL = replace(
 
 
 @pytest.mark.parametrize(
-    "manifest", [SCORED, LEVELLED, SEVERAL], ids=["scored", "levelled", "several"]
+    "manifest",
+    [SCORED, LEVELLED, SEVERAL, replace(LEVELLED, by="rating")],
+    ids=["scored", "levelled", "several", "by"],
 )
 def test_it_is_read_as_it_was_written(tmp_path: Path, manifest: Manifest) -> None:
     storage = Storage(tmp_path)
@@ -144,3 +146,17 @@ def test_numbers_keep_all_their_digits(tmp_path: Path) -> None:
     told = json.loads((tmp_path / MANIFEST_FILE).read_text())
     assert told["edges"] == [0.20000000298023224]
     assert told["schema_version"] == SCHEMA_VERSION
+
+
+def test_edges_part_the_score_or_the_column_that_is_named() -> None:
+    for by, column in ((None, "score"), ("rating", "rating")):
+        edges = replace(LEVELLED, by=by).level_edges
+        assert edges is not None
+        assert edges.by == column
+
+
+def test_the_model_behind_a_column() -> None:
+    assert SEVERAL.scorer("score") == PADDED
+    assert SEVERAL.scorer("score_b") == replace(PADDED, long_captions="mean")
+    assert SEVERAL.scorer("rating") is None
+    assert SCORED.scorer("score_b") is None

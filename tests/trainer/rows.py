@@ -21,7 +21,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
 from alignshared import Dataset, Manifest, ShardInfo, Storage
 from alignshared.manifest import write_manifest
-from alignshared.schema import ingested_schema, scored_schema, with_level
+from alignshared.schema import ingested_schema, scored_schema, with_features, with_level
 from alignshared.shards import writing_shard
 from aligntrain.prompts.placeholders import Layout, own_bos
 from aligntrain.prompts.templates import VICUNA_SYSTEM
@@ -129,9 +129,13 @@ def write_rows(
     levels: int | None = None,
     shards: int = 2,
     group_rows: int | None = None,
+    extra: dict[str, pa.DataType] | None = None,
 ) -> Dataset:
-    """`rows` as a dataset: sorted into `levels`, or ingested; row groups of `group_rows`."""
+    """`rows` as a dataset: sorted into `levels`, or ingested; row groups of `group_rows`. `extra`
+    are the types of columns beyond those of the contract.
+    """
     schema = ingested_schema() if levels is None else with_level(scored_schema())
+    schema = with_features(pa.schema([*schema, *(extra or {}).items()]))
     table = pa.Table.from_pylist(list(rows), schema)
     storage = Storage(folder)
     infos: list[ShardInfo] = []

@@ -38,7 +38,7 @@ from alignshared import (
 )
 from alignshared.levels import LevelAccumulator, Scheme, edges_from_json
 from alignshared.manifest import LEVELS_FILE, MANIFEST_FILE
-from alignshared.schema import LEVEL_COLUMN, LEVEL_TYPE, with_level
+from alignshared.schema import LEVEL_COLUMN, LEVEL_TYPE, SCORE_COLUMN, score_column, with_level
 
 Counts = TypeVar("Counts", CoarseCounts, FineCounts)
 
@@ -46,14 +46,14 @@ _SCORES_PER_BATCH = 1 << 19
 """2 MB of scores at a time."""
 
 
-def _count(dataset: Dataset, empty: Callable[[], Counts], workers: int) -> Counts:
-    """Count the scores of all shards in one pass; `empty` creates empty counts."""
+def _count(dataset: Dataset, by: str, empty: Callable[[], Counts], workers: int) -> Counts:
+    """Count the column `by` of all shards in one pass; `empty` creates empty counts."""
 
     def count_shard(shard: ShardInfo) -> Counts:
         counts = empty()
         with open_checked(dataset, shard) as parquet:
-            for batch in dataset.shard_batches(shard, parquet, ["score"], _SCORES_PER_BATCH):
-                counts.add(scores_of(batch))
+            for batch in dataset.shard_batches(shard, parquet, [by], _SCORES_PER_BATCH):
+                counts.add(scores_of(batch, by))
         return counts
 
     total = empty()
@@ -62,36 +62,42 @@ def _count(dataset: Dataset, empty: Callable[[], Counts], workers: int) -> Count
     return total
 
 
-def count_scores(dataset: Dataset, workers: int) -> CoarseCounts:
-    """First pass over the scores of `dataset`, on `workers` threads.
+def count_scores(dataset: Dataset, workers: int, by: str = SCORE_COLUMN) -> CoarseCounts:
+    """First pass over the column `by` of `dataset`, on `workers` threads.
 
     Raises:
         InputError: there is no finite score.
     """
-    coarse = _count(dataset, CoarseCounts, workers)
+    coarse = _count(dataset, by, CoarseCounts, workers)
     if coarse.finite == 0:
+        remedy = "score the pairs again" if by == SCORE_COLUMN else "name another column"
         raise InputError(
-            f"none of the {coarse.non_finite:,} scores in {dataset.location} is finite, so there "
-            "is nothing to sort or to cut; score the pairs again."
+            f"none of the {coarse.non_finite:,} {_scores(by)} in {dataset.location} is finite, so "
+            f"there is nothing to sort or to cut; {remedy}."
         )
     return coarse
 
 
+def _scores(by: str) -> str:
+    """Name the numbers in the column `by`."""
+    return "scores" if by == SCORE_COLUMN else f"values of {by}"
+
+
 def find_edges(
-    dataset: Dataset, coarse: CoarseCounts, levels: int, scheme: Scheme, workers: int
+    dataset: Dataset, by: str, coarse: CoarseCounts, levels: int, scheme: Scheme, workers: int
 ) -> LevelEdges:
-    """Find the edges of `levels` levels, in a second pass over the scores counted in `coarse`.
+    """Find the edges of `levels` levels, in a second pass over the column `by` counted in `coarse`.
 
     Raises:
         InputError: there are fewer distinct scores than levels, or, under quantiles, so many equal
             ones that a level would be empty.
     """
     bins = coarse.bins_to_resolve(levels)
-    ordered = OrderedScores(coarse, _count(dataset, lambda: FineCounts(bins), workers))
+    ordered = OrderedScores(coarse, _count(dataset, by, lambda: FineCounts(bins), workers))
     if ordered.distinct_at_least < levels:
         raise InputError(
-            f"{dataset.location} has only {ordered.distinct_at_least} distinct finite scores, too "
-            f"few for {levels} levels; give a smaller --levels or more data."
+            f"{dataset.location} has only {ordered.distinct_at_least} distinct finite "
+            f"{_scores(by)}, too few for {levels} levels; give a smaller --levels or more data."
         )
     if scheme == "equal-width":
         least, greatest = ordered.at_rank(0), ordered.at_rank(ordered.count - 1)
@@ -101,11 +107,11 @@ def find_edges(
         sizes = level_sizes(ordered, list(edges))
         if empty := [str(level) for level, size in enumerate(sizes, start=1) if size == 0]:
             raise InputError(
-                f"so many pairs of {dataset.location} have equal scores, which share a level, that "
-                f"of {levels} levels {', '.join(empty)} would be empty; give a smaller --levels or "
-                "--scheme equal-width."
+                f"so many pairs of {dataset.location} have equal {_scores(by)}, which share a "
+                f"level, that of {levels} levels {', '.join(empty)} would be empty; give a smaller "
+                "--levels or --scheme equal-width."
             )
-    return LevelEdges(tuple(edges.tolist()), scheme)
+    return LevelEdges(tuple(edges.tolist()), scheme, by)
 
 
 def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> tuple[np.float32, int, int]:
@@ -119,7 +125,8 @@ def find_top_cut(dataset: Dataset, fraction: Fraction, workers: int) -> tuple[np
     wanted = top_count(fraction, coarse.finite)
     rank = coarse.finite - wanted
     bins = coarse.bins_of_ranks([rank])
-    ordered = OrderedScores(coarse, _count(dataset, lambda: FineCounts(bins), workers))
+    counts = _count(dataset, SCORE_COLUMN, lambda: FineCounts(bins), workers)
+    ordered = OrderedScores(coarse, counts)
     score = ordered.at_rank(rank)
     return score, wanted, ordered.count - ordered.below(score)
 
@@ -149,8 +156,16 @@ def read_edges(path: str | os.PathLike[str]) -> EdgesFile:
     folder, _, name = location.rpartition("/")
     data: Any = Storage(folder or "/").read_json(name)
     edges = edges_from_json(data, location)
-    model = data.get("model")
-    return EdgesFile(location, edges, model if isinstance(model, dict) else {})
+    return EdgesFile(location, edges, _scorer(data, edges.by))
+
+
+def _scorer(data: dict[str, Any], by: str) -> dict[str, Any]:
+    """The entry of the model that gave the column `by` in the content `data` of a manifest."""
+    models = data.get("models")
+    named = models.items() if isinstance(models, dict) else ()
+    entries = {SCORE_COLUMN: data.get("model"), **{score_column(k): v for k, v in named}}
+    model = entries.get(by)
+    return model if isinstance(model, dict) else {}
 
 
 def label(
@@ -159,7 +174,7 @@ def label(
     """Copy all shards of `dataset` to `storage` with the column `level`, on `workers` threads,
     skipping those finished by an earlier run; return the shards and the level counts.
 
-    Pairs whose score is null, NaN or infinite go to `rejects/` instead.
+    Pairs whose number in the edges' column is null, NaN or infinite go to `rejects/` instead.
 
     Raises:
         ContractError: a shard does not match the manifest.
@@ -201,11 +216,11 @@ def _labelled(
     size = rows_per_batch(with_level(schema).names)
     with open_matching(dataset, shard, schema) as parquet:
         for batch in dataset.shard_batches(shard, parquet, batch_size=size):
-            scores = scores_of(batch)
+            scores = scores_of(batch, edges.by)
             finite = np.isfinite(scores)
             rejects: list[Reject] = []
             if not finite.all():
-                rejects = _rejects_of(batch.filter(pa.array(~finite)))
+                rejects = _rejects_of(batch.filter(pa.array(~finite)), edges.by)
                 batch, scores = batch.filter(pa.array(finite)), scores[finite]
             assigned = edges.assign(scores)
             levels.add(scores, assigned)
@@ -218,14 +233,14 @@ def _labelled(
             yield FinishedBatch(table.append_column(LEVEL_COLUMN, column), rejects, Timing())
 
 
-def _rejects_of(batch: pa.RecordBatch) -> list[Reject]:
-    columns = [name for name in ("id", "image", "score") if name in batch.schema.names]
+def _rejects_of(batch: pa.RecordBatch, by: str) -> list[Reject]:
+    columns = [name for name in ("id", "image", by) if name in batch.schema.names]
     return [
         Reject(
             row["id"],
             (row.get("image") or {}).get("path"),
             Reason.NON_FINITE_SCORE,
-            "the score is null" if row["score"] is None else f"the score is {row['score']}",
+            f"the {by} is {'null' if row[by] is None else row[by]}",
         )
         for row in batch.select(columns).to_pylist()
     ]

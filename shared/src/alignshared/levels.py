@@ -1,7 +1,7 @@
 """Alignment levels: their edges and statistics.
 
 A level is an integer 1..N and N is the best aligned: level = 1 + number of edges <= score. Equal
-scores share a level by construction.
+scores share a level by construction. The score is CLIP's, or the number in another column.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pydantic.dataclasses
 
 from alignshared.errors import InputError
-from alignshared.schema import CONTRACT, Count
+from alignshared.schema import CONTRACT, SCORE_COLUMN, Count
 
 MIN_LEVELS = 2
 MAX_LEVELS = 127
@@ -36,10 +36,13 @@ def edge_ranks(levels: int, count: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class LevelEdges:
-    """The N-1 scores between N levels, ascending, each exactly a float32, and their scheme."""
+    """The N-1 scores between N levels, ascending, each exactly a float32, their scheme, and the
+    column `by` that holds the scores.
+    """
 
     edges: tuple[float, ...]
     scheme: Scheme
+    by: str = SCORE_COLUMN
 
     def __post_init__(self) -> None:
         check_level_count(self.levels)
@@ -75,8 +78,11 @@ class LevelStatistics:
 
 
 def levels_to_json(edges: LevelEdges, statistics: list[LevelStatistics]) -> dict[str, Any]:
-    """The content of `levels.json`; Python's JSON floats hold a float32 exactly."""
+    """The content of `levels.json`; Python's JSON floats hold a float32 exactly. `by` is there
+    if it is not the score.
+    """
     return {
+        **({} if edges.by == SCORE_COLUMN else {"by": edges.by}),
         "scheme": edges.scheme,
         "levels": edges.levels,
         "edges": list(edges.edges),
@@ -97,9 +103,12 @@ def edges_from_json(data: Any, where: str) -> LevelEdges:
     scheme = data.get("scheme", "quantile")
     if scheme not in get_args(Scheme):
         raise InputError(f"{where} names an unknown scheme {scheme!r}; {remedy}.")
+    by = data.get("by") or SCORE_COLUMN
+    if not isinstance(by, str):
+        raise InputError(f"{where} names no column of the levels but {by!r}; {remedy}.")
     try:
         with np.errstate(over="ignore"):
-            return LevelEdges(tuple(float(np.float32(edge)) for edge in edges), scheme)
+            return LevelEdges(tuple(float(np.float32(edge)) for edge in edges), scheme, by)
     except (InputError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"the edges in {where} are not {MIN_LEVELS - 1} to {MAX_LEVELS - 1} finite, ascending "

@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from alignshared.errors import ContractError, printable
 from alignshared.levels import LevelEdges, LevelStatistics, Scheme
-from alignshared.schema import CONTRACT, SCHEMA_VERSION, Count
+from alignshared.schema import CONTRACT, SCHEMA_VERSION, SCORE_COLUMN, Count, score_column
 from alignshared.shards import ShardInfo
 from alignshared.stores.storage import Storage
 
@@ -89,6 +89,8 @@ class Manifest:
     With several scoring models, `models` holds all of them by name, including `model`, the one
     behind `score`; scores of `name` are in the column `score_<name>`.
 
+    `edges` part the numbers in the column `by`; None is `score`.
+
     `left_out` counts usable input pairs that the stage was configured to drop (filter) or did not
     draw (sample): rows in = rows + rejects + left out. `duplicates` describes a dedup run, whose
     `left_out` are all duplicates.
@@ -107,6 +109,7 @@ class Manifest:
     scheme: str | None = None
     edges: list[float] | None = None
     level_statistics: list[LevelStatistics] | None = None
+    by: str | None = None
     models: dict[str, ModelInfo] | None = None
     left_out: Count = 0
     duplicates: DuplicateInfo | None = None
@@ -122,7 +125,14 @@ class Manifest:
         """Edges of a levelled dataset; None without levels."""
         if self.edges is None or self.scheme is None:
             return None
-        return LevelEdges(tuple(self.edges), cast(Scheme, self.scheme))
+        return LevelEdges(tuple(self.edges), cast(Scheme, self.scheme), self.by or SCORE_COLUMN)
+
+    def scorer(self, column: str) -> ModelInfo | None:
+        """Return the model that gave the scores in `column`, if one did."""
+        if column == SCORE_COLUMN:
+            return self.model
+        models = (self.models or {}).items()
+        return next((model for name, model in models if score_column(name) == column), None)
 
 
 def write_manifest(storage: Storage, manifest: Manifest) -> str:
@@ -130,7 +140,7 @@ def write_manifest(storage: Storage, manifest: Manifest) -> str:
     fields = asdict(manifest)
     models = [model for model in (fields["model"], *(fields["models"] or {}).values()) if model]
     # Unused newer fields are left out, so that older readers still work.
-    for record, names in [(fields, ("models",)), *((m, _OPTIONAL_OF_MODEL) for m in models)]:
+    for record, names in [(fields, ("by", "models")), *((m, _OPTIONAL_OF_MODEL) for m in models)]:
         for name in names:
             if record[name] is None:
                 del record[name]

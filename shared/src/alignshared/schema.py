@@ -41,6 +41,7 @@ SCORE_COLUMNS: dict[str, pa.DataType] = {
 """Columns added by scoring: size in pixels as displayed, CLIP cosine in [-1, 1], truncation."""
 
 EMBEDDING_COLUMNS = ("image_embedding", "text_embedding")
+SCORE_COLUMN = "score"
 LEVEL_COLUMN = "level"
 LEVEL_TYPE = pa.int8()
 

@@ -91,3 +91,22 @@ def test_an_empty_histogram_has_neither_bins_nor_quantiles() -> None:
     with pytest.raises(ValueError, match="no quantiles"):
         Histogram().quantile(0.5)
     assert np.isnan(Histogram().mean)
+
+
+@pytest.mark.parametrize("greatest", [0.003, 0.99, 1.0, 7.0, 10.0, 250.0, 3e7, 3e38])
+def test_other_numbers_have_bins_of_their_size(greatest: float) -> None:
+    numbers = (np.random.default_rng(1).uniform(-1, 1, 1000) * greatest).astype(np.float32)
+    histogram = Histogram.around(float(np.abs(numbers).max()))
+    histogram.add(numbers)
+    bins = histogram.bins()
+    expected, _ = np.histogram(numbers.astype(np.float64), bins.ends)
+    assert bins.counts.tolist() == expected.tolist()
+    assert bins.counts.sum() == 1000
+    assert len(bins.counts) > 15
+    assert histogram.quantile(0.5) == pytest.approx(np.median(numbers), abs=bins.width)
+    again = Histogram.from_json(histogram.to_json())
+    assert again.bins().ends.tolist() == bins.ends.tolist()
+    wide = again.widened(histogram.power + 1)
+    expected, _ = np.histogram(numbers.astype(np.float64), wide.bins().ends)
+    assert wide.bins().counts.tolist() == expected.tolist()
+    assert wide.moment == histogram.moment

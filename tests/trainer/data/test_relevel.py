@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from aligncurate import bucket
-from alignshared import ContractError
+from alignshared import ContractError, Dataset, InputError
 from aligntrain.data.dataset import ShardedDataset, random_levels, relevel_of
 from aligntrain.data.index import read_index
 from aligntrain.recipes import load_recipe
@@ -62,8 +63,64 @@ def test_quantiles_need_scores(tmp_path: Path) -> None:
         ShardedDataset(data.location, levels=3, relevel=relevel_of("quantile", 0))
 
 
+def with_quality(folder: Path, values: list[Any], kind: pa.DataType) -> Dataset:
+    """Pairs without levels of their own, with the column `quality`; the last one has no image."""
+    found = [row | {"quality": value} for row, value in zip(rows.pair_rows(8), values, strict=True)]
+    found[-1]["image"] = None
+    return rows.write_rows(folder, found, extra={"quality": kind})
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint64()], ids=str)
+def test_levels_may_stand_in_another_column(tmp_path: Path, kind: pa.DataType) -> None:
+    data = with_quality(tmp_path, [3, 1, 2, 3, 1, 1, 2, None], kind)
+    shards = ShardedDataset(data.location, levels=3, relevel=relevel_of("column:quality", 0))
+    assert levels_of(shards) == [3, 1, 2, 3, 1, 1, 2, 0]
+    read_index(shards)
+    assert levels_of(pickle.loads(pickle.dumps(shards))) == levels_of(shards)
+
+
+def test_levels_that_bucket_made_by_another_column_are_read(tmp_path: Path) -> None:
+    data = with_quality(tmp_path / "pairs", [7, 1, 2, 30, 4, 15, 6, 8], pa.int32())
+    done = bucket(data.location, output=str(tmp_path / "sorted"), levels=2, by="quality")
+    assert levels_of(ShardedDataset(done.location, levels=2)) == [2, 1, 1, 2, 1, 2, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "said"),
+    [
+        (4, pa.int64(), r"pair-0005 has the quality 4 in shard-00001\..* is no level in 1\.\.3"),
+        (0, pa.int8(), "has the quality 0 in"),
+        (2**40, pa.int64(), "has the quality 1099511627776 in"),
+        (None, pa.int64(), "has the quality null in"),
+        (2.0, pa.float64(), "needs integers, and the column quality of .* is of type double"),
+        ("2", pa.string(), "is of type string; name another column"),
+    ],
+)  # fmt: skip
+def test_columns_that_hold_no_levels(
+    tmp_path: Path, value: Any, kind: pa.DataType, said: str
+) -> None:
+    one = "1" if kind == pa.string() else 1
+    data = with_quality(tmp_path, [one] * 5 + [value, one, None], kind)
+    with pytest.raises(ContractError, match=said):
+        ShardedDataset(data.location, levels=3, relevel=relevel_of("column:quality", 0))
+
+
+def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+    data = rows.write_rows(tmp_path, rows.pair_rows(8), levels=4)
+    with pytest.raises(ContractError, match=r"has no column quality \(it has id, image, "):
+        ShardedDataset(data.location, levels=3, relevel=relevel_of("column:quality", 0))
+
+
+@pytest.mark.parametrize("value", ["column:", "column", "quantiles", "[1, 2]", "Column:a"])
+def test_other_values_of_the_key(value: str) -> None:
+    with pytest.raises(InputError, match=r"^data\.levels in --set data\.levels=.* should be "):
+        load_recipe("demo", "pretrain", [f"data.levels={value}"])
+
+
 def test_the_key_is_null_where_nobody_sets_it() -> None:
     """So that checkpoints of before it go on."""
     assert load_recipe("demo", "pretrain").settings["data"]["levels"] is None
     chosen = load_recipe("demo", "pretrain", ["data.levels=random"])
     assert chosen.data.levels == "random"
+    chosen = load_recipe("demo", "pretrain", ["data.levels=column:how good"])
+    assert chosen.data.levels == "column:how good"

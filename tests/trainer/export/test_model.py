@@ -63,14 +63,33 @@ def ours(model: Any, processor: Any, picture: Any) -> tuple[torch.Tensor, Any]:
 def test_a_llava_of_transformers_says_the_same(tmp_path: Path, choices: dict[str, Any]) -> None:
     model, processor = saved(tmp_path / "model", **choices)
     done = export_model(tmp_path / "model", tmp_path / "llava", "llava")
-    theirs: Any = LlavaForConditionalGeneration.from_pretrained(done.output, dtype=torch.float32)
-    with_it = LlavaProcessor.from_pretrained(done.output)
+    assert_same(done.output, model, processor)
+
+
+def test_after_a_cooldown_a_llava_says_the_same_without_vectors(tmp_path: Path) -> None:
+    model, _ = saved(tmp_path / "model", mixing="adaptive", cooldown=0.1)
+    plain, processor = saved(tmp_path / "plain")
+    own = {name: value for name, value in model.state_dict().items() if "alignment" not in name}
+    plain.load_state_dict(own)
+    done = export_model(tmp_path / "model", tmp_path / "llava", "llava")
+    assert_same(done.output, plain, processor)
+    batch = ours(plain, processor, tiny.picture(1))[1]
+    with torch.no_grad():
+        assert torch.equal(model(**batch, align=False).logits, plain(**batch).logits)
+        with pytest.raises(InputError, match="0 alignment placeholders in the place of 1"):
+            model(**batch)
+
+
+def assert_same(folder: Path, model: Any, processor: Any) -> None:
+    """`model`, of mixing `none`, and the LLaVA in `folder` read the same and say the same."""
+    theirs: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    with_it = LlavaProcessor.from_pretrained(folder)
     # Where torchvision is installed it resizes, which rounds a few pixels the other way.
     rounded = with_it(images=tiny.picture(1), text="<image>", return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(
         rounded, processor.pixel_values([tiny.picture(1)]), rtol=0, atol=1.01 / 255 / 0.26
     )
-    with_it.image_processor = LlavaImageProcessorPil.from_pretrained(done.output)
+    with_it.image_processor = LlavaImageProcessorPil.from_pretrained(folder)
     for picture in (tiny.picture(1), tiny.picture(2, 9, 30)):
         expected, batch = ours(model, processor, picture)
         inputs: Any = with_it.apply_chat_template(
@@ -250,6 +269,11 @@ def test_a_card_names_no_levels_and_no_pretraining_but_its_own(
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "- levels: made anew for this run: quantile" in text
     assert "0.25, 0.5, 0.75" not in text  # the edges of the dataset
+    column = load_recipe(file, "pretrain", ["data.levels='column:how_good'"])
+    write_run(RunSpec(job.folder, column, pairs.location, pairs.digest))
+    write_card(tmp_path, job.folder, kind="A model.", use="pass")
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "- levels: the column `how_good`" in text
 
     adapter = finished / EXPORT / "adapter.safetensors"
     adapter.write_bytes(b"as it was")

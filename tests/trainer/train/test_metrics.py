@@ -16,12 +16,15 @@ from tests.trainer import tiny
 CPU = torch.device("cpu")
 
 
-def batch(levels: list[int], lengths: list[int], images: int = 0) -> dict[str, Any]:
+def batch(
+    levels: list[int], lengths: list[int], images: int = 0, weights: list[float] | None = None
+) -> dict[str, Any]:
     longest = max(lengths)
     mask = torch.tensor([[int(at < length) for at in range(longest)] for length in lengths])
     return {
         "attention_mask": mask,
         "levels": torch.tensor(levels),
+        "weights": None if weights is None else torch.tensor(weights),
         "ids": [f"row-{at}" for at in range(len(levels))],
         "pixel_values": torch.zeros(images, 3, 2, 2) if images else None,
     }
@@ -48,6 +51,17 @@ def test_losses_are_means_over_tokens_not_over_rows() -> None:
     assert sums.loss == pytest.approx((2 * 1 + 1 * 3 + 5 * 1) / 5)
     assert sums.loss_by_level == {"1": pytest.approx(2.0), "3": pytest.approx((3 + 5) / 4)}
     assert (sums["read"], sums["places"], sums["rows"]) == (12, 14, 3)
+
+
+def test_weights_multiply_losses_and_tokens() -> None:
+    sums = Sums(4, CPU)
+    sums.add(batch([1, 3], [4, 6], weights=[0.25, 0.5]), output([2.0, 1.0], [1, 3]))
+    sums.add(batch([3], [2], weights=[0.125]), output([5.0], [1]))
+    assert sums.loss == pytest.approx((0.25 * 2 + 0.5 * 1 * 3 + 0.125 * 5) / (0.25 + 1.5 + 0.125))
+    assert sums.loss_by_level["3"] == pytest.approx((0.5 * 1 * 3 + 0.125 * 5) / 1.625)
+    small = Sums(4, CPU)
+    small.add(batch([1], [2], weights=[0.001]), output([2.0], [1]))
+    assert small.loss == pytest.approx(2.0)  # the sum of weights is below 1
 
 
 def test_rows_without_a_level_count_for_the_whole_only() -> None:

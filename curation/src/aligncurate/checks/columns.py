@@ -5,11 +5,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from aligncurate.checks.problems import Kind, Problem, written_wrongly
+from aligncurate.output.shards import is_number
 from alignshared import Manifest
 from alignshared.schema import (
     EMBEDDING_COLUMNS,
     LEVEL_COLUMN,
     LEVEL_TYPE,
+    SCORE_COLUMN,
     SCORE_COLUMNS,
     SOURCE_COLUMNS,
     score_column,
@@ -20,7 +22,7 @@ _KNOWN = SOURCE_COLUMNS | SCORE_COLUMNS | {LEVEL_COLUMN: LEVEL_TYPE}
 _REQUIRED_OF_STAGE = {
     "ingest": tuple(SOURCE_COLUMNS),
     "score": (*SOURCE_COLUMNS, *SCORE_COLUMNS),
-    "bucket": ("id", "score", LEVEL_COLUMN),
+    "bucket": ("id", LEVEL_COLUMN),
 }
 
 
@@ -29,11 +31,16 @@ def check_columns(schema: pa.Schema, manifest: Manifest) -> list[Problem]:
     required = set(_REQUIRED_OF_STAGE.get(manifest.stage, ("id",)))
     if manifest.edges is not None:
         required.add(LEVEL_COLUMN)
+    by = manifest.by or SCORE_COLUMN
+    if manifest.stage == "bucket":
+        required.add(by)
     faults = [
         f"the shards have no column {name}, which stage {manifest.stage} writes"
-        for name in _KNOWN
+        for name in _KNOWN | {by: None}
         if name in required and name not in schema.names
     ]
+    if manifest.by and by in schema.names and not is_number(schema.field(by).type):
+        faults.append(f"column {by}, which the levels part, has type {schema.field(by).type}")
     faults += [
         f"the shards have no column {score_column(name)} of float32, though the manifest names "
         f"the model {name}"
@@ -84,5 +91,8 @@ def check_same_columns(schema: pa.Schema, first: pa.Schema, file: str) -> Proble
 
 
 def usable(schema: pa.Schema, name: str) -> bool:
-    """Whether `schema` has the contract's column `name`, once and with its type."""
-    return schema.names.count(name) == 1 and schema.field(name).type == _KNOWN[name]
+    """Whether `schema` has the column `name`, once and with the contract's type, or of numbers."""
+    if schema.names.count(name) != 1:
+        return False
+    kind = schema.field(name).type
+    return kind == _KNOWN[name] if name in _KNOWN else is_number(kind)

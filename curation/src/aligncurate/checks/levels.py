@@ -8,6 +8,7 @@ from aligncurate.checks.problems import Kind, Problem, written_wrongly
 from alignshared import Dataset, InputError, LevelEdges, LevelStatistics
 from alignshared.levels import levels_to_json
 from alignshared.manifest import LEVELS_FILE
+from alignshared.schema import SCORE_COLUMN
 
 _RELATIVE = 1e-6
 """Tolerance of a mean against a recount in another order of summation."""
@@ -23,7 +24,8 @@ def edges_of(dataset: Dataset) -> tuple[LevelEdges | None, list[Problem]]:
     if manifest.scheme not in ("quantile", "equal-width"):
         return None, [_of_manifest(f"names an unknown scheme, {manifest.scheme!r}")]
     try:
-        edges = LevelEdges(tuple(float(edge) for edge in manifest.edges), manifest.scheme)
+        by = manifest.by or SCORE_COLUMN
+        edges = LevelEdges(tuple(float(edge) for edge in manifest.edges), manifest.scheme, by)
     except (InputError, OverflowError) as error:
         return None, [_of_manifest(f"has edges that cannot be ({str(error).rstrip('.')})")]
     levels = [statistics.level for statistics in manifest.level_statistics]

@@ -15,10 +15,11 @@ from aligncurate.checks.files import UNREADABLE, check_file, open_parquet, unrea
 from aligncurate.checks.problems import LISTED_PER_KIND, Kind, Problem
 from aligncurate.core.idhash import RepeatFinder, hash_ids, rows_among
 from aligncurate.core.vectors import column_values
+from aligncurate.output.shards import scores_of
 from aligncurate.settings import OnProgress
 from alignshared import Dataset, InputError, LevelEdges, ShardInfo, Storage
 from alignshared.levels import LevelAccumulator
-from alignshared.schema import LEVEL_COLUMN
+from alignshared.schema import LEVEL_COLUMN, SCORE_COLUMN
 
 _BATCH_ROWS = 1 << 16
 
@@ -77,37 +78,50 @@ class ShardFindings:
         self.levels = LevelAccumulator(edges.levels) if edges else None
         self._edges = edges
         top = edges.levels if edges else 0
+        self._by = by = edges.by if edges else SCORE_COLUMN
         self._faults = (
             _Fault(Kind.IDS, "no id"),
             _Fault(Kind.IDS, "an id that is not UTF-8"),
             _Fault(Kind.SCORES, "a score that is null, NaN or infinite"),
             _Fault(Kind.SCORES, "a score outside -1 to 1"),
             _Fault(Kind.LEVELS, f"a level that is not one of 1 to {top}"),
-            _Fault(Kind.LEVELS, "another level than the edges give the score"),
+            _Fault(Kind.LEVELS, f"another level than the edges give the {by}"),
+            _Fault(Kind.SCORES, f"a {by} that is null, NaN or infinite"),
         )
         self._null_ids, self._not_utf8, self._not_finite, self._out_of_range = self._faults[:4]
-        self._no_level, self._other_level = self._faults[4:]
+        self._no_level, self._other_level, self._by_not_finite = self._faults[4:]
 
     def check(self, batch: pa.RecordBatch) -> npt.NDArray[np.uint64]:
         """Check the next `batch`; return the hashes of its non-null ids."""
         names = batch.schema.names
         hashes = self._check_ids(batch) if "id" in names else np.empty(0, np.uint64)
-        if "score" in names:
-            scores = column_values(batch.column("score"), np.nan)
+        if SCORE_COLUMN in names:
+            scores = scores_of(batch)
             finite = np.isfinite(scores)
-            self._not_finite.add(~finite, batch, self.rows)
+            # With levels by another column, a pair may have no score.
+            if self._by == SCORE_COLUMN:
+                self._not_finite.add(~finite, batch, self.rows)
             beyond = finite & (np.abs(scores) > 1 + _TOLERANCE)
             self._out_of_range.add(beyond, batch, self.rows)
-            if self._edges and self.levels and LEVEL_COLUMN in names:
-                levels = column_values(batch.column(LEVEL_COLUMN), 0)
-                known = (levels >= 1) & (levels <= self._edges.levels)
-                self._no_level.add(~known, batch, self.rows)
-                countable = known & finite
-                other = countable & (levels != self._edges.assign(scores))
-                self._other_level.add(other, batch, self.rows)
-                self.levels.add(scores[countable], levels[countable])
+        if self._edges and self.levels and {self._by, LEVEL_COLUMN} <= {*names}:
+            self._check_levels(batch, self._edges, self.levels)
         self.rows += batch.num_rows
         return hashes
+
+    def _check_levels(
+        self, batch: pa.RecordBatch, edges: LevelEdges, counts: LevelAccumulator
+    ) -> None:
+        scores = scores_of(batch, edges.by)
+        finite = np.isfinite(scores)
+        if edges.by != SCORE_COLUMN:
+            self._by_not_finite.add(~finite, batch, self.rows)
+        levels = column_values(batch.column(LEVEL_COLUMN), 0)
+        known = (levels >= 1) & (levels <= edges.levels)
+        self._no_level.add(~known, batch, self.rows)
+        countable = known & finite
+        other = countable & (levels != edges.assign(scores))
+        self._other_level.add(other, batch, self.rows)
+        counts.add(scores[countable], levels[countable])
 
     def _check_ids(self, batch: pa.RecordBatch) -> npt.NDArray[np.uint64]:
         ids = batch.column("id")
@@ -161,7 +175,9 @@ class RowChecker:
                 )
             if difference := check_same_columns(schema, self.schema, shard.file):
                 findings.problems.append(difference)
-            names = [name for name in ("id", "score", LEVEL_COLUMN) if usable(schema, name)]
+            by = self.edges.by if self.edges else SCORE_COLUMN
+            wanted = dict.fromkeys(("id", SCORE_COLUMN, by, LEVEL_COLUMN))
+            names = [name for name in wanted if usable(schema, name)]
             if not names:  # pyarrow would invent as many empty rows as a damaged footer claims
                 return
             for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=names):

@@ -1,5 +1,6 @@
 """Histograms of scores and of sizes, mergeable, and distances between two distributions."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -8,14 +9,15 @@ import numpy.typing as npt
 
 from aligncurate.core.moments import Moment, Moments
 
+_DIGITS = 4
 _FINE_BINS = 20_000
 _PER_UNIT = _FINE_BINS // 2
-"""Fine bins per unit of score: a power of ten, so that bins of 0.001, 0.002, 0.005, ... are exact
-multiples.
+"""Fine bins per unit of score in [-1, 1]: 10^_DIGITS, so that bins of 0.001, 0.002, 0.005, ... are
+exact multiples.
 """
 
 BIN_WIDTH = 1 / _PER_UNIT
-"""Width of a fine bin, in units of score."""
+"""Width of a fine bin of scores in [-1, 1]."""
 
 _STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
 """Bin widths in fine bins: each divides 20,000 and has round ends."""
@@ -36,7 +38,7 @@ class Bins:
     @property
     def width(self) -> float:
         """Width of a bin, in units of score."""
-        return round(float(self.ends[1] - self.ends[0]), 4)
+        return float(f"{self.ends[1] - self.ends[0]:.4g}")  # a round number
 
 
 class _Counted:
@@ -82,7 +84,7 @@ class _Counted:
         Raises:
             KeyError, TypeError, ValueError, IndexError: invalid data.
         """
-        restored = cls()
+        restored = cls(*cls._arguments(fields))
         restored._moments = Moments.from_json(fields["moments"])
         at = np.asarray(fields["bins"], dtype=np.int64)
         counts = np.asarray(fields["counts"], dtype=np.int64)
@@ -91,18 +93,55 @@ class _Counted:
         restored.counts[at] = counts
         return restored
 
+    @classmethod
+    def _arguments(cls, fields: dict[str, Any]) -> tuple[int, ...]:
+        """Arguments of the constructor in the output of `to_json`."""
+        return ()
+
 
 class Histogram(_Counted):
-    """Counts of float32 scores in 20,000 bins over [-1, 1], each 0.0001 wide."""
+    """Counts of float32 scores in 20,000 bins over [-1, 1], each 0.0001 wide; of the numbers of
+    another column over [-10^`power`, 10^`power`].
+    """
 
     bins_in_all = _FINE_BINS
 
+    def __init__(self, power: int = 0) -> None:
+        super().__init__()
+        self.power = power
+
+    @classmethod
+    def around(cls, greatest: float) -> Self:
+        """Return an empty histogram of numbers of which none is further from 0 than `greatest`."""
+        return cls(math.ceil(math.log10(greatest)) if greatest > 0 else 0)
+
+    @property
+    def _per_unit(self) -> float:
+        """Fine bins per unit of score."""
+        return 10.0 ** (_DIGITS - self.power)
+
     def add(self, scores: npt.NDArray[np.float32]) -> None:
-        """Count the finite `scores` [n]; those beyond [-1, 1] go to the outermost bin."""
+        """Count the finite `scores` [n]; those beyond the range go to the outermost bin."""
         finite = scores[np.isfinite(scores)].astype(np.float64)
         if len(finite):
             # A float32 times 10,000 is exact in float64, so each score gets its true bin.
-            self._count(np.floor(finite * _PER_UNIT).astype(np.int64) + _PER_UNIT, finite)
+            bins = np.floor(np.clip(finite * self._per_unit, -_PER_UNIT, _PER_UNIT))
+            self._count(bins.astype(np.int64) + _PER_UNIT, finite)
+
+    def widened(self, power: int) -> Self:
+        """Return these counts in the bins of a histogram of `power`, at least this one's."""
+        wide = type(self)(power)
+        at = (np.arange(_FINE_BINS) - _PER_UNIT) // 10 ** (power - self.power) + _PER_UNIT
+        np.add.at(wide.counts, at, self.counts)
+        wide._moments.merge(self._moments)
+        return wide
+
+    def to_json(self) -> dict[str, Any]:
+        return super().to_json() | ({"power": self.power} if self.power else {})
+
+    @classmethod
+    def _arguments(cls, fields: dict[str, Any]) -> tuple[int, ...]:
+        return (int(fields.get("power", 0)),)
 
     @property
     def count(self) -> int:
@@ -116,7 +155,7 @@ class Histogram(_Counted):
         return np.nan if mean is None else mean
 
     def quantile(self, share: float) -> float:
-        """Score below which `share` of the scores are, to within one fine bin (0.0001).
+        """Score below which `share` of the scores are, to within one fine bin.
 
         Raises:
             ValueError: no score was counted.
@@ -124,12 +163,12 @@ class Histogram(_Counted):
         if not self.count:
             raise ValueError("an empty histogram has no quantiles")
         at = int(np.searchsorted(np.cumsum(self.counts), share * self.count))
-        middle = (min(at, _FINE_BINS - 1) + 0.5) / _PER_UNIT - 1.0
+        middle = (min(at, _FINE_BINS - 1) + 0.5 - _PER_UNIT) / self._per_unit
         return float(np.clip(middle, self.moment.min, self.moment.max))
 
     def bins(self, at_most: int = 80, beside: Self | None = None) -> Bins:
         """At most `at_most` (at least 1) bins with round ends over the range of the scores and
-        of those of `beside`, so that both have the same bins.
+        of those of `beside`, of the same power, so that both have the same bins.
 
         Raises:
             ValueError: no score was counted.
@@ -140,8 +179,11 @@ class Histogram(_Counted):
         first, last = int(filled[0]), int(filled[-1])
         step = next(s for s in _STEPS if last // s - first // s < at_most)
         start, stop = first // step * step, (last // step + 1) * step
-        ends = np.arange(start, stop + 1, step) / _PER_UNIT - 1.0
-        return Bins(np.round(ends, 4), self.counts[start:stop].reshape(-1, step).sum(axis=1))
+        ends = (np.arange(start, stop + 1, step) - _PER_UNIT) / self._per_unit
+        return Bins(
+            np.round(ends, _DIGITS - self.power),
+            self.counts[start:stop].reshape(-1, step).sum(axis=1),
+        )
 
 
 class LogHistogram(_Counted):

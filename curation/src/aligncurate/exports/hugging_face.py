@@ -9,7 +9,7 @@ from aligncurate.exports.spans import Span, WrittenSpan, batches_of
 from aligncurate.reporting.format import count_text, printable, score_text, share_text
 from aligncurate.reporting.lineage import ancestors
 from alignshared import Dataset, ShardInfo, Storage
-from alignshared.schema import type_name, with_features
+from alignshared.schema import SCORE_COLUMN, type_name, with_features
 from alignshared.shards import writing_shard
 
 PAIRS_PER_FILE = 10_000
@@ -92,8 +92,9 @@ def _text(dataset: Dataset, rows: int) -> Iterator[str]:
         yield ""
     if manifest.level_statistics and manifest.edges:
         yield from ("## Levels", "")
-        yield from ("`level` is 1 plus the number of edges that are not above `score`.", "")
-        yield "| level | from score | pairs | share | mean score |"
+        by = _cell(manifest.by or SCORE_COLUMN)
+        yield from (f"`level` is 1 plus the number of edges that are not above `{by}`.", "")
+        yield f"| level | from {by} | pairs | share | mean {by} |"
         yield "|--:|--:|--:|--:|--:|"
         for level, edge in zip(manifest.level_statistics, (None, *manifest.edges), strict=True):
             yield (

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aligncurate.core.vectors import column_values
-from alignshared import ContractError, Dataset, ShardInfo
+from alignshared import ContractError, Dataset, InputError, ShardInfo
+from alignshared.schema import LEVEL_COLUMN, SCORE_COLUMN, require_columns
 from alignshared.shards import IMAGE_ROW_GROUP
 
 PLAIN_ROWS_PER_BATCH = 1 << 16
@@ -60,9 +61,33 @@ def rows_per_batch(columns: Sequence[str]) -> int:
     return IMAGE_ROW_GROUP if "image" in columns else PLAIN_ROWS_PER_BATCH
 
 
-def scores_of(batch: pa.RecordBatch) -> npt.NDArray[np.float32]:
-    """Return the `score` column [n] float32, NaN for null."""
-    return column_values(batch.column("score"), np.nan).astype(np.float32, copy=False)
+def scores_of(batch: pa.RecordBatch, by: str = SCORE_COLUMN) -> npt.NDArray[np.float32]:
+    """Return the column `by` of numbers [n] as float32, NaN for null, infinite where too large."""
+    return column_values(batch.column(by).cast(pa.float32(), safe=False), np.nan)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be read by `scores_of`."""
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def require_scores(schema: pa.Schema, by: str, where: str) -> None:
+    """Raise InputError unless `schema` has the column `by` of numbers to sort into levels; `where`
+    names the dataset.
+    """
+    numbers = [f.name for f in schema if is_number(f.type) and f.name != LEVEL_COLUMN]
+    if by == SCORE_COLUMN:
+        require_columns(schema, [by], where)
+    elif by not in numbers:
+        found = "has none of this name"
+        if by in schema.names:
+            found = f"has one of {schema.field(by).type}"
+        if by == LEVEL_COLUMN:
+            found = "has the levels themselves there"
+        raise InputError(
+            f"--by {by} needs a column of numbers and {where} {found}; give one of "
+            f"{', '.join(numbers)}."
+        )
 
 
 def as_mask(keep: npt.NDArray[np.bool_]) -> pa.BooleanArray:

@@ -18,6 +18,7 @@ from aligncurate.reporting.lineage import ancestors
 from aligncurate.reporting.summary import ScoreSummary
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import Dataset, InputError, LevelEdges, ModelInfo, ShardInfo
+from alignshared.schema import SCORE_COLUMN
 
 _BATCH_ROWS = 1 << 19
 _TENTHS = 10
@@ -76,8 +77,8 @@ class Drift:
 
     @property
     def histograms(self) -> tuple[Histogram, Histogram]:
-        """Scores of both datasets."""
-        return self.summaries[0].histogram, self.summaries[1].histogram
+        """Scores of both datasets, in the same bins."""
+        return _in_same_bins(*self.summaries)
 
     @property
     def edges(self) -> LevelEdges | None:
@@ -118,7 +119,13 @@ def compare(
                 f"{dataset.location} has no finite score, so there is nothing to compare; name "
                 "another dataset."
             )
-    scores, other_scores = base_summary.histogram, other_summary.histogram
+    if base_summary.by != other_summary.by:
+        raise InputError(
+            f"the levels of {base.location} part {base_summary.by} and {other.location} has "
+            f"{other_summary.by}, which cannot be compared; run aligncurate bucket --by "
+            f"{base_summary.by} on the other."
+        )
+    scores, other_scores = _in_same_bins(base_summary, other_summary)
     titles, in_base, in_other = _level_counts(base, base_summary, other, other_summary)
     sizes, other_sizes = base_summary.sizes, other_summary.sizes
     return Drift(
@@ -137,7 +144,7 @@ def compare(
             if sizes[name].moment.count and other_sizes[name].moment.count
         },
         rejects=Share("Rejects", _reject_share(base), _reject_share(other)),
-        incomparable=_incomparable(base.manifest.model, other.manifest.model),
+        incomparable=_incomparable(*(d.manifest.scorer(base_summary.by) for d in (base, other))),
     )
 
 
@@ -157,6 +164,11 @@ def _level_counts(
     return titles, np.add.reduceat(fine, cuts), np.add.reduceat(other_fine, cuts)
 
 
+def _in_same_bins(base: ScoreSummary, other: ScoreSummary) -> tuple[Histogram, Histogram]:
+    power = max(base.histogram.power, other.histogram.power)
+    return base.histogram.widened(power), other.histogram.widened(power)
+
+
 def _counts_of(summary: ScoreSummary) -> Counts:
     return np.array([s.count for s in summary.levels], dtype=np.int64)
 
@@ -170,8 +182,8 @@ def _counts_on(edges: LevelEdges, dataset: Dataset, summary: ScoreSummary) -> Co
     def count(shard: ShardInfo) -> Counts:
         counts = np.zeros(edges.levels, dtype=np.int64)
         with dataset.open_shard(shard) as parquet:
-            for batch in dataset.shard_batches(shard, parquet, ["score"], _BATCH_ROWS):
-                scores = scores_of(batch)
+            for batch in dataset.shard_batches(shard, parquet, [edges.by], _BATCH_ROWS):
+                scores = scores_of(batch, edges.by)
                 levels = edges.assign(scores[np.isfinite(scores)])
                 counts += np.bincount(levels - 1, minlength=edges.levels)
         return counts
@@ -205,14 +217,14 @@ def _incomparable(base: ModelInfo | None, other: ModelInfo | None) -> list[str]:
 def _score_sentence(drift: Drift) -> str:
     a, b = drift.histograms
     base, other = drift.names
-    means = f"{score_text(b.mean)} against {score_text(a.mean)}"
+    by, means = drift.summaries[0].by, f"{score_text(b.mean)} against {score_text(a.mean)}"
     deviation = a.moment.std or 0.0
     step = (b.mean - a.mean) / deviation if deviation else b.mean - a.mean
     if abs(step) < _SAME_MEAN:
-        return f"The mean score of {other} is nearly that of {base}: {means}."
-    by = f", by {abs(step):.2f} standard deviations" if deviation else ""
+        return f"The mean {by} of {other} is nearly that of {base}: {means}."
+    far = f", by {abs(step):.2f} standard deviations" if deviation else ""
     way = "higher" if step > 0 else "lower"
-    return f"The mean score of {other} is {way} than that of {base}{by}: {means}."
+    return f"The mean {by} of {other} is {way} than that of {base}{far}: {means}."
 
 
 def _share_sentence(drift: Drift) -> str:
@@ -232,7 +244,8 @@ def comparison_rows(drift: Drift) -> list[tuple[str, str, str, str]]:
     """Rows of the page's table as text: title, both datasets' numbers, distance."""
     a, b = drift.summaries
     means = (score_text(a.histogram.mean), score_text(b.histogram.mean))
-    rows = [("Score, mean", *means, score_text(drift.distance, 3))]
+    by = "Score" if a.by == SCORE_COLUMN else a.by
+    rows = [(f"{by}, mean", *means, score_text(drift.distance, 3))]
     rows += [
         (
             f"{title}, median",

@@ -13,10 +13,11 @@ from PIL import ImageOps
 
 from aligncurate.core.histogram import Histogram
 from aligncurate.reporting.examples import Example, Group
-from aligncurate.reporting.format import printable, score_text, share_text
+from aligncurate.reporting.format import clip_middle, printable, score_text, share_text
 from alignshared import LevelEdges, LevelStatistics
 from alignshared.images import thumbnail
 from alignshared.palette import INK, MUTED, PAPER, RULE, for_page, level_colours
+from alignshared.schema import SCORE_COLUMN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,8 @@ def draw_histogram(
     A bin crossed by an edge has the same height, that of its whole count, on both sides.
     """
     figure = _figure(*size)
-    axes = _plot(figure)
+    by = edges.by if edges else SCORE_COLUMN
+    axes = _plot(figure, by)
     bins = histogram.bins()
     left, right = float(bins.ends[0]), float(bins.ends[-1])
     cuts = np.clip(edges.edges if edges else [], left, right)
@@ -75,7 +77,7 @@ def draw_histogram(
     axes.set_ylim(0, float(bins.counts.max()) * 1.06)
     axes.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     axes.locator_params(axis="y", integer=True)
-    axes.set_ylabel(f"pairs per {bins.width:g} of score")
+    axes.set_ylabel(f"pairs per {bins.width:g} of {clip_middle(by, 24)}", parse_math=False)
     return figure
 
 
@@ -88,7 +90,8 @@ def draw_overlay(
 ) -> "Figure":
     """Overlaid histograms of two datasets, as shares of their pairs, with the base's edges."""
     figure = _figure(*size)
-    axes = _plot(figure)
+    by = edges.by if edges else SCORE_COLUMN
+    axes = _plot(figure, by)
     bins, other_bins = base.bins(beside=other), other.bins(beside=base)
     shares, other_shares = bins.counts / base.count, other_bins.counts / other.count
     axes.stairs(shares, bins.ends, fill=True, color=_BASE, label=names[0])
@@ -97,7 +100,7 @@ def draw_overlay(
     axes.set_xlim(bins.ends[0], bins.ends[-1])
     axes.set_ylim(0, float(max(shares.max(), other_shares.max())) * 1.06)
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g} %")
-    axes.set_ylabel(f"share of pairs per {bins.width:g} of score")
+    axes.set_ylabel(f"share of pairs per {bins.width:g} of {clip_middle(by, 24)}", parse_math=False)
     legend = axes.legend(
         frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2,
         ncols=2 if size == WIDE and len("".join(names)) < 80 else 1, labelcolor=INK,
@@ -107,11 +110,14 @@ def draw_overlay(
     return figure
 
 
-def draw_levels(statistics: list[LevelStatistics]) -> "Figure":
+def draw_levels(statistics: list[LevelStatistics], by: str = SCORE_COLUMN) -> "Figure":
     """Score range, mean and pair count of each level, highest level on top."""
     figure = _figure(7.2, 0.9 + 0.28 * len(statistics))
     scores, counts = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     colours = level_colours(len(statistics))
+    ends = [end for s in statistics for end in (s.min, s.max) if end is not None]
+    spread = max(ends, default=0.0) - min(ends, default=0.0)
+    least_width = 1e-4 if by == SCORE_COLUMN or not spread else spread / 1000
     for s in statistics:
         colour = colours[s.level - 1]
         counts.barh(s.level, s.count, height=0.5, color=colour)
@@ -121,9 +127,13 @@ def draw_levels(statistics: list[LevelStatistics]) -> "Figure":
             va="center", fontsize=7, color=INK,
         )  # fmt: skip
         if s.min is not None and s.max is not None and s.mean is not None:
-            scores.barh(s.level, max(s.max - s.min, 1e-4), left=s.min, height=0.5, color=colour)
+            width = max(s.max - s.min, least_width)
+            scores.barh(s.level, width, left=s.min, height=0.5, color=colour)
             scores.plot(s.mean, s.level, "o", color="white", markeredgecolor=INK, markersize=4)
-    _bare(scores).set_xlabel("score, from least to greatest; the mean is marked")
+    named = clip_middle(by, 40)
+    _bare(scores).set_xlabel(
+        f"{named}, from least to greatest; the mean is marked", parse_math=False
+    )
     _bare(counts).set_xlabel("pairs")
     scores.margins(x=0.03)
     scores.set_ylabel("level")
@@ -184,10 +194,10 @@ def _figure(width: float, height: float, layout: Any = "constrained") -> "Figure
     return Figure(figsize=(width, height), dpi=_DPI, layout=layout)
 
 
-def _plot(figure: "Figure") -> "Axes":
+def _plot(figure: "Figure", by: str) -> "Axes":
     axes = _bare(figure.add_subplot())
     axes.grid(axis="y", color=RULE, linewidth=0.5)
-    axes.set_xlabel("score")
+    axes.set_xlabel(clip_middle(by, 60), parse_math=False)
     return axes
 
 

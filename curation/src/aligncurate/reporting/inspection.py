@@ -7,7 +7,7 @@ from aligncurate.core.moments import Moment
 from aligncurate.reporting.format import bytes_text, clip_middle, count_text, score_text, share_text
 from aligncurate.reporting.lineage import Ancestor
 from alignshared import DuplicateInfo, LevelEdges, LevelStatistics, ModelInfo
-from alignshared.schema import score_column
+from alignshared.schema import SCORE_COLUMN, score_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +88,14 @@ def facts(inspection: Inspection) -> list[tuple[str, str]]:
         (score_column(name), f"{model.name}, weights {model.weights}")
         for name, model in inspection.models.items()
     ]
+    by = inspection.edges.by if inspection.edges else SCORE_COLUMN
     if scores and scores.count:
         spread = f"mean {score_text(scores.mean)}, standard deviation {score_text(scores.std)}"
         ends = f"from {score_text(scores.min)} to {score_text(scores.max)}"
-        rows += [("scores", f"{spread}, {ends}")]
+        rows += [("scores" if by == SCORE_COLUMN else by, f"{spread}, {ends}")]
     if inspection.edges:
-        rows += [("levels", f"{inspection.edges.levels}, {inspection.edges.scheme}")]
+        named = "" if by == SCORE_COLUMN else f" of {by}"
+        rows += [("levels", f"{inspection.edges.levels}, {inspection.edges.scheme}{named}")]
     return rows + _given(
         ("created", inspection.created),
         ("written by", inspection.package),

@@ -17,6 +17,7 @@ from aligncurate.reporting.summary import ScoreSummary
 from aligncurate.reporting.template import pair_card, render
 from alignshared import Dataset
 from alignshared.palette import level_colours
+from alignshared.schema import SCORE_COLUMN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,6 +54,7 @@ def render_page(content: ReportContent) -> str:
         if histogram.count
         else [],
         "edges": edges,
+        "by": None if summary.by == SCORE_COLUMN else summary.by,
         # Edges that are quantiles of these scores make levels of equal size.
         "own_quantiles": own_quantiles and not manifest.config.get("edges"),
         "colours": level_colours(edges.levels if edges else 1),

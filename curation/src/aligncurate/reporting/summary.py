@@ -22,7 +22,7 @@ from aligncurate.settings import OnProgress, silent
 from aligncurate.threads import available_cores, map_ordered
 from alignshared import AlignError, ContractError, Dataset, LevelStatistics, Manifest, ShardInfo
 from alignshared.manifest import STATISTICS_FILE
-from alignshared.schema import LEVEL_COLUMN, require_columns
+from alignshared.schema import LEVEL_COLUMN, SCORE_COLUMN, require_columns
 
 _BATCH_ROWS = 1 << 16
 _VERSION = 1
@@ -33,7 +33,8 @@ _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, Overf
 
 
 class ScoreSummary:
-    """Summary of a dataset from one pass, in constant memory.
+    """Summary of a dataset from one pass, in constant memory. The scores of a levelled dataset are
+    the numbers that its levels part.
 
     `sizes` counts `caption` (characters), `width` and `height` (pixels), where available;
     `truncated` captions exceeded the text tower's context.
@@ -41,7 +42,10 @@ class ScoreSummary:
 
     def __init__(self, manifest: Manifest, capacity: int = _SHORTLIST) -> None:
         self._edges = edges = manifest.level_edges
-        self.histogram = Histogram()
+        self.by = by = edges.by if edges else SCORE_COLUMN
+        self.histogram = (
+            Histogram() if by == SCORE_COLUMN else Histogram.around(_greatest(manifest))
+        )
         self.sizes = {name: LogHistogram() for name in ("caption", "width", "height")}
         self.truncated = 0
         self.shortlist = Shortlist(manifest, capacity)
@@ -51,7 +55,7 @@ class ScoreSummary:
         self, batch: pa.RecordBatch, where: str, shard: int, row: int, bounds: list[Pick | None]
     ) -> None:
         """Add rows of `shard`, starting at its row `row`; `where` names it in errors."""
-        scores = scores_of(batch)
+        scores = scores_of(batch, self.by)
         self.histogram.add(scores)
         levels = np.zeros(len(scores), dtype=np.int8)
         if self._edges:
@@ -198,16 +202,23 @@ def _summarise_shard(
 ) -> ScoreSummary:
     summary = ScoreSummary(dataset.manifest, examples)
     where = f"{shard.file} in {dataset.location}"
-    needed = ["id", "score", *([LEVEL_COLUMN] if dataset.manifest.level_edges else [])]
+    needed = ["id", summary.by, *([LEVEL_COLUMN] if dataset.manifest.level_edges else [])]
     with dataset.open_shard(shard) as parquet:
         names = parquet.schema_arrow.names
         require_columns(parquet.schema_arrow, needed, where)
-        columns = needed + [n for n in (*summary.sizes, "caption_truncated") if n in names]
+        optional = [n for n in (*summary.sizes, "caption_truncated") if n in names]
+        columns = list(dict.fromkeys(needed + optional))
         row = 0
         for batch in parquet.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
             summary.add(batch, where, index, row, bounds)
             row += batch.num_rows
     return summary
+
+
+def _greatest(manifest: Manifest) -> float:
+    """The greatest distance from 0 of a number that the levels part."""
+    ends = [(s.min, s.max) for s in manifest.level_statistics or ()]
+    return max((abs(end) for pair in ends for end in pair if end is not None), default=1.0)
 
 
 def level_values(batch: pa.RecordBatch, levels: int, where: str) -> npt.NDArray[np.int8]:

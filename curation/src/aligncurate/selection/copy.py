@@ -164,7 +164,7 @@ def level_statistics(
     edges = dataset.manifest.level_edges
     if edges is None:
         return None
-    columns = ["score", LEVEL_COLUMN]
+    columns = [edges.by, LEVEL_COLUMN]
     if dataset.manifest.shards:
         require_columns(dataset.schema, columns, dataset.location)
 
@@ -176,7 +176,7 @@ def level_statistics(
                 rows = batch.filter(mask.slice(first, batch.num_rows))
                 first += batch.num_rows
                 levels = level_values(rows, edges.levels, f"{shard.file} in {dataset.location}")
-                counts.add(scores_of(rows), levels)
+                counts.add(scores_of(rows, edges.by), levels)
         return counts
 
     total = LevelAccumulator(edges.levels)

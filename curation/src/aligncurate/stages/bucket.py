@@ -1,10 +1,12 @@
-"""bucket: sort scored pairs into alignment levels."""
+"""bucket: sort pairs into alignment levels by their scores, or by another column of numbers."""
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from aligncurate.levels import EdgesFile, count_scores, find_edges, label, read_edges
 from aligncurate.output.folder import config_of, finished_already, input_and_output
+from aligncurate.output.shards import require_scores
 from aligncurate.settings import called_with
 from aligncurate.stages.settings import BucketSettings
 from aligncurate.threads import thread_count
@@ -12,7 +14,7 @@ from aligncurate.units.run import derived_manifest, write_dataset
 from alignshared import Dataset, Manifest, Storage
 from alignshared.levels import check_level_count
 from alignshared.manifest import REJECTS_FOLDER
-from alignshared.schema import require_columns
+from alignshared.schema import SCORE_COLUMN, require_columns
 
 DEFAULT_LEVELS = 8
 
@@ -25,8 +27,9 @@ def bucket(settings: BucketSettings) -> Dataset:
 
     Edges are exact quantiles of all finite scores (see `aligncurate.core.quantiles`), equal
     intervals of their range with `scheme` "equal-width", or those of an earlier run. Equal
-    scores share a level. Memory is constant. Pairs without a finite score become rejects. A
-    finished `output` of the same configuration is left as it is.
+    scores share a level. The scores are the numbers, as float32, in the column `by`. Memory is
+    constant. Pairs without a finite score become rejects. A finished `output` of the same
+    configuration is left as it is.
 
     Arguments are the fields of `BucketSettings`, which are also the command's options;
     `on_progress` is called with the numbers of pairs read and rejected.
@@ -41,18 +44,23 @@ def bucket(settings: BucketSettings) -> Dataset:
     dataset, storage = input_and_output(
         "bucket", settings, "there is nothing to sort into levels; its rejects tell why"
     )
-    require_columns(dataset.schema, ("id", "score"), dataset.location)
+    by = settings.by
+    if by is None:
+        by = edges_file.edges.by if edges_file else SCORE_COLUMN
+    require_columns(dataset.schema, ("id",), dataset.location)
+    require_scores(dataset.schema, by, dataset.location)
     config = _config(dataset, settings, edges_file, threads)
+    config |= {} if by == SCORE_COLUMN else {"by": by}
     if finished := finished_already(storage, config, overwrite=settings.overwrite):
         return finished
 
     # Indivisible scores are refused before the output folder is claimed or replaced.
-    coarse = count_scores(dataset, threads)
+    coarse = count_scores(dataset, threads, by)
     if edges_file is None:
-        edges = find_edges(dataset, coarse, config["levels"], settings.scheme, threads)
+        edges = find_edges(dataset, by, coarse, config["levels"], settings.scheme, threads)
     else:
-        edges = edges_file.edges
-        _warn_of_other_scores(edges_file, dataset)
+        edges = replace(edges_file.edges, by=by)
+        _warn_of_other_scores(edges_file, dataset, by)
 
     def write() -> Manifest:
         records, statistics = label(dataset, storage, edges, threads, settings.on_progress)
@@ -77,9 +85,15 @@ def _config(
     return config
 
 
-def _warn_of_other_scores(edges_file: EdgesFile, dataset: Dataset) -> None:
-    model, edges_model = dataset.manifest.model, edges_file.model
+def _warn_of_other_scores(edges_file: EdgesFile, dataset: Dataset, by: str) -> None:
+    model, edges_model = dataset.manifest.scorer(by), edges_file.model
     if model is None or not edges_model:
+        if edges_file.edges.by != by:
+            _log.warning(
+                "the edges in %s part %s, and here %s of %s, so the levels of the two may not be "
+                "comparable.",
+                edges_file.location, edges_file.edges.by, by, dataset.location,
+            )  # fmt: skip
         return
     meanings = {
         "weights_sha256": "other weights",
@@ -103,10 +117,11 @@ def _warn_of_other_scores(edges_file: EdgesFile, dataset: Dataset) -> None:
 def _warn_of_gaps(manifest: Manifest, dataset: Dataset, storage: Storage) -> None:
     if manifest.rejects:
         _log.warning(
-            "%d of the %d pairs of %s have no finite score; they are kept in %s.",
+            "%d of the %d pairs of %s have no finite %s; they are kept in %s.",
             manifest.reject_count,
             dataset.manifest.rows,
             dataset.location,
+            manifest.by or SCORE_COLUMN,
             storage.child(REJECTS_FOLDER).location,
         )
     empty = [str(s.level) for s in manifest.level_statistics or () if s.count == 0]

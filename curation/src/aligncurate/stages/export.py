@@ -154,6 +154,7 @@ def _marker(
         "model": None if manifest.model is None else asdict(manifest.model),
         "scheme": manifest.scheme,
         "edges": manifest.edges,
+        **({"by": manifest.by} if manifest.by else {}),
         **provenance(),
     }
 

@@ -13,7 +13,7 @@ from aligncurate.output.folder import input_of, sibling_output
 from aligncurate.settings import OnProgress, called_with
 from aligncurate.stages.settings import ReportSettings
 from alignshared import ContractError, Dataset, InputError, Storage
-from alignshared.schema import LEVEL_COLUMN, require_columns
+from alignshared.schema import LEVEL_COLUMN, SCORE_COLUMN, require_columns
 
 if TYPE_CHECKING:
     from aligncurate.reporting.drift import Drift
@@ -142,7 +142,8 @@ def _gather(dataset: Dataset, examples: int, on_progress: OnProgress) -> "Report
 def _require_scores(dataset: Dataset) -> None:
     manifest = dataset.manifest
     if manifest.shards:
-        needed = ("id", "score", LEVEL_COLUMN) if manifest.level_edges else ("id", "score")
+        edges = manifest.level_edges
+        needed = ("id", edges.by, LEVEL_COLUMN) if edges else ("id", SCORE_COLUMN)
         require_columns(dataset.schema, needed, dataset.location)
 
 
@@ -171,7 +172,7 @@ def _draw(content: "ReportContent") -> dict[str, bytes]:
     if summary.histogram.count:
         drawn[HISTOGRAM] = figures.draw_histogram(summary.histogram, edges)
     if summary.levels:
-        drawn[LEVELS] = figures.draw_levels(summary.levels)
+        drawn[LEVELS] = figures.draw_levels(summary.levels, summary.by)
     if any(group.examples for group in content.groups):
         drawn[GALLERY] = figures.draw_gallery(content.groups)
     if drift:

@@ -153,6 +153,10 @@ class BucketSettings:
     scheme: Annotated[
         Literal["quantile", "equal-width"], "Levels of equal size, or of equal width in score."
     ] = "quantile"
+    by: Annotated[
+        str | None,
+        "Column of numbers to sort by, such as score_NAME; by default score, or that of --edges.",
+    ] = None
     workers: Workers = None
     overwrite: Overwrite = False
     on_progress: OnProgress = silent

@@ -45,6 +45,7 @@ from alignshared import (
 )
 from alignshared.levels import levels_to_json
 from alignshared.manifest import LEVELS_FILE
+from alignshared.schema import SCORE_COLUMN
 from alignshared.stores.lock import check_held
 
 MAX_FAILURES_IN_A_ROW = 32
@@ -258,6 +259,7 @@ def derived_manifest(
         models=parent.models,
         scheme=edges.scheme if edges else None,
         edges=list(edges.edges) if edges else None,
+        by=edges.by if edges and edges.by != SCORE_COLUMN else None,
         level_statistics=statistics,
         left_out=parent.rows - sum(record.rows_in for record in records),
     )

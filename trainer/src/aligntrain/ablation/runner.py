@@ -125,7 +125,8 @@ def _check_data(ablation: Ablation, question_set: QuestionSet) -> None:
     opened: set[tuple[object, ...]] = set()
     for run in ablation.runs:
         recipe, data = ablation.recipe_of(run), ablation.data_of(run)
-        need = (data, required_levels(recipe), recipe.data.template == "plain", recipe.data.levels)
+        plain = recipe.data.template == "plain"
+        need = (data, required_levels(recipe), plain, recipe.data.levels, recipe.data.weight)
         if need not in opened:
             opened.add(need)
             open_dataset(recipe, data)

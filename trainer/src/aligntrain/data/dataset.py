@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from alignshared.levels import edge_ranks
 from alignshared.schema import LEVEL_COLUMN, require_columns
 from aligntrain.prompts.conversation import InvalidSample, Reason, Turn
 from aligntrain.recipes import Recipe
+from aligntrain.recipes.schema import COLUMN_PREFIX
 from aligntrain.runs.folder import required_levels
 
 Levels = npt.NDArray[np.int8]
@@ -40,7 +41,7 @@ class Row:
     """Row as stored in a shard.
 
     `image` is None for text alone and b"" if the shard holds only a path; `turns` is empty without
-    a conversation, `level` None without levels.
+    a conversation, `level` None without levels, `weight` of the loss None without weights.
     """
 
     id: str
@@ -48,9 +49,10 @@ class Row:
     caption: str | None
     turns: tuple[Turn, ...]
     level: int | None
+    weight: float | None = None
 
     @classmethod
-    def of(cls, values: dict[str, Any]) -> "Row":
+    def of(cls, values: dict[str, Any], weight: float | None = None) -> "Row":
         """Return the row with these values of a shard's columns."""
         image, turns = values["image"], values.get("conversations")
         return cls(
@@ -59,6 +61,7 @@ class Row:
             caption=values.get("caption"),
             turns=tuple(Turn(str(t["from"]), t["value"] or "") for t in turns or ()),
             level=values.get(LEVEL_COLUMN),
+            weight=weight,
         )
 
 
@@ -77,11 +80,12 @@ class ShardedDataset:
 
     `levels` is the required number of levels, None for a dataset of captions or, with
     `conversations`, of conversations. `relevel` recomputes levels instead of reading the
-    dataset's own. Open files are dropped on pickling and forking.
+    dataset's own. `weight` is a column of loss weights. Open files are dropped on pickling and
+    forking.
 
     Raises:
         InputError: there is no such dataset, its schema has another version, it is empty, lacks a
-            column or a shard, or is not sorted into `levels` levels.
+            column or a shard, is not sorted into `levels` levels, or has a weight that is none.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class ShardedDataset:
         levels: int | None = None,
         conversations: bool = False,
         relevel: Relevel | None = None,
+        weight: str | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.dataset = Dataset(location)
@@ -98,17 +103,22 @@ class ShardedDataset:
         self.digest = self.dataset.digest
         self.levels = levels
         self.relevelled = levels is not None and relevel is not None
+        self.weight = weight
         if not self.dataset.manifest.rows:
             raise InputError(f"{self.location} is empty; its rejects tell why.")
         self.schema: pa.Schema = self.dataset.schema
         self._check_levels()
         required = ["id", "image", "conversations" if conversations else "caption"]
+        required += [] if weight is None else [weight]
         require_columns(self.schema, required, self.location)
         self.columns = [name for name in _COLUMNS if name in self.schema.names]
+        self.columns += [] if weight is None or weight in self.columns else [weight]
         self.row_groups: tuple[RowGroup, ...] = tuple(self._read_footers())
         self._firsts = [row_group.first for row_group in self.row_groups]
         self._cache_bytes = cache_bytes
         self._levels = None if levels is None or relevel is None else relevel(self, levels)
+        if weight is not None:
+            check_weights(self, weight)
         self.reopen()
 
     def __len__(self) -> int:
@@ -130,9 +140,10 @@ class ShardedDataset:
             raise IndexError(number)
         table = self._table(index)
         values = table.slice(number - row_group.first, 1).to_pylist()[0]
+        weight = None if self.weight is None else float(values[self.weight])
         if self._levels is not None:
             values[LEVEL_COLUMN] = int(self._levels[number])
-        return Row.of(values)
+        return Row.of(values, weight)
 
     def iter_batches(
         self, columns: Sequence[str]
@@ -244,13 +255,17 @@ def open_dataset(recipe: Recipe, location: str | os.PathLike[str]) -> ShardedDat
         levels=required_levels(recipe),
         conversations=recipe.data.template != "plain",
         relevel=relevel_of(recipe.data.levels, recipe.seed),
+        weight=recipe.data.weight,
     )
 
 
-def relevel_of(how: Literal["quantile", "random"] | None, seed: int) -> Relevel | None:
+def relevel_of(how: str | None, seed: int) -> Relevel | None:
     """Return the function for a recipe's `data.levels`; `seed` draws random levels."""
     if how == "random":
         return lambda shards, levels: random_levels(len(shards), levels, seed)
+    if how is not None and how.startswith(COLUMN_PREFIX):
+        name = how.removeprefix(COLUMN_PREFIX)
+        return lambda shards, levels: column_levels(shards, levels, name)
     return quantile_levels if how == "quantile" else None
 
 
@@ -285,3 +300,64 @@ def quantile_levels(shards: "ShardedDataset", levels: int) -> Levels:
         )
     edges = np.sort(scores)[edge_ranks(levels, len(scores))]
     return LevelEdges(tuple(edges.tolist()), "quantile").assign(scores)
+
+
+def column_levels(shards: "ShardedDataset", levels: int, name: str) -> Levels:
+    """Return the levels in the column `name`, 0 in rows without an image.
+
+    Raises:
+        ContractError: there is no such column, or it is not of integers in 1..`levels`.
+    """
+    found = np.zeros(len(shards), dtype=np.int8)
+    require_columns(shards.schema, [name], shards.location)
+    for first, shard, batch in shards.iter_batches([*{"id", name}, "image.path"]):
+        column = batch.column(name)
+        if not pa.types.is_integer(column.type):
+            raise ContractError(
+                f"data.levels column:{name} needs integers, and the column {name} of "
+                f"{shards.location} is of type {column.type}; name another column."
+            )
+        values = column.fill_null(0).to_numpy(zero_copy_only=False)
+        has_image = batch.column("image").is_valid().to_numpy(zero_copy_only=False)
+        if len(wrong := np.flatnonzero(has_image & ~((values >= 1) & (values <= levels)))):
+            raise ContractError(
+                f"{_told(batch, wrong[0], name)} in {shard.file} of {shards.location}, which is no "
+                f"level in 1..{levels}; mend the column, or set model.levels to the number of its "
+                "levels."
+            )
+        found[first : first + len(values)] = np.where(has_image, values, 0)
+    return found
+
+
+def check_weights(shards: "ShardedDataset", name: str) -> None:
+    """Check that the column `name` holds weights: finite, not negative, and not all 0.
+
+    Raises:
+        ContractError: it does not.
+    """
+    total = 0.0
+    for _, shard, batch in shards.iter_batches([*{"id", name}]):
+        column = batch.column(name)
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise ContractError(
+                f"data.weight {name} needs numbers, and the column {name} of {shards.location} is "
+                f"of type {column.type}; name another column."
+            )
+        values = column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)  # null is NaN
+        if len(wrong := np.flatnonzero(~(np.isfinite(values) & (values >= 0)))):
+            raise ContractError(
+                f"{_told(batch, wrong[0], name)} in {shard.file} of {shards.location}, which is no "
+                "weight; give each row a finite number of at least 0."
+            )
+        total += float(values.sum(dtype=np.float64))
+    if total == 0:
+        raise ContractError(
+            f"all weights in the column {name} of {shards.location} are 0, so there is nothing to "
+            "learn; name another column."
+        )
+
+
+def _told(batch: pa.RecordBatch, row: int, name: str) -> str:
+    """Tell the id of `row` of `batch` and its value in the column `name`."""
+    id_, value = (batch.column(column)[int(row)].as_py() for column in ("id", name))
+    return f"{id_} has the {name} {'null' if value is None else value}"

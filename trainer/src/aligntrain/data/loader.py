@@ -10,7 +10,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypedDict
 
@@ -44,7 +44,7 @@ Pixels = Callable[[Image.Image], torch.Tensor]
 class Sample:
     """Training sample: `ids` and `labels` of equal length, `images` in reading order.
 
-    `level` is 1..N, or 0 without an image or a level.
+    `level` is 1..N, or 0 without an image or a level; `weight` is of its tokens in the loss.
     """
 
     id: str
@@ -53,6 +53,7 @@ class Sample:
     images: list[bytes]
     level: int
     truncated: bool
+    weight: float | None = None
 
     @property
     def length(self) -> int:
@@ -79,6 +80,7 @@ def make_sample(row: Row, encoder: Encoder) -> Sample:
         images=images,
         level=row.level or 0 if images else 0,
         truncated=tokens.truncated,
+        weight=row.weight,
     )
 
 
@@ -101,6 +103,7 @@ class Batch(TypedDict):
     labels: torch.Tensor  # [B, T] int64
     pixel_values: torch.Tensor | None  # [I, 3, H, W] float32 in reading order, None without images
     levels: torch.Tensor  # [B] int64, 0 in rows without a level
+    weights: torch.Tensor | None  # [B] float32, None without weights
     ids: list[str]  # [B]
 
 
@@ -117,12 +120,14 @@ def collate(samples: Sequence[Sample], pixels: Sequence[torch.Tensor], pad_id: i
         input_ids[row, : sample.length] = torch.tensor(sample.ids)
         attention_mask[row, : sample.length] = 1
         labels[row, : sample.length] = torch.tensor(sample.labels)
+    weights = [sample.weight for sample in samples if sample.weight is not None]
     return Batch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         labels=labels,
         pixel_values=torch.stack(list(pixels)) if pixels else None,
         levels=torch.tensor([sample.level for sample in samples]),
+        weights=torch.tensor(weights) if weights else None,
         ids=[sample.id for sample in samples],
     )
 
@@ -147,6 +152,10 @@ class Preparation:
         ends = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         pad_id = next(id_ for id_ in ends if id_ is not None)  # any token: it is masked
         return cls(encoder, partial(_pixels, processor), pad_id)  # pyright: ignore[reportArgumentType]
+
+    def without_align(self) -> "Preparation":
+        """Return this preparation without alignment placeholders."""
+        return replace(self, encoder=self.encoder.without_align())
 
 
 def _pixels(processor: Processor, image: Image.Image) -> torch.Tensor:
@@ -225,17 +234,21 @@ class Loader:
     on_rejected: Callable[[Rejected], None] | None = None
     counts: Counts = field(default_factory=Counts, init=False)
 
-    def batches(self, plan: Iterable[GlobalBatch]) -> Generator[Batch, None, None]:
+    def batches(
+        self, plan: Iterable[GlobalBatch], *, align: bool = True
+    ) -> Generator[Batch, None, None]:
         """Iterate over this rank's micro-batches of `plan`, equally many per step on all ranks.
 
-        The workers end when the iterator is closed or garbage-collected.
+        Without `align`, rows have no alignment placeholder, as for a model of mixing `none`. The
+        workers end when the iterator is closed or garbage-collected.
 
         Raises:
             AlignError: more rows were rejected than `max_reject_share` allows, or a worker died.
             InputError: the dataset is damaged.
         """
         micro = (rows for step in plan for rows in self.share.of(step.rows))
-        source = _begin(self._loader(micro))
+        preparation = self.preparation if align else self.preparation.without_align()
+        source = _begin(self._loader(micro, preparation))
         try:
             while (prepared := _next(source)) is not None:
                 if isinstance(prepared, AlignError):
@@ -245,13 +258,13 @@ class Loader:
         finally:
             del source  # ends the workers
 
-    def _loader(self, micro: Iterable[list[int]]) -> DataLoader[object]:
+    def _loader(self, micro: Iterable[list[int]], preparation: Preparation) -> DataLoader[object]:
         multi, remote = self.workers > 0, "://" in self.shards.location
         if multi:
             # A thread pool of the tokenizers would lose its threads in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return DataLoader(
-            _Work(self.shards, self.preparation),
+            _Work(self.shards, preparation),
             batch_size=None,
             sampler=micro,
             num_workers=self.workers,
@@ -314,6 +327,8 @@ class _Work(Dataset[object]):
         rejected: list[Rejected] = []
         for number in rows:
             row = self.shards.row(number)
+            if row.weight == 0:
+                continue  # as if the row were not in the batch: neither time nor a loss
             try:
                 sample = make_sample(row, preparation.encoder)
                 images = [decode_sample_image(data) for data in sample.images]

@@ -1,7 +1,9 @@
 # transformers types its classes for its own use.
 # pyright: reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false
-"""A model of mixing `none` as transformers' own LLaVA, which needs no other package."""
+"""A model as transformers' own LLaVA, which needs no other package: one of mixing `none`, or one
+whose last training phase ended with a cooldown, without its alignment vectors.
+"""
 
 from copy import deepcopy
 
@@ -57,11 +59,11 @@ _STRINGS = (
 def check_llava(model: AlignGPTForConditionalGeneration, where: object) -> None:
     """Raise InputError unless `model` from `where` can become transformers' own LLaVA."""
     config = model.config
-    if config.mixing != "none":
+    if config.mixing != "none" and not config.cooldown:
         raise InputError(
             f"{where} has mixing {config.mixing}: an alignment vector stands before its images, "
             "for which transformers' LLaVA has no place; use it with aligntrain, or train a model "
-            "with model.mixing=none."
+            "with cooldown=0.1 or model.mixing=none."
         )
     if config.scales is not None:
         raise InputError(

@@ -122,9 +122,9 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
 
     from aligntrain.model import AlignGPTForConditionalGeneration, build_model
 
+    saved = AutoConfig.from_pretrained(place)
     if dtype == "auto":
-        saved = str(AutoConfig.from_pretrained(place).dtype)
-        dtype = getattr(torch, saved.removeprefix("torch."))
+        dtype = getattr(torch, str(saved.dtype).removeprefix("torch."))
     base = Base.read(place)
     try:
         if base.model is None:
@@ -137,6 +137,7 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
             f"{place} holds what a LoRA run has learned, and what it learned on cannot be loaded: "
             f"{reason}; if it has moved, write its new place into {place / BASE}."
         ) from error
+    model.config.cooldown = saved.cooldown
     load_adapter(model, place / ADAPTER)
     load_lora(model, place / LORA)
     return model

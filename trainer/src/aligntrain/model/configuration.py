@@ -46,6 +46,8 @@ class AlignGPTConfig(PreTrainedConfig):
         vision_pixel_shuffle: r, for r x r neighbouring patches side by side as channels of a token
             (pixel shuffle, see `vision`); 1 for a token per patch.
         projector_act: activation of the projector.
+        cooldown: share of its last training phase without alignment vectors; above 0, the model
+            also works as plain LLaVA.
         image_token_id, align_token_id: placeholders, never looked up in the LLM's embedding table;
             by default the first two ids beyond its vocabulary.
 
@@ -73,6 +75,7 @@ class AlignGPTConfig(PreTrainedConfig):
         vision_scales: list[int] | None = None,
         vision_pixel_shuffle: int = 1,
         projector_act: str = "gelu",
+        cooldown: float = 0.0,
         image_token_id: int | None = None,
         align_token_id: int | None = None,
         **kwargs: Any,
@@ -88,6 +91,7 @@ class AlignGPTConfig(PreTrainedConfig):
         self.vision_scales = vision_scales
         self.vision_pixel_shuffle = vision_pixel_shuffle
         self.projector_act = projector_act
+        self.cooldown = cooldown
         vocabulary = int(self.text_config.vocab_size)
         self.image_token_id = vocabulary if image_token_id is None else image_token_id
         self.align_token_id = vocabulary + 1 if align_token_id is None else align_token_id

@@ -32,17 +32,19 @@ def label_positions(labels: torch.Tensor) -> torch.Tensor:
 def next_token_losses(
     logits: torch.Tensor,
     labels: torch.Tensor,
-    items: int | torch.Tensor | None,
+    items: int | float | torch.Tensor | None,
     logits_to_keep: int | torch.Tensor,
+    row_weights: torch.Tensor | None = None,
 ) -> Losses:
     """Return the cross-entropy of `logits` [B, T, V] against `labels` [B, T] shifted by one.
 
     Fewer `logits` [B, K, V] belong to the last K positions, or to the positions `logits_to_keep`
-    [K] int64.
+    [K] int64. `row_weights` [B] float32 multiply the losses of each row's tokens.
 
     Returns:
-        The sum over all labelled tokens divided by `items` (default: their number), the mean of
-        each row [B] float32, detached and 0 without labels, and the labels per row [B] int64.
+        The (weighted) sum over all labelled tokens divided by `items` (default: their number, or
+        the sum of their weights), the unweighted mean of each row [B] float32, detached and 0
+        without labels, and the labels per row [B] int64.
     """
     targets = _shift(labels)  # [B, T]
     if logits.shape[1] != targets.shape[1]:
@@ -54,7 +56,9 @@ def next_token_losses(
     losses = nn.functional.cross_entropy(
         logits[is_label].float(), targets[is_label], reduction="none"
     )
-    return _per_row(losses.sum(), losses, torch.ones_like(rows), rows, len(labels), items)
+    total = weighted_sum(losses, None if row_weights is None else row_weights[rows])
+    divisor = _divisor(torch.ones_like(rows), rows, row_weights) if items is None else items
+    return total / divisor, *_per_row(losses, torch.ones_like(rows), rows, len(labels))
 
 
 def packed_targets(packing: Packing, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,15 +78,39 @@ def packed_losses(
     packing: Packing,
     targets: torch.Tensor,
     positions: torch.Tensor,
-    items: int | torch.Tensor | None,
+    items: int | float | torch.Tensor | None,
+    row_weights: torch.Tensor | None = None,
 ) -> Losses:
     """Return the values of `next_token_losses` for packed rows.
 
-    `losses` [K] belong to the `positions` from `packed_targets`; `total` is their sum and carries
-    the gradient.
+    `losses` [K] belong to the `positions` from `packed_targets`; `total` is their (weighted) sum
+    and carries the gradient.
     """
-    is_label = targets[positions] != IGNORE_INDEX
-    return _per_row(total, losses, is_label, packing.row[positions], len(packing.tokens), items)
+    is_label, rows = targets[positions] != IGNORE_INDEX, packing.row[positions]
+    divisor = _divisor(is_label, rows, row_weights) if items is None else items
+    return total / divisor, *_per_row(losses, is_label, rows, len(packing.tokens))
+
+
+def kept_cross_entropy(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    positions: torch.Tensor,
+    weights: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sum, weighted by `weights` [K] if given, of the losses [K] at `positions` [K].
+
+    `logits` [1, S, V] or [1, K, V]: all S positions if the LLM does not know logits_to_keep, or if
+    all have a label. `targets` is [S].
+    """
+    has_all = logits.shape[1] == len(targets)
+    kept = logits[0, positions] if has_all else logits[0]  # [K, V]
+    losses = token_cross_entropy(kept, targets[positions])
+    return weighted_sum(losses, weights), losses
+
+
+def weighted_sum(losses: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """Return the sum of `losses` [K], each times its weight of `weights` [K] if given."""
+    return losses.sum() if weights is None else (losses * weights).sum()
 
 
 def token_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -109,12 +137,16 @@ def body_of(language_model: PreTrainedModel) -> nn.Module | None:
 
 
 def chunked_cross_entropy(
-    hidden: torch.Tensor, targets: torch.Tensor, language_model: PreTrainedModel, max_bytes: int
+    hidden: torch.Tensor,
+    targets: torch.Tensor,
+    language_model: PreTrainedModel,
+    max_bytes: int,
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed loss of `hidden` [K, d] and the loss [K] of each token, detached.
 
-    Equal to `token_cross_entropy` of the head's logits, but at most `max_bytes` of float32 logits
-    exist at a time.
+    Equal to `token_cross_entropy` of the head's logits and its `weighted_sum` with `weights` [K]
+    float32, but at most `max_bytes` of float32 logits exist at a time.
     """
     head = cast(nn.Linear, language_model.get_output_embeddings())
     rows = rows_per_chunk(int(language_model.config.get_text_config().vocab_size), max_bytes)
@@ -122,7 +154,7 @@ def chunked_cross_entropy(
 
     def summed(input: torch.Tensor) -> torch.Tensor:
         return ChunkedLinearCrossEntropy.apply(  # pyright: ignore
-            input, head.weight, head.bias, targets, rows, losses
+            input, head.weight, head.bias, targets, weights, rows, losses
         )
 
     # Call the head itself: under ZeRO-3 its weights are gathered only while it runs.
@@ -135,7 +167,7 @@ def chunked_cross_entropy(
 
 
 class ChunkedLinearCrossEntropy(torch.autograd.Function):
-    """Summed cross-entropy of a linear head.
+    """Summed cross-entropy of a linear head, weighted by token if there are weights.
 
     Gradients are computed chunk by chunk in the forward pass, while a chunk's logits exist, and
     scaled in the backward pass.
@@ -148,6 +180,7 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
+        weights: torch.Tensor | None,
         rows: int,
         losses: list[torch.Tensor],
     ) -> torch.Tensor:
@@ -162,7 +195,8 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
             logits = nn.functional.linear(hidden[chunk], weight, bias)  # [rows, V]
             losses.append(token_cross_entropy(logits, targets[chunk]))
             if any(gradient is not None for gradient in gradients):
-                slope = _logits_gradient(logits, targets[chunk])
+                own = None if weights is None else weights[chunk]
+                slope = _logits_gradient(logits, targets[chunk], own)
                 if hidden_gradient is not None:
                     torch.mm(slope, weight, out=hidden_gradient[chunk])  # [rows, V] @ [V, d]
                 if weight_gradient is not None:
@@ -170,12 +204,12 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
                 if bias_gradient is not None:
                     bias_gradient += slope.sum(dim=0)
         ctx.save_for_backward(*gradients)
-        return torch.cat(losses).sum()
+        return weighted_sum(torch.cat(losses), weights)
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scaled = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.saved_tensors]
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 def _shift(labels: torch.Tensor) -> torch.Tensor:
@@ -184,23 +218,34 @@ def _shift(labels: torch.Tensor) -> torch.Tensor:
 
 
 def _per_row(
-    total: torch.Tensor,
-    losses: torch.Tensor,
-    is_label: torch.Tensor,
-    rows: torch.Tensor,
-    batch: int,
-    items: int | torch.Tensor | None,
-) -> Losses:
-    """Return the three `Losses` from token `losses` [K], of which `rows` [K] names the row."""
+    losses: torch.Tensor, is_label: torch.Tensor, rows: torch.Tensor, batch: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean loss [B] and the labels [B] of each row from token `losses` [K], of which
+    `rows` [K] names the row.
+    """
     tokens = rows.new_zeros(batch).index_add(0, rows, is_label.long())
     summed = losses.new_zeros(batch).index_add(0, rows, losses.detach())
-    divisor = tokens.sum().clamp(min=1) if items is None else items
-    return total / divisor, summed / tokens.clamp(min=1), tokens
+    return summed / tokens.clamp(min=1), tokens
 
 
-def _logits_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return softmax - one-hot [K, V], the gradient of the summed loss, in the dtype of logits."""
+def _divisor(
+    is_label: torch.Tensor, rows: torch.Tensor, row_weights: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the number of labels, or the sum of their weights; 1 if it would be 0."""
+    if row_weights is None:
+        return is_label.sum().clamp(min=1)
+    total = (is_label * row_weights[rows]).sum()
+    return torch.where(total > 0, total, 1.0)
+
+
+def _logits_gradient(
+    logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return softmax - one-hot [K, V], the gradient of the summed loss, in the dtype of logits;
+    each row times its weight of `weights` [K] if given.
+    """
     slope = logits.float().softmax(dim=-1)
     index = targets.clamp(min=0).unsqueeze(-1)  # [K, 1]; ignored targets are zeroed below
     slope.scatter_add_(-1, index, slope.new_full((1, 1), -1.0).expand_as(index))
-    return slope.mul_((targets != IGNORE_INDEX).unsqueeze(-1)).to(logits.dtype)
+    factor = targets != IGNORE_INDEX if weights is None else (targets != IGNORE_INDEX) * weights
+    return slope.mul_(factor.unsqueeze(-1)).to(logits.dtype)

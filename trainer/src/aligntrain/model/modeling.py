@@ -49,10 +49,10 @@ from aligntrain.model.losses import (
     Losses,
     body_of,
     chunked_cross_entropy,
+    kept_cross_entropy,
     next_token_losses,
     packed_losses,
     packed_targets,
-    token_cross_entropy,
 )
 from aligntrain.model.packing import Packing, mask_of, prepare_packing
 from aligntrain.model.vision import Projector, image_features
@@ -66,10 +66,10 @@ _OF_THE_LLM = ("logits", "cache", "hidden_states", "attentions")
 class AlignGPTOutput(ModelOutput):
     """Output of a forward pass.
 
-    `loss` is the mean over all labelled tokens of the batch, `sample_loss` [B] float32 (detached)
-    the mean over those of each row, 0 where it has none, and `sample_tokens` [B] int64 their
-    number. `gate_weights` [B, N-1] float32 are zero in rows without an image, and None if no gate
-    took part.
+    `loss` is the (weighted) mean over all labelled tokens of the batch, `sample_loss` [B] float32
+    (detached) the mean over those of each row, 0 where it has none, and `sample_tokens` [B] int64
+    their number. `gate_weights` [B, N-1] float32 are zero in rows without an image, and None if no
+    gate took part.
     """
 
     loss: torch.Tensor | None = None
@@ -101,8 +101,11 @@ class Placeholders:
         images: int,
         levels: torch.Tensor | None,
         config: AlignGPTConfig,
+        align: bool = True,
     ) -> "Placeholders":
         """Find and check the placeholders in `input_ids` [B, T] of a batch with `images` images.
+
+        `align` as for `AlignGPTForConditionalGeneration.forward`.
 
         Raises:
             InputError: their numbers do not fit the images or the model, or a level of `levels`
@@ -113,7 +116,7 @@ class Placeholders:
         image_counts, align_counts = image_mask.sum(dim=1), align_mask.sum(dim=1)
         # One transfer from the GPU for all checks.
         counts: list[tuple[int, int]] = torch.stack([image_counts, align_counts], dim=1).tolist()
-        _check_counts(counts, images, config)
+        _check_counts(counts, images, config, align)
         if levels is not None:
             _check_levels(levels, counts, config)
         per_row = image_counts // config.image_tokens
@@ -193,6 +196,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         levels: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         gate_weights: torch.Tensor | None = None,
+        align: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the LLM's input sequence [B, T, d], and the gate's weights [B, N-1] or None.
 
@@ -201,7 +205,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         """
         config = self.config
         images = 0 if pixel_values is None else len(pixel_values)
-        places = Placeholders.of(input_ids, images, levels, config)
+        places = Placeholders.of(input_ids, images, levels, config, align)
         # Placeholder ids lie beyond the embedding table: look up id 0 and overwrite it below.
         token_ids = input_ids.masked_fill(places.image_mask | places.align_mask, 0)
         embeddings = self.get_input_embeddings()(token_ids)  # [B, T, d]
@@ -219,10 +223,11 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         gate_inputs = similarities(features, text, places.row_of_image)  # [B, L]
         # h_align = E_N + sum_i alpha_i E_i, equation 3, or E[level]: [B, d]
         vectors, weights = self.alignment(gate_inputs, levels, gate_weights)
+        # Without `align` there is no place for them, and table and gate get gradients of zero.
         merged = _scatter(merged, places.align_mask, vectors[places.has_image])
         if weights is not None:
             weights = weights * places.has_image.unsqueeze(-1)
-        return merged, weights
+        return merged, weights if align else None
 
     def _untouched(self, levels: torch.Tensor | None) -> torch.Tensor:
         """Return a zero that depends on every parameter used only by images.
@@ -279,6 +284,8 @@ class AlignGPTForConditionalGeneration(
         position_ids: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         gate_weights: torch.Tensor | None = None,
+        align: bool = True,
+        loss_weights: torch.Tensor | None = None,
         packed: bool = False,
         logits_bytes: int | None = None,
         **kwargs: Any,
@@ -298,6 +305,8 @@ class AlignGPTForConditionalGeneration(
             logits_to_keep: number of last positions to return logits for, 0 for all, or the
                 positions themselves [K] int64. The loss covers labels after these.
             gate_weights: [B, N-1], instead of the gate's own.
+            align: False for rows without alignment placeholders, read as plain LLaVA reads them.
+            loss_weights: [B] float32, weights of the rows' tokens in `loss`.
             packed: training only: the LLM reads the rows as one sequence without padding and
                 returns logits [1, K, V] of the K >= 1 positions that predict a label. Call
                 `prepare_packing` first.
@@ -319,7 +328,7 @@ class AlignGPTForConditionalGeneration(
         weights = None
         if input_ids is not None:
             inputs_embeds, weights = self.model.embed(
-                input_ids, attention_mask, pixel_values, levels, labels, gate_weights
+                input_ids, attention_mask, pixel_values, levels, labels, gate_weights, align
             )
         elif pixel_values is not None:
             raise InputError(
@@ -333,7 +342,7 @@ class AlignGPTForConditionalGeneration(
             if attention_mask is None or labels is None:
                 raise InputError("packed rows need attention_mask and labels; give both.")
             output, losses = self._forward_packed(
-                inputs_embeds, attention_mask, labels, items, logits_bytes, **kwargs
+                inputs_embeds, attention_mask, labels, items, loss_weights, logits_bytes, **kwargs
             )
         else:
             if position_ids is None:
@@ -347,7 +356,9 @@ class AlignGPTForConditionalGeneration(
                 **kwargs,
             )
             if labels is not None:
-                losses = next_token_losses(output["logits"], labels, items, logits_to_keep)
+                losses = next_token_losses(
+                    output["logits"], labels, items, logits_to_keep, loss_weights
+                )
         result = AlignGPTOutput(
             loss=losses[0],
             gate_weights=weights,
@@ -366,7 +377,8 @@ class AlignGPTForConditionalGeneration(
         embeddings: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor,
-        items: int | torch.Tensor | None,
+        items: int | float | torch.Tensor | None,
+        loss_weights: torch.Tensor | None,
         max_bytes: int | None,
         **kwargs: Any,
     ) -> tuple[ModelOutput, Losses]:
@@ -374,6 +386,7 @@ class AlignGPTForConditionalGeneration(
         llm = self.model.language_model
         packing = Packing.of(attention_mask)
         targets, positions = packed_targets(packing, labels)  # [S], [K]
+        weights = None if loss_weights is None else loss_weights[packing.row[positions]]  # [K]
         # Whatever the number of labels: ranks that share the head under ZeRO-3 must agree.
         body = None if max_bytes is None else body_of(llm)
         output = _run(
@@ -385,16 +398,14 @@ class AlignGPTForConditionalGeneration(
             **kwargs,
         )
         if body is None:
-            logits = output["logits"]
-            # All S positions if the LLM does not know logits_to_keep, or if all have a label.
-            has_all = logits.shape[1] == len(targets)
-            logits = logits[0, positions] if has_all else logits[0]  # [K, V]
-            losses = token_cross_entropy(logits, targets[positions])
-            total = losses.sum()
+            total, losses = kept_cross_entropy(output["logits"], targets, positions, weights)
         else:
             hidden = output["last_hidden_state"][0, positions]  # [K, d]
-            total, losses = chunked_cross_entropy(hidden, targets[positions], llm, max_bytes)
-        return output, packed_losses(total, losses, packing, targets, positions, items)
+            total, losses = chunked_cross_entropy(
+                hidden, targets[positions], llm, max_bytes, weights
+            )
+        sums = total, losses, packing, targets, positions
+        return output, packed_losses(*sums, items, loss_weights)
 
     def _without_placeholders(
         self, labels: torch.Tensor | None, input_ids: torch.Tensor | None
@@ -434,7 +445,9 @@ def _is_partitioned(module: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
-def _check_counts(counts: list[tuple[int, int]], images: int, config: AlignGPTConfig) -> None:
+def _check_counts(
+    counts: list[tuple[int, int]], images: int, config: AlignGPTConfig, align: bool
+) -> None:
     """Check the image and alignment placeholders of each row, and the number of all images."""
     for row, (image_count, _) in enumerate(counts):
         if image_count % config.image_tokens:
@@ -450,7 +463,7 @@ def _check_counts(counts: list[tuple[int, int]], images: int, config: AlignGPTCo
             "many images as there are image marks in the prompts."
         )
     for row, (image_count, align_count) in enumerate(counts):
-        expected = int(config.has_table and image_count > 0)
+        expected = int(config.has_table and align and image_count > 0)
         if align_count != expected:
             raise InputError(
                 f"row {row} has {align_count} alignment placeholders in the place of {expected} "

@@ -1,7 +1,7 @@
 """Encode a row as ids and labels, with placeholders, within the length limit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from alignshared import InputError
@@ -59,6 +59,11 @@ class Encoder:
                 f"{layout.image_tokens} tokens of an image; raise it."
             )
         self._chat = ChatTemplate(tokenizer) if self._template == "chat" else None
+
+    def without_align(self) -> "Encoder":
+        """Return this encoder without alignment placeholders, as for a model of mixing `none`."""
+        layout = replace(self._layout, align=False)
+        return Encoder(self._tokenizer, layout, self._template, self._max_length)
 
     def __call__(self, caption: str | None, turns: Sequence[Turn], images: int) -> Tokens:
         """Return ids and labels of a row with `images` images.

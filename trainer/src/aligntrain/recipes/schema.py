@@ -5,7 +5,16 @@ Any other key is an error.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from alignshared.levels import MAX_LEVELS, MIN_LEVELS
 
@@ -17,7 +26,17 @@ Aspect = Literal["pad", "crop"]
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["bf16", "fp16", "fp32"]
 Offload = Literal["none", "optimizer", "all"]
-Relevel = Literal["quantile", "random"]
+COLUMN_PREFIX = "column:"
+"""Start of a `data.levels` that names a column."""
+
+
+def _relevel(value: str) -> str:
+    if value in ("quantile", "random") or value.removeprefix(COLUMN_PREFIX) not in ("", value):
+        return value
+    raise PydanticCustomError("relevel", "Input should be 'quantile', 'random' or 'column:NAME'")
+
+
+Relevel = Annotated[str, AfterValidator(_relevel)]
 Track = Literal["tensorboard", "wandb", "trackio"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -76,7 +95,11 @@ class DataSettings(Section):
     """`chat` is the tokenizer's own."""
     levels: Relevel | None = None
     """Levels for pretraining, `model.levels` of them, instead of the dataset's: exact quantiles of
-    its scores, or `random` in equal numbers (ablations); null for its own."""
+    its scores, `random` in equal numbers (ablations), or those of another column of integers
+    1..N, `column:NAME`; null for its own."""
+    weight: Annotated[str, Field(min_length=1)] | None = None
+    """Column of numbers that weigh each row's tokens in the loss, which is divided by the sum of
+    their weights; null for no weights."""
     validation_share: Fraction = 0.0
     """Share of the images, chosen by hash of their ids, held out for validation."""
     group_by_length: bool = False
@@ -202,6 +225,9 @@ class Settings(Section):
     """Passes over the data."""
     max_steps: PositiveInt | None = None
     """Optimizer steps, overriding `epochs`."""
+    cooldown: Fraction | None = None
+    """Share of the steps, the last ones, that train without alignment vectors (Gao et al. 2025,
+    MeCo, arXiv 2501.01956), so that the model also works as plain LLaVA; null for none."""
     precision: Precision = "bf16"
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """Sharded over GPUs by DeepSpeed: 1 optimizer states, 2 gradients too, 3 weights too."""

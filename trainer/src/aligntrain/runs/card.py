@@ -12,7 +12,9 @@ import yaml
 from alignshared import AlignError, Dataset, atomic
 from alignshared.errors import printable
 from aligntrain.recipes.load import read_yaml, write_yaml
+from aligntrain.recipes.schema import COLUMN_PREFIX
 from aligntrain.runs.folder import (
+    PLAIN_LOSS,
     RunSpec,
     Start,
     is_run,
@@ -147,7 +149,9 @@ def _before(spec: RunSpec) -> list[str]:
 def _ending(spec: RunSpec) -> list[tuple[str, str]]:
     ending = result_of(spec.folder) or newest_metrics(spec.folder)
     facts = [("steps", "steps", "{:,}"), ("loss", "loss", "{:.4f}")]
-    facts += [("validation_loss", "held-out loss", "{:.4f}"), ("seconds", "seconds", "{:,.0f}")]
+    facts += [("validation_loss", "held-out loss", "{:.4f}")]
+    facts += [(PLAIN_LOSS, "held-out loss without alignment vectors", "{:.4f}")]
+    facts += [("seconds", "seconds", "{:,.0f}")]
     lines = [(name, form.format(ending[key])) for key, name, form in facts if ending.get(key)]
     versions = versions_of(spec.folder)
     if versions:
@@ -160,7 +164,11 @@ def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
     anew = spec.recipe.data.levels if required_levels(spec.recipe) is not None else None
     if anew is not None:
-        facts.append(("levels", f"made anew for this run: {anew}"))
+        column = anew.removeprefix(COLUMN_PREFIX)
+        made = (
+            f"made anew for this run: {anew}" if column == anew else f"the column {_code(column)}"
+        )
+        facts.append(("levels", made))
     location, digest = spec.data, spec.data_sha256
     for _ in range(_MAX_ANCESTORS):
         line = f"{_code(location)}, manifest `{digest}`"
@@ -176,7 +184,8 @@ def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
         facts.append((manifest.stage, f"{line}, {manifest.rows:,} rows"))
         if anew is None and manifest.level_edges is not None and manifest.edges is not None:
             edges = ", ".join(f"{edge:.6g}" for edge in manifest.edges)
-            facts.append(("edges", f"{manifest.scheme}: {edges}"))
+            of = f" of {_code(manifest.by)}" if manifest.by else ""
+            facts.append(("edges", f"{manifest.scheme}{of}: {edges}"))
         if manifest.model is not None and manifest.stage == "score":
             scorer = manifest.model
             facts.append(("scores", f"{_code(scorer.name)}, weights {_code(scorer.weights)}"))

@@ -28,6 +28,10 @@ EXPORT = "export"
 ADAPTER = "adapter.safetensors"
 """Small adapter file in that folder."""
 
+PLAIN_LOSS = "validation_loss_plain"
+"""Name, in metrics and result, of the held-out loss without alignment vectors."""
+
+_LOSSES = ("loss", "validation_loss", PLAIN_LOSS)
 _PACKAGES = ("aligntrain", "torch", "transformers", "deepspeed")
 
 
@@ -132,10 +136,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def newest_metrics(folder: Path) -> dict[str, Any]:
-    """Return the newest `loss` and `validation_loss` of a run, if any, and its `steps` so far."""
+    """Return the newest losses of a run by their names in its metrics, and its `steps` so far."""
     newest: dict[str, Any] = {}
     for line in read_metrics(folder):
-        newest |= {key: line[key] for key in ("loss", "validation_loss") if key in line}
+        newest |= {key: line[key] for key in _LOSSES if key in line}
         newest["steps"] = line["step"]
     return newest
 

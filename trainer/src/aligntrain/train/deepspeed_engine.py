@@ -9,7 +9,7 @@ internals is in this file.
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -19,7 +19,7 @@ from torch import nn
 
 from alignshared import InputError
 from aligntrain.recipes.schema import Recipe
-from aligntrain.train.phases import parameter_groups
+from aligntrain.train.phases import Part, group_part, parameter_groups
 
 if TYPE_CHECKING:
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration, AlignGPTOutput
@@ -194,10 +194,14 @@ def is_plain(engine: Engine) -> bool:
     return not sixteen and engine.zero_optimization_stage() == 0
 
 
-def set_rates(engine: Engine, factor: float) -> dict[str, float]:
-    """Set each group's learning rate to `factor` of its highest; return the rates by group name."""
+def set_rates(engine: Engine, factor: float, *, resting: Collection[Part] = ()) -> dict[str, float]:
+    """Set each group's learning rate to `factor` of its highest; return the rates by group name.
+
+    The rate of `resting` parts is 0, at which AdamW leaves them as they are, to the bit; without
+    gradients their moments alone would go on changing them.
+    """
     for group in engine.optimizer.param_groups:
-        group["lr"] = group["highest_lr"] * factor
+        group["lr"] = 0.0 if group_part(group) in resting else group["highest_lr"] * factor
     return {group["name"]: group["lr"] for group in engine.optimizer.param_groups}
 
 

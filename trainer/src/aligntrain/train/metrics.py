@@ -4,7 +4,7 @@ A line of `metrics.jsonl` is the mean over the steps since the line before, over
 
     step                number of the step of the optimizer, from 1
     epoch               passes over the data
-    loss                mean over the labelled tokens
+    loss                mean over the labelled tokens, weighted with `data.weight`
     loss_by_level       the same for each level present, by level
     learning_rate       of each group of parameters
     gradient_norm       of all gradients together, before clipping
@@ -18,7 +18,9 @@ A line of `metrics.jsonl` is the mean over the steps since the line before, over
     gate_entropy        mean entropy of these weights, in nats: ln(N - 1) is no preference
 
 A line with `validation_loss` (and `validation_loss_by_level`, `validation_samples`) covers the
-held-out rows after that step; null if not finite.
+held-out rows after that step; null if not finite. After a step of the cooldown, whose `loss` is
+without alignment vectors, it has `validation_loss_plain` too, without them, beside the others,
+which stay comparable with those before.
 """
 
 from dataclasses import dataclass
@@ -63,7 +65,8 @@ _COUNTS = (
 class Sums:
     """Sums over micro-batches, as one float64 vector that ranks can add up.
 
-    `levels` is N. Losses are kept by level, 0 being rows without one.
+    `levels` is N. Losses are kept by level, 0 being rows without one. `tokens` are those with a
+    label, times their weights.
     """
 
     def __init__(self, levels: int, device: torch.device) -> None:
@@ -79,11 +82,13 @@ class Sums:
         """Count the micro-batch `batch` and the model's `output`, of `packed` or padded rows."""
         assert output.sample_loss is not None and output.sample_tokens is not None  # it has labels
         tokens = output.sample_tokens.double()
-        losses = output.sample_loss.double() * tokens
+        weights = batch["weights"]
+        weighted = tokens if weights is None else tokens * weights.to(tokens.device)
+        losses = output.sample_loss.double() * weighted
         mask, logits = batch["attention_mask"], output.logits
         values = {
             "loss": losses.sum(),
-            "tokens": tokens.sum(),
+            "tokens": weighted.sum(),
             "places": mask.sum() if packed else mask.numel(),
             "read": mask.sum(),
             "scored": tokens.sum() if packed or logits is None else logits[..., 0].numel(),
@@ -95,10 +100,10 @@ class Sums:
         levels = batch["levels"].to(losses.device)
         levels = levels.masked_fill(levels > self._levels, 0)  # of another scale, and not used
         self._losses.index_add_(0, levels, losses)
-        self._tokens.index_add_(0, levels, tokens)
+        self._tokens.index_add_(0, levels, weighted)
         if output.gate_weights is not None:
-            weights = output.gate_weights.double()
-            rows = weights[weights.sum(dim=-1) > 0]  # rows without an image have none
+            gate = output.gate_weights.double()
+            rows = gate[gate.sum(dim=-1) > 0]  # rows without an image have none
             self._weights += rows.sum(dim=0)
             self.vector[self._at["entropy"]] -= torch.special.xlogy(rows, rows).sum()
             self.vector[self._at["gated"]] += len(rows)
@@ -119,8 +124,8 @@ class Sums:
 
     @property
     def loss(self) -> float:
-        """Mean over labelled tokens; 0 without any."""
-        return self["loss"] / max(self["tokens"], 1.0)
+        """(Weighted) mean over labelled tokens; 0 without any."""
+        return self["loss"] / (self["tokens"] or 1.0)
 
     @property
     def loss_by_level(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Trainable parts by phase: the stage rules of the paper, in one table."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -32,6 +33,9 @@ _PREFIXES: dict[Part, str] = {
     "llm": "model.language_model.",
 }
 """Parameter name prefixes of each part."""
+
+_DECAYED = "_decayed"
+"""End of the name of a group whose parameters decay."""
 
 _LORA = re.compile(r"model\.language_model\..*\.lora_[AB]\.")
 """Names of peft's matrices beside the LLM's own."""
@@ -121,13 +125,19 @@ def parameter_groups(model: "nn.Module", settings: OptimizerSettings) -> list[di
         decays = settings.weight_decay > 0 and matrix and part != "table"
         if (part, decays) not in groups:
             groups[part, decays] = {
-                "name": f"{part}_decayed" if decays else part,
+                "name": part + _DECAYED if decays else part,
                 "params": [],
                 "lr": own.get(part) or settings.lr,
                 "weight_decay": settings.weight_decay if decays else 0.0,
             }
         groups[part, decays]["params"].append(parameter)
     return [group for _, group in sorted(groups.items(), key=lambda item: PARTS.index(item[0][0]))]
+
+
+def group_part(group: Mapping[str, Any]) -> Part:
+    """Return the part whose parameters are in the optimizer group `group`."""
+    name: Any = group["name"].removesuffix(_DECAYED)
+    return name
 
 
 def _trained(model: "nn.Module", phase: Phase) -> tuple[Part, ...]:

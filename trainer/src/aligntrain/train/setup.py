@@ -42,6 +42,7 @@ def build_model(spec: RunSpec) -> tuple[AlignGPTForConditionalGeneration, AlignG
     recipe, names = spec.recipe, spec.recipe.model
     torch.manual_seed(recipe.seed)  # new parts are the same on all ranks
     model = _load_model(spec)
+    model.config.cooldown = recipe.cooldown or 0.0  # of this phase, not of the one before
     if recipe.lora is not None:
         add_lora(model, recipe.lora)
     processor = build.build_processor(

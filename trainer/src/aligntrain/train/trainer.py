@@ -1,9 +1,11 @@
 """Training loop: optimizer steps, validations and checkpoints, from the run's current position.
 
-The loss of a step is the mean over the labelled tokens of its whole global batch, across ranks and
-micro-batches. So neither the number of ranks nor `batch.micro_size` changes the loss or the
-gradients, except by rounding; averaging the means of micro-batches, as LLaVA's trainer does, would
-give the tokens of short answers more weight with more ranks.
+The loss of a step is the (weighted) mean over the labelled tokens of its whole global batch, across
+ranks and micro-batches. So neither the number of ranks nor `batch.micro_size` changes the loss or
+the gradients, except by rounding; averaging the means of micro-batches, as LLaVA's trainer does,
+would give the tokens of short answers more weight with more ranks.
+
+With a cooldown, its steps read rows as plain LLaVA does, while table and gate stay as they are.
 """
 
 import itertools
@@ -29,15 +31,19 @@ from aligntrain.model.losses import label_positions
 from aligntrain.prompts.placeholders import IGNORE_INDEX
 from aligntrain.recipes import Recipe
 from aligntrain.recipes.schema import Schedule
-from aligntrain.runs.folder import newest_metrics
+from aligntrain.runs.folder import PLAIN_LOSS, newest_metrics
 from aligntrain.train.checkpoint import model_identity, save_checkpoint
 from aligntrain.train.deepspeed_engine import Engine, MasterState, is_plain, set_rates
 from aligntrain.train.loggers import Recorder
 from aligntrain.train.metrics import Flops, Speed, Sums, peak_flops
+from aligntrain.train.phases import Part
 from aligntrain.train.profiling import part, profiling
 
 FAILED = "failed-step.json"
 """File listing the samples of a step whose loss or gradient was NaN or infinite."""
+
+_OF_VECTORS: tuple[Part, ...] = ("table", "gate")
+"""Parts that rest in a cooldown."""
 
 _MAX_NAMED = 8
 
@@ -47,6 +53,14 @@ log = logging.getLogger("aligntrain")
 def total_steps(max_steps: int | None, epochs: float, steps_per_epoch: int) -> int:
     """Return the optimizer steps: `max_steps`, or those of `epochs` rounded down, at least one."""
     return max_steps or max(1, int(epochs * steps_per_epoch))
+
+
+def cooldown_start(total: int, share: float | None) -> int:
+    """Return the first step, of 0..`total` - 1, of the cooldown; `total` without one.
+
+    The cooldown is the last `share` of all steps, rounded, but at least one.
+    """
+    return total - max(1, round(total * share)) if share else total
 
 
 def warmup_steps(total: int, ratio: float) -> int:
@@ -116,6 +130,8 @@ class Trainer:
         self._interval, self._whole = self._new_sums(), self._new_sums()
         self._gradient_norm, self._rates = math.nan, dict[str, float]()
         self.total = total_steps(recipe.max_steps, recipe.epochs, data.order.steps_per_epoch)
+        share = None if recipe.model.mixing == "none" else recipe.cooldown
+        self._cooldown = cooldown_start(self.total, share)
 
     def run(
         self, start: int = 0, console: Console | None = None, profile: int | None = None
@@ -126,9 +142,7 @@ class Trainer:
             AlignError: the loss or its gradient is not finite, too many rows cannot be used, or a
                 checkpoint cannot be written.
         """
-        order, recipe = self._data.order, self._recipe
-        plan = order.plan(order.position(start), order.position(self.total))
-        batches = self._data.train.batches(plan)
+        recipe, batches = self._recipe, self._batches(start)
         self._engine.train()
         began, held_out = time.monotonic(), ""
         with (
@@ -151,7 +165,7 @@ class Trainer:
                 if len(self._data.validation_rows) and (
                     done % recipe.log.validate_every == 0 or last
                 ):
-                    held_out = f" (held out {self._validate(done):.4f})"
+                    held_out = f" (held out {self._validate(done)})"
                 if done % recipe.checkpoint.every == 0 or last:
                     self._save(done)
                 profiled()
@@ -170,6 +184,7 @@ class Trainer:
             "steps": self.total,
             "loss": newest.get("loss"),
             "validation_loss": newest.get("validation_loss"),
+            **({PLAIN_LOSS: newest[PLAIN_LOSS]} if PLAIN_LOSS in newest else {}),
             "rejected": dict(rejected),
             "truncated": sum(count.truncated for count in counts),
             "throughput": self._speed.over(self._whole) if self._whole["steps"] else None,
@@ -186,24 +201,36 @@ class Trainer:
         state = MasterState(self._engine)
         save_checkpoint(self._folder, state, meta, keep=self._recipe.checkpoint.keep)
 
+    def _batches(self, start: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches after `start`, those of the cooldown without `align`."""
+        order, cooldown = self._data.order, max(start, self._cooldown)
+        for first, stop, align in ((start, cooldown, True), (cooldown, self.total, False)):
+            if first < stop:
+                if not align:
+                    log.info("steps from %d on train without alignment vectors.", first + 1)
+                plan = order.plan(order.position(first), order.position(stop))
+                yield from self._data.train.batches(plan, align=align)
+
     def _step(self, step: int, batches: Iterator[Batch]) -> float:
         """Make a step; return its loss."""
         began = time.perf_counter()
         settings = self._recipe.optimizer
         factor = rate_factor(step, self.total, settings.warmup_ratio, settings.schedule)
-        self._rates = set_rates(self._engine, factor)
+        align = step < self._cooldown
+        self._rates = set_rates(self._engine, factor, resting=() if align else _OF_VECTORS)
         # Drawn anew in every step: a run that resumes needs no state of random numbers.
         torch.manual_seed(step_seed(self._recipe.seed, step, self._rank))
         with part("data"):
             micro = list(itertools.islice(batches, self._micro_batches))
         sums = self._new_sums()
         sums["wait_s"] = time.perf_counter() - began
-        # Counted over all ranks before the first forward pass, since every loss is divided by it.
-        tokens = self._count_labels(micro)
+        # Summed over all ranks before the first forward pass, since every loss is divided by it.
+        items = self._sum_weights(micro)
         not_finite: list[str] = []
         for number, batch in enumerate(micro):
             with part("forward"):
-                output = self._engine(**self._inputs(batch), num_items_in_batch=tokens)
+                inputs = self._inputs(batch, align=align)
+                output = self._engine(**inputs, num_items_in_batch=items)
             assert output.loss is not None and output.sample_loss is not None  # there are labels
             with part("backward"):
                 # DeepSpeed divides the sum of gradients by the ranks, which the division by the
@@ -266,18 +293,28 @@ class Trainer:
             "bf16 for fp16, then start anew or --resume."
         )
 
-    def _count_labels(self, micro: list[Batch]) -> int:
-        """Return the number of labelled tokens in the micro-batches of all ranks, at least 1."""
-        # A label is predicted from the position before it, so one at the first position is ignored.
-        count = sum(int((batch["labels"][:, 1:] != IGNORE_INDEX).sum()) for batch in micro)
-        tokens = torch.tensor(count, device=self._device)
-        torch.distributed.all_reduce(tokens)
-        return max(1, int(tokens))
+    def _sum_weights(self, micro: list[Batch]) -> float:
+        """Return the labelled tokens in the micro-batches of all ranks, or the sum of their
+        weights; 1 if it would be 0.
+        """
+        total = 0.0
+        for batch in micro:
+            # A label is predicted from the position before it, so one at the first is ignored.
+            tokens = (batch["labels"][:, 1:] != IGNORE_INDEX).sum(dim=1).double()  # [B]
+            weights = batch["weights"]
+            total += float(tokens.sum() if weights is None else tokens @ weights.double())
+        summed = torch.tensor(total, dtype=torch.float64, device=self._device)
+        torch.distributed.all_reduce(summed)
+        return float(summed) or 1.0
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def _inputs(self, batch: Batch, *, align: bool) -> dict[str, Any]:
         """Return the arguments of the model's forward pass, on this rank's device."""
         names = ("input_ids", "attention_mask", "pixel_values", "labels", "levels")
-        inputs: dict[str, Any] = {}
+        weights = batch["weights"]
+        inputs: dict[str, Any] = {
+            "align": align,
+            "loss_weights": None if weights is None else weights.to(self._device),
+        }
         for name in names:
             value = batch[name]
             inputs[name] = None if value is None else value.to(self._device, non_blocking=True)
@@ -290,27 +327,41 @@ class Trainer:
         places = label_positions(batch["labels"]).to(self._device)
         return {**inputs, "logits_to_keep": places, "use_cache": False}
 
-    def _validate(self, done: int) -> float:
-        """Record the losses of the held-out rows after `done` steps; return their mean."""
+    def _validate(self, done: int) -> str:
+        """Record the losses of the held-out rows after `done` steps; return their means in words.
+
+        They are read with alignment vectors as after every other step, and in the cooldown also
+        without.
+        """
+        sums = self._held_out_sums(align=True)
+        finite = math.isfinite(sums.loss)
+        line: dict[str, Any] = {
+            "step": done,
+            "validation_loss": sums.loss if finite else None,
+            "validation_loss_by_level": sums.loss_by_level if finite else {},
+            "validation_samples": int(sums["rows"]),
+            **{f"validation_{name}": value for name, value in sums.gate.items()},
+        }
+        words = f"{sums.loss:.4f}"
+        if done > self._cooldown:
+            plain = self._held_out_sums(align=False).loss
+            line[PLAIN_LOSS] = plain if math.isfinite(plain) else None
+            words += f", without vectors {plain:.4f}"
+        self._write(line)
+        return words
+
+    def _held_out_sums(self, *, align: bool) -> Sums:
+        """Return the sums over the held-out rows of all ranks."""
         data, sums = self._data, self._new_sums()
         rows = sequential_batches(data.validation_rows, self._recipe.batch.global_size)
         self._engine.eval()
         with torch.no_grad():
-            for batch in data.validation.batches(rows):
-                sums.add(batch, self._engine(**self._inputs(batch)), packed=self._packed)
+            for batch in data.validation.batches(rows, align=align):
+                output = self._engine(**self._inputs(batch, align=align))
+                sums.add(batch, output, packed=self._packed)
         self._engine.train()
         sums.reduce()
-        finite = math.isfinite(sums.loss)
-        self._write(
-            {
-                "step": done,
-                "validation_loss": sums.loss if finite else None,
-                "validation_loss_by_level": sums.loss_by_level if finite else {},
-                "validation_samples": int(sums["rows"]),
-                **{f"validation_{name}": value for name, value in sums.gate.items()},
-            }
-        )
-        return sums.loss
+        return sums
 
     def _record(self, done: int) -> None:
         sums, self._interval = self._interval, self._new_sums()
