@@ -138,6 +138,7 @@ aligntrain ablate --set
 aligntrain ablate design
 aligntrain caption --batch-size
 aligntrain caption --data
+aligntrain caption --guidance
 aligntrain caption --level
 aligntrain caption --max-new-tokens
 aligntrain caption --output

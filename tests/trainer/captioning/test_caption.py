@@ -103,11 +103,14 @@ def rejects(location: str | Path) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
-def is_chat_answer(row: dict[str, Any], chat: Chat, file: Path, prompt: str, level: int) -> bool:
+def is_chat_answer(
+    row: dict[str, Any], chat: Chat, file: Path, prompt: str, level: int, guidance: float = 1.0
+) -> bool:
     """Whether the caption of `row` is what a chat answers, which may print the end as well."""
     file.write_bytes(row["image"]["bytes"])
     chat.reset()
-    said = "".join(chat.answer(prompt, file, level=level, max_new_tokens=TOKENS))
+    answer = chat.answer(prompt, file, level=level, max_new_tokens=TOKENS, guidance=guidance)
+    said = "".join(answer)
     ends = ["", *(chat.processor.tokenizer.decode([end]) for end in ENDS[1:])]
     return " ".join(said.split()) in {" ".join((row["caption"] + end).split()) for end in ends}
 
@@ -159,6 +162,16 @@ def test_captions_are_the_answers_at_the_top_level(
     assert all(is_chat_answer(row, chat, tmp_path / "i.png", "", LEVELS) for row in after)
     assert not all(is_chat_answer(row, chat, tmp_path / "i.png", "", 1) for row in after)
     assert len({row["caption"] for row in after}) > 3
+
+
+def test_guidance_reaches_the_captions(
+    captioned: Any, model: Path, pairs: Dataset, tmp_path: Path
+) -> None:
+    caption(model, pairs, tmp_path / "out", "--guidance", 4)
+    guided, chat = table(tmp_path / "out"), Chat.load(model, device="cpu")
+    assert all(is_chat_answer(row, chat, tmp_path / "i.png", "", LEVELS, 4.0) for row in guided)
+    plain = {row["id"]: row["caption"] for row in table(captioned[1])}
+    assert any(row["caption"] != plain.get(row["id"]) for row in guided)
 
 
 def test_an_empty_answer_is_a_reject(captioned: Any) -> None:
@@ -374,6 +387,7 @@ def test_scores_of_several_models_are_kept(model: Path, tmp_path: Path) -> None:
         (("--level", 0), "give one from 1 to 4"),
         (("--max-new-tokens", 0), "--max-new-tokens must be at least 1 (got 0)"),
         (("--batch-size", 0), "--batch-size must be at least 1 (got 0)"),
+        (("--guidance", 0), "guidance must be above 0"),
         (("--prompt", "What?"), "only pretrained and captions without a prompt"),
     ],
 )

@@ -13,6 +13,9 @@ PhaseArgument = Annotated[
     Literal["pretrain", "finetune"],
     typer.Argument(help="pretrain: projector and level vectors; finetune: LLM, projector, gate."),
 ]
+GuidanceOption = Annotated[
+    float, typer.Option(help="Guidance by the level; 1 is none, others take twice as long.")
+]
 RecipeOption = Annotated[
     str, typer.Option(help="Name of a recipe that ships (demo, vicuna-7b, ...) or a YAML file.")
 ]
@@ -114,10 +117,7 @@ def chat(
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    guidance: Annotated[
-        float,
-        typer.Option(help="Guidance by the level; 1 is none, others take twice as long."),
-    ] = 1.0,
+    guidance: GuidanceOption = 1.0,
 ) -> None:
     """Ask a trained model about an image; the answer is printed as it is generated."""
     from aligntrain.inference.steering import check_guidance
@@ -172,12 +172,13 @@ def caption(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Longest caption, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Images captioned together.")] = 8,
+    guidance: GuidanceOption = 1.0,
 ) -> None:
     """Write new captions for the images of a dataset, as a dataset that keeps the old ones."""
     from aligntrain.captioning.caption import CaptionSettings, caption_dataset
 
     terminal.hide_loading()
-    settings = CaptionSettings(level, prompt, max_new_tokens, batch_size, console=notes)
+    settings = CaptionSettings(level, prompt, max_new_tokens, batch_size, guidance, console=notes)
     terminal.show_captions(caption_dataset(model, data, output, settings))
 
 

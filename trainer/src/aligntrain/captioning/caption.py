@@ -23,6 +23,7 @@ from aligntrain.captioning.output import (
 from aligntrain.captioning.shards import Captioner, ShardCaptioning
 from aligntrain.evaluate.store import fingerprint
 from aligntrain.inference.load import load_for_inference, model_folder
+from aligntrain.inference.steering import check_guidance
 from aligntrain.prompts.placeholders import IMAGE_MARK
 from aligntrain.prompts.templates import CAPTION_PROMPT
 
@@ -36,13 +37,14 @@ class CaptionSettings:
     """Settings of `caption_dataset`.
 
     `level` is forced, by default the top one. `prompt` is for a fine-tuned model, by default
-    CAPTION_PROMPT. `batch_size` and `console`, for progress, change no caption in float32.
+    CAPTION_PROMPT; for `guidance` see `generate_answers`. `batch_size` and `console`, for progress, change no caption in float32.
     """
 
     level: int | None = None
     prompt: str | None = None
     max_new_tokens: int = 64
     batch_size: int = 8
+    guidance: float = 1.0
     console: Console | None = None
 
 
@@ -128,6 +130,7 @@ def _config(model: str | Path, settings: CaptionSettings) -> dict[str, Any]:
     for name in ("max_new_tokens", "batch_size"):
         if (value := getattr(settings, name)) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1 (got {value}).")
+    check_guidance(settings.guidance)
     folder = model_folder(model)
     try:
         saved = json.loads((folder / "config.json").read_bytes())
@@ -150,6 +153,7 @@ def _config(model: str | Path, settings: CaptionSettings) -> dict[str, Any]:
         "level": level,
         "prompt": _prompt(model, settings.prompt, template),
         "max_new_tokens": settings.max_new_tokens,
+        "guidance": settings.guidance,
     }
 
 

@@ -28,7 +28,7 @@ from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 class Captioner:
     """Greedy captions by a model; `answers` are those given, by the digest of the image.
 
-    `config` are the settings that determine them: `level`, `prompt` and `max_new_tokens`.
+    `config` are the settings that determine them: `level`, `prompt`, `max_new_tokens`, `guidance`.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Captioner:
         self._level: int = config["level"]
         self._prompt: str = config["prompt"] or ""
         self._max_new_tokens: int = config["max_new_tokens"]
+        self._guidance: float = config["guidance"]
         self._batch_size = batch_size
         self.answers: dict[str, str] = {}
 
@@ -62,6 +63,7 @@ class Captioner:
             questions,
             max_new_tokens=self._max_new_tokens,
             batch_size=self._batch_size,
+            guidance=self._guidance,
         )
 
 
