@@ -37,7 +37,8 @@ class CaptionSettings:
     """Settings of `caption_dataset`.
 
     `level` is forced, by default the top one. `prompt` is for a fine-tuned model, by default
-    CAPTION_PROMPT; for `guidance` see `generate_answers`. `batch_size` and `console`, for progress, change no caption in float32.
+    CAPTION_PROMPT; for `guidance` see `generate_answers`. `batch_size` and `console`, for progress,
+    change no caption in float32.
     """
 
     level: int | None = None
