@@ -14,6 +14,9 @@ from alignshared import Dataset
 from aligntrain.runs.folder import read_metrics
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     """The folder that the quickstart fills."""
@@ -68,7 +71,6 @@ def test_report_is_written(data: Path) -> None:
         assert (data / f"report/{figure}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_few_steps_of_training_lower_the_losses_and_the_model_answers(
     data: Path, repository: Path

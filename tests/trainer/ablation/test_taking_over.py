@@ -24,6 +24,7 @@ def seeds_of(outcome: Outcome, metric: str) -> dict[str, list[int]]:
     return {line.variant: sorted(line.values) for line in found.lines}
 
 
+@pytest.mark.slow
 def test_a_part_of_it_keeps_the_rest_and_the_questions(
     design: Path, data: tuple[str, str], questions: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -106,6 +107,7 @@ def test_kinds_are_asked_as_if_the_others_were_not_there(questions: Path, tmp_pa
         choose_questions(tmp_path, questions, ["groop"], ("", 0.0))
 
 
+@pytest.mark.slow
 def test_losses_that_were_measured_on_other_rows_are_not_compared(
     design: Path, data: tuple[str, str], questions: Path, tmp_path: Path
 ) -> None:
@@ -143,6 +145,7 @@ def test_a_pretraining_has_one_folder_whichever_variants_are_chosen(
     assert all(everything[run.folder] == run for run in some)
 
 
+@pytest.mark.slow
 def test_other_seeds_without_their_pretraining_are_named(
     design: Path, data: tuple[str, str], questions: Path, tmp_path: Path
 ) -> None:

@@ -201,7 +201,7 @@ def test_the_plan_counts_the_towers_passes(place: Path) -> None:
     assert planned[1].parameters - planned[0].parameters == 2 * 16 * 32
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_both_phases_train_and_resume_to_the_bit(place: Path, tmp_path: Path, stage: int) -> None:
     options = [WITH_SCALES, f"zero_stage={stage}", "max_steps=4", "batch.micro_size=8"]
     first, second = tmp_path / "first", tmp_path / "second"

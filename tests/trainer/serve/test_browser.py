@@ -49,6 +49,9 @@ WATCH_BUSY = """() => {
 PICTURE = encoded(tiny.picture(1, 200, 140))
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, BROWSERS)), None)

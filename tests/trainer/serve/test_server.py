@@ -49,9 +49,8 @@ def process(run: Path, *options: str, **environment: str) -> Iterator[tuple[Any,
         started.communicate()
 
 
-@pytest.mark.parametrize(
-    "sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_when_it_is_told_to(long_run: Path, sent: signal.Signals) -> None:
     with process(long_run, ALIGNTRAIN_API_KEY="secret") as (server, url):
         assert httpx.get(f"{url}/health").json() == {"status": "ready"}
