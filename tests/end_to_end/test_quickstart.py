@@ -13,7 +13,6 @@ import pytest
 from alignshared import Dataset
 from aligntrain.runs.folder import read_metrics
 
-
 pytestmark = pytest.mark.slow
 
 
