@@ -72,6 +72,7 @@ def test_score_bucket_report_validate_wholly_in_an_object_store(
     assert again.digest == scored.digest  # it was finished, and is left alone
 
 
+@pytest.mark.slow
 def test_commands_reach_a_store_by_their_options_and_keep_no_secret(
     object_store: Store, tmp_path: Path, tiny_clip: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,6 +160,7 @@ def _claim(location: str) -> None:
     open_output(Storage(location), {}, overwrite=False)
 
 
+@pytest.mark.slow
 def test_a_whole_bucket_has_nothing_beside_it(s3: Store, tmp_path: Path, tiny_clip: str) -> None:
     dataset = score_good_pairs(tmp_path, tiny_clip, 3, output=f"s3://{s3.bucket}/")
     assert dataset.location == f"s3://{s3.bucket}"

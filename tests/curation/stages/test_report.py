@@ -313,6 +313,7 @@ def test_the_name_is_that_of_the_folder_above_a_stage(tmp_path: Path) -> None:
     assert dataset_name(write_scored_dataset(tmp_path / "dogs", [0.1])) == "dogs"
 
 
+@pytest.mark.slow
 def test_pandas_is_not_needed(levelled: Path, tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['pandas'] = None; from aligncurate import report;"

@@ -77,6 +77,7 @@ def test_data_that_some_runs_could_not_use_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_was_asked_is_gone(
     design: Path, data: tuple[str, str], questions: Path, tmp_path: Path
 ) -> None:
@@ -145,6 +146,7 @@ def test_a_full_disk_stops_it(
     assert not (tmp_path / "out/finetune/mean-seed0").exists()
 
 
+@pytest.mark.slow
 def test_bars_are_drawn_while_questions_are_asked_and_not_while_others_train(
     design: Path, data: tuple[str, str], questions: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

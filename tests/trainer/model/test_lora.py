@@ -307,7 +307,7 @@ def test_zero_stages_give_the_same(place: Path, tmp_path: Path, stage: int) -> N
         torch.testing.assert_close(ours[name], value, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradient_checkpointing_changes_nothing(place: Path, tmp_path: Path, stage: int) -> None:
     options = (f"zero_stage={stage}", "max_steps=3")
     plain = finetune(place, tmp_path / "plain", *options)

@@ -17,13 +17,8 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        pytest.param(code, id=name, marks=[pytest.mark.slow] if name != "aligntrain first" else [])
-        for name, code in ORDERS.items()
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_the_auto_classes_know_it(tmp_path: Path, order: str) -> None:
     tiny.config().save_pretrained(tmp_path)
     command = [sys.executable, "-W", "ignore", "-c", order, str(tmp_path)]

@@ -268,6 +268,7 @@ def test_a_client_that_goes_while_it_waits(long_run: Path) -> None:
         assert 'status="499"' in server.get("/metrics").text
 
 
+@pytest.mark.slow
 def test_a_request_is_let_go_while_it_is_answered(long_run: Path) -> None:
     """With its images, of which there may be many megabytes of text."""
     gc.collect()  # what earlier tests left

@@ -117,7 +117,7 @@ def test_zero_stages_give_the_same_losses(place: Path, tmp_path: Path, stage: in
     assert found == pytest.approx(plain, abs=1e-4)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradient_checkpointing_changes_nothing(place: Path, tmp_path: Path, stage: int) -> None:
     options = (f"zero_stage={stage}", "max_steps=3")
     plain = runs.losses(finetune(place, tmp_path / "plain", *options))
@@ -125,7 +125,7 @@ def test_gradient_checkpointing_changes_nothing(place: Path, tmp_path: Path, sta
     assert runs.losses(found) == pytest.approx(plain, abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_logits_in_pieces_change_nothing(place: Path, tmp_path: Path, stage: int) -> None:
     options = (f"zero_stage={stage}", "max_steps=3")
     plain = runs.losses(finetune(place, tmp_path / "plain", *options))
@@ -133,7 +133,7 @@ def test_logits_in_pieces_change_nothing(place: Path, tmp_path: Path, stage: int
     assert runs.losses(found) == pytest.approx(plain, abs=1e-5)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_gradient_checkpointing_goes_through_a_frozen_llm(
     place: Path, tmp_path: Path, stage: int
 ) -> None:
