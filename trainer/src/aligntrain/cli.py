@@ -13,6 +13,7 @@ PhaseArgument = Annotated[
     Literal["pretrain", "finetune"],
     typer.Argument(help="pretrain: projector and level vectors; finetune: LLM, projector, gate."),
 ]
+LevelOption = Annotated[int | None, typer.Option(help="Force this level's vector, 1 to N.")]
 GuidanceOption = Annotated[
     float, typer.Option(help="Guidance by the level; 1 is none, others take twice as long.")
 ]
@@ -111,7 +112,7 @@ def chat(
         str | None, typer.Option(help="The question; without it, questions are read from stdin.")
     ] = None,
     image: Annotated[str | None, typer.Option(help="An image to talk about.")] = None,
-    level: Annotated[int | None, typer.Option(help="Force this level's vector, 1 to N.")] = None,
+    level: LevelOption = None,
     show_gate: Annotated[
         bool, typer.Option("--show-gate", help="Print the gate's weights after each answer.")
     ] = False,
@@ -196,7 +197,7 @@ def eval(
     limit: Annotated[
         int | None, typer.Option(help="Ask only the first questions of each benchmark.")
     ] = None,
-    level: Annotated[int | None, typer.Option(help="Force this level's vector, 1 to N.")] = None,
+    level: LevelOption = None,
     batch_size: Annotated[int, typer.Option(help="Questions answered together.")] = 1,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer, instead of the protocol's.")

@@ -4,7 +4,6 @@ import json
 import os
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from aligntrain.captioning.output import (
     locked,
 )
 from aligntrain.captioning.shards import Captioner, ShardCaptioning
-from aligntrain.evaluate.store import fingerprint
+from aligntrain.evaluate.store import fingerprint, versions
 from aligntrain.inference.load import load_for_inference, model_folder
 from aligntrain.inference.steering import check_guidance
 from aligntrain.prompts.placeholders import IMAGE_MARK
 from aligntrain.prompts.templates import CAPTION_PROMPT
 
-_PACKAGES = ("aligntrain", "torch", "transformers")
 _MAX_TURNS = 2
 """A scored pair of LLaVA's JSON keeps its request and its caption as a conversation."""
 
@@ -117,7 +115,7 @@ def caption_dataset(
             "images": sum(len(record.answers) for record in records),
             "cut_off": sum(record.cut_off for record in records),
             "seconds": round(time.monotonic() - began, 2),
-            "versions": {package: version(package) for package in _PACKAGES},
+            "versions": versions(),
         }
         return Captions(finish(storage, dataset, config, execution, records), before=False)
 

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,6 @@ HEADINGS = (
 
 Loader = Callable[[], tuple["AlignGPTForConditionalGeneration", "AlignGPTProcessor"]]
 """Function that loads model and processor once."""
-_PACKAGES = ("aligntrain", "torch", "transformers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +234,7 @@ def _run(task: _Task, settings: Settings, load: Loader) -> dict[str, Any]:
             "batch_size": settings.batch_size,
             "precision": precision,
             "published": published and {"llava": published.llava, "aligngpt": published.aligngpt},
-            "versions": {name: version(name) for name in _PACKAGES},
+            "versions": store.versions(),
         }
     submission = store.write_submission(benchmark.name, records, folder, settings.data)
     if benchmark.judged:

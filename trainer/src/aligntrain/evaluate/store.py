@@ -12,6 +12,7 @@ Each benchmark has a folder:
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ CONDITIONS, ANSWERS, JUDGEMENTS = "conditions.json", "answers.jsonl", "judgement
 RESULT, SUBMISSION = "result.json", "submission.json"
 ALL_OF_VQAV2 = "v2_OpenEnded_mscoco_test2015_questions.json"
 """Questions of the whole test set, required by the VQA server; test-dev is a part of it."""
+_PACKAGES = ("aligntrain", "torch", "transformers")
 _ENDS = 1 << 20
 
 
@@ -91,6 +93,11 @@ def write_conditions(folder: Path, conditions: dict[str, Any]) -> None:
     check_conditions(folder, conditions)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONDITIONS, conditions)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that determine a model's answers, to keep with them."""
+    return {package: version(package) for package in _PACKAGES}
 
 
 def fingerprint(model: Path) -> str:
