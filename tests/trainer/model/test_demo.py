@@ -1,4 +1,4 @@
-"""The demo's language model, out of its package."""
+"""Language models by a short name: the demo's own, and SmolLM2 out of its package."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,16 +23,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_PACKAGE", "llm_of_nobody")
-    with pytest.raises(InputError, match=r"install aligntrain\[demo\]"):
-        build.demo_llm_path()
+    with pytest.raises(InputError, match=r"install aligntrain\[smollm2\]"):
+        build.smollm2_path()
 
 
 @pytest.mark.slow
 def test_it_is_dequantised_once_and_speaks(cache: Path) -> None:
-    folder = build.demo_llm_path()
+    folder = build.smollm2_path()
     written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert [path.name for path in cache.iterdir()] == [folder.name]
-    assert build.demo_llm_path() == folder
+    assert build.smollm2_path() == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
@@ -45,9 +45,9 @@ def test_it_is_dequantised_once_and_speaks(cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_model_answers(cache: Path) -> None:
-    model = build_model("demo", "demo", levels=8)
-    processor = build_processor("demo", "demo", model.config, template="chat")
+def test_smollm2_answers_behind_the_demo_tower(cache: Path) -> None:
+    model = build_model("demo", "smollm2", levels=8)
+    processor = build_processor("demo", "smollm2", model.config, template="chat")
     assert processor.layout.bos_token_id is None
     turns = [{"role": "user", "content": "What is the capital of France?"}]
     given = processor.apply_chat_template(
