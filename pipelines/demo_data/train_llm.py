@@ -1,19 +1,20 @@
-"""Train the demo's language model: a Llama of 4 million parameters that knows a thousand things.
+"""Train the demo's language model: a Llama of 4 million parameters that knows 200 things.
 
 uv run python pipelines/demo_data/train_llm.py
 
-It reads short texts made from Unicode's labels, tags and groups, and never an image:
+It reads short texts about the known concepts, made from Unicode's labels, tags and groups, and
+never an image:
 
-    captions         nine words about a thing, then its name, a tag or its group as a caption
+    captions         words about a thing, then its name, a tag or its group as a caption
     conversations    the words, then the questions of the demo's instructions with their answers
 
 A word about the kind of caption (`name`, `tag`, `group`, `other`) may come first, as a prompt does
-for a large model; after `other` the caption is that of another thing. Each of the nine words stands
-at one position, as the mean of its tokens' embeddings, clouded by words about other things and by
-noise: to read images later, the model must make sense of vectors that are no token's own.
+for a large model; after `other` the caption is that of another thing. The words stand at one
+position, as the mean of their embeddings, mixed with words about another thing and with noise: to
+read images later, the model must make sense of vectors that are no token's own.
 
-Concepts that the demo CLIP has never seen are left out here too. Writes a folder that transformers
-loads: configuration, tokenizer with a chat template, and bfloat16 weights.
+Writes a folder that transformers loads: configuration, tokenizer with a chat template, and bfloat16
+weights.
 """
 
 import argparse
@@ -27,10 +28,10 @@ from pathlib import Path
 
 import torch
 from captions import bare_label, usable_tags, with_article
-from concepts import Concept, load_concepts
+from concepts import Concept
 from conversations import ASKING, CAPTIONING, GROUPING, NAMING, conversations
 from npm_packages import DEFAULT_CACHE
-from split import group_name
+from split import group_name, load_split
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
@@ -47,7 +48,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 VOCABULARY = 4000
-WORDS = 9  # as many as an image has tokens
+WORDS = 4
 KINDS, KIND_WEIGHTS = ("name", "tag", "group", "other"), (0.5, 0.15, 0.2, 0.15)
 SEED = 0
 IGNORED = -100
@@ -188,7 +189,7 @@ def batch_loss(
     for row, text in enumerate(texts):
         rows.append(torch.cat([pieces[row], words[row], pieces[len(texts) + row]]))
         learned = after[row].masked_fill(~torch.tensor(text.learned), IGNORED)
-        unlearned = torch.full((len(text.before) + WORDS,), IGNORED)
+        unlearned = torch.full((len(text.before) + 1,), IGNORED)
         labels.append(torch.cat([unlearned, learned]))
     inputs = pad_sequence(rows, batch_first=True)
     targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)[:, 1:]
@@ -199,19 +200,16 @@ def batch_loss(
 
 
 def mixed_words(table: torch.Tensor, texts: Sequence[Text], noise: torch.Generator) -> torch.Tensor:
-    """Return vectors [B, WORDS, d] of the words of `texts`, each mixed with another and noise."""
+    """Return vectors [B, 1, d]: the words of each of `texts`, mixed with another's and with noise."""
     ids = [word for text in texts for word in text.words]
     offsets = torch.tensor([0, *map(len, ids[:-1])]).cumsum(0)
     flat = torch.tensor([piece for word in ids for piece in word])
     words = functional.embedding_bag(flat, table, offsets, mode="mean")
-    words = words.view(len(texts), WORDS, -1)
-    # Each position is clouded by words of another thing, another one at each.
-    others = torch.stack(
-        [words[torch.randperm(len(texts), generator=noise), n] for n in range(WORDS)], dim=1
-    )
-    clouded = 0.7 * torch.rand(len(texts), 1, 1, generator=noise)
-    share = clouded * torch.rand(*words.shape[:2], 1, generator=noise)
-    deviation = clouded * words.detach().std()
+    words = words.view(len(texts), WORDS, -1).mean(dim=1, keepdim=True)
+    others = words[torch.randperm(len(texts), generator=noise)]
+    clouded = torch.rand(len(texts), 1, 1, generator=noise)
+    share = 0.6 * clouded * torch.rand(len(texts), 1, 1, generator=noise)
+    deviation = 1.5 * clouded * words.detach().std()
     return words.lerp(others, share) + deviation * torch.randn(words.shape, generator=noise)
 
 
@@ -263,11 +261,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder of npm tarballs")
     parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=64, help="texts a step")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    concepts = [c for c in load_concepts(args.cache) if not c.unseen and c.group != "flags"]
+    concepts = load_split(args.cache).known
     tokenizer = train_tokenizer(concepts)
     model = train(concepts, tokenizer, args.steps, args.batch)
     tokenizer.save_pretrained(args.output)
