@@ -64,7 +64,7 @@ from aligntrain.gate.measure import sweep_levels, with_images
 from aligntrain.gate.questions import read_gate_questions
 from aligntrain.gate.summary import loss_matrix
 from aligntrain.inference.generate import Question, generate_answers, messages_of
-from aligntrain.inference.load import load_for_inference
+from aligntrain.inference.load import load_for_inference, model_folder
 from aligntrain.model.build import build_model, build_processor
 from aligntrain.runs.folder import read_metrics, read_run
 from aligntrain.terminal import counting, hide_loading
@@ -142,8 +142,8 @@ def known_images(seed: int = SEED) -> tuple[list[Drawing], Vocabulary]:
     return known, Vocabulary.of(trained_on)
 
 
-def load_run(folder: Path, phase: str) -> tuple[RunSpec, Loaded]:
-    """Return a finished run of `phase` with its model and processor.
+def finished_run(folder: Path, phase: str) -> RunSpec:
+    """Return the finished run of `phase` in `folder`.
 
     Raises:
         InputError: it is no finished run, or one of another phase.
@@ -151,7 +151,8 @@ def load_run(folder: Path, phase: str) -> tuple[RunSpec, Loaded]:
     spec = read_run(folder)
     if spec.recipe.phase != phase:
         raise InputError(f"{folder} is a run of {spec.recipe.phase}; give one of {phase}.")
-    return spec, load_for_inference(folder)
+    model_folder(folder)
+    return spec
 
 
 def load_untrained(spec: RunSpec, seed: int = SEED) -> Loaded:
@@ -172,10 +173,7 @@ def held_out_losses(spec: RunSpec, loaded: Loaded, begin: Progress = silent) -> 
         InputError: the model has no levels, or no pairs or none with a full caption were held back.
     """
     model, processor = loaded
-    if not model.config.has_table:
-        raise InputError(
-            f"{spec.folder} has mixing none and no levels to force; give a run of another mixing."
-        )
+    _check_levels(spec)
     shards = ShardedDataset(spec.data)
     held_out = set(read_index(shards).validation_rows(spec.recipe.data.validation_share).tolist())
     pairs = read_gate_questions(shards, by="caption_kind").questions
@@ -196,6 +194,13 @@ def held_out_losses(spec: RunSpec, loaded: Loaded, begin: Progress = silent) -> 
             gained.append(one.tokens * (mix - one.losses[model.config.levels]))
             lost.append(one.tokens * (one.losses[1] - mix))
     return HeldOutLosses(loss_matrix(pairs, swept), mean_interval(gained), mean_interval(lost))
+
+
+def _check_levels(spec: RunSpec) -> None:
+    if spec.recipe.model.mixing == "none":
+        raise InputError(
+            f"{spec.folder} has mixing none and no levels to force; give a run of another mixing."
+        )
 
 
 def caption_images(
@@ -305,8 +310,9 @@ def measure(
     Raises:
         InputError: a run or its data cannot be used.
     """
-    spec, captioner = load_run(pretrained, "pretrain")
-    fine_spec, answerer = load_run(finetuned, "finetune")
+    spec, fine_spec = finished_run(pretrained, "pretrain"), finished_run(finetuned, "finetune")
+    _check_levels(spec)
+    captioner, answerer = load_for_inference(pretrained), load_for_inference(finetuned)
     losses = held_out_losses(spec, captioner, begin)
     drawings, vocabulary = known_images()
     captions = caption_images(captioner, drawings, begin)
