@@ -203,7 +203,7 @@ def batch_loss(
 
 
 def mixed_words(table: torch.Tensor, texts: Sequence[Text], noise: torch.Generator) -> torch.Tensor:
-    """Return vectors [B, 1, d]: the words of each of `texts`, mixed with another's and with noise."""
+    """Return vectors [B, 1, d] of `texts`: their words, mixed with another's and with noise."""
     ids = [word for text in texts for word in text.words]
     offsets = torch.tensor([0, *map(len, ids[:-1])]).cumsum(0)
     flat = torch.tensor([piece for word in ids for piece in word])
