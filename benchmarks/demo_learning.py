@@ -156,8 +156,8 @@ def report(found: Sequence[demo.Figures], lengths: Sequence[dict[str, Any]]) -> 
     ]
     return (
         f"{len(found)} seeds, {images} test images of known concepts, by a vendor that no phase "
-        "saw. Percent; in parentheses Student's interval over the seeds, then Wilson's over the images "
-        "or questions for the mean.\n\n"
+        "saw. Percent, with Student's interval over the seeds, and Wilson's over the images or "
+        "questions for the mean.\n\n"
         + table(["measured", "mean", "over seeds", "over questions"], rows)
         + "\n\n"
         + table(["beside it", "percent"], baselines)
