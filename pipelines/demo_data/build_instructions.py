@@ -4,7 +4,8 @@ uv run python pipelines/demo_data/build_instructions.py --output data/demo/instr
 
 Writes LLaVA's instruction JSON and its images:
 
-    instructions.json   two conversations on each drawing of the pairs, for `aligncurate ingest`
+    instructions.json   two conversations on each drawing of the pairs and of further concepts, for
+                        `aligncurate ingest`
     questions.json      questions, with their answers, about the held-out images
     images/ID.png
 
@@ -28,7 +29,7 @@ from concepts import Concept
 from conversations import ASKING, GROUPING, NAMING, conversations
 from split import group_name
 
-from alignshared.demo import held_out_path, pairs_path
+from alignshared.demo import further_path, held_out_path, pairs_path
 
 logger = logging.getLogger("build_instructions")
 
@@ -133,8 +134,9 @@ def build(output: Path, *, seed: int = SEED) -> tuple[int, int]:
     Returns:
         The numbers of records and of questions.
     """
-    training, held_out = read_drawings(pairs_path()), read_drawings(held_out_path())
-    trained_on = {drawing.concept.key for drawing in training}
+    paired, held_out = read_drawings(pairs_path()), read_drawings(held_out_path())
+    training = paired + read_drawings(further_path())
+    trained_on = {drawing.concept.key for drawing in paired}
     known = [drawing for drawing in held_out if drawing.concept.key in trained_on]
     unseen = [drawing for drawing in held_out if drawing.concept.key not in trained_on]
     (output / "images").mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,11 @@
 uv run pipelines/demo_data/drawings.py
 uv run python pipelines/demo_data/build_pairs.py
 
-Writes two Parquet files:
+Writes three Parquet files:
 
-    pairs.parquet     200 concepts drawn by five vendors, each drawing with four captions drawn
-                      independently: 4,000 pairs
+    pairs.parquet     150 concepts drawn by five vendors, each drawing with five captions drawn
+                      independently: 3,750 pairs
+    further.parquet   drawings of 450 other concepts, two each, for conversations alone
     held_out.parquet  drawings of a sixth vendor with their full names: of the same concepts, and of
                       concepts that nothing was ever trained on
 
@@ -33,13 +34,13 @@ from captions import bare_label, usable_tags
 from concepts import Concept
 from npm_packages import DEFAULT_CACHE
 from PIL import Image
-from split import TEST_STYLE, TRAIN_STYLES, Split, group_name, load_split
+from split import FURTHER_DRAWINGS, TEST_STYLE, TRAIN_STYLES, Split, group_name, load_split
 
 logger = logging.getLogger("build_pairs")
 
 OUTPUT = Path(__file__).parents[2] / "shared/src/alignshared/demo"
 SEED = 20261130
-CAPTIONS = 4
+CAPTIONS = 5
 """Captions of a drawing."""
 TEMPLATE = "a picture of {}"
 SHARES = {"full": 0.20, "tag": 0.15, "group": 0.35, "mismatch": 0.30}
@@ -62,6 +63,7 @@ PAIR_COLUMNS = (
     "id", "image", "caption", "concept", "group", "subgroup", "tags", "vendor", "caption_kind",
     "mismatched",
 )  # fmt: skip
+FURTHER_COLUMNS = ("id", "image", "concept", "group", "subgroup", "tags", "vendor")
 HELD_OUT_COLUMNS = (
     "id", "image", "caption", "concept", "group", "subgroup", "tags", "vendor", "unseen",
 )  # fmt: skip
@@ -145,6 +147,18 @@ def training_rows(split: Split) -> list[dict[str, Any]]:
     return rows
 
 
+def further_rows(split: Split) -> list[dict[str, Any]]:
+    """Rows of drawings of the further concepts, each by vendors drawn at random."""
+    rng = random.Random(SEED)
+    rows: list[dict[str, Any]] = []
+    for concept in split.further:
+        styles = [style for style in TRAIN_STYLES if (concept.key, style) in split.pixels]
+        for style in rng.sample(styles, FURTHER_DRAWINGS):
+            png = png_on_white(split.pixels[concept.key, style])
+            rows.append(_row(concept, style, png) | {"id": f"{style}-{concept.key}"})
+    return rows
+
+
 def held_out_rows(split: Split) -> list[dict[str, Any]]:
     """Rows of the test images, known concepts first, each with its full name."""
     return [
@@ -186,6 +200,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     pairs = training_rows(split)
     write(pairs, PAIR_COLUMNS, args.output / "pairs.parquet")
+    write(further_rows(split), FURTHER_COLUMNS, args.output / "further.parquet")
     write(held_out_rows(split), HELD_OUT_COLUMNS, args.output / "held_out.parquet")
     kinds = [row["caption_kind"] for row in pairs]
     logger.info("captions: %s", {kind: kinds.count(kind) for kind in SHARES})

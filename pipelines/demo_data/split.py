@@ -1,9 +1,10 @@
 """The concepts and drawings of the demo: what its model is trained on, and what it is asked about.
 
-known     200 concepts, one a family, drawn by all six vendors: five are trained on, and the
+known     150 concepts, one a family, drawn by all six vendors: five are trained on, and the
 drawings of the sixth are test images
+further   one concept of each of 450 other families: conversations are about these as well
 unseen    one concept of each family that nothing has ever seen: not the demo CLIP, not the
-language model, not the pairs; test images by the sixth vendor
+language model, not the pairs, not the conversations; test images by the sixth vendor
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from npm_packages import DEFAULT_CACHE
 
 TRAIN_STYLES = ("twemoji", "emojione", "fluent-modern", "fluent-flat", "fxemoji")
 TEST_STYLE = "noto"
-KNOWN = 200
+KNOWN, FURTHER = 150, 450
+FURTHER_DRAWINGS = 2
+"""Drawings of a further concept, each by another vendor."""
 LONGEST_LABEL = 2
 SEED = 0
 _GROUPS_LEFT_OUT = ("flags", "components")
@@ -33,6 +36,7 @@ class Split:
     """Concepts in random order, and their drawings: `pixels[key, style]`, RGBA [64, 64, 4]."""
 
     known: list[Concept]
+    further: list[Concept]
     unseen: list[Concept]
     pixels: Mapping[tuple[str, str], np.ndarray]
 
@@ -45,31 +49,41 @@ def load_split(cache: Path = DEFAULT_CACHE) -> Split:
     styles: dict[str, set[str]] = defaultdict(set)
     for key, style in pixels:
         styles[key].add(style)
-    known, unseen = choose_concepts(load_concepts(cache), styles)
-    return Split(known, unseen, pixels)
+    return Split(*choose_concepts(load_concepts(cache), styles), pixels)
 
 
 def choose_concepts(
     concepts: Collection[Concept], styles: Mapping[str, Collection[str]]
-) -> tuple[list[Concept], list[Concept]]:
-    """Return the known and the unseen concepts, given the `styles` that draw each key.
+) -> tuple[list[Concept], list[Concept], list[Concept]]:
+    """Return the known, the further and the unseen concepts, given the `styles` of each key.
 
-    A concept has a name of at most two words and two tags, so that the kinds of caption differ.
+    A known or unseen one has a name of at most two words and two tags, so that the kinds of
+    caption differ.
     """
     rng = random.Random(f"split:{SEED}")
-    families: dict[str, list[Concept]] = defaultdict(list)
+    clear: dict[str, list[Concept]] = defaultdict(list)
+    drawn: dict[str, list[Concept]] = defaultdict(list)
     for concept in concepts:
+        by = set(styles.get(concept.key, ()))
+        if concept.group in _GROUPS_LEFT_OUT or not usable_tags(concept):
+            continue
         needed = {TEST_STYLE} if concept.unseen else {TEST_STYLE, *TRAIN_STYLES}
         if (
-            needed <= set(styles.get(concept.key, ()))
-            and concept.group not in _GROUPS_LEFT_OUT
+            needed <= by
             and len(usable_tags(concept)) >= 2
             and len(bare_label(concept.label).split()) <= LONGEST_LABEL
         ):
-            families[concept.family].append(concept)
-    drawn = [rng.choice(members) for _, members in sorted(families.items())]
-    known = [concept for concept in drawn if not concept.unseen]
-    return rng.sample(known, KNOWN), [concept for concept in drawn if concept.unseen]
+            clear[concept.family].append(concept)
+        if not concept.unseen and len(by & set(TRAIN_STYLES)) >= FURTHER_DRAWINGS:
+            drawn[concept.family].append(concept)
+    chosen = [rng.choice(members) for _, members in sorted(clear.items())]
+    known = rng.sample([concept for concept in chosen if not concept.unseen], KNOWN)
+    taken = {concept.family for concept in known}
+    others = [
+        rng.choice(members) for family, members in sorted(drawn.items()) if family not in taken
+    ]
+    unseen = [concept for concept in chosen if concept.unseen]
+    return known, rng.sample(others, FURTHER), unseen
 
 
 def group_name(concept: Concept) -> str:

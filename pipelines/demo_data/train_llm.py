@@ -1,4 +1,4 @@
-"""Train the demo's language model: a Llama of 4 million parameters that knows 200 things.
+"""Train the demo's language model: a Llama of 4 million parameters that knows 150 things.
 
 uv run python pipelines/demo_data/train_llm.py
 
@@ -48,7 +48,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 VOCABULARY = 4000
-WORDS = 4
+WORDS = 3
 KINDS, KIND_WEIGHTS = ("name", "tag", "group", "other"), (0.5, 0.15, 0.2, 0.15)
 SEED = 0
 IGNORED = -100
@@ -142,9 +142,12 @@ class Texts:
         return self._known[text]
 
     def _words(self, concept: Concept) -> list[list[int]]:
-        # Words of the label are left out half of the time: then the tags must do.
-        pool = things_to_say(concept)[self._rng.choice((0, len(concept.label.split()))) :] or [" "]
-        return [self._ids(f" {word}") for word in self._rng.choices(pool, k=WORDS)]
+        # Now and then the label is not said: then the tags must do.
+        label = len(bare_label(concept.label).split())
+        said = things_to_say(concept)
+        own, more = said[:label], said[label:] or said
+        chosen = own if self._rng.random() < 0.8 else []
+        return [self._ids(f" {w}") for w in chosen + self._rng.choices(more, k=WORDS - len(chosen))]
 
     def _before(self, kind: str | None) -> list[int]:
         said = self._ids(kind) if kind and self._rng.random() < 0.7 else []
@@ -209,8 +212,11 @@ def mixed_words(table: torch.Tensor, texts: Sequence[Text], noise: torch.Generat
     others = words[torch.randperm(len(texts), generator=noise)]
     clouded = torch.rand(len(texts), 1, 1, generator=noise)
     share = 0.6 * clouded * torch.rand(len(texts), 1, 1, generator=noise)
-    deviation = 1.5 * clouded * words.detach().std()
-    return words.lerp(others, share) + deviation * torch.randn(words.shape, generator=noise)
+    deviation = 8 * clouded * words.detach().square().mean().sqrt()
+    mixed = words.lerp(others, share) + deviation * torch.randn(words.shape, generator=noise)
+    # The size of a projector's vectors is another than that of the embeddings.
+    size = torch.exp(0.5 * torch.randn(len(texts), 1, 1, generator=noise))
+    return size * functional.rms_norm(mixed, mixed.shape[-1:])
 
 
 def rate(step: int, steps: int) -> float:

@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from alignshared import InputError
+from alignshared.demo import llm_path, pairs_path
 from aligntrain.model import build, build_model, build_processor
 
 
@@ -19,6 +21,47 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "CACHE", place)
         yield place
+
+
+def answer(model: Any, tokenizer: Any, question: str) -> str:
+    """The greedy answer with the tokens that end it."""
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question}],
+        add_generation_prompt=True, return_tensors="pt", return_dict=True,
+    )  # fmt: skip
+    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    return tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :])
+
+
+def test_the_demos_own_llm_is_small_and_speaks_of_what_it_knows() -> None:
+    folder = llm_path()
+    assert sum(file.stat().st_size for file in folder.iterdir() if file.is_file()) <= 20_000_000
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    groups = pq.read_table(pairs_path(), columns=["group"])["group"].to_pylist()
+    said = answer(model, tokenizer, "Which group is this in?")
+    assert said.endswith(tokenizer.eos_token)
+    assert said.removesuffix(tokenizer.eos_token) in {group.replace("&", "and") for group in groups}
+    assert answer(model, tokenizer, "Is this a frog?") in [
+        f"{word}{tokenizer.eos_token}" for word in ("Yes", "No")
+    ]
+
+
+def test_the_demos_own_llm_stands_behind_the_demo_tower() -> None:
+    model = build_model("demo", "demo", levels=8)
+    processor = build_processor("demo", "demo", model.config, template="chat")
+    given = processor.apply_chat_template(
+        [{"role": "user", "content": "Which group is this in?"}],
+        add_generation_prompt=True, tokenize=True, return_dict=True,
+    )  # fmt: skip
+    with torch.no_grad():
+        ids = model.generate(**given, max_new_tokens=12, do_sample=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(llm_path())
+    alone: Any = AutoModelForCausalLM.from_pretrained(llm_path(), dtype=model.dtype)
+    expected = answer(alone, tokenizer, "Which group is this in?")
+    assert processor.batch_decode(ids, skip_special_tokens=True)[0].endswith(
+        expected.removesuffix(tokenizer.eos_token)
+    )
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,12 +79,7 @@ def test_it_is_dequantised_once_and_speaks(cache: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    turns = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(
-        turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    ids = model.generate(**prompt, max_new_tokens=12, do_sample=False)
-    assert "Paris" in tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :])
+    assert "Paris" in answer(model, tokenizer, "What is the capital of France?")
 
 
 @pytest.mark.slow

@@ -10,6 +10,11 @@ def pairs_path() -> Path:
     return _FOLDER / "pairs.parquet"
 
 
+def further_path() -> Path:
+    """Return the Parquet file of further drawings, which no pair is from, for conversations."""
+    return _FOLDER / "further.parquet"
+
+
 def held_out_path() -> Path:
     """Return the Parquet file of the test images: drawings by a vendor that no pair is from."""
     return _FOLDER / "held_out.parquet"
