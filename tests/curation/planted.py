@@ -12,7 +12,7 @@ from alignshared import Dataset, demo
 from alignshared.images import decode_image
 
 DIFFERENT = (
-    "blue heart", "fire engine", "pizza", "frog", "crown", "crystal ball", "ring", "rose",
+    "blue heart", "fire engine", "pizza", "frog", "flamingo", "hospital", "octopus", "rose",
     "seedling", "volcano",
 )  # fmt: skip
 """Concepts whose drawings the demo CLIP does not take for each other."""

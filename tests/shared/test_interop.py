@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from alignshared import Reason, Reject
-from alignshared.demo import held_out_path, pairs_path
+from alignshared.demo import further_path, held_out_path, pairs_path
 from alignshared.schema import (
     CONVERSATIONS_TYPE,
     embedding_type,
@@ -109,7 +109,9 @@ def test_hugging_face_reads_conversations_embeddings_and_extras(
     assert loaded[0]["seen"] == datetime(2025, 1, 2, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(("path", "least"), [(pairs_path(), 1000), (held_out_path(), 100)])
+@pytest.mark.parametrize(
+    ("path", "least"), [(pairs_path(), 1000), (further_path(), 500), (held_out_path(), 100)]
+)
 def test_hugging_face_shows_the_demo(
     tmp_path: Path, hugging_face: Any, path: Path, least: int
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from aligncurate.stages.ingest import ingest
-from alignshared.demo import held_out_path, pairs_path
+from alignshared.demo import further_path, held_out_path, pairs_path
 from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.index import read_index
 
@@ -54,6 +54,11 @@ def drawings(script: Any) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
+def further(script: Any) -> list[Any]:
+    return script.read_drawings(further_path())
+
+
+@pytest.fixture(scope="module")
 def known(script: Any, held_out: list[Row]) -> list[Any]:
     return _test_drawings(script, held_out, unseen=False)
 
@@ -64,8 +69,8 @@ def unseen(script: Any, held_out: list[Row]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def records(script: Any, drawings: list[Any]) -> list[Row]:
-    return script.instructions(drawings, 0)
+def records(script: Any, drawings: list[Any], further: list[Any]) -> list[Row]:
+    return script.instructions(drawings + further, 0)
 
 
 def _test_drawings(script: Any, held_out: list[Row], *, unseen: bool) -> list[Any]:
@@ -101,7 +106,6 @@ def test_every_drawing_has_its_captions_side_by_side(
 ) -> None:
     vendors = scripts["split"].TRAIN_STYLES
     captions = scripts["build_pairs"].CAPTIONS
-    assert captions == 4
     drawn = {(row["vendor"], row["concept"]) for row in pairs}
     concepts = {row["concept"] for row in pairs}
     assert drawn == {(vendor, concept) for vendor in vendors for concept in concepts}
@@ -147,21 +151,43 @@ def _words(row: Row) -> set[str]:
 
 
 def test_the_files_are_what_the_script_makes(
-    scripts: dict[str, Any], drawings: list[Any], known: list[Any], unseen: list[Any],
-    pairs: list[Row], held_out: list[Row], monkeypatch: pytest.MonkeyPatch,
+    scripts: dict[str, Any], drawings: list[Any], further: list[Any], known: list[Any],
+    unseen: list[Any], pairs: list[Row], held_out: list[Row], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     build = scripts["build_pairs"]
     drawn = {
         (drawing.concept.key, drawing.id.removesuffix(f"-{drawing.concept.key}")): drawing.png
-        for drawing in (*drawings, *known, *unseen)
+        for drawing in (*drawings, *further, *known, *unseen)
     }
+    others = {drawing.concept.key: drawing.concept for drawing in further}
     split = scripts["split"].Split(
-        [drawing.concept for drawing in known], [drawing.concept for drawing in unseen], drawn
-    )
-    # Compressing 1,348 PNGs anew takes half a minute: that is tested on its own, below.
+        [drawing.concept for drawing in known], list(others.values()),
+        [drawing.concept for drawing in unseen], drawn,
+    )  # fmt: skip
+    # Compressing all PNGs anew takes half a minute: that is tested on its own, below.
     monkeypatch.setattr(build, "png_on_white", bytes)
     assert build.training_rows(split) == pairs
     assert build.held_out_rows(split) == held_out
+    # Only those that were drawn by lot ship, so their order is lost.
+    shipped = pq.read_table(further_path()).to_pylist()
+    assert {row["id"]: row for row in build.further_rows(split)} == {
+        row["id"]: row for row in shipped
+    }
+
+
+def test_further_concepts_are_drawn_by_several_and_are_no_relatives(
+    scripts: dict[str, Any], further: list[Any], known: list[Any], unseen: list[Any]
+) -> None:
+    split = scripts["split"]
+    vendors = {vendor: set[str]() for vendor in split.TRAIN_STYLES}
+    for drawing in further:
+        vendors[drawing.id.removesuffix(f"-{drawing.concept.key}")].add(drawing.concept.key)
+    times = Counter(key for keys in vendors.values() for key in keys)
+    assert set(times.values()) == {split.FURTHER_DRAWINGS}
+    families = {drawing.concept.family for drawing in further}
+    assert len(families) == len(times) == split.FURTHER
+    assert not families & {drawing.concept.family for drawing in (*known, *unseen)}
+    assert not any(drawing.concept.unseen for drawing in further)
 
 
 def test_a_drawing_is_laid_on_white(scripts: dict[str, Any]) -> None:
@@ -179,8 +205,9 @@ def test_images_are_drawings_of_64_pixels_on_white(pairs: list[Row], held_out: l
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
 
 
-def test_both_files_are_small() -> None:
-    assert pairs_path().stat().st_size + held_out_path().stat().st_size <= MOST_BYTES
+def test_all_files_are_small() -> None:
+    files = (pairs_path(), further_path(), held_out_path())
+    assert sum(file.stat().st_size for file in files) <= MOST_BYTES
 
 
 # What nothing has seen
@@ -212,27 +239,35 @@ def test_unseen_concepts_are_nowhere_in_the_pairs(
 
 
 def test_of_a_family_one_concept_is_drawn_and_what_fits_no_caption_is_left_out(
-    scripts: dict[str, Any], known: list[Any], unseen: list[Any]
+    scripts: dict[str, Any], further: list[Any], known: list[Any], unseen: list[Any]
 ) -> None:
     split = scripts["split"]
+    others = {drawing.concept.key: drawing.concept for drawing in further}
     concepts = [drawing.concept for drawing in (*known, *unseen)]
     every = (split.TEST_STYLE, *split.TRAIN_STYLES)
     styles = {c.key: (split.TEST_STYLE,) if c.unseen else every for c in concepts}
+    styles |= dict.fromkeys(others, split.TRAIN_STYLES[:2])
     own = next(c for c in concepts if not c.unseen and c.family == c.label and " " not in c.label)
     odd = [
         replace(own, key="relative", label=f"woman {own.label}"),
         replace(own, key="long", label="a very long name"),
         replace(own, key="dull", label="zyx", tags=("zyx", "abc")),
         replace(own, key="flag", label="zyx", group="flags"),
+        replace(own, key="bare", label="zyx", tags=()),
         replace(own, key="rare", label="zyx"),
+        replace(own, key="once", label="zyx"),
     ]
-    styles |= {concept.key: every for concept in odd} | {"rare": split.TRAIN_STYLES}
+    styles |= {concept.key: every for concept in odd}
+    styles |= {"rare": split.TRAIN_STYLES, "once": split.TRAIN_STYLES[:1]}
+    every_concept = [*concepts, *others.values(), *odd]
     for seed in range(4):
-        shuffled = random.Random(seed).sample([*concepts, *odd], len(concepts) + len(odd))
-        drawn, left = split.choose_concepts(shuffled, styles)
-        keys = Counter(concept.family for concept in drawn)
-        assert len(drawn) == split.KNOWN == len(keys)
-        assert not {c.key for c in drawn} & {"long", "dull", "flag", "rare"}
+        shuffled = random.Random(seed).sample(every_concept, len(every_concept))
+        drawn, more, left = split.choose_concepts(shuffled, styles)
+        families = {concept.family for concept in drawn}
+        assert len(drawn) == len(families) == split.KNOWN
+        assert not {c.key for c in drawn} & {"long", "dull", "flag", "bare", "rare", "once"}
+        assert len({c.family for c in more} - families) == len(more) == split.FURTHER
+        assert not {c.key for c in more} & {"relative", "flag", "bare", "once"}
         assert {c.key for c in left} == {drawing.concept.key for drawing in unseen}
 
 
@@ -247,15 +282,18 @@ def test_each_drawing_is_read_once(drawings: list[Any], pairs: list[Row]) -> Non
 
 
 def test_the_same_seed_gives_the_same_data(
-    script: Any, drawings: list[Any], known: list[Any], unseen: list[Any], records: list[Row]
-) -> None:
-    assert script.instructions(drawings, 0) == records
-    assert script.instructions(drawings, 1) != records
+    script: Any, drawings: list[Any], further: list[Any], known: list[Any], unseen: list[Any],
+    records: list[Row],
+) -> None:  # fmt: skip
+    assert script.instructions(drawings + further, 0) == records
+    assert script.instructions(drawings + further, 1) != records
     assert script.questions(known, unseen, 0) == script.questions(known, unseen, 0)
 
 
-def test_records_are_llavas(records: list[Row], drawings: list[Any]) -> None:
-    assert Counter(record["id"] for record in records) == {drawing.id: 2 for drawing in drawings}
+def test_records_are_llavas(records: list[Row], drawings: list[Any], further: list[Any]) -> None:
+    assert Counter(record["id"] for record in records) == {
+        drawing.id: 2 for drawing in drawings + further
+    }
     for record in records:
         turns = record["conversations"]
         assert [turn["from"] for turn in turns] == ["human", "gpt"] * 3
@@ -263,10 +301,12 @@ def test_records_are_llavas(records: list[Row], drawings: list[Any]) -> None:
         assert all(turn["value"].strip() for turn in turns)
 
 
-def test_yes_and_no_are_balanced(drawings: list[Any], records: list[Row]) -> None:
+def test_yes_and_no_are_balanced(
+    drawings: list[Any], further: list[Any], records: list[Row]
+) -> None:
     asked = [e for e in exchanges(records) if e[1].startswith("Is this ")]
     answers = Counter(answer for _, _, answer in asked)
-    assert answers["Yes"] == answers["No"] == len(drawings)
+    assert answers["Yes"] == answers["No"] == len(drawings + further)
     # No name gives its answer away.
     by_name = Counter((question, answer) for _, question, answer in asked)
     assert all(by_name[question, "Yes"] == by_name[question, "No"] for question, _ in by_name)
