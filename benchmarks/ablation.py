@@ -1,7 +1,7 @@
 """The paper's ablations at the demo's size, on what `pipelines/quickstart.py` has made.
 
-Runs `aligntrain ablate demo`, which goes on where it stopped, with the questions which group a
-held-out picture is of: of all that the demo's models are asked it is the one they learn to answer.
+Runs `aligntrain ablate demo`, which goes on where it stopped, with the questions which group a test
+image is of, whose concept nothing was trained on.
 Each variant is held against mixing `adaptive`, paired by seed.
 """
 

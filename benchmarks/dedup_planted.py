@@ -1,8 +1,8 @@
 """`aligncurate dedup` on pictures among which changed copies were planted: what it finds, what it
 takes for a copy and is none, and what follows for the default threshold.
 
-The pictures are the demo's, of which many are like each other: flags, faces, people in several
-skin colours. Each is one thing here; two of them are never the same.
+The pictures are the demo's drawings, of which many are like each other: faces, signs, one thing
+drawn by two vendors. Each is one thing here; two of them are never the same.
 """
 
 import argparse
@@ -19,13 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from peers.corpus import demo_drawings
 from PIL import Image, ImageEnhance, ImageOps
 from recording import record, table
 
 from aligncurate import dedup, score
 from aligncurate.core.vectors import unit_rows
 from aligncurate.stages.settings import DedupSettings
-from alignshared import Dataset, demo
+from alignshared import Dataset
 from alignshared.images import decode_image
 
 PACKAGES = ["aligncurate", "faiss-cpu", "open_clip_torch", "torch", "pillow"]
@@ -102,7 +103,7 @@ def plant(folder: Path, originals: int, seed: int) -> Path:
     are `<picture>/<number of the kind>`, -1 for the demo's own.
     """
     rng = np.random.default_rng(seed)
-    rows = pq.read_table(demo.pairs_path(), columns=["image", "caption"]).to_pylist()
+    rows = demo_drawings()
     pairs: list[dict[str, Any]] = []
     changed = set(rng.choice(len(rows), originals, replace=False).tolist())
     for row, pair in enumerate(rows):
@@ -249,8 +250,9 @@ def report(results: dict[str, Any]) -> str:
             f"{results['originals']} pictures a copy of each kind was planted under a new id, rows "
             f"shuffled. Model {results['model']}. A row is left out rightly if the row that stands "
             "for it shows the same picture, mirrored or not. Every picture of the demo counts as "
-            "one thing, also where people could not tell two apart (some flags are equal, and many "
-            "faces differ in a line), so the share of right ones is a lower bound.",
+            "one thing, also where people could not tell two apart (some vendors draw the same "
+            "thing alike, and many faces differ in a line), so the share of right ones is a lower "
+            "bound.",
             _default(results),
         ]
     )

@@ -1,177 +1,224 @@
-"""Whether the demo learns: its losses, and its answers about pictures that training never saw.
+"""Whether the demo learns its levels: what its captions say at each, over seeds and over samples.
 
-Runs both phases of the recipe `demo` for each mixing and seed, on what the quickstart has made, and
-asks each model. Beside them stand mixing `none` (plain LLaVA), the model before any training, and
-the best constant answer to each kind of question.
+Runs both phases of the recipe `demo` for each seed, on what the quickstart has made, and measures
+each model as the quickstart does. The tower's own retrieval, the best constant answer and the model
+before any training stand beside it. A curve over lengths of pre-training shows what more samples
+would bring.
 """
 
 import argparse
-import json
 import logging
 import shlex
-import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from recording import record, table
 
-from aligntrain.recipes import PHASES
-from aligntrain.runs.folder import read_metrics
+from aligntrain.evaluate.intervals import Interval, mean_interval, share_interval
+from aligntrain.inference.load import load_for_inference
+from aligntrain.runs.folder import read_run
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "pipelines/demo_data"))
+
+import figures as demo  # noqa: E402
+from measure import caption_images, known_images  # noqa: E402
 
 logger = logging.getLogger("demo_learning")
 
-ROOT = Path(__file__).parents[1]
-ASK = ROOT / "pipelines/demo_data/answer_questions.py"
 PICTURE = ROOT / "docs/images/demo-learning.png"
-KINDS = {"is_this": "is this a …?", "group": "which group?", "name": "what is this?"}
-COLOURS = ("#1b6e8c", "#c1602c", "#6fa58b", "#7a5c99")
+STEPS = (250, 500, 1000, 2000, 4000)
+QUESTIONS = {"name": "what is this?", "group": "which group?", "is_this": "is this a …?"}
+CURVES = (
+    (demo.RIGHT, 8, "right name at level 8", "#1b6e8c"),
+    (demo.GROUP, 4, "a group at level 4", "#c1602c"),
+    (demo.GROUP, 8, "a group at level 8", "#7a5c99"),
+)
 
 
-def train(data: Path, work: Path, mixing: str, seed: int) -> dict[str, Any]:
-    """Both phases, in run folders below `work`; the lines of their metrics."""
+def train(data: Path, run: Path, phase: str, *options: Any) -> Path:
+    """Train a phase on what the quickstart made, or go on with it; return its folder."""
     given = {"pretrain": data / "bucket", "finetune": data / "ingest"}
-    lines: dict[str, Any] = {}
-    for phase in PHASES:
-        run = work / f"{mixing}-{seed}-{phase}"
-        command = [
-            "run", phase, "--data", given[phase], "--output", run, "--resume",
-            "--set", f"seed={seed}", "--set", f"model.mixing={mixing}",
-        ]  # fmt: skip
-        if phase == "finetune":
-            command += ["--from", work / f"{mixing}-{seed}-pretrain"]
-        _call([Path(sys.executable).with_name("aligntrain"), *command])
-        lines[phase] = read_metrics(run)
-    return lines
+    command = ["run", phase, "--data", given[phase], "--output", run, "--resume", *options]
+    _call(Path(sys.executable).with_name("aligntrain"), *command)
+    return run
 
 
-def ask(data: Path, run: Path, pictures: int, *, untrained: bool) -> dict[str, Any]:
-    """The scores of the model in `run` on held-out pictures, and of the untrained one."""
-    answers = run / "answers.json"
-    if not answers.is_file():
-        questions = data / "instructions/questions.json"
-        extra = ["--untrained"] if untrained else []
+def of_seed(data: Path, work: Path, seed: int) -> demo.Figures:
+    """Both phases with `seed`, and what the quickstart measures of them."""
+    folder = work / f"seed-{seed}"
+    found = folder / demo.FILE
+    if not found.is_file():
+        setting = ("--set", f"seed={seed}")
+        pretrained = train(data, folder / "pretrain", "pretrain", *setting)
+        finetuned = train(data, folder / "finetune", "finetune", "--from", pretrained, *setting)
         _call(
-            [
-                sys.executable, ASK, run, "--questions", questions, "--output", answers,
-                "--pictures", pictures, *extra,
-            ]
+            sys.executable, ROOT / "pipelines/demo_data/measure.py", "--pretrained", pretrained,
+            "--finetuned", finetuned, "--questions", data / "instructions/questions.json",
+            "--output", found, *(["--untrained"] if seed == 0 else []),
         )  # fmt: skip
-    written = json.loads(answers.read_text(encoding="utf-8"))
-    return {who: found["scores"] for who, found in written.items()}
+    return demo.read_figures(found)
 
 
-def _call(command: Sequence[Any]) -> None:
+def _call(*command: Any) -> None:
     words = [str(word) for word in command]
     logger.info("$ %s", shlex.join(words))
     subprocess.run(words, check=True, stderr=subprocess.DEVNULL)
 
 
-def losses(lines: list[dict[str, Any]], name: str = "loss") -> list[float]:
-    """All values of `name` in the order of steps."""
-    return [line[name] for line in lines if name in line]
+def of_length(data: Path, work: Path, steps: int) -> dict[str, Any]:
+    """Shares of the kinds of caption at each level after `steps` steps of pre-training."""
+    run = train(data, work / f"steps-{steps}", "pretrain", "--set", f"max_steps={steps}")
+    batch = read_run(run).recipe.batch.global_size
+    drawings, vocabulary = known_images()
+    captions = caption_images(load_for_inference(run), drawings)
+    kinds = [
+        [vocabulary.kind(text, drawing) for text in texts]
+        for texts, drawing in zip(captions, drawings, strict=True)
+    ]
+    shares = [
+        {kind: at_level.count(kind) / len(drawings) for kind in demo.KINDS}
+        for at_level in zip(*kinds, strict=True)
+    ]
+    return {"steps": steps, "samples": steps * batch, "levels": shares}
 
 
-def accuracy(score: dict[str, Any]) -> float:
-    """The share of right answers, in percent."""
-    return 100 * score["right"] / score["asked"]
-
-
-def draw(results: list[dict[str, Any]]) -> Figure:
-    """A panel for each phase: mean over the seeds, and between which losses they all lie."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    mixings = list(dict.fromkeys(result["mixing"] for result in results))
-    for axes, phase in zip(figure.subplots(1, 2), PHASES, strict=True):
-        for colour, mixing in zip(COLOURS, mixings, strict=False):
-            of_seed = [r["loss"][phase] for r in results if r["mixing"] == mixing]
-            steps = range(1, len(of_seed[0]) + 1)
-            at_step = list(zip(*of_seed, strict=True))
-            axes.plot(steps, list(map(statistics.fmean, at_step)), color=colour, label=mixing)
-            low, high = list(map(min, at_step)), list(map(max, at_step))
-            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-        axes.set_title(phase, fontsize=9, loc="left")
-        axes.set_xlabel("step", fontsize=8)
-        axes.set_ylabel("loss a token, nats", fontsize=8)
-        axes.set_ylim(bottom=0)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", linewidth=0.4)
-    figure.axes[0].legend(frameon=False, fontsize=8, title="mixing", title_fontsize=8)
+def draw(lengths: Sequence[dict[str, Any]], retrieval: float) -> Figure:
+    """Draw what captions say after how many samples."""
+    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+    axes = figure.subplots()
+    samples = [length["samples"] for length in lengths]
+    for kind, level, label, colour in CURVES:
+        shares = [100 * length["levels"][level - 1][kind] for length in lengths]
+        axes.plot(samples, shares, marker="o", markersize=4, color=colour, label=label)
+    axes.axhline(100 * retrieval, color="#888888", linestyle="--", linewidth=1)
+    axes.text(samples[0], 100 * retrieval + 2, "right name, the tower's retrieval", fontsize=8)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(samples, [f"{number:,}" for number in samples])
+    axes.set_xlabel("samples of pre-training", fontsize=9)
+    axes.set_ylabel("captions of test images, percent", fontsize=9)
+    axes.set_ylim(0, 104)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", linewidth=0.4)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def report(results: list[dict[str, Any]], untrained: dict[str, Any]) -> str:
-    """Tables of accuracy and of losses, mean over seeds with the least and the greatest."""
-    constant = [f"{100 * untrained[kind]['constant']:.1f}" for kind in KINDS]
-    before = [f"{accuracy(untrained[kind]):.1f}" for kind in KINDS]
-    rows = [["best constant answer", *constant], ["before training", *before]]
-    lines: list[list[object]] = []
-    for mixing in dict.fromkeys(result["mixing"] for result in results):
-        own = [result for result in results if result["mixing"] == mixing]
-        asked = [_spread([accuracy(r["scores"][kind]) for r in own], 1) for kind in KINDS]
-        rows.append([f"mixing `{mixing}`", *asked])
-        ends = [_spread([r["validation_loss"][phase][-1] for r in own], 3) for phase in PHASES]
-        starts = [_spread([r["loss"][phase][0] for r in own], 3) for phase in PHASES]
-        lines.append([f"`{mixing}`", starts[0], ends[0], starts[1], ends[1]])
-    count = {kind: untrained[kind]["asked"] for kind in KINDS}
-    heading = [f"{name} ({count[kind]})" for kind, name in KINDS.items()]
-    seeds = len({result["seed"] for result in results})
+def report(found: Sequence[demo.Figures], lengths: Sequence[dict[str, Any]]) -> str:
+    """Tables of all that the seeds reached, and of the lengths."""
+    first = found[0]
+    levels, images = first.levels, len(first.images)
+    low, middle, top = first.shown_levels
+    rows: list[list[object]] = [
+        _row(
+            f"captions at level {level}: {kind}", found, images,
+            lambda one, level=level, kind=kind: one.share(level, kind).mean,
+        )
+        for level, kind in (
+            (top, demo.RIGHT), (top, demo.GROUP), (middle, demo.GROUP), (low, demo.RIGHT),
+        )
+    ]  # fmt: skip
+    for kind, question in QUESTIONS.items():
+        rows.append(
+            _row(
+                question, found, first.questions[kind].accuracy.count,
+                lambda one, kind=kind: one.questions[kind].accuracy.mean,
+            )
+        )  # fmt: skip
+    baselines: list[list[object]] = [
+        ["right name, the tower's own retrieval", _percent(first.retrieval)],
+        ["right name, a guess", f"{100 / images:.1f}"],
+    ]
+    for kind, question in QUESTIONS.items():
+        asked = first.questions[kind]
+        baselines.append([f"{question} best constant answer", f"{100 * asked.constant:.1f}"])
+        if asked.untrained is not None:
+            baselines.append([f"{question} before training", f"{100 * asked.untrained:.1f}"])
+    gained, lost = (
+        mean_interval([getattr(one.losses, name).mean for one in found])
+        for name in ("gained", "lost")
+    )
+    near = [
+        abs(row.losses.index(min(row.losses)) + 1 - row.level) <= 1
+        for one in found
+        for row in one.losses.matrix
+    ]
+    curve = [
+        [f"{length['samples']:,}"]
+        + [f"{100 * length['levels'][level - 1][kind]:.1f}" for kind, level, *_ in CURVES]
+        for length in lengths
+    ]
     return (
-        f"Right answers, percent, about pictures of concepts that no phase saw; mean over {seeds} "
-        "seeds, with the least and the greatest.\n\n"
-        + table(["model", *heading], rows)
-        + "\n\nLoss of the first step, and held-out loss at the end.\n\n"
-        + table(["mixing", "pretrain, first", "held out", "finetune, first", "held out"], lines)
-        + f"\n\n![Losses](../../{PICTURE.relative_to(ROOT)})"
+        f"{len(found)} seeds, {images} test images of known concepts, by a vendor that no phase "
+        "saw. Percent, with Student's interval over the seeds, and Wilson's over the images or "
+        "questions for the mean.\n\n"
+        + table(["measured", "mean", "over seeds", "over questions"], rows)
+        + "\n\n"
+        + table(["beside it", "percent"], baselines)
+        + f"\n\nFull captions held back from pre-training: level {levels} forced gains "
+        f"{_nats(gained)} nats a caption against no level forced, level 1 loses {_nats(lost)}. "
+        f"Of the matrices' rows {sum(near)} of {len(near)} have their least loss within one level "
+        "of the diagonal.\n\nOver the length of pre-training, seed 0, percent of captions:\n\n"
+        + table(["samples", *(label for _, _, label, _ in CURVES)], curve)
+        + f"\n\n![Over samples](../../{PICTURE.relative_to(ROOT)})"
     )
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    low, high = min(values), max(values)
-    return f"{statistics.fmean(values):.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+def _row(
+    name: str,
+    found: Sequence[demo.Figures],
+    asked: int,
+    value: Callable[[demo.Figures], float],
+) -> list[object]:
+    over_seeds = mean_interval([value(one) for one in found])
+    over_questions = share_interval(round(over_seeds.mean * asked), asked)
+    mean = f"{100 * over_seeds.mean:.1f}"
+    return [name, mean, _ends(over_seeds, 100, 1), f"{_ends(over_questions, 100, 1)} of {asked}"]
+
+
+def _ends(value: Interval, scale: float, digits: int) -> str:
+    if value.low is None or value.high is None:
+        return "–"
+    return f"{scale * value.low:.{digits}f} to {scale * value.high:.{digits}f}"
+
+
+def _percent(value: Interval) -> str:
+    return f"{100 * value.mean:.1f} ({_ends(value, 100, 1)})"
+
+
+def _nats(value: Interval) -> str:
+    return f"{value.mean:.2f} ({_ends(value, 1, 2)})"
 
 
 def main() -> None:
-    """Train, ask, and write the results."""
+    """Train, measure, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="of the quickstart")
     parser.add_argument("--work", type=Path, default=Path("runs/demo_learning"))
-    parser.add_argument("--pictures", type=int, default=167, help="to ask about (default: all)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--mixings", nargs="+", default=["adaptive", "none"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    results: list[dict[str, Any]] = []
-    untrained: dict[str, Any] = {}
-    for seed in args.seeds:
-        for mixing in args.mixings:
-            lines = train(args.data, args.work, mixing, seed)
-            run = args.work / f"{mixing}-{seed}-finetune"
-            found = ask(args.data, run, args.pictures, untrained=not results)
-            untrained = untrained or found["untrained"]
-            results.append(
-                {
-                    "mixing": mixing,
-                    "seed": seed,
-                    "loss": {phase: losses(lines[phase]) for phase in PHASES},
-                    "validation_loss": {
-                        phase: losses(lines[phase], "validation_loss") for phase in PHASES
-                    },
-                    "gate_weights": losses(lines["finetune"], "gate_weights")[-1:],
-                    "scores": found["trained"],
-                }
-            )
+    found = [of_seed(args.data, args.work, seed) for seed in args.seeds]
+    lengths = [of_length(args.data, args.work, steps) for steps in args.steps]
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    draw(results).savefig(PICTURE, dpi=160)
+    draw(lengths, found[0].retrieval.mean).savefig(PICTURE, dpi=160)
+    seeds = [
+        {"seed": seed, "lines": list(demo.lines(one)), "losses": asdict(one.losses)}
+        for seed, one in zip(args.seeds, found, strict=True)
+    ]
     record(
         "demo_learning",
         "What the demo learns",
         ["aligntrain", "torch", "transformers", "deepspeed"],
-        {"untrained": untrained, "runs": results},
-        report(results, untrained),
+        {"seeds": seeds, "lengths": lengths},
+        report(found, lengths),
     )
 
 

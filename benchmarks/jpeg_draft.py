@@ -18,15 +18,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 from open_clip.transform import PreprocessCfg
+from peers.corpus import demo_drawings
 from PIL import Image
 from recording import record, table
 
 from aligncurate.core.clip import ClipModel, one_torch_thread, pixel_view, resolve_clip
 from aligncurate.core.clip.resolve import ResolvedClip
 from aligncurate.scoring.spec import REDUCED_MARGIN
-from alignshared import demo
 from alignshared.images import decode_sized
 
 PACKAGES = ["aligncurate", "open_clip_torch", "torch", "pillow"]
@@ -100,12 +99,11 @@ def difference(exact: npt.NDArray[Any], other: npt.NDArray[Any]) -> dict[str, fl
 
 
 def score_differences(pairs: int, side: int) -> dict[str, Any]:
-    """Of `pairs` demo pairs enlarged to `side` pixels, and of the photographs."""
+    """Of `pairs` of the demo's drawings enlarged to `side` pixels, and of the photographs."""
     clip = resolve_clip("demo")
     fp32, bf16 = ClipModel(clip, "fp32"), ClipModel(clip, "bf16")
-    rows = pq.read_table(demo.pairs_path(), columns=["image", "caption"])
-    step = max(rows.num_rows // pairs, 1)
-    chosen = rows.take(list(range(0, rows.num_rows, step))[:pairs]).to_pylist()
+    rows = demo_drawings()
+    chosen = rows[:: max(len(rows) // pairs, 1)][:pairs]
     captions = [row["caption"] for row in chosen]
     drawings = [
         jpeg(

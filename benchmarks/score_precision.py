@@ -156,7 +156,7 @@ def measure(model: str, weights: str | None, limit: int | None) -> dict[str, Any
         "bf16 vision tower alone": asdict(change(fp32, score_pairs(images_bf16, texts))),
         "bf16 text tower alone": asdict(change(fp32, score_pairs(images, texts_bf16))),
         "open_clip": asdict(change(fp32, theirs)),
-        "largest_pixel_difference": transform_difference(clip, pictures + web),
+        "largest_pixel_difference": transform_difference(clip, [*dict.fromkeys(pictures), *web]),
     }
 
 

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pyarrow.parquet as pq
+from peers.corpus import demo_drawings
 from recording import record, table
-
-from alignshared.demo import pairs_path
 
 QUESTIONS = (
     "What is this?",
@@ -63,11 +61,11 @@ def serving(model: Path, batch: int) -> Iterator[str]:
 
 
 def bodies(count: int, tokens: int) -> list[dict[str, Any]]:
-    """`count` requests about as many of the demo's images, spread evenly."""
-    images = pq.read_table(pairs_path(), columns=["image"])["image"]
+    """`count` requests about as many of the demo's drawings, spread evenly."""
+    drawings = demo_drawings()
     asked: list[dict[str, Any]] = []
     for i in range(count):
-        data: bytes = images[i * len(images) // count].as_py()["bytes"]
+        data: bytes = drawings[i * len(drawings) // count]["image"]["bytes"]
         url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         content = [
             {"type": "image_url", "image_url": {"url": url}},
@@ -172,7 +170,7 @@ def main() -> None:
     rows = [[one[key] for key in keys] for one in results]
     report = (
         f"The model in `{given.model.name}`, answers of at most {given.tokens} tokens, each with"
-        " a image of the demo, streamed. Clients ask again as soon as they are "
+        " an image of the demo, streamed. Clients ask again as soon as they are "
         "answered; clients and server share the machine.\n\n" + table(header, rows)
     )
     packages = ["torch", "transformers", "starlette", "uvicorn"]

@@ -1,4 +1,4 @@
-"""The whole method on the shipped pictures: levels in data/demo, then a model that answers in runs.
+"""The whole method on the shipped images: levels in data/demo, models and a page on them in runs.
 
 uv run python pipelines/quickstart.py
 """
@@ -19,7 +19,9 @@ TRAINING = [
     "python pipelines/demo_data/build_instructions.py --output data/demo/instructions",
     "aligncurate ingest --input data/demo/instructions/instructions.json --output data/demo/ingest",
     "aligntrain run finetune --data data/demo/ingest --resume",
-    "python pipelines/demo_data/answer_questions.py runs/demo-finetune --kinds group --untrained",
+    "python pipelines/demo_data/measure.py --pretrained runs/demo-pretrain "
+    "--finetuned runs/demo-finetune --output runs/demo/figures.json",
+    "python pipelines/demo_data/show.py runs/demo --open",
 ]
 
 

@@ -2,15 +2,19 @@
 
 import ipaddress
 import os
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Tests run side by side, and threads waiting for one another where there are more of them than
 # cores make small models many times slower. Programs that tests start take it over.
@@ -27,6 +31,8 @@ sys.dont_write_bytecode = False
 # On a busy machine the first example of a property may take seconds.
 settings.register_profile("busy", deadline=None, database=None)
 settings.load_profile("busy")
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 DEAD_PROXY = "http://127.0.0.1:9"
 """Nothing listens there: a process that a test starts meets this in place of the network."""
@@ -138,3 +144,17 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder that is the current one, so that `data/` under it is this test's alone."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """A real browser without a window."""
+    from playwright.sync_api import sync_playwright
+
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is on PATH; install Debian's chromium")
+    with sync_playwright() as driver:
+        one = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield one
+        one.close()

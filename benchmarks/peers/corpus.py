@@ -5,6 +5,7 @@ LLaVA-Pretrain; captions of one to five of the demo's phrases. Speed depends on 
 and not on what is seen, so what matters is that every contender gets the same bytes.
 """
 
+import hashlib
 import io
 import json
 import random
@@ -64,20 +65,31 @@ class Corpus:
         return {record["id"]: record["caption"] for record in records}
 
 
+def demo_drawings() -> list[dict[str, Any]]:
+    """Return the rows of the demo pairs, of each drawing the first: `image` and `caption`."""
+    rows = pq.read_table(demo.pairs_path(), columns=["image", "caption"]).to_pylist()
+    drawings: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        drawings.setdefault(row["image"]["path"], row)
+    return list(drawings.values())
+
+
 def make_corpus(count: int) -> Corpus:
     """Write the first `count` pairs in all layouts, unless an earlier run did."""
-    root = CACHE / "corpus"
+    # The folder is named after the demo pairs that the corpus is made of.
+    digest = hashlib.sha256(demo.pairs_path().read_bytes()).hexdigest()
+    root = CACHE / f"corpus-{digest[:8]}"
     corpus = Corpus(root / f"first-{count}", count)
     if corpus.llava.exists():
         return corpus
     records = _records(count)
     corpus.images.mkdir(parents=True, exist_ok=True)
     corpus.folder.mkdir(exist_ok=True)
-    drawings = pq.read_table(demo.pairs_path(), columns=["image"])["image"].to_pylist()
+    drawings = [row["image"]["bytes"] for row in demo_drawings()]
     for number, record in enumerate(records):
         path = corpus.images / record["image"]
         if not path.exists():
-            path.write_bytes(_picture(drawings[number % len(drawings)]["bytes"], number))
+            path.write_bytes(_picture(drawings[number % len(drawings)], number))
     lines = [_juicer_line(record, corpus.images) for record in records]
     corpus.juicer.write_text("\n".join(lines) + "\n", encoding="utf-8")
     per_tar = -(-count // TARS)
@@ -90,7 +102,7 @@ def make_corpus(count: int) -> Corpus:
 def _records(count: int) -> list[dict[str, Any]]:
     captions = pq.read_table(demo.pairs_path(), columns=["caption"])["caption"].to_pylist()
     # open_clip's tokenizer straightens quotes and that of transformers, in data-juicer, does not.
-    phrases = [caption.translate(_STRAIGHT) for caption in captions]
+    phrases = list(dict.fromkeys(caption.translate(_STRAIGHT) for caption in captions))
     chance = random.Random(0)
     known: set[str] = set()
     records: list[dict[str, Any]] = []

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
+from peers.corpus import demo_drawings
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from aligncurate import ingest
-from alignshared import Dataset, demo
+from alignshared import Dataset
 
 SIDE, PATCH = 168, 14
 IMAGE_TOKENS = (SIDE // PATCH) ** 2
@@ -99,7 +99,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def write_talks(folder: Path, count: int) -> Dataset:
     """`count` ingested records; a question takes a third of the text and its answer the rest."""
     chance = random.Random(0)
-    pairs = pq.read_table(demo.pairs_path(), columns=["image", "caption"]).to_pylist()
+    pairs = demo_drawings()
     images = folder / "images"
     images.mkdir(parents=True)
     records = [_record(number, chance, pairs, images) for number in range(count)]

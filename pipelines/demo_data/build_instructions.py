@@ -1,17 +1,16 @@
-"""Make instruction data of the demo pictures from Unicode's labels, groups and tags.
+"""Make instruction data of the demo's drawings from Unicode's labels, groups and tags.
 
 uv run python pipelines/demo_data/build_instructions.py --output data/demo/instructions
 
-Writes LLaVA's instruction JSON and its pictures:
+Writes LLaVA's instruction JSON and its images:
 
-    instructions.json   conversations on every picture, for `aligncurate ingest`
-    questions.json      questions, with their answers, on concepts that training never sees
+    instructions.json   two conversations on each drawing of the pairs and of further concepts, for
+                        `aligncurate ingest`
+    questions.json      questions, with their answers, about the held-out images
     images/ID.png
 
-What a run with the same validation share keeps for validation, by hash of the ids of pictures, is
-what is held out here: in pretraining too, since the ids are those of the demo pairs. What is asked
-in questions.json is stricter: no concept of the same family (man, woman or person golfing) is in
-training either.
+The name is asked of concepts whose drawings by other vendors were trained on; the group, and
+whether it is this or that, of concepts that nothing was trained on.
 """
 
 import argparse
@@ -24,90 +23,59 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
-from captions import usable_tags, with_article
+from captions import with_article
 from concepts import Concept
+from conversations import ASKING, GROUPING, NAMING, conversations
+from split import group_name
 
-from alignshared.demo import pairs_path
-from aligntrain.data.index import Index, hash_ids
-from aligntrain.recipes import load_recipe
+from alignshared.demo import further_path, held_out_path, pairs_path
 
 logger = logging.getLogger("build_instructions")
 
 SEED = 0
-NAMING = ("What is this?", "What does the picture show?", "What is in the picture?")
-GROUPING = ("Which group is this in?", "What kind of thing is this?")
-CAPTIONING = ("Describe the picture in a few words.", "Give a short caption.")
-ASKING = "Is this {}?"
-
-Exchange = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A demo picture and what it shows."""
+class Drawing:
+    """A drawing of the demo and what it shows."""
 
+    id: str
     concept: Concept
     png: bytes
-    held_out: bool
-
-    @property
-    def id(self) -> str:
-        """That of the demo pair."""
-        return self.concept.key
 
     @property
     def file(self) -> str:
-        """Where its PNG is written, in the output folder."""
+        """Path of its PNG in the output folder."""
         return f"images/{self.id}.png"
 
-    @property
-    def name(self) -> str:
-        """A noun phrase, article and all."""
-        return with_article(self.concept.label)
 
-    @property
-    def group(self) -> str:
-        """In words, as in the captions: `animals and nature`."""
-        return self.concept.group.replace("&", "and")
-
-
-def demo_pictures(share: float, path: Path | None = None) -> list[Picture]:
-    """The pictures of the demo pairs, `share` of them held out as `aligntrain` does it."""
-    rows = pq.read_table(path or pairs_path()).to_pylist()
-    held_out = set(_held_out([row["id"] for row in rows], share))
-    return [
-        Picture(
-            Concept(
-                row["id"], row["concept"], row["group"], row["subgroup"], tuple(row["tags"]), ()
-            ),
-            row["image"]["bytes"],
-            number in held_out,
+def read_drawings(path: Path) -> list[Drawing]:
+    """Return the drawings of one of the demo's files, each once, in its order."""
+    drawings: dict[str, Drawing] = {}
+    for row in pq.read_table(path).to_pylist():
+        key = Path(row["image"]["path"]).stem
+        concept = Concept(
+            key, row["concept"], row["group"], row["subgroup"], tuple(row["tags"]), ()
         )
-        for number, row in enumerate(rows)
-    ]
+        drawing = Drawing(f"{row['vendor']}-{key}", concept, row["image"]["bytes"])
+        drawings.setdefault(drawing.id, drawing)
+    return list(drawings.values())
 
 
-def _held_out(ids: Sequence[str], share: float) -> list[int]:
-    everywhere = np.ones(len(ids), dtype=np.bool_)
-    index = Index(everywhere.astype(np.int32), everywhere, hash_ids(ids), 0)
-    return index.validation_rows(share).tolist()
-
-
-def decoys(pictures: Sequence[Picture], rng: random.Random) -> list[Picture]:
-    """For each picture one of another group; each serves once, so that no name alone tells a no.
+def decoys(drawings: Sequence[Drawing], rng: random.Random) -> list[Drawing]:
+    """For each drawing one of another group; each serves once, so that no name alone tells a no.
 
     Raises:
-        ValueError: more than half of the pictures are of one group.
+        ValueError: more than half of the drawings are of one group.
     """
-    largest = max(Counter(picture.group for picture in pictures).values())
-    if 2 * largest > len(pictures):
-        raise ValueError("more than half of the pictures are of one group.")
-    drawn = rng.sample(pictures, len(pictures))
+    largest = max(Counter(drawing.concept.group for drawing in drawings).values())
+    if 2 * largest > len(drawings):
+        raise ValueError("more than half of the drawings are of one group.")
+    drawn = rng.sample(drawings, len(drawings))
     while clashing := [
-        at for at, (own, other) in enumerate(zip(pictures, drawn, strict=True))
-        if own.group == other.group
+        at for at, (own, other) in enumerate(zip(drawings, drawn, strict=True))
+        if own.concept.group == other.concept.group
     ]:  # fmt: skip
         for at in clashing:
             other = rng.randrange(len(drawn))
@@ -115,100 +83,66 @@ def decoys(pictures: Sequence[Picture], rng: random.Random) -> list[Picture]:
     return drawn
 
 
-def conversations(
-    picture: Picture, decoy: Picture, rng: random.Random
-) -> tuple[list[Exchange], list[Exchange]]:
-    """Two conversations on `picture`, of three exchanges each.
-
-    One opens with the question whether it is what it is, the other whether it is the `decoy`; a
-    name or a group that was said before would give the answer away without the picture. Then both
-    ask for the group; the last question of one is for the name, of the other for a caption.
-    """
-    right = ASKING.format(picture.name), "Yes"
-    wrong = ASKING.format(decoy.name), "No"
-    naming = rng.choice(NAMING), picture.name
-    captioning = rng.choice(CAPTIONING), short_caption(picture, rng)
-    first, second = rng.sample([right, wrong], 2)
-    return (
-        [first, (rng.choice(GROUPING), picture.group), naming],
-        [second, (rng.choice(GROUPING), picture.group), captioning],
-    )
-
-
-def short_caption(picture: Picture, rng: random.Random) -> str:
-    """The name and up to two tags: `a sun, bright and sunny`."""
-    said = set(picture.concept.label.lower().split())
-    tags = [tag for tag in usable_tags(picture.concept) if not set(tag.lower().split()) <= said]
-    chosen = rng.sample(tags, min(2, len(tags)))
-    return f"{picture.name}, {' and '.join(chosen)}" if chosen else picture.name
-
-
-def instructions(pictures: Sequence[Picture], seed: int) -> list[dict[str, Any]]:
-    """Records of LLaVA's format, two a picture, in random order; held-out pictures and the others
-    are decoys among themselves.
-    """
+def instructions(drawings: Sequence[Drawing], seed: int) -> list[dict[str, Any]]:
+    """Records of LLaVA's format, two a drawing, in random order."""
     rng = random.Random(f"instructions:{seed}")
     records: list[dict[str, Any]] = []
-    for held_out in (False, True):
-        side = [picture for picture in pictures if picture.held_out is held_out]
-        for picture, decoy in zip(side, decoys(side, rng) if side else [], strict=True):
-            for exchanges in conversations(picture, decoy, rng):
-                turns: list[dict[str, str]] = []
-                for number, (question, answer) in enumerate(exchanges):
-                    mark = "<image>\n" if number == 0 else ""
-                    turns.append({"from": "human", "value": mark + question})
-                    turns.append({"from": "gpt", "value": answer})
-                record = {"id": picture.id, "image": picture.file, "conversations": turns}
-                records.append(record)
+    for drawing, decoy in zip(drawings, decoys(drawings, rng), strict=True):
+        for exchanges in conversations(drawing.concept, decoy.concept, rng):
+            turns: list[dict[str, str]] = []
+            for number, (question, answer) in enumerate(exchanges):
+                mark = "<image>\n" if number == 0 else ""
+                turns.append({"from": "human", "value": mark + question})
+                turns.append({"from": "gpt", "value": answer})
+            records.append({"id": drawing.id, "image": drawing.file, "conversations": turns})
     rng.shuffle(records)
     return records
 
 
-def questions(pictures: Sequence[Picture], seed: int) -> list[dict[str, Any]]:
-    """What to ask about held-out pictures of which no relative is in training.
+def questions(
+    known: Sequence[Drawing], unseen: Sequence[Drawing], seed: int
+) -> list[dict[str, Any]]:
+    """Records of what to ask about the held-out drawings, with `kind` and `answer`.
 
-    Each has `id`, `image`, `kind` (`is_this`, as often yes as no, `group` or `name`), `question`,
-    `answer`, and whether the demo CLIP was trained with other drawings of the concept.
+    A `name` is asked of the `known` ones; the `group`, and whether one `is_this` (as often yes as
+    no), of the `unseen`.
     """
     rng = random.Random(f"questions:{seed}")
-    known = {picture.concept.family for picture in pictures if not picture.held_out}
-    asked = [p for p in pictures if p.held_out and p.concept.family not in known]
-    found: list[dict[str, Any]] = []
-    for picture, decoy in zip(asked, decoys(asked, rng) if asked else [], strict=True):
-        for kind, question, answer in (
-            ("is_this", ASKING.format(picture.name), "Yes"),
-            ("is_this", ASKING.format(decoy.name), "No"),
-            ("group", GROUPING[0], picture.group),
-            ("name", NAMING[0], picture.name),
-        ):
-            found.append(
-                {
-                    "id": picture.id,
-                    "image": picture.file,
-                    "kind": kind,
-                    "question": question,
-                    "answer": answer,
-                    "clip_knows_concept": not picture.concept.unseen,
-                }
-            )
-    return found
+    asked = [(drawing, "name", NAMING[0], with_article(drawing.concept.label)) for drawing in known]
+    for drawing, decoy in zip(unseen, decoys(unseen, rng), strict=True):
+        right, wrong = (ASKING.format(with_article(d.concept.label)) for d in (drawing, decoy))
+        asked += [
+            (drawing, "is_this", right, "Yes"),
+            (drawing, "is_this", wrong, "No"),
+            (drawing, "group", GROUPING[0], group_name(drawing.concept)),
+        ]
+    return [
+        {
+            "id": drawing.id,
+            "image": drawing.file,
+            "kind": kind,
+            "question": question,
+            "answer": answer,
+        }
+        for drawing, kind, question, answer in asked
+    ]
 
 
-def build(output: Path, *, seed: int = SEED, share: float | None = None) -> tuple[int, int]:
+def build(output: Path, *, seed: int = SEED) -> tuple[int, int]:
     """Write everything into the folder `output`; the JSON files last.
-
-    `share` of the pictures is held out, by default what the recipe `demo` has.
 
     Returns:
         The numbers of records and of questions.
     """
-    if share is None:
-        share = load_recipe("demo", "finetune").data.validation_share
-    pictures = demo_pictures(share)
+    paired, held_out = read_drawings(pairs_path()), read_drawings(held_out_path())
+    training = paired + read_drawings(further_path())
+    trained_on = {drawing.concept.key for drawing in paired}
+    known = [drawing for drawing in held_out if drawing.concept.key in trained_on]
+    unseen = [drawing for drawing in held_out if drawing.concept.key not in trained_on]
     (output / "images").mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        (output / picture.file).write_bytes(picture.png)
-    records, asked = instructions(pictures, seed), questions(pictures, seed)
+    for drawing in (*training, *held_out):
+        (output / drawing.file).write_bytes(drawing.png)
+    records, asked = instructions(training, seed), questions(known, unseen, seed)
     for name, content in (("questions.json", asked), ("instructions.json", records)):
         text = json.dumps(content, ensure_ascii=False, indent=1)
         (output / name).write_text(text + "\n", encoding="utf-8")
@@ -220,10 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("data/demo/instructions"))
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--validation-share", type=float, help="default: the recipe demo's")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    records, asked = build(args.output, seed=args.seed, share=args.validation_share)
+    records, asked = build(args.output, seed=args.seed)
     logger.info("%s: %d conversations, %d held-out questions", args.output, records, asked)
 
 

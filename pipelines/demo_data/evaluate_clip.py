@@ -122,14 +122,12 @@ def evaluate_pairs(
     scores = (embed_images(model, preprocess, images) * texts).sum(dim=1).numpy()
     wrong = np.array([row["mismatched"] for row in rows])
     kinds = np.array([row["caption_kind"] for row in rows])
-    means = {kind: float(scores[(kinds == kind) & ~wrong].mean()) for kind in sorted(set(kinds))}
-    means["mismatched"] = float(scores[wrong].mean())
-    full = (kinds == "full") & ~wrong
+    means = {kind: float(scores[kinds == kind].mean()) for kind in sorted(set(kinds))}
     levels = np.quantile(scores, (0.01, 0.125, 0.25, 0.5, 0.75, 0.875, 0.99))
     return {
         "mean_score": means,
         "auc_matched": auc(scores[~wrong], scores[wrong]),
-        "auc_full": auc(scores[full], scores[wrong]),
+        "auc_full": auc(scores[kinds == "full"], scores[wrong]),
         "quantiles_1_12.5_25_50_75_87.5_99": [round(float(level), 4) for level in levels],
         "standard_deviation": float(scores.std()),
     }

@@ -12,18 +12,19 @@ from alignshared import Dataset, demo
 from alignshared.images import decode_image
 
 DIFFERENT = (
-    "1f5a4", "1f692", "1f355", "1f438", "1f3f0", "1f48d", "1f41e", "1f99a", "1f685", "1f331",
+    "blue heart", "fire engine", "pizza", "frog", "flamingo", "hospital", "octopus", "rose",
+    "seedling", "volcano",
 )  # fmt: skip
-"""Ids of demo pairs whose pictures the demo CLIP does not take for each other."""
+"""Concepts whose drawings the demo CLIP does not take for each other."""
 
 
 def demo_pictures() -> dict[str, tuple[bytes, str]]:
-    """Picture and caption of the demo pairs of `DIFFERENT`."""
-    table = pq.read_table(demo.pairs_path(), columns=["id", "image", "caption"])
+    """Picture and caption, by concept, of the demo's test images of `DIFFERENT`."""
+    table = pq.read_table(demo.held_out_path(), columns=["concept", "image", "caption"])
     return {
-        row["id"]: (row["image"]["bytes"], row["caption"])
+        row["concept"]: (row["image"]["bytes"], row["caption"])
         for row in table.to_pylist()
-        if row["id"] in DIFFERENT
+        if row["concept"] in DIFFERENT
     }
 
 
@@ -64,8 +65,8 @@ def planted_rows() -> list[tuple[str, bytes, str]]:
     larger one, the same bytes again.
     """
     pictures = demo_pictures()
-    rows = [(id_, *pictures[id_]) for id_ in DIFFERENT]
-    heart, engine, pizza, frog = (pictures[id_] for id_ in DIFFERENT[:4])
+    rows = [(concept, *pictures[concept]) for concept in DIFFERENT]
+    heart, engine, pizza, frog = (pictures[concept] for concept in DIFFERENT[:4])
     return [
         *rows,
         ("heart-again", heart[0], "something else entirely"),

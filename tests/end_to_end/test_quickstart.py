@@ -8,9 +8,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from alignshared import Dataset
+from alignshared.demo import pairs_path
 from aligntrain.runs.folder import read_metrics
 
 pytestmark = pytest.mark.slow
@@ -23,7 +25,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     quickstart = [sys.executable, repository / "pipelines/quickstart.py", "--levels-only"]
     run = subprocess.run(quickstart, cwd=workdir, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert "1,911 pairs in = 1,911 scored + 0 rejects" in run.stdout
+    pairs = pq.read_metadata(pairs_path()).num_rows
+    assert f"{pairs:,} pairs in = {pairs:,} scored + 0 rejects" in run.stdout
     return workdir / "data/demo"
 
 
@@ -48,19 +51,24 @@ def test_levels_differ_by_no_more_than_ties_explain(data: Path) -> None:
     ties = max(Counter(scores).values()) - 1
     sizes = [s.count for s in dataset.manifest.level_statistics or []]
     assert len(sizes) == 8
-    assert sum(sizes) == 1911
+    assert sum(sizes) == len(scores)
     assert max(sizes) - min(sizes) <= 1 + 2 * ties
 
 
-def test_wrong_captions_land_in_the_lowest_levels(data: Path) -> None:
-    """A tenth of the demo pairs carries another picture's caption, which no stage is told."""
+def test_levels_sort_the_kinds_of_caption(data: Path) -> None:
+    """No stage is told which captions are full, vague or of another image."""
     dataset = Dataset(data / "bucket")
-    marked = zip(column(dataset, "level"), column(dataset, "mismatched"), strict=True)
-    wrong = [level for level, mismatched in marked if mismatched]
-    assert len(wrong) == 191
-    in_lowest = sum(level <= 2 for level in wrong) / len(wrong)
-    assert in_lowest > 0.75  # a quarter of them by chance
-    assert sum(level == 8 for level in wrong) / len(wrong) < 0.02
+    kinds: dict[int, Counter[str]] = {level: Counter() for level in range(1, 9)}
+    marked = zip(column(dataset, "level"), column(dataset, "caption_kind"), strict=True)
+    for level, kind in marked:
+        kinds[level][kind] += 1
+    most = [kinds[level].most_common(1)[0][0] for level in range(1, 9)]
+    assert most[:2] == ["mismatch", "mismatch"]
+    assert most[3:5] == ["group", "group"]
+    assert most[6:] == ["full", "full"]
+    wrong = [kinds[level]["mismatch"] for level in range(1, 9)]
+    assert sum(wrong[:3]) > 0.85 * sum(wrong)  # three eighths of them by chance
+    assert wrong[7] < 0.02 * sum(wrong)
 
 
 def test_report_is_written(data: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from alignshared import Reason, Reject
-from alignshared.demo import pairs_path
+from alignshared.demo import further_path, held_out_path, pairs_path
 from alignshared.schema import (
     CONVERSATIONS_TYPE,
     embedding_type,
@@ -109,9 +109,14 @@ def test_hugging_face_reads_conversations_embeddings_and_extras(
     assert loaded[0]["seen"] == datetime(2025, 1, 2, tzinfo=UTC)
 
 
-def test_hugging_face_shows_the_demo_pairs(tmp_path: Path, hugging_face: Any) -> None:
-    loaded = load(hugging_face, str(pairs_path()), tmp_path)
-    assert len(loaded) >= 1000
+@pytest.mark.parametrize(
+    ("path", "least"), [(pairs_path(), 1000), (further_path(), 500), (held_out_path(), 100)]
+)
+def test_hugging_face_shows_the_demo(
+    tmp_path: Path, hugging_face: Any, path: Path, least: int
+) -> None:
+    loaded = load(hugging_face, str(path), tmp_path)
+    assert len(loaded) >= least
     assert isinstance(loaded.features["image"], hugging_face.Image)
     assert loaded[0]["image"].size[0] > 0
 

@@ -43,7 +43,7 @@ def test_a_text_finds_what_a_full_sort_finds(planted: Dataset) -> None:
     rows = rows_of(planted)
     assert [hit.id for hit in result.hits] == [rows[i]["id"] for i in order]
     np.testing.assert_allclose([hit.cosine for hit in result.hits], cosines[order], atol=1e-5)
-    assert {result.hits[0].id, result.hits[1].id} == {"1f692", "engine-jpeg"}
+    assert {result.hits[0].id, result.hits[1].id} == {"fire engine", "engine-jpeg"}
     first = rows[int(order[0])]
     hit = result.hits[0]
     assert (hit.rank, hit.caption, hit.score) == (1, first["caption"], first["score"])
@@ -58,11 +58,11 @@ def test_over_captions_the_texts_are_compared(planted: Dataset) -> None:
 
 
 def test_a_picture_finds_itself_and_its_copies(planted: Dataset, tmp_path: Path) -> None:
-    (tmp_path / "heart.png").write_bytes(demo_pictures()["1f5a4"][0])
+    (tmp_path / "heart.png").write_bytes(demo_pictures()["blue heart"][0])
     result = search(planted.location, image=tmp_path / "heart.png", top=2)
-    assert [hit.id for hit in result.hits] == ["1f5a4", "heart-again"]
+    assert [hit.id for hit in result.hits] == ["blue heart", "heart-again"]
     assert result.hits[0].cosine == pytest.approx(1, abs=1e-3)
-    assert result.image == demo_pictures()["1f5a4"][0]
+    assert result.image == demo_pictures()["blue heart"][0]
 
 
 def test_more_than_there_are_gives_all_in_order(planted: Dataset) -> None:

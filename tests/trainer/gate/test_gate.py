@@ -222,8 +222,10 @@ def test_a_pretrained_model_shows_what_each_level_does_to_captions(
     for row in summary["sweep"]["matrix"]:
         own = [at for at, level in enumerate(found["level"]) if level == row["level"]]
         assert row["count"] == len(own)
-        for forced, loss in enumerate(row["losses"], start=1):
-            whole = [found["tokens"][at] * found[f"loss_level_{forced}"][at] for at in own]
+        by_setting = {"loss_own": row["mix"]}
+        by_setting |= {f"loss_level_{n}": loss for n, loss in enumerate(row["losses"], start=1)}
+        for name, loss in by_setting.items():
+            whole = [found["tokens"][at] * found[name][at] for at in own]
             assert loss == pytest.approx(sum(whole) / len(own), rel=1e-5)
     assert sum(row["count"] for row in summary["sweep"]["matrix"]) == 4
     # A caption of the plain template is its words and the end.

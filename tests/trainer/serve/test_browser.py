@@ -2,13 +2,12 @@
 
 import base64
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from aligntrain.serve import Limits
 from tests.trainer import tiny
@@ -24,7 +23,6 @@ from tests.trainer.serve.serving import (
     saved_run,
 )  # fmt: skip
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LONG = 3900
 SHORT = 24
 STOP_WHEN_WRITING = """() => {
@@ -50,17 +48,6 @@ PICTURE = encoded(tiny.picture(1, 200, 140))
 
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is on PATH; install Debian's chromium")
-    with sync_playwright() as driver:
-        one = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield one
-        one.close()
 
 
 @pytest.fixture

@@ -42,12 +42,20 @@ def scatter(x: Sequence[float], y: Sequence[float]) -> "Figure":
 
 
 def matrix(values: npt.NDArray[np.float64], rows: Sequence[str]) -> "Figure":
-    """A cell for each of `values` [n, N], columns from 1; the darker, the less it is in its row."""
+    """A cell for each of `values` [n, N], see `draw_matrix`."""
+    figure = new_figure(10, 0.8 + 0.36 * len(rows))
+    draw_matrix(figure.add_subplot(), values, rows)
+    return figure
+
+
+def draw_matrix(axes: "Axes", values: npt.NDArray[np.float64], rows: Sequence[str]) -> None:
+    """Draw a cell for each of `values` [n, N], columns from 1.
+
+    The darker a cell, the less it is in its row; the least is bold.
+    """
     from matplotlib.colors import LinearSegmentedColormap
 
-    figure = new_figure(10, 0.8 + 0.36 * len(rows))
-    axes = plain_axes(figure.add_subplot())
-    axes.grid(visible=False)
+    plain_axes(axes).grid(visible=False)
     axes.spines["bottom"].set_visible(False)
     above = values - values.min(axis=1, keepdims=True)
     shades = above / np.maximum(above.max(axis=1, keepdims=True), 1e-12)
@@ -56,10 +64,12 @@ def matrix(values: npt.NDArray[np.float64], rows: Sequence[str]) -> "Figure":
     sides = np.arange(levels + 1) + 0.5, np.arange(n + 1) - 0.5
     axes.pcolormesh(*sides, shades, cmap=tints, vmin=0, vmax=1)
     for (y, x), value in np.ndenumerate(values):
-        axes.text(x + 1, y, f"{value:.2f}", color=INK, fontsize=9, ha="center", va="center")
+        axes.text(
+            x + 1, y, f"{value:.2f}", color=INK, fontsize=9, ha="center", va="center",
+            fontweight="normal" if above[y, x] else "bold",
+        )  # fmt: skip
     axes.set_xticks(range(1, levels + 1))
     axes.set_yticks(range(n), rows)
-    return figure
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -8,12 +8,12 @@ from aligncurate.reporting import format
 from alignshared.images import data_uri, thumbnail
 
 
-def render(template: str, context: Mapping[str, Any]) -> str:
-    """Render `template`, a file in `templates/`, with `context`."""
+def render(template: str, context: Mapping[str, Any], folder: Path | None = None) -> str:
+    """Render `template`, a file in `templates/`, or in `folder`, with `context`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader([*filter(None, [folder]), Path(__file__).parent / "templates"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

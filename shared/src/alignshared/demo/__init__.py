@@ -1,13 +1,30 @@
-"""Demo data shipped with the package: real pairs and a small CLIP to score them."""
+"""The demo's files: pairs and held-out images, the CLIP that scores them, and a small LLM."""
 
 from pathlib import Path
 
+_FOLDER = Path(__file__).parent
+
 
 def pairs_path() -> Path:
-    """The Parquet file of demo pairs: Noto drawings with captions, see docs/demo-clip.md."""
-    return Path(__file__).parent / "pairs.parquet"
+    """Return the Parquet file of the demo pairs, see docs/demo.md."""
+    return _FOLDER / "pairs.parquet"
+
+
+def further_path() -> Path:
+    """Return the Parquet file of further drawings, which no pair is from, for conversations."""
+    return _FOLDER / "further.parquet"
+
+
+def held_out_path() -> Path:
+    """Return the Parquet file of the test images: drawings by a vendor that no pair is from."""
+    return _FOLDER / "held_out.parquet"
 
 
 def clip_path() -> Path:
-    """The folder of the demo CLIP in open_clip's `local-dir:` form (config and safetensors)."""
-    return Path(__file__).parent / "clip"
+    """Return the folder of the demo CLIP in open_clip's `local-dir:` form."""
+    return _FOLDER / "clip"
+
+
+def llm_path() -> Path:
+    """Return the folder of the demo's language model in transformers' form."""
+    return _FOLDER / "llm"

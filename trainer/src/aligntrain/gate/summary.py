@@ -62,11 +62,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class OwnLevel:
-    """Mean `losses` [N] of `count` pairs of `level` with each of N forced, in nats per caption."""
+    """Mean `losses` [N] of `count` pairs of `level` with each of N forced, in nats per caption.
+
+    `mix` is that with the model's own mix.
+    """
 
     level: int
     count: int
     losses: tuple[float, ...]
+    mix: float
 
 
 @dataclass(frozen=True)
@@ -134,21 +138,27 @@ class GateReport:
 
     @cached_property
     def matrix(self) -> list[OwnLevel]:
-        """Losses of the sweep's pairs by own level, then by forced level; [] without levels.
+        """Losses of the sweep's pairs by own level, then by forced level; [] without levels."""
+        return loss_matrix(self.questions, self.swept) if self.read.pairs else []
 
-        A model that has learned its levels has its least losses near the diagonal.
-        """
-        forced = range(1, self.config.levels + 1)
-        by_level: dict[int, list[list[float]]] = {}
-        for result in self.swept:
-            own = self.questions[result.number].level
-            if own is not None and self.read.pairs:
-                losses = [result.tokens * result.losses[level] for level in forced]
-                by_level.setdefault(own, []).append(losses)
-        return [
-            OwnLevel(own, len(losses), tuple(np.mean(losses, axis=0).tolist()))
-            for own, losses in sorted(by_level.items())
-        ]
+
+def loss_matrix(questions: Sequence[GateQuestion], swept: Sequence[SweepResult]) -> list[OwnLevel]:
+    """Return the losses of the pairs `swept` by own level, then by forced level; [] without levels.
+
+    The results' numbers are places in `questions`. A model that has learned its levels has its
+    least losses near the diagonal.
+    """
+    by_level: dict[int, list[list[float]]] = {}
+    for result in swept:
+        own = questions[result.number].level
+        if own is not None:
+            losses = [result.tokens * result.losses[setting] for setting in result.losses]
+            by_level.setdefault(own, []).append(losses)
+    matrix: list[OwnLevel] = []
+    for own, rows in sorted(by_level.items()):
+        mix, *forced = np.mean(rows, axis=0).tolist()  # the own mix comes first, see `sweep_levels`
+        matrix.append(OwnLevel(own, len(rows), tuple(forced), mix))
+    return matrix
 
 
 def entropies(weights: Weights) -> Weights:

@@ -145,4 +145,7 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
 
 def _lasting(name: str) -> str:
     """Return `name` as an absolute path if it is a path here, so that it holds from any folder."""
-    return os.fspath(Path(name).absolute()) if name != "demo" and Path(name).exists() else name
+    from aligntrain.model.build import KNOWN
+
+    is_path = name not in KNOWN and Path(name).exists()
+    return os.fspath(Path(name).absolute()) if is_path else name

