@@ -18,7 +18,8 @@ ROOM = Path("runs/demo-finetune")
 RUN = (
     "aligntrain run finetune --recipe demo --data ingest --from none --set lora.rank=16 "
     "--set optimizer.llm_lr=1e-3 --set max_steps=6 --set checkpoint.every=3 "
-    "--set checkpoint.keep=2 --set optimizer.warmup_ratio=0 --set log.validate_samples=8"
+    "--set checkpoint.keep=2 --set optimizer.warmup_ratio=0 "
+    "--set log.validate_samples=8 --set log.every=1"
 )
 
 
@@ -72,14 +73,14 @@ def test_from_a_few_steps_to_a_whole_model_that_answers(workdir: Path, repositor
     assert [line["loss"] for line in read_metrics(ROOM) if "loss" in line] == whole
 
     told = command(workdir, f"aligntrain merge {ROOM} models/mine")
-    assert "LoRA merged into 210 matrices" in told  # 30 layers of 7
+    assert "LoRA merged into 28 matrices" in told  # 4 layers of 7
     assert "exists already" in command(workdir, f"aligntrain merge {ROOM} models/mine", code=2)
     assert "has no LoRA to merge" in command(workdir, "aligntrain merge models/mine other", code=2)
     small, large = (
         sum(file.stat().st_size for file in Path(folder).rglob("*.safetensors"))
         for folder in (ROOM / "export", "models/mine")
     )
-    assert small < 0.1 * large
+    assert small < 0.3 * large  # most of it the projector, which takes a whole image at once
 
     image = (
         Path("instructions")
