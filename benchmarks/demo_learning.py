@@ -132,14 +132,14 @@ def report(found: Sequence[demo.Figures], lengths: Sequence[dict[str, Any]]) -> 
             )
         )  # fmt: skip
     baselines: list[list[object]] = [
-        ["right name, the tower's own retrieval", _percent(first.retrieval)],
-        ["right name, a guess", f"{100 / images:.1f}"],
+        ["right name, the tower's own retrieval", demo.percent(first.retrieval)],
+        ["right name, a guess", f"{100 / images:.1f} %"],
     ]
     for kind, question in QUESTIONS.items():
         asked = first.questions[kind]
-        baselines.append([f"{question} best constant answer", f"{100 * asked.constant:.1f}"])
+        baselines.append([f"{question} best constant answer", f"{100 * asked.constant:.1f} %"])
         if asked.untrained is not None:
-            baselines.append([f"{question} before training", f"{100 * asked.untrained:.1f}"])
+            baselines.append([f"{question} before training", f"{100 * asked.untrained:.1f} %"])
     gained, lost = (
         mean_interval([getattr(one.losses, name).mean for one in found])
         for name in ("gained", "lost")
@@ -160,11 +160,12 @@ def report(found: Sequence[demo.Figures], lengths: Sequence[dict[str, Any]]) -> 
         "questions for the mean.\n\n"
         + table(["measured", "mean", "over seeds", "over questions"], rows)
         + "\n\n"
-        + table(["beside it", "percent"], baselines)
+        + table(["beside it", "share"], baselines)
         + f"\n\nFull captions held back from pre-training: level {levels} forced gains "
-        f"{_nats(gained)} nats a caption against no level forced, level 1 loses {_nats(lost)}. "
-        f"Of the matrices' rows {sum(near)} of {len(near)} have their least loss within one level "
-        "of the diagonal.\n\nOver the length of pre-training, seed 0, percent of captions:\n\n"
+        f"{demo.nats(gained)} nats a caption against no level forced, level 1 loses "
+        f"{demo.nats(lost)}. Of the matrices' rows {sum(near)} of {len(near)} have their least "
+        "loss within one level of the diagonal.\n\n"
+        "Over the length of pre-training, seed 0, percent of captions:\n\n"
         + table(["samples", *(label for _, _, label, _ in CURVES)], curve)
         + f"\n\n![Over samples](../../{PICTURE.relative_to(ROOT)})"
     )
@@ -186,14 +187,6 @@ def _ends(value: Interval, scale: float, digits: int) -> str:
     if value.low is None or value.high is None:
         return "–"
     return f"{scale * value.low:.{digits}f} to {scale * value.high:.{digits}f}"
-
-
-def _percent(value: Interval) -> str:
-    return f"{100 * value.mean:.1f} ({_ends(value, 100, 1)})"
-
-
-def _nats(value: Interval) -> str:
-    return f"{value.mean:.2f} ({_ends(value, 1, 2)})"
 
 
 def main() -> None:

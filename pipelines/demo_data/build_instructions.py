@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from captions import with_article
+from captions import group_name, with_article
 from concepts import Concept
 from conversations import ASKING, GROUPING, NAMING, conversations
-from split import group_name
 
 from alignshared.demo import further_path, held_out_path, pairs_path
 

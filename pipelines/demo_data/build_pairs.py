@@ -30,11 +30,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from captions import bare_label, usable_tags
+from captions import TEMPLATE, bare_label, group_name, usable_tags
 from concepts import Concept
 from npm_packages import DEFAULT_CACHE
 from PIL import Image
-from split import FURTHER_DRAWINGS, TEST_STYLE, TRAIN_STYLES, Split, group_name, load_split
+from split import FURTHER_DRAWINGS, TEST_STYLE, TRAIN_STYLES, Split, load_split
 
 logger = logging.getLogger("build_pairs")
 
@@ -42,7 +42,6 @@ OUTPUT = Path(__file__).parents[2] / "shared/src/alignshared/demo"
 SEED = 20261130
 CAPTIONS = 5
 """Captions of a drawing."""
-TEMPLATE = "a picture of {}"
 SHARES = {"full": 0.20, "tag": 0.15, "group": 0.35, "mismatch": 0.30}
 ROW_GROUP_ROWS = 256
 IMAGE_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -7,6 +7,8 @@ import re
 
 from concepts import Concept
 
+TEMPLATE = "a picture of {}"
+"""The one template of all captions of the pairs."""
 KINDS = ("full", "tags", "group")
 KIND_WEIGHTS = (0.60, 0.25, 0.15)
 FULL_TEMPLATES = (
@@ -58,6 +60,11 @@ def with_article(label: str) -> str:
     return f"{'an' if text[0].lower() in 'aeio' else 'a'} {text}"
 
 
+def group_name(concept: Concept) -> str:
+    """The group in words: `animals and nature`."""
+    return concept.group.replace("&", "and")
+
+
 def usable_tags(concept: Concept) -> list[str]:
     """Tags that say something beside the label and are words rather than emoticons."""
     label = concept.label.lower()
@@ -86,7 +93,7 @@ def tags_caption(concept: Concept, rng: random.Random) -> str:
 
 def group_caption(concept: Concept, rng: random.Random) -> str:
     """The name of the group only: true, and nearly empty."""
-    return rng.choice(GROUP_TEMPLATES).format(group=concept.group.replace("&", "and"))
+    return rng.choice(GROUP_TEMPLATES).format(group=group_name(concept))
 
 
 def caption_of(concept: Concept, kind: str, rng: random.Random) -> tuple[str, str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 
-from captions import usable_tags, with_article
+from captions import group_name, usable_tags, with_article
 from concepts import Concept
-from split import group_name
 
 NAMING = ("What is this?", "What does the picture show?", "What is in the picture?")
 GROUPING = ("Which group is this in?", "What kind of thing is this?")

@@ -37,11 +37,11 @@ from npm_packages import (
     read_members,
 )
 from PIL import Image
+from split import TEST_STYLE
 
 logger = logging.getLogger("drawings")
 
 SIZE = 64
-HELD_OUT_STYLE = "noto"
 # Fluent files a person once a skin tone; only the default (yellow) one is a base concept.
 _SKIN_TONE = re.compile(r"-(dark|light|medium|medium-dark|medium-light)$")
 
@@ -110,7 +110,7 @@ def iconify_svgs(package: NpmPackage, cache: Path) -> dict[str, str]:
 def all_drawings(concepts: list[Concept], cache: Path) -> Iterator[tuple[str, Concept, np.ndarray]]:
     """Yield (style, concept, uint8 [64, 64, 4]) over all vendors."""
     sources = {
-        HELD_OUT_STYLE: _by_hexcode(NOTO, "img/google/64/", concepts, cache),
+        TEST_STYLE: _by_hexcode(NOTO, "img/google/64/", concepts, cache),
         "twemoji": _by_hexcode(TWEMOJI, "img/twitter/64/", concepts, cache),
         "emojione": _by_hexcode(EMOJIONE, "assets/png_128x128/", concepts, cache),
         "fluent-modern": _by_name(fluent_svgs("modern", cache), concepts),

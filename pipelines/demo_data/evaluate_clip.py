@@ -22,13 +22,13 @@ from concepts import Concept, load_concepts
 from demo_model import encode_text, load, on_white
 from npm_packages import DEFAULT_CACHE
 from PIL import Image
+from split import TEST_STYLE
 from torch import nn
 
 logger = logging.getLogger("evaluate_clip")
 
 DEMO = Path(__file__).parents[2] / "shared/src/alignshared/demo"
 CAPTION_SEED = 7
-HELD_OUT_STYLE = "noto"
 BATCH = 256
 
 
@@ -89,7 +89,7 @@ def held_out_sets(
     sets: dict[str, list[int]] = {}
     for row, record in enumerate(records):
         unseen = concepts[record["key"]].unseen
-        if record["style"] == HELD_OUT_STYLE:
+        if record["style"] == TEST_STYLE:
             sets.setdefault("noto unseen" if unseen else "noto known", []).append(row)
         elif unseen:
             sets.setdefault(f"{record['style']} unseen", []).append(row)

@@ -168,7 +168,7 @@ def lines(figures: Figures) -> Iterator[str]:
     yield "  * least of its row"
     yield (
         f"  of the {losses.gained.count} full ones, against no level forced: level "
-        f"{figures.levels} gains {_nats(losses.gained)}, level 1 loses {_nats(losses.lost)}"
+        f"{figures.levels} gains {nats(losses.gained)}, level 1 loses {nats(losses.lost)}"
     )
     yield ""
     yield f"Captions of {len(figures.images)} test images at each level: what they say, in percent"
@@ -178,23 +178,25 @@ def lines(figures: Figures) -> Iterator[str]:
         yield f"  {level:5}" + "".join(f"{share:14.0f}" for share in shares)
     yield (
         f"  the demo CLIP finds the right name among all {len(figures.images)} in "
-        f"{_percent(figures.retrieval)}; a guess would in {100 / len(figures.images):.1f} %"
+        f"{percent(figures.retrieval)}; a guess would in {100 / len(figures.images):.1f} %"
     )
     yield ""
     yield "Right answers of the fine-tuned model"
     for kind, asked in figures.questions.items():
         before = "" if asked.untrained is None else f"; untrained {100 * asked.untrained:.1f} %"
         yield (
-            f"  {kind:8} {_percent(asked.accuracy):>26} of {asked.accuracy.count}; "
+            f"  {kind:8} {percent(asked.accuracy):>26} of {asked.accuracy.count}; "
             f"best constant answer {100 * asked.constant:.1f} %{before}"
         )
 
 
-def _nats(value: Interval) -> str:
+def nats(value: Interval) -> str:
+    """Return a mean loss with its interval."""
     return f"{value.mean:.2f}{_ends(value, 1, 2)}"
 
 
-def _percent(value: Interval) -> str:
+def percent(value: Interval) -> str:
+    """Return a share in percent with its interval."""
     return f"{100 * value.mean:.1f} %{_ends(value, 100, 1)}"
 
 

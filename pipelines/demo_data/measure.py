@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING
 import evaluate_clip
 import torch
 from build_instructions import Drawing, read_drawings
-from build_pairs import TEMPLATE
-from captions import bare_label, usable_tags, with_article
+from captions import TEMPLATE, bare_label, group_name, usable_tags, with_article
 from conversations import GROUPING, NAMING
 from demo_model import load as load_clip
 from figures import (
@@ -44,7 +43,6 @@ from figures import (
     write_figures,
 )
 from PIL import Image
-from split import group_name
 
 from alignshared import InputError
 from alignshared.demo import clip_path, held_out_path, pairs_path

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from build_instructions import read_drawings
-from build_pairs import TEMPLATE
+from captions import TEMPLATE
 from figures import ANOTHER, FILE, GROUP, OTHER, RIGHT, TAG, Figures, TestImage, read_figures
 from markupsafe import Markup
 

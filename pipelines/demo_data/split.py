@@ -84,8 +84,3 @@ def choose_concepts(
     ]
     unseen = [concept for concept in chosen if concept.unseen]
     return known, rng.sample(others, FURTHER), unseen
-
-
-def group_name(concept: Concept) -> str:
-    """The group in words: `animals and nature`."""
-    return concept.group.replace("&", "and")

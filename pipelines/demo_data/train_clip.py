@@ -25,9 +25,10 @@ from augment import augment
 from captions import caption_of
 from concepts import Concept, load_concepts
 from demo_model import MEAN, MODEL_CFG, STD, encode_text, load, new_model, save
-from evaluate_clip import DEMO, HELD_OUT_STYLE, evaluate_drawings
+from evaluate_clip import DEMO, evaluate_drawings
 from npm_packages import DEFAULT_CACHE
 from open_clip.loss import ClipLoss
+from split import TEST_STYLE
 from torch import nn
 
 logger = logging.getLogger("train_clip")
@@ -55,7 +56,7 @@ def load_training_set(cache: Path) -> TrainingSet:
     records = json.loads((cache / "drawings.json").read_text())
     by_key: dict[str, list[int]] = {}
     for row, record in enumerate(records):
-        if record["style"] != HELD_OUT_STYLE:
+        if record["style"] != TEST_STYLE:
             by_key.setdefault(record["key"], []).append(row)
     concepts = [c for c in load_concepts(cache) if c.key in by_key and not c.unseen]
     rows = [by_key[concept.key] for concept in concepts]

@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from captions import bare_label, usable_tags, with_article
+from captions import TEMPLATE, bare_label, group_name, usable_tags, with_article
 from concepts import Concept
 from conversations import ASKING, CAPTIONING, GROUPING, NAMING, conversations
 from npm_packages import DEFAULT_CACHE
-from split import group_name, load_split
+from split import load_split
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.nn import functional
@@ -69,11 +69,6 @@ class Text:
     learned: list[bool]
 
 
-def caption(text: str) -> str:
-    """The one template of all captions of the demo."""
-    return f"a picture of {text}"
-
-
 def things_to_say(concept: Concept) -> list[str]:
     """Words about a concept: those of its label, tags and subgroup."""
     return [
@@ -88,9 +83,9 @@ def train_tokenizer(concepts: Sequence[Concept]) -> PreTrainedTokenizerFast:
     texts = [*NAMING, *GROUPING, *CAPTIONING, ASKING.format("a"), "Yes", "No", *KINDS] * 50
     for concept in concepts:
         name, group = bare_label(concept.label), group_name(concept)
-        texts += [caption(name), caption(group), with_article(concept.label), group]
+        texts += [TEMPLATE.format(name), TEMPLATE.format(group), with_article(concept.label), group]
         texts += [f" {word}" for word in things_to_say(concept)]
-        texts += [caption(tag) for tag in usable_tags(concept)]
+        texts += [TEMPLATE.format(tag) for tag in usable_tags(concept)]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -165,7 +160,7 @@ class Texts:
             "group": group_name(concept),
             "other": bare_label(other.label),
         }[kind]
-        after = self._ids(f"{caption(said)}\n")
+        after = self._ids(f"{TEMPLATE.format(said)}\n")
         return Text(self._before(kind), self._words(concept), after, [True] * len(after))
 
     def _conversation(self) -> Text:
