@@ -1,9 +1,9 @@
 """Whether the demo learns its levels: what its captions say at each, over seeds and over samples.
 
-Runs both phases of the recipe `demo` for each seed, on what the quickstart has made, and measures
-each model as the quickstart does. The tower's own retrieval, the best constant answer and the model
-before any training stand beside it. A curve over lengths of pre-training shows what more samples
-would bring.
+Runs both phases of the recipe `demo` for each seed, and pre-training without levels, on what the
+quickstart has made, and measures each model as the quickstart does. The tower's own retrieval, the
+best constant answer and the model before any training stand beside it. A curve over lengths of
+pre-training shows what more samples would bring.
 """
 
 import argparse
@@ -50,17 +50,20 @@ def train(data: Path, run: Path, phase: str, *options: Any) -> Path:
 
 
 def of_seed(data: Path, work: Path, seed: int) -> demo.Figures:
-    """Both phases with `seed`, and what the quickstart measures of them."""
+    """Both phases with `seed`, one without levels, and what the quickstart measures of them."""
     folder = work / f"seed-{seed}"
     found = folder / demo.FILE
     if not found.is_file():
         setting = ("--set", f"seed={seed}")
         pretrained = train(data, folder / "pretrain", "pretrain", *setting)
         finetuned = train(data, folder / "finetune", "finetune", "--from", pretrained, *setting)
+        without = ("--set", "model.mixing=none")
+        plain = train(data, folder / "plain", "pretrain", *setting, *without)
         _call(
             sys.executable, ROOT / "pipelines/demo_data/measure.py", "--pretrained", pretrained,
-            "--finetuned", finetuned, "--questions", data / "instructions/questions.json",
-            "--output", found, *(["--untrained"] if seed == 0 else []),
+            "--finetuned", finetuned, "--plain", plain, "--output", found,
+            "--questions", data / "instructions/questions.json",
+            *(["--untrained"] if seed == 0 else []),
         )  # fmt: skip
     return demo.read_figures(found)
 
@@ -124,6 +127,13 @@ def report(found: Sequence[demo.Figures], lengths: Sequence[dict[str, Any]]) -> 
             (top, demo.RIGHT), (top, demo.GROUP), (middle, demo.GROUP), (low, demo.RIGHT),
         )
     ]  # fmt: skip
+    rows += [
+        _row(
+            f"captions without levels: {kind}", found, images,
+            lambda one, kind=kind: _plain(one).share(kind).mean,
+        )
+        for kind in (demo.RIGHT, demo.GROUP)
+    ]  # fmt: skip
     for kind, question in QUESTIONS.items():
         rows.append(
             _row(
@@ -144,6 +154,7 @@ def report(found: Sequence[demo.Figures], lengths: Sequence[dict[str, Any]]) -> 
         mean_interval([getattr(one.losses, name).mean for one in found])
         for name in ("gained", "lost")
     )
+    without = mean_interval([_plain(one).gained.mean for one in found])
     near = [
         abs(row.losses.index(min(row.losses)) + 1 - row.level) <= 1
         for one in found
@@ -162,13 +173,19 @@ def report(found: Sequence[demo.Figures], lengths: Sequence[dict[str, Any]]) -> 
         + "\n\n"
         + table(["beside it", "share"], baselines)
         + f"\n\nFull captions held back from pre-training: level {levels} forced gains "
-        f"{demo.nats(gained)} nats a caption against no level forced, level 1 loses "
-        f"{demo.nats(lost)}. Of the matrices' rows {sum(near)} of {len(near)} have their least "
+        f"{demo.nats(without)} nats a caption against the model without levels, "
+        f"{demo.nats(gained)} against no level forced; level 1 loses {demo.nats(lost)}. Of "
+        f"the matrices' rows {sum(near)} of {len(near)} have their least "
         "loss within one level of the diagonal.\n\n"
         "Over the length of pre-training, seed 0, percent of captions:\n\n"
         + table(["samples", *(label for _, _, label, _ in CURVES)], curve)
         + f"\n\n![Over samples](../../{PICTURE.relative_to(ROOT)})"
     )
+
+
+def _plain(one: demo.Figures) -> demo.Plain:
+    assert one.plain is not None  # `of_seed` trains it
+    return one.plain
 
 
 def _row(

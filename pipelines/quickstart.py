@@ -19,8 +19,10 @@ TRAINING = [
     "python pipelines/demo_data/build_instructions.py --output data/demo/instructions",
     "aligncurate ingest --input data/demo/instructions/instructions.json --output data/demo/ingest",
     "aligntrain run finetune --data data/demo/ingest --resume",
+    "aligntrain run pretrain --data data/demo/bucket --set model.mixing=none --output "
+    "runs/demo/plain --resume",
     "python pipelines/demo_data/measure.py --pretrained runs/demo-pretrain "
-    "--finetuned runs/demo-finetune --output runs/demo/figures.json",
+    "--finetuned runs/demo-finetune --plain runs/demo/plain --output runs/demo/figures.json",
     "python pipelines/demo_data/show.py runs/demo --open",
 ]
 

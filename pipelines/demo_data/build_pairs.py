@@ -5,9 +5,9 @@ uv run python pipelines/demo_data/build_pairs.py
 
 Writes three Parquet files:
 
-    pairs.parquet     150 concepts drawn by five vendors, each drawing with five captions drawn
-                      independently: 3,750 pairs
-    further.parquet   drawings of 450 other concepts, two each, for conversations alone
+    pairs.parquet     100 concepts drawn by five vendors, each drawing with eight captions drawn
+                      independently: 4,000 pairs
+    further.parquet   drawings of 900 other concepts, two each, for conversations alone
     held_out.parquet  drawings of a sixth vendor with their full names: of the same concepts, and of
                       concepts that nothing was ever trained on
 
@@ -40,7 +40,7 @@ logger = logging.getLogger("build_pairs")
 
 OUTPUT = Path(__file__).parents[2] / "shared/src/alignshared/demo"
 SEED = 20261130
-CAPTIONS = 5
+CAPTIONS = 8
 """Captions of a drawing."""
 SHARES = {"full": 0.20, "tag": 0.15, "group": 0.35, "mismatch": 0.30}
 ROW_GROUP_ROWS = 256

@@ -82,6 +82,25 @@ class TestImage:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class Plain:
+    """The same pre-training without levels, plain LLaVA, in the folder `run`.
+
+    `captions` and their `kinds` are of the test images in their order. `gained` is how much less
+    the full captions that were held back cost the model with levels, its top level forced, in nats
+    a caption.
+    """
+
+    run: str
+    captions: list[str]
+    kinds: list[str]
+    gained: Interval
+
+    def share(self, kind: str) -> Interval:
+        """Return the share of `kind` among its captions, with Wilson's interval."""
+        return share_interval(self.kinds.count(kind), len(self.kinds))
+
+
+@dataclass(frozen=True, config=_STRICT)
 class Curve:
     """Losses of a phase, in nats a token, as (step, loss); a step is of `samples` samples."""
 
@@ -96,7 +115,8 @@ class Figures:
 
     `images` are those of known concepts, whose drawings by other vendors were trained on, shuffled.
     `retrieval` is the share of them whose nearest caption, among the full captions of all, is the
-    right one by the demo CLIP. `questions` are by kind, `curves` by phase.
+    right one by the demo CLIP. `questions` are by kind, `curves` by phase. `plain` is None without
+    such a run.
     """
 
     pretrained: str
@@ -108,6 +128,7 @@ class Figures:
     questions: dict[str, Asked]
     curves: dict[str, Curve]
     created: str
+    plain: Plain | None = None
 
     @property
     def shown_levels(self) -> tuple[int, int, int]:
@@ -145,11 +166,13 @@ def read_figures(path: Path) -> Figures:
         place = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(f"{path} holds other figures ({place}: {first['msg']}); {how}.") from error
     by_level = (row.losses for row in figures.losses.matrix)
+    plain = figures.plain
     captioned = ((*image.captions, *image.kinds) for image in figures.images)
     if (
         not figures.images
         or any(len(losses) != figures.levels for losses in by_level)
         or any(len(texts) != 2 * figures.levels for texts in captioned)
+        or (plain is not None and {len(plain.captions), len(plain.kinds)} != {len(figures.images)})
     ):
         raise InputError(f"{path} lacks images, or numbers of some of its levels; {how}.")
     return figures
@@ -176,6 +199,13 @@ def lines(figures: Figures) -> Iterator[str]:
     for level in reversed(levels):
         shares = (100 * figures.share(level, kind).mean for kind in KINDS)
         yield f"  {level:5}" + "".join(f"{share:14.0f}" for share in shares)
+    if figures.plain is not None:
+        shares = (100 * figures.plain.share(kind).mean for kind in KINDS)
+        yield "   none" + "".join(f"{share:14.0f}" for share in shares)
+        yield (
+            "  none: the same pre-training without levels; a full caption costs it "
+            f"{nats(figures.plain.gained)} nats more than level {figures.levels}"
+        )
     yield (
         f"  the demo CLIP finds the right name among all {len(figures.images)} in "
         f"{percent(figures.retrieval)}; a guess would in {100 / len(figures.images):.1f} %"

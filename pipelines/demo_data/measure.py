@@ -13,7 +13,7 @@ import argparse
 import io
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ from figures import (
     Curve,
     Figures,
     HeldOutLosses,
+    Plain,
     TestImage,
     lines,
     write_figures,
@@ -58,8 +59,8 @@ from aligntrain.evaluate.short_answers import (
     read_questions,
     scores,
 )
-from aligntrain.gate.measure import sweep_levels, with_images
-from aligntrain.gate.questions import read_gate_questions
+from aligntrain.gate.measure import SweepResult, sweep_levels, with_images
+from aligntrain.gate.questions import GateQuestion, read_gate_questions
 from aligntrain.gate.summary import loss_matrix
 from aligntrain.inference.generate import Question, generate_answers, messages_of
 from aligntrain.inference.load import load_for_inference, model_folder
@@ -78,6 +79,8 @@ logger = logging.getLogger("measure")
 QUESTIONS = Path("data/demo/instructions/questions.json")
 SEED = 0
 BATCH = 64
+Swept = tuple[list[GateQuestion], list[SweepResult]]
+"""Pairs, and results whose numbers are places in them."""
 LONGEST_CAPTION = 24
 """Maximum tokens of a caption."""
 
@@ -164,14 +167,12 @@ def load_untrained(spec: RunSpec, seed: int = SEED) -> Loaded:
     return model.eval(), processor
 
 
-def held_out_losses(spec: RunSpec, loaded: Loaded, begin: Progress = silent) -> HeldOutLosses:
-    """Return the losses of the pairs that the pre-training `spec` held back, by forced level.
+def sweep_held_out(spec: RunSpec, loaded: Loaded, begin: Progress = silent) -> Swept:
+    """Return the pairs that the pre-training `spec` held back, and their losses by forced level.
 
     Raises:
-        InputError: the model has no levels, or no pairs or none with a full caption were held back.
+        InputError: no pairs, or none with a full caption, were held back.
     """
-    model, processor = loaded
-    _check_levels(spec)
     shards = ShardedDataset(spec.data)
     held_out = set(read_index(shards).validation_rows(spec.recipe.data.validation_share).tolist())
     pairs = read_gate_questions(shards, by="caption_kind").questions
@@ -183,15 +184,29 @@ def held_out_losses(spec: RunSpec, loaded: Loaded, begin: Progress = silent) -> 
         )
     numbered = enumerate(with_images(shards, pairs))
     done = begin("forcing levels", len(pairs))
-    swept = list(sweep_levels(model, processor, numbered, batch_size=BATCH, done=done))
-    gained: list[float] = []
-    lost: list[float] = []
-    for one in swept:
-        if pairs[one.number].kind == "full":
-            mix = one.losses[None]
-            gained.append(one.tokens * (mix - one.losses[model.config.levels]))
-            lost.append(one.tokens * (one.losses[1] - mix))
-    return HeldOutLosses(loss_matrix(pairs, swept), mean_interval(gained), mean_interval(lost))
+    return pairs, list(sweep_levels(*loaded, numbered, batch_size=BATCH, done=done))
+
+
+def of_full(swept: Swept, level: int | None) -> dict[int, float]:
+    """Return the nats of each full caption, by its row, with `level` forced; None forces none."""
+    pairs, results = swept
+    return {
+        pairs[one.number].row: one.tokens * one.losses[level]
+        for one in results
+        if pairs[one.number].kind == "full"
+    }
+
+
+def held_out_losses(swept: Swept, levels: int) -> HeldOutLosses:
+    """Return the losses of the pairs `swept` with a model of so many `levels`."""
+    mix = of_full(swept, None)
+    gained, lost = difference(mix, of_full(swept, levels)), difference(of_full(swept, 1), mix)
+    return HeldOutLosses(loss_matrix(*swept), gained, lost)
+
+
+def difference(more: Mapping[int, float], less: Mapping[int, float]) -> Interval:
+    """Return the mean of `more` - `less`, row by row."""
+    return mean_interval([more[row] - less[row] for row in more.keys() & less.keys()])
 
 
 def _check_levels(spec: RunSpec) -> None:
@@ -201,12 +216,34 @@ def _check_levels(spec: RunSpec) -> None:
         )
 
 
+def plain_run(folder: Path, beside: RunSpec) -> RunSpec:
+    """Return the finished pre-training in `folder`: that of `beside`, without levels.
+
+    Raises:
+        InputError: it is another run.
+    """
+    spec = finished_run(folder, "pretrain")
+    levelled = beside.recipe
+    expected = levelled.model_copy(
+        update={"model": levelled.model.model_copy(update={"mixing": "none"})}
+    )
+    if spec.recipe != expected or spec.data_sha256 != beside.data_sha256:
+        raise InputError(
+            f"{folder} is not the run {beside.folder} without levels; train it with the same data "
+            "and settings and --set model.mixing=none."
+        )
+    return spec
+
+
 def caption_images(
     loaded: Loaded, drawings: Sequence[Drawing], begin: Progress = silent
 ) -> list[list[str]]:
-    """Return the greedy captions of each of `drawings` with level 1, 2, ... forced."""
+    """Return the greedy captions of each of `drawings` with level 1, 2, ... forced.
+
+    Of a model without levels there is one.
+    """
     model, processor = loaded
-    levels = range(1, model.config.levels + 1)
+    levels = range(1, model.config.levels + 1) if model.config.has_table else (None,)
     done = begin("captioning", len(drawings) * len(levels))
 
     def questions() -> Iterator[Question]:
@@ -300,18 +337,21 @@ def measure(
     finetuned: Path,
     questions: Sequence[ShortQuestion],
     *,
+    plain: Path | None = None,
     untrained: bool = False,
     begin: Progress = silent,
 ) -> Figures:
-    """Measure everything on two finished runs.
+    """Measure everything on two finished runs, and a `plain` one without levels beside them.
 
     Raises:
         InputError: a run or its data cannot be used.
     """
     spec, fine_spec = finished_run(pretrained, "pretrain"), finished_run(finetuned, "finetune")
     _check_levels(spec)
+    plain_spec = None if plain is None else plain_run(plain, spec)
     captioner, answerer = load_for_inference(pretrained), load_for_inference(finetuned)
-    losses = held_out_losses(spec, captioner, begin)
+    levels = captioner[0].config.levels
+    swept = sweep_held_out(spec, captioner, begin)
     drawings, vocabulary = known_images()
     captions = caption_images(captioner, drawings, begin)
     answers = answer_about(answerer, drawings[:SHOWN])
@@ -327,17 +367,25 @@ def measure(
         )
         for drawing, said, answered in zip(drawings, captions, answers, strict=True)
     ]
+    without = None
+    if plain_spec is not None:
+        unlevelled = load_for_inference(plain_spec.folder)
+        cost = of_full(sweep_held_out(plain_spec, unlevelled, begin), None)
+        said = [texts[0] for texts in caption_images(unlevelled, drawings, begin)]
+        kinds = [vocabulary.kind(text, one) for text, one in zip(said, drawings, strict=True)]
+        without = Plain(str(plain), said, kinds, difference(cost, of_full(swept, levels)))
     before = load_untrained(fine_spec) if untrained else None
     return Figures(
         str(pretrained),
         str(finetuned),
-        captioner[0].config.levels,
-        losses,
+        levels,
+        held_out_losses(swept, levels),
         images,
         retrieval(drawings),
         ask_questions(answerer, questions, before, begin),
         {one.recipe.phase: curve(one) for one in (spec, fine_spec)},
         datetime.now(UTC).isoformat(timespec="seconds"),
+        without,
     )
 
 
@@ -346,6 +394,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--pretrained", type=Path, default=Path("runs/demo-pretrain"))
     parser.add_argument("--finetuned", type=Path, default=Path("runs/demo-finetune"))
+    parser.add_argument("--plain", type=Path, help="the same pre-training without levels")
     parser.add_argument("--questions", type=Path, default=QUESTIONS)
     parser.add_argument("--untrained", action="store_true", help="ask the untrained model as well")
     parser.add_argument("--output", type=Path, default=Path("runs/demo") / FILE)
@@ -357,7 +406,12 @@ def main() -> None:
         questions = read_questions(args.questions)
         with counting() as begin:
             figures = measure(
-                args.pretrained, args.finetuned, questions, untrained=args.untrained, begin=begin
+                args.pretrained,
+                args.finetuned,
+                questions,
+                plain=args.plain,
+                untrained=args.untrained,
+                begin=begin,
             )
     except InputError as error:
         parser.exit(2, f"error: {error}\n")

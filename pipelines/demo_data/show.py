@@ -71,15 +71,10 @@ def render_page(figures: Figures) -> str:
     """Return the page of `figures` as HTML, without scripts or external resources."""
     asked = [image for image in figures.images if image.answers] or figures.images[:12]
     cards = [
-        (
-            image,
-            {"id": image.name, **image_card(encoded)},
-            [
-                (level, _bare(image.captions[level - 1]), image.kinds[level - 1] == RIGHT)
-                for level in figures.shown_levels
-            ],
+        (image, {"id": image.name, **image_card(encoded)}, captions)
+        for image, encoded, captions in zip(
+            asked, encoded_images(asked), _shown_captions(figures, asked), strict=True
         )
-        for image, encoded in zip(asked, encoded_images(asked), strict=True)
     ]
     matrix = figures.losses.matrix
     context = {
@@ -88,6 +83,7 @@ def render_page(figures: Figures) -> str:
         "cards": cards,
         "weighted": any(answer.weights for image in asked for answer in image.answers),
         "kinds": KINDS,
+        "mixes": _mixes(figures),
         "names": QUESTIONS,
         "matrix": [(row, _shades(row.losses)) for row in reversed(matrix)],
         "pairs": sum(row.count for row in matrix),
@@ -95,6 +91,37 @@ def render_page(figures: Figures) -> str:
         "plots": [Markup(svg(draw_curves(figures, size), inline=True)) for size in (WIDE, NARROW)],
     }
     return render("show.html.j2", context, Path(__file__).parent)
+
+
+def _mixes(figures: Figures) -> list[tuple[str, dict[str, float]]]:
+    """Return what captions say at each level, the top one first, and without levels: shares."""
+    mixes = [
+        (f"level {level}", {kind: figures.share(level, kind).mean for kind in KINDS})
+        for level in range(figures.levels, 0, -1)
+    ]
+    if (plain := figures.plain) is not None:
+        mixes.append(("no levels", {kind: plain.share(kind).mean for kind in KINDS}))
+    return mixes
+
+
+def _shown_captions(
+    figures: Figures, images: Sequence[TestImage]
+) -> list[list[tuple[int | None, str, bool]]]:
+    """Return (level, caption, whether it is the right name) of the first `images`; level None is
+    the model without levels.
+    """
+    shown: list[list[tuple[int | None, str, bool]]] = [
+        [
+            (level, _bare(image.captions[level - 1]), image.kinds[level - 1] == RIGHT)
+            for level in figures.shown_levels
+        ]
+        for image in images
+    ]
+    if (plain := figures.plain) is not None:
+        said = zip(shown, plain.captions, plain.kinds, strict=False)
+        for captions, caption, kind in said:
+            captions.append((None, _bare(caption), kind == RIGHT))
+    return shown
 
 
 def _bare(caption: str) -> str:
@@ -131,28 +158,30 @@ def draw_curves(figures: Figures, size: tuple[float, float]) -> Figure:
 def draw_overview(figures: Figures) -> Figure:
     """Six test images with their captions, beside the matrix of losses; for the README."""
     images = figures.images[:6]
-    figure = new_figure(11.5, 4.7)
+    figure = new_figure(11.5, 5)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.22, 1), wspace=0.03)[0]
     first, middle, top = figures.shown_levels
+    beside = ", without levels (–)" if figures.plain else ""
     left.suptitle(
-        f"Unseen drawings, captioned at level {first}, {middle} and {top}: “{PREFIX}…”",
+        f"Unseen drawings, captioned at level {first}, {middle} and {top}{beside}: “{PREFIX}…”",
         fontsize=10, color=INK, x=0.01, ha="left",
     )  # fmt: skip
     colours = level_colours(figures.levels)
     panels = np.ravel(left.subplots(2, 3))
-    for axes, image, encoded in zip(panels, images, encoded_images(images), strict=False):
+    shown = zip(panels, encoded_images(images), _shown_captions(figures, images), strict=False)
+    for axes, encoded, captions in shown:
         axes.imshow(decode_image(encoded), interpolation="bicubic")
-        for line, level in enumerate(figures.shown_levels):
-            caption = shorten(_bare(image.captions[level - 1]), LONGEST, placeholder="…")
+        for line, (level, caption, is_right) in enumerate(captions):
+            colour = MUTED if level is None else colours[level - 1]
             axes.annotate(
-                str(level), (0, 0), (0, -10 - 14 * line), xycoords="axes fraction",
+                str(level or "–"), (0, 0), (0, -10 - 14 * line), xycoords="axes fraction",
                 textcoords="offset points", fontsize=8, color="white", ha="center", va="center",
-                bbox={"boxstyle": "round,pad=0.25", "color": colours[level - 1]},
+                bbox={"boxstyle": "round,pad=0.25", "color": colour},
             )  # fmt: skip
             axes.annotate(
-                caption, (0, 0), (9, -10 - 14 * line), xycoords="axes fraction",
-                textcoords="offset points", fontsize=9, color=INK, ha="left", va="center",
-                fontweight="bold" if image.kinds[level - 1] == RIGHT else "normal",
+                shorten(caption, LONGEST, placeholder="…"), (0, 0), (9, -10 - 14 * line),
+                xycoords="axes fraction", textcoords="offset points", fontsize=9, color=INK,
+                ha="left", va="center", fontweight="bold" if is_right else "normal",
                 parse_math=False,
             )  # fmt: skip
     for axes in panels:

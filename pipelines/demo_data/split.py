@@ -1,8 +1,8 @@
 """The concepts and drawings of the demo: what its model is trained on, and what it is asked about.
 
-known     150 concepts, one a family, drawn by all six vendors: five are trained on, and the
+known     100 concepts, one a family, drawn by all six vendors: five are trained on, and the
 drawings of the sixth are test images
-further   one concept of each of 450 other families: conversations are about these as well
+further   one concept of each of 900 other families: conversations are about these as well
 unseen    one concept of each family that nothing has ever seen: not the demo CLIP, not the
 language model, not the pairs, not the conversations; test images by the sixth vendor
 """
@@ -23,7 +23,7 @@ from npm_packages import DEFAULT_CACHE
 
 TRAIN_STYLES = ("twemoji", "emojione", "fluent-modern", "fluent-flat", "fxemoji")
 TEST_STYLE = "noto"
-KNOWN, FURTHER = 150, 450
+KNOWN, FURTHER = 100, 900
 FURTHER_DRAWINGS = 2
 """Drawings of a further concept, each by another vendor."""
 LONGEST_LABEL = 2

@@ -1,4 +1,4 @@
-"""Train the demo's language model: a Llama of 4 million parameters that knows 150 things.
+"""Train the demo's language model: a Llama of 4 million parameters that knows 100 things.
 
 uv run python pipelines/demo_data/train_llm.py
 

@@ -1,5 +1,6 @@
 """What the quickstart measures: on models too small to know anything, whose losses are known."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from alignshared import InputError
 from aligntrain.data.dataset import ShardedDataset
 from aligntrain.data.index import read_index
 from aligntrain.evaluate.short_answers import ShortQuestion
@@ -77,7 +79,8 @@ def held_back(spec: RunSpec) -> list[dict[str, Any]]:
 def test_losses_are_those_of_the_gates_sweep_on_what_was_held_back(
     measure: Any, spec: RunSpec, tmp_path: Path
 ) -> None:
-    losses = measure.held_out_losses(spec, load_for_inference(spec.folder))
+    swept = measure.sweep_held_out(spec, load_for_inference(spec.folder))
+    losses = measure.held_out_losses(swept, LEVELS)
     kept = held_back(spec)
     assert 3 < len(kept) < 20
     rows.write_rows(tmp_path / "kept", kept, levels=LEVELS, extra=KIND)
@@ -115,6 +118,48 @@ def test_captions_are_those_of_a_chat_at_each_level(
         said.append(" ".join("".join(answer).split()))
     assert captions[2] == said
     assert len(set(said)) > 1
+
+
+@pytest.fixture(scope="module")
+def plain(recipes: Path, spec: RunSpec, tmp_path_factory: pytest.TempPathFactory) -> RunSpec:
+    """The run of `spec` without levels."""
+    folder = tmp_path_factory.mktemp("plain")
+    return finished(folder, recipes, Path(spec.data), "pretrain", mixing="none")
+
+
+def test_a_model_without_levels_captions_once_and_has_one_loss(
+    measure: Any, spec: RunSpec, plain: RunSpec, tmp_path: Path
+) -> None:
+    assert measure.plain_run(plain.folder, spec) == plain
+    loaded, (drawings, _) = load_for_inference(plain.folder), measure.known_images()
+    captions = measure.caption_images(loaded, drawings[:2])
+    chat = Chat(*loaded)
+    (tmp_path / "image.png").write_bytes(drawings[1].png)
+    answer = chat.answer("", tmp_path / "image.png", max_new_tokens=measure.LONGEST_CAPTION)
+    said = "".join(answer)
+    assert [len(of_one) for of_one in captions] == [1, 1]
+    assert captions[1] == [" ".join(said.split())]
+    swept = measure.sweep_held_out(plain, loaded)
+    levelled = measure.sweep_held_out(spec, load_for_inference(spec.folder))
+    assert measure.of_full(swept, None).keys() == measure.of_full(levelled, LEVELS).keys()
+    assert all(set(one.losses) == {None} for one in swept[1])
+
+
+@pytest.mark.parametrize("what", ["the same run", "another seed", "other data"])
+def test_a_plain_run_differs_in_levels_alone(
+    measure: Any, spec: RunSpec, plain: RunSpec, recipes: Path, tmp_path: Path, what: str
+) -> None:
+    other = spec
+    if what == "another seed":
+        recipe = plain.recipe.model_copy(update={"seed": 1})
+        other = dataclasses.replace(plain, folder=tmp_path / "run", recipe=recipe)
+        write_run(other)
+        shutil.copytree(plain.folder / EXPORT, other.folder / EXPORT)
+    if what == "other data":
+        rows.write_rows(tmp_path / "data", pairs()[:30], levels=LEVELS, extra=KIND)
+        other = finished(tmp_path / "run", recipes, tmp_path / "data", "pretrain", mixing="none")
+    with pytest.raises(InputError, match=r"is not the run .* without levels; train it"):
+        measure.plain_run(other.folder, spec)
 
 
 @pytest.mark.parametrize(
@@ -190,26 +235,29 @@ def questions(tmp_path: Path) -> Path:
     return tmp_path / "questions.json"
 
 
+@pytest.fixture
+def measured(spec: RunSpec, plain: RunSpec, fine: Path, questions: Path) -> dict[str, Path]:
+    """All that one can give to the script."""
+    return {
+        "pretrained": spec.folder, "plain": plain.folder, "finetuned": fine, "questions": questions,
+    }  # fmt: skip
+
+
 def test_a_whole_measurement(
     measure: Any,
     scripts: Any,
-    spec: RunSpec,
-    fine: Path,
-    questions: Path,
+    measured: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """On 14 test images: the rest of them are more of the same."""
     lines = '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.0, "validation_loss": 2.25}\n'
-    (fine / METRICS).write_text(lines, encoding="utf-8")
+    (measured["finetuned"] / METRICS).write_text(lines, encoding="utf-8")
     drawings, vocabulary = measure.known_images()
     monkeypatch.setattr(measure, "known_images", lambda: (drawings[:14], vocabulary))
     output = tmp_path / "demo/figures.json"
-    run(
-        measure, monkeypatch, pretrained=spec.folder, finetuned=fine, questions=questions,
-        output=output,
-    )  # fmt: skip
+    run(measure, monkeypatch, **measured, output=output)
     assert "Right answers of the fine-tuned model" in caplog.text
     figures = scripts("figures").read_figures(output)
     assert figures.levels == LEVELS
@@ -223,6 +271,8 @@ def test_a_whole_measurement(
     assert figures.questions["name"].accuracy.count == 1
     shares = [figures.share(1, kind).mean for kind in scripts("figures").KINDS]
     assert sum(shares) == pytest.approx(1)
+    assert len(figures.plain.captions) == 14
+    assert figures.plain.gained.count == figures.losses.gained.count
     assert "<svg" in scripts("show").render_page(figures)
 
 

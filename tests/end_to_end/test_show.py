@@ -83,6 +83,12 @@ def content(scripts: Any, shape: Any) -> dict[str, Any]:
             for phase in ("pretrain", "finetune")
         },
         "created": "2026-11-30T12:00:00+00:00",
+        "plain": {
+            "run": f"runs/plain {EVIL}",
+            "captions": [f"a picture of plainly {place} {EVIL}" for place in range(IMAGES)],
+            "kinds": ["group"] * (IMAGES - 3) + ["right name"] * 3,
+            "gained": interval(2.125),
+        },
     }  # fmt: skip
 
 
@@ -147,11 +153,22 @@ def test_the_page_has_all_parts_and_asks_for_nothing(page: Path, shape: Any) -> 
     for level in (1, 4, 8):
         assert parsed.text.count(f"caption {level} ") == shape.SHOWN
     assert "caption 5" not in parsed.text
-    for number in ("62.5", "12.5", "1.25 nats", "a guess among 15", "9.25"):
+    assert parsed.text.count("no levels") == shape.SHOWN + 1  # and once among the bars
+    assert parsed.text.count("plainly ") == shape.SHOWN
+    for number in ("62.5", "12.5", "1.25 nats", "2.12 nats", "20.0", "a guess among 15", "9.25"):
         assert number in parsed.text
     named = ("src", "href", "xlink:href")
     links = [value for _, attrs in parsed.elements for key in named if (value := attrs.get(key))]
     assert all(link.startswith(("data:", "#")) for link in links)
+
+
+def test_a_page_without_a_plain_run_says_nothing_of_one(
+    content: dict[str, Any], shape: Any, show: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "figures.json").write_text(json.dumps(content | {"plain": None}), "utf-8")
+    html = show.render_page(shape.read_figures(tmp_path / "figures.json"))
+    assert "plain" not in html.lower().replace("plainly", "").replace("plain-", "")
+    assert "2.00 nats less" in html
 
 
 def test_texts_are_escaped(page: Path) -> None:
@@ -189,6 +206,8 @@ def damaged(content: dict[str, Any], what: str) -> str:
         del changed["levels"]
     elif what == "a level short":
         changed["levels"] = LEVELS + 1
+    elif what == "captions short":
+        del changed["plain"]["captions"][0]
     elif what == "no images":
         changed["images"] = []
     else:
@@ -203,6 +222,7 @@ def damaged(content: dict[str, Any], what: str) -> str:
         ("no JSON", "holds other figures"),
         ("no levels", r"holds other figures \(levels: Field required\)"),
         ("a level short", "lacks images, or numbers"),
+        ("captions short", "lacks images, or numbers"),
         ("no images", "lacks images, or numbers"),
         ("another image", "has no image noto-0"),
     ],

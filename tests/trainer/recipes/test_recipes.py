@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,8 +39,8 @@ def problem(file: Any, *overrides: str, phase: Phase | None = "pretrain") -> str
 
 def test_the_recipes_that_ship() -> None:
     assert recipe_names() == [
-        "demo", "llama3-8b", "qwen2.5-7b", "qwen2.5-7b-siglip", "vicuna-13b", "vicuna-7b",
-        "vicuna-7b-lora", "vicuna-7b-qlora", "vicuna-7b-s2", "vicuna-7b-siglip",
+        "demo", "demo-smollm2", "llama3-8b", "qwen2.5-7b", "qwen2.5-7b-siglip", "vicuna-13b",
+        "vicuna-7b", "vicuna-7b-lora", "vicuna-7b-qlora", "vicuna-7b-s2", "vicuna-7b-siglip",
     ]  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def test_a_resolved_recipe_reads_back_equal(name: str, phase: Phase, tmp_path: P
     assert load_recipe(saved, phase) == recipe
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if name != "demo"])
+@pytest.mark.parametrize("name", [name for name in recipe_names() if not name.startswith("demo")])
 def test_the_settings_of_the_paper(name: str) -> None:
     pretrain, finetune = load_recipe(name, "pretrain"), load_recipe(name, "finetune")
     assert (pretrain.optimizer.lr, finetune.optimizer.lr) == (1e-3, 2e-5)
@@ -188,7 +189,7 @@ def test_a_slip_in_the_other_phase_shows_at_once(tmp_path: Path) -> None:
 
 def test_recipes_that_are_not_there(tmp_path: Path) -> None:
     assert "did you mean vicuna-7b?" in problem("vicuna7b")
-    assert "there are demo, llama3-8b" in problem(tmp_path / "zzz.yaml")
+    assert "there are demo, demo-smollm2, llama3-8b" in problem(tmp_path / "zzz.yaml")
     assert "there is no recipe and no file" in problem(tmp_path)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -280,3 +281,24 @@ def test_lora_has_no_place_in_pretraining(tmp_path: Path) -> None:
     # A slip in one phase shows in the other.
     in_common = written(tmp_path, "base: vicuna-7b\ncommon: {lora: {rank: 8}}")
     assert says in problem(in_common, phase="finetune")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "features", "expected"),
+    [
+        (None, {"avx512_bf16": True}, "bf16"),
+        (None, {"amx_bf16": True, "avx512_bf16": False}, "bf16"),
+        (None, {"avx2": True, "avx512_bf16": False}, "fp32"),
+        (True, {}, "bf16"),
+        (False, {"avx512_bf16": True}, "fp16"),
+    ],
+)
+def test_automatic_precision_is_what_the_machine_computes(
+    gpu: bool | None, features: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`gpu` is whether one computes bf16, None without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: gpu)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert load_recipe("demo", "pretrain", ["precision=auto"]).precision == expected
+    assert load_recipe("demo", "pretrain").precision == "fp32"

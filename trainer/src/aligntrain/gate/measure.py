@@ -109,10 +109,12 @@ def sweep_levels(
 ) -> Iterator[SweepResult]:
     """Answer each of the `numbered` questions with every level forced and with the model's own mix.
 
-    The mix is that of the prompt alone, as at inference, even for `gate_text` full. Questions too
-    long for the model are left out. `done` is called with the size of each finished batch.
+    The mix is that of the prompt alone, as at inference, even for `gate_text` full. A model without
+    levels answers once, as if by its mix. Questions too long for the model are left out. `done` is
+    called with the size of each finished batch.
     """
-    settings = (None, *range(1, model.config.levels + 1))
+    forced = range(1, model.config.levels + 1) if model.config.has_table else ()
+    settings = (None, *forced)
     positions = getattr(model.config.text_config, "max_position_embeddings", None) or _MAX_LENGTH
     preparation = Preparation.of(
         processor, template=processor.template, max_length=min(_MAX_LENGTH, positions)

@@ -148,17 +148,23 @@ def loss_matrix(questions: Sequence[GateQuestion], swept: Sequence[SweepResult])
     The results' numbers are places in `questions`. A model that has learned its levels has its
     least losses near the diagonal.
     """
-    by_level: dict[int, list[list[float]]] = {}
+    by_level: dict[int, list[SweepResult]] = {}
     for result in swept:
         own = questions[result.number].level
         if own is not None:
-            losses = [result.tokens * result.losses[setting] for setting in result.losses]
-            by_level.setdefault(own, []).append(losses)
-    matrix: list[OwnLevel] = []
-    for own, rows in sorted(by_level.items()):
-        mix, *forced = np.mean(rows, axis=0).tolist()  # the own mix comes first, see `sweep_levels`
-        matrix.append(OwnLevel(own, len(rows), tuple(forced), mix))
-    return matrix
+            by_level.setdefault(own, []).append(result)
+
+    def mean(results: Sequence[SweepResult], setting: int | None) -> float:
+        return float(np.mean([one.tokens * one.losses[setting] for one in results]))
+
+    def forced(results: Sequence[SweepResult]) -> tuple[float, ...]:
+        levels = [level for level in results[0].losses if level is not None]
+        return tuple(mean(results, level) for level in sorted(levels))
+
+    return [
+        OwnLevel(own, len(results), forced(results), mean(results, None))
+        for own, results in sorted(by_level.items())
+    ]
 
 
 def entropies(weights: Weights) -> Weights:

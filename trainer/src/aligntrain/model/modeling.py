@@ -181,11 +181,12 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         self.projector = Projector(config)
         self.alignment = Alignment(config) if config.has_table else None
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.read_images = image_features  # the trainer may keep what it returns
         self.post_init()
 
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return projected image tokens [I, L, d] of `pixel_values` [I, 3, H, W]."""
-        features = image_features(self.vision_tower, pixel_values, self.config)  # [I, L, width]
+        features = self.read_images(self.vision_tower, pixel_values, self.config)  # [I, L, width]
         return self.projector(features.to(_first_parameter(self.projector).dtype))
 
     def embed(

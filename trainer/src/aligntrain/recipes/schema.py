@@ -37,6 +37,25 @@ def _relevel(value: str) -> str:
 
 
 Relevel = Annotated[str, AfterValidator(_relevel)]
+
+
+def fastest_precision() -> Precision:
+    """Return the fastest precision of this machine's GPU, or of its processor without one.
+
+    That is bf16 where it is computed and not emulated; else fp16 on a GPU and fp32 on a CPU.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    features = torch.cpu.get_capabilities()
+    return "bf16" if features.get("amx_bf16") or features.get("avx512_bf16") else "fp32"
+
+
+def _computed(value: Any) -> Any:
+    return fastest_precision() if value == "auto" else value
+
+
 Track = Literal["tensorboard", "wandb", "trackio"]
 
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -106,6 +125,9 @@ class DataSettings(Section):
     """Whether a batch holds samples of one modality and of similar length."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Processes per GPU that decode and tokenize."""
+    feature_cache_mb: Annotated[float, Field(ge=0)] = 0.0
+    """Maximum MB of host memory, of each process, for features of images that come again, as small
+    data do in every epoch; 0 for none."""
     verify: bool = True
     """Whether to compare every shard with its checksum before a run starts; reads all data."""
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -228,7 +250,9 @@ class Settings(Section):
     cooldown: Fraction | None = None
     """Share of the steps, the last ones, that train without alignment vectors (Gao et al. 2025,
     MeCo, arXiv 2501.01956), so that the model also works as plain LLaVA; null for none."""
-    precision: Precision = "bf16"
+    precision: Annotated[Precision, BeforeValidator(_computed)] = "bf16"
+    """Of the weights; `auto` is bf16 where this machine's GPU or processor computes it, else fp16
+    on a GPU and fp32 on a CPU."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     """Sharded over GPUs by DeepSpeed: 1 optimizer states, 2 gradients too, 3 weights too."""
     offload: Offload = "none"
@@ -248,6 +272,11 @@ class Settings(Section):
             raise ValueError(
                 f"offload {self.offload} should have zero_stage {least} or more, not "
                 f"{self.zero_stage}"
+            )
+        if self.data.feature_cache_mb and self.zero_stage == 3:
+            raise ValueError(
+                "data.feature_cache_mb should be 0 with zero_stage 3, under which all ranks read "
+                "images together"
             )
         if self.compile and self.zero_stage == 3:
             raise ValueError(

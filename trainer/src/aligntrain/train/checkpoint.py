@@ -41,6 +41,7 @@ _FREE_KEYS = (
     "batch.micro_size",
     "batch.packing",
     "compile",
+    "data.feature_cache_mb",
     "data.verify",
     "data.workers",
     "gradient_checkpointing",

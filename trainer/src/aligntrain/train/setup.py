@@ -21,6 +21,7 @@ from aligntrain.model.processing import AlignGPTProcessor
 from aligntrain.runs.folder import RunSpec
 from aligntrain.train.checkpoint import check_model, model_identity
 from aligntrain.train.deepspeed_engine import on_gpu
+from aligntrain.train.features import FeatureCache
 from aligntrain.train.phases import apply_phase
 from aligntrain.train.trainer import TrainingData
 
@@ -53,6 +54,8 @@ def build_model(spec: RunSpec) -> tuple[AlignGPTForConditionalGeneration, AlignG
         template=recipe.data.template,
     )
     apply_phase(model, recipe.phase)
+    if recipe.data.feature_cache_mb:
+        model.model.read_images = FeatureCache(int(recipe.data.feature_cache_mb * 1e6))
     if recipe.gradient_checkpointing:
         # Under ZeRO-3 a parameter has its values only while its module runs, and checkpointing
         # that does not re-enter the graph recomputes outside of that.
