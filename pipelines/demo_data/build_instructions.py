@@ -82,12 +82,19 @@ def decoys(drawings: Sequence[Drawing], rng: random.Random) -> list[Drawing]:
     return drawn
 
 
-def instructions(drawings: Sequence[Drawing], seed: int) -> list[dict[str, Any]]:
-    """Records of LLaVA's format, two a drawing, in random order."""
+def instructions(
+    paired: Sequence[Drawing], further: Sequence[Drawing], seed: int
+) -> list[dict[str, Any]]:
+    """Records of LLaVA's format, two a drawing, in random order.
+
+    The name is asked of those of the pairs alone: two drawings are too few to learn one from.
+    """
     rng = random.Random(f"instructions:{seed}")
     records: list[dict[str, Any]] = []
-    for drawing, decoy in zip(drawings, decoys(drawings, rng), strict=True):
-        for exchanges in conversations(drawing.concept, decoy.concept, rng):
+    drawings = [*paired, *further]
+    named = [True] * len(paired) + [False] * len(further)
+    for drawing, decoy, name in zip(drawings, decoys(drawings, rng), named, strict=True):
+        for exchanges in conversations(drawing.concept, decoy.concept, rng, named=name):
             turns: list[dict[str, str]] = []
             for number, (question, answer) in enumerate(exchanges):
                 mark = "<image>\n" if number == 0 else ""
@@ -134,14 +141,14 @@ def build(output: Path, *, seed: int = SEED) -> tuple[int, int]:
         The numbers of records and of questions.
     """
     paired, held_out = read_drawings(pairs_path()), read_drawings(held_out_path())
-    training = paired + read_drawings(further_path())
+    further = read_drawings(further_path())
     trained_on = {drawing.concept.key for drawing in paired}
     known = [drawing for drawing in held_out if drawing.concept.key in trained_on]
     unseen = [drawing for drawing in held_out if drawing.concept.key not in trained_on]
     (output / "images").mkdir(parents=True, exist_ok=True)
-    for drawing in (*training, *held_out):
+    for drawing in (*paired, *further, *held_out):
         (output / drawing.file).write_bytes(drawing.png)
-    records, asked = instructions(training, seed), questions(known, unseen, seed)
+    records, asked = instructions(paired, further, seed), questions(known, unseen, seed)
     for name, content in (("questions.json", asked), ("instructions.json", records)):
         text = json.dumps(content, ensure_ascii=False, indent=1)
         (output / name).write_text(text + "\n", encoding="utf-8")

@@ -16,13 +16,14 @@ Exchange = tuple[str, str]
 
 
 def conversations(
-    concept: Concept, decoy: Concept, rng: random.Random
+    concept: Concept, decoy: Concept, rng: random.Random, *, named: bool = True
 ) -> tuple[list[Exchange], list[Exchange]]:
-    """Two conversations on an image of `concept`, of three exchanges each.
+    """Two conversations on an image of `concept`.
 
     One opens with the question whether it is what it is, the other whether it is the `decoy`; a
     name or a group that was said before would give the answer away without the image. Then both
-    ask for the group; the last question of one is for the name, of the other for a caption.
+    ask for the group. If it is to be `named`, the last question of one is for the name, of the
+    other for a caption.
     """
     name, group = with_article(concept.label), group_name(concept)
     right = ASKING.format(name), "Yes"
@@ -30,9 +31,10 @@ def conversations(
     naming = rng.choice(NAMING), name
     captioning = rng.choice(CAPTIONING), short_caption(concept, rng)
     first, second = rng.sample([right, wrong], 2)
+    last = ([naming], [captioning]) if named else ([], [])
     return (
-        [first, (rng.choice(GROUPING), group), naming],
-        [second, (rng.choice(GROUPING), group), captioning],
+        [first, (rng.choice(GROUPING), group), *last[0]],
+        [second, (rng.choice(GROUPING), group), *last[1]],
     )
 
 
