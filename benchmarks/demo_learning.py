@@ -32,7 +32,7 @@ from measure import caption_images, known_images  # noqa: E402
 logger = logging.getLogger("demo_learning")
 
 PICTURE = ROOT / "docs/images/demo-learning.png"
-STEPS = (250, 500, 1000, 2000, 4000)
+STEPS = (150, 300, 600, 1200, 2400)
 QUESTIONS = {"name": "what is this?", "group": "which group?", "is_this": "is this a …?"}
 CURVES = (
     (demo.RIGHT, 8, "right name at level 8", "#1b6e8c"),
@@ -76,7 +76,9 @@ def _call(*command: Any) -> None:
 
 def of_length(data: Path, work: Path, steps: int) -> dict[str, Any]:
     """Shares of the kinds of caption at each level after `steps` steps of pre-training."""
-    run = train(data, work / f"steps-{steps}", "pretrain", "--set", f"max_steps={steps}")
+    run = work / "seed-0" / "pretrain"
+    if not run.is_dir() or read_run(run).recipe.max_steps != steps:
+        run = train(data, work / f"steps-{steps}", "pretrain", "--set", f"max_steps={steps}")
     batch = read_run(run).recipe.batch.global_size
     drawings, vocabulary = known_images()
     captions = caption_images(load_for_inference(run), drawings)

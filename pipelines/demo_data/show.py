@@ -161,9 +161,9 @@ def draw_overview(figures: Figures) -> Figure:
     figure = new_figure(11.5, 5)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1.22, 1), wspace=0.03)[0]
     first, middle, top = figures.shown_levels
-    beside = ", without levels (–)" if figures.plain else ""
+    beside = ", and without levels (–)" if figures.plain else ""
     left.suptitle(
-        f"Unseen drawings, captioned at level {first}, {middle} and {top}{beside}: “{PREFIX}…”",
+        f"Unseen drawings at level {first}, {middle}, {top}{beside}: “{PREFIX}…”",
         fontsize=10, color=INK, x=0.01, ha="left",
     )  # fmt: skip
     colours = level_colours(figures.levels)
