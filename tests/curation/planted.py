@@ -13,7 +13,7 @@ from alignshared.images import decode_image
 
 DIFFERENT = (
     "blue heart", "fire engine", "pizza", "frog", "flamingo", "hospital", "octopus", "rose",
-    "seedling", "volcano",
+    "bomb", "volcano",
 )  # fmt: skip
 """Concepts whose drawings the demo CLIP does not take for each other."""
 
