@@ -20,7 +20,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from build_instructions import read_drawings
 from captions import TEMPLATE
-from figures import ANOTHER, FILE, GROUP, OTHER, RIGHT, TAG, Figures, TestImage, read_figures
+from figures import (
+    ANOTHER,
+    FILE,
+    GROUP,
+    OTHER,
+    RIGHT,
+    SHOWN,
+    TAG,
+    Figures,
+    TestImage,
+    read_figures,
+)
 from markupsafe import Markup
 
 from aligncurate.reporting.template import image_card, render
@@ -69,7 +80,7 @@ def encoded_images(images: Sequence[TestImage]) -> list[bytes]:
 
 def render_page(figures: Figures) -> str:
     """Return the page of `figures` as HTML, without scripts or external resources."""
-    asked = [image for image in figures.images if image.answers] or figures.images[:12]
+    asked = [image for image in figures.images if image.answers] or figures.images[:SHOWN]
     cards = [
         (image, {"id": image.name, **image_card(encoded)}, captions)
         for image, encoded, captions in zip(
@@ -83,7 +94,7 @@ def render_page(figures: Figures) -> str:
         "cards": cards,
         "weighted": any(answer.weights for image in asked for answer in image.answers),
         "kinds": KINDS,
-        "mixes": _mixes(figures),
+        "bars": _kinds_by_level(figures),
         "names": QUESTIONS,
         "matrix": [(row, _shades(row.losses)) for row in reversed(matrix)],
         "pairs": sum(row.count for row in matrix),
@@ -93,15 +104,15 @@ def render_page(figures: Figures) -> str:
     return render("show.html.j2", context, Path(__file__).parent)
 
 
-def _mixes(figures: Figures) -> list[tuple[str, dict[str, float]]]:
+def _kinds_by_level(figures: Figures) -> list[tuple[str, dict[str, float]]]:
     """Return what captions say at each level, the top one first, and without levels: shares."""
-    mixes = [
+    shares = [
         (f"level {level}", {kind: figures.share(level, kind).mean for kind in KINDS})
         for level in range(figures.levels, 0, -1)
     ]
     if (plain := figures.plain) is not None:
-        mixes.append(("no levels", {kind: plain.share(kind).mean for kind in KINDS}))
-    return mixes
+        shares.append(("no levels", {kind: plain.share(kind).mean for kind in KINDS}))
+    return shares
 
 
 def _shown_captions(

@@ -1,7 +1,7 @@
 """Features of images that a run meets again, computed once."""
 
 import hashlib
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +19,6 @@ class FeatureCache:
     """
 
     limit: int
-    _: KW_ONLY
     used: int = field(default=0, init=False)
     _kept: dict[bytes, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -27,19 +26,24 @@ class FeatureCache:
         self, tower: PreTrainedModel, pixel_values: torch.Tensor, config: AlignGPTConfig
     ) -> torch.Tensor:
         """Return features [I, L, config.feature_width] of `pixel_values` [I, 3, H, W]."""
-        return torch.stack([self._of(tower, image, config) for image in pixel_values])
+        in_memory = pixel_values.cpu().contiguous().view(torch.uint8).numpy()
+        keys = [hashlib.blake2b(pixels.data).digest() for pixels in in_memory]
+        features = [
+            self._of(key, tower, image, config)
+            for key, image in zip(keys, pixel_values, strict=True)
+        ]
+        return torch.stack(features).to(pixel_values.device)
 
     def _of(
-        self, tower: PreTrainedModel, image: torch.Tensor, config: AlignGPTConfig
+        self, key: bytes, tower: PreTrainedModel, image: torch.Tensor, config: AlignGPTConfig
     ) -> torch.Tensor:
-        key = hashlib.blake2b(image.cpu().contiguous().view(torch.uint8).numpy().data).digest()
+        """Return the features of `image`, known by `key`, in host memory."""
         kept = self._kept.get(key)
         if kept is None:
             # One image at a time: in a batch it would depend on the others by rounding, and a
             # resumed run, which meets an image first in another batch, would lose its exactness.
-            features = image_features(tower, image[None], config)[0]
-            kept = features.cpu()
+            kept = image_features(tower, image[None], config)[0].cpu()
             if self.used + kept.nbytes <= self.limit:
                 self._kept[key] = kept
                 self.used += kept.nbytes
-        return kept.to(image.device)
+        return kept
