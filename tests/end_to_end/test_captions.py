@@ -2,6 +2,9 @@
 
 import re
 import shlex
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +58,20 @@ def bootstrapped(guide: str, repository: Path, tmp_path_factory: pytest.TempPath
     demo = pq.read_table(repository / "shared/src/alignshared/demo/pairs.parquet")
     pq.write_table(demo.slice(0, PAIRS), workdir / "pairs.parquet")
     run_that_says_a(workdir / "runs/demo-pretrain")
+    run_that_says_a(workdir / "runs/recaptioned-plain")
+    (workdir / "pipelines").symlink_to(repository / "pipelines")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workdir)
+        patch.setattr(sys, "path", list(sys.path))
         command("aligncurate score --input pairs.parquet --model demo --output data/demo/score")
         command("aligncurate bucket --input data/demo/score --levels 8")
         (caption,) = re.findall(r"^uv run (aligntrain caption .*)$", guide, re.MULTILINE)
         said = [command(caption.replace("--level 8", "--level 4 --max-new-tokens 1"))]
         said += map(command, commands(guide, "Keep the better", "aligncurate"))
         for block in re.findall(r"```python\n(.*?)```", guide, re.DOTALL):
-            exec(block, {})
+            with redirect_stdout(printed := StringIO()):
+                exec(block, {})
+            said.append(printed.getvalue())
         said += map(command, commands(guide, "Train again", "aligncurate"))
         yield workdir, said
 
@@ -97,3 +105,7 @@ def test_what_is_trained_on_next_keeps_the_contract(bootstrapped: Any) -> None:
         assert "keeps the contract" in command(f"aligncurate validate --input data/{name}")
     assert (bootstrapped[0] / "data/recaptioned/bucket").is_dir()
     assert (bootstrapped[0] / "data/recaptioned/report/drift.png").is_file()
+
+
+def test_the_guide_counts_what_a_model_says_of_the_test_images(bootstrapped: Any) -> None:
+    assert "Counter({'other': 100})" in "".join(bootstrapped[1])
