@@ -42,9 +42,8 @@ def add_lora(model: "AlignGPTForConditionalGeneration", settings: LoraSettings) 
     """Inject new LoRA matrices into the LLM of `model`, in its weights' dtype: A random, B zero.
 
     Raises:
-        InputError: a target is no matrix of this LLM, or peft is not installed.
+        InputError: a target is no matrix of this LLM.
     """
-    _need("peft", "LoRA", "lora")
     from peft import LoraConfig, TaskType, inject_adapter_in_model
 
     llm = model.model.language_model
@@ -113,7 +112,8 @@ def four_bit_options(precision: Precision, *, keep: tuple[str, ...] = ()) -> dic
         raise InputError(
             "lora.quantize 4bit needs a CUDA GPU and there is none here; set it to none."
         )
-    _need("bitsandbytes", "lora.quantize 4bit", "qlora")
+    if find_spec("bitsandbytes") is None:
+        raise InputError("lora.quantize 4bit needs bitsandbytes; install aligntrain[qlora].")
     from transformers import BitsAndBytesConfig
 
     from aligntrain.model.build import DTYPES
@@ -153,7 +153,6 @@ def save_lora(
 
 def load_lora(model: "AlignGPTForConditionalGeneration", folder: Path) -> None:
     """Load the LoRA in `folder` into the LLM of `model`; InputError if damaged or another LLM's."""
-    _need("peft", "LoRA", "lora")
     import torch
     from peft import LoraConfig, inject_adapter_in_model
     from safetensors import SafetensorError
@@ -197,8 +196,3 @@ def merge_lora(model: "AlignGPTForConditionalGeneration") -> int:
 def _file_name(name: str) -> str:
     """Return peft's name in its files for the model's parameter `name`."""
     return _PEFT + name.removeprefix(_LLM).replace(f".{_NAME}.", ".")
-
-
-def _need(package: str, what: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise InputError(f"{what} needs {package}; install aligntrain[{extra}].")
