@@ -395,16 +395,23 @@ def export(
     model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
     output: OutputArgument,
     format: Annotated[
-        str, typer.Option(help="llava: transformers' own LLaVA (mixing none); llm: the LLM alone.")
+        str, typer.Option(help="llava: transformers' own LLaVA; llm: the LLM alone.")
     ] = "llava",
+    level: Annotated[
+        str | None,
+        typer.Option(help="The vector that LLaVA gets before images: 1 to N, mean, or global."),
+    ] = None,
 ) -> None:
     """Write a trained model in a format that other programs read, with a model card."""
     from aligntrain.export.model import export_model
 
     terminal.hide_loading()
-    done = export_model(model, output, format)
+    done = export_model(model, output, format, level=level)
+    vector = f", <level_{done.vector}> before images" if done.vector else ""
     parameters = f"{done.parameters:,} parameters"
-    results.print(f"{near(done.output)}: {done.format}, {parameters}")
+    results.print(f"{near(done.output)}: {done.format}, {parameters}{vector}")
+    if done.cost:
+        results.print(f"  cost of the fixed vector: {done.cost}")
 
 
 def merge(

@@ -159,7 +159,7 @@ def show_gate_report(report: "GateReport") -> None:
         for setting in report.overall:
             right = setting.accuracy
             by_level.add_row(
-                "own mix" if setting.level is None else f"level {setting.level}",
+                _vector(setting.level),
                 f"{setting.loss:.4f}",
                 _difference(setting.difference),
                 "" if right is None else f"{100 * right.mean:.1f} % of {right.count:,}",
@@ -217,6 +217,12 @@ def show_outcome(outcome: "Outcome") -> None:
             f"{len(outcome.failed)} of {len(outcome.ablation.runs)} runs failed ({names}); "
             "ablation.md says why, and the same command continues with them."
         )
+
+
+def _vector(level: int | str | None) -> str:
+    if level is None:
+        return "own mix"
+    return "equal weights" if level == "mean" else f"level {level}"
 
 
 def _difference(difference: "Interval | None") -> str:
