@@ -174,9 +174,9 @@ def _llava(
     if vector:
         notes = (
             "Its vocabulary has more tokens than the LLM's own: the image placeholder, and "
-            f"`<level_{names[0]}>` to `<level_{names[-1]}>`, whose embeddings are the vectors of "
-            "the levels; `generation_config.json` keeps them from being written. The chat "
-            f"template puts `<level_{vector}>` before a text with an image; "
+            f"{', '.join(f'`<level_{name}>`' for name in names)}, whose embeddings are the "
+            "vectors of the levels; `generation_config.json` keeps them from being written. The "
+            f"chat template puts `<level_{vector}>` before a text with an image; "
             f"`apply_chat_template(…, level={names[0]!r})`, on a server `chat_template_kwargs`, "
             "takes another."
         )
