@@ -156,6 +156,7 @@ aligntrain convert --llm
 aligntrain convert --vision-tower
 aligntrain convert output
 aligntrain convert source
+aligntrain eval --against
 aligntrain eval --batch-size
 aligntrain eval --benchmarks
 aligntrain eval --data

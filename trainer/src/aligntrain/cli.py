@@ -194,6 +194,10 @@ def eval(
     output: Annotated[
         str | None, typer.Option(help="Folder of answers and scores; CHECKPOINT/eval by default.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Compare with another model, or the folder of an evaluation."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Ask only the first questions of each benchmark.")
     ] = None,
@@ -212,7 +216,7 @@ def eval(
 ) -> None:
     """Score a fine-tuned model on the paper's benchmarks, beside the published values."""
     from alignshared import InputError
-    from aligntrain.evaluate import Judge, Settings, evaluate
+    from aligntrain.evaluate import Judge, Settings, compare, evaluate
 
     terminal.hide_loading()
     if (judge_url is None) != (judge_model is None):
@@ -229,7 +233,10 @@ def eval(
         judge=judge,
         console=notes,
     )
-    terminal.show_evaluation(evaluate(checkpoint, benchmarks, settings, output=output))
+    done = evaluate(checkpoint, benchmarks, settings, output=output)
+    terminal.show_evaluation(done)
+    if against is not None:
+        terminal.show_comparisons(compare(done, against, benchmarks, settings))
 
 
 def serve(
