@@ -107,7 +107,7 @@ def plan(
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A run folder, or a model's own.")],
+    model: Annotated[str, typer.Argument(help="A run folder, a model's own, or demo.")],
     prompt: Annotated[
         str | None, typer.Option(help="The question; without it, questions are read from stdin.")
     ] = None,
@@ -161,7 +161,7 @@ def _prompts() -> Iterator[str]:
 
 
 def caption(
-    model: Annotated[str, typer.Argument(help="A run folder, or a model's own.")],
+    model: Annotated[str, typer.Argument(help="A run folder, a model's own, or demo.")],
     data: Annotated[str, typer.Option(help="Dataset of image-text pairs.")],
     output: Annotated[str, typer.Option(help="Folder of the new dataset.")],
     level: Annotated[
@@ -240,7 +240,7 @@ def eval(
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A run folder, or a model's own.")],
+    model: Annotated[str, typer.Argument(help="A run folder, a model's own, or demo.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     name: Annotated[

@@ -28,3 +28,8 @@ def clip_path() -> Path:
 def llm_path() -> Path:
     """Return the folder of the demo's language model in transformers' form."""
     return _FOLDER / "llm"
+
+
+def model_path() -> Path:
+    """Return the folder of the demo's fine-tuned model, as a run exports it."""
+    return _FOLDER / "export"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
+from alignshared.demo import model_path
 from alignshared.errors import one_line
 from aligntrain.model.adapter import load_adapter
 from aligntrain.model.lora import LORA, load_lora
@@ -63,8 +64,12 @@ class Base:
 
 
 def model_folder(folder: str | Path) -> Path:
-    """Return the model's folder in `folder`: a run's, an export or its own; InputError if none."""
-    for place in (Path(folder), Path(folder) / EXPORT):
+    """Return the model's folder in `folder`: a run's, an export or its own; InputError if none.
+
+    `demo` is the model that ships, unless there is one in a folder of that name.
+    """
+    shipped = [model_path()] if os.fspath(folder) == "demo" else []
+    for place in (Path(folder), Path(folder) / EXPORT, *shipped):
         if (place / "config.json").is_file():
             return place
     raise InputError(
