@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from recording import record, table
 
-from aligntrain.evaluate.intervals import Interval, mean_interval, share_interval
+from aligntrain.evaluate.intervals import mean_interval, share_interval
 from aligntrain.inference.load import load_for_inference
 from aligntrain.runs.folder import read_run
 
@@ -198,14 +198,8 @@ def _row(
 ) -> list[object]:
     over_seeds = mean_interval([value(one) for one in found])
     over_questions = share_interval(round(over_seeds.mean * asked), asked)
-    mean = f"{100 * over_seeds.mean:.1f}"
-    return [name, mean, _ends(over_seeds, 100, 1), f"{_ends(over_questions, 100, 1)} of {asked}"]
-
-
-def _ends(value: Interval, scale: float, digits: int) -> str:
-    if value.low is None or value.high is None:
-        return "–"
-    return f"{scale * value.low:.{digits}f} to {scale * value.high:.{digits}f}"
+    seeds, questions = (demo.ends(one, 100, 1) for one in (over_seeds, over_questions))
+    return [name, f"{100 * over_seeds.mean:.1f}", seeds or "–", f"{questions} of {asked}"]
 
 
 def main() -> None:

@@ -222,15 +222,20 @@ def lines(figures: Figures) -> Iterator[str]:
 
 def nats(value: Interval) -> str:
     """Return a mean loss with its interval."""
-    return f"{value.mean:.2f}{_ends(value, 1, 2)}"
+    return f"{value.mean:.2f}{_in_brackets(ends(value, 1, 2))}"
 
 
 def percent(value: Interval) -> str:
     """Return a share in percent with its interval."""
-    return f"{100 * value.mean:.1f} %{_ends(value, 100, 1)}"
+    return f"{100 * value.mean:.1f} %{_in_brackets(ends(value, 100, 1))}"
 
 
-def _ends(value: Interval, scale: float, digits: int) -> str:
+def ends(value: Interval, scale: float, digits: int) -> str:
+    """Return the ends of an interval, times `scale`; nothing if it has none."""
     if value.low is None or value.high is None:
         return ""
-    return f" ({scale * value.low:.{digits}f} to {scale * value.high:.{digits}f})"
+    return f"{scale * value.low:.{digits}f} to {scale * value.high:.{digits}f}"
+
+
+def _in_brackets(text: str) -> str:
+    return text and f" ({text})"

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from tests.trainer import tiny
@@ -50,6 +51,7 @@ _THOUGHTS = (
     " 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+_METADATA = "{{ '<|im_start|>system\n## Metadata\n\nReasoning Mode: /think<|im_end|>\n' }}"
 _PHI = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
@@ -129,6 +131,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen2.5": Family(Qwen2Config, "<|im_end|>", CHATML, _IM, adds_bos=False, sizes=(_TIED,)),
     "qwen3": Family(Qwen3Config, "<|im_end|>", _THOUGHTS, _IM, adds_bos=False, sizes=(_HEAD,)),
+    # Every fourth layer has no rotary positions.
+    "smollm3": Family(
+        SmolLM3Config, "<|im_end|>", _METADATA + CHATML, _IM, adds_bos=False,
+        sizes=(_TIED, ("num_hidden_layers", 4)),
+    ),
     "phi2": Family(PhiConfig, adds_bos=False),
     "phi3": Family(
         Phi3Config, "<|end|>", _PHI, ("<|user|>", "<|assistant|>", "<|end|>", "<|system|>"),

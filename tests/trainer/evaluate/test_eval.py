@@ -76,8 +76,12 @@ def test_the_table_says_what_can_be_compared(evaluated: Any) -> None:
     assert "±20 from run to run" in rows["MME perception"]
     assert "LLaVA-Bench (Wild): 0 of 3 answers judged." in said
     written = (output / TABLE).read_text(encoding="utf-8")
-    assert written.startswith("| benchmark | metric | questions | score | LLaVA-1.5-7B |")
-    assert "| POPE | mean of 3 F1 | 6 | 66.7 | 85.9 | 86.0 |" in written
+    heading = "| benchmark | metric | questions | score | 95 % interval | LLaVA-1.5-7B |"
+    assert written.startswith(heading)
+    interval = result(output, "pope")["interval"]
+    assert interval["images"] == 2  # each is asked about in all three splits
+    shown = f"{interval['low']:.1f} to {interval['high']:.1f}"
+    assert f"| POPE | mean of 3 F1 | 6 | 66.7 | {shown} | 85.9 | 86.0 |" in written
 
 
 def test_servers_get_their_files(evaluated: Any) -> None:
@@ -249,3 +253,39 @@ def test_one_of_several_processes_takes_its_own_gpu(monkeypatch: pytest.MonkeyPa
             monkeypatch.setenv("LOCAL_RANK", rank)
         with pytest.raises(Loaded, match=taken):
             AlignGPTLmm("model", device=given)
+
+
+def test_two_models_are_compared_question_by_question(
+    evaluated: Any, says_a: Path, chatters: Path, data: Path, tmp_path: Path
+) -> None:
+    _, output = evaluated
+    same = ("--data", data, "--max-new-tokens", 1, "--batch-size", 3)
+    asked = ("--benchmarks", "gqa,seed,textvqa", *same)
+    said = command(chatters, *asked, "--output", tmp_path / "ours", "--against", output)
+    assert said.exit_code == 0, said.output
+    compared = json.loads((tmp_path / "ours/comparison.json").read_text(encoding="utf-8"))
+    assert compared["against"] == str(output)
+    for name in ("gqa", "seed", "textvqa"):
+        one = compared["benchmarks"][name]
+        ours, theirs = (result(place, name)["score"] for place in (tmp_path / "ours", output))
+        assert (one["score"], one["against"]) == (ours, theirs)
+        assert one["difference"]["mean"] == pytest.approx(ours - theirs)
+        error = one["difference"]["error"]
+        assert one["difference"]["detectable"] == pytest.approx(2.8016 * error, rel=1e-4)
+    assert "paired by question" in said.output
+    # A model that has no results yet is evaluated first; one alone with itself is refused.
+    fewer = ("--benchmarks", "gqa", *same, "--limit", 2)
+    said = command(chatters, *fewer, "--output", tmp_path / "few", "--against", says_a)
+    assert said.exit_code == 0, said.output
+    assert (Path(says_a) / "eval/gqa/result.json").is_file()
+    for against, reason in (
+        (tmp_path / "few", "is the evaluation itself"),
+        (output, "were given under another limit"),
+    ):
+        said = command(chatters, *fewer, "--output", tmp_path / "few", "--against", against)
+        assert said.exit_code == 2
+        assert reason in " ".join(said.output.split())
+    said = command(chatters, "--benchmarks", "gqa,pope", *same, "--limit", 2,
+                   "--output", tmp_path / "few", "--against", Path(says_a) / "eval")  # fmt: skip
+    assert said.exit_code == 2
+    assert "has no result of pope" in " ".join(said.output.split())

@@ -182,7 +182,8 @@ def front_matter(card: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("choices", "format", "said"),
     [
-        ({"mixing": "adaptive"}, "llava", "an alignment vector stands before its images"),
+        ({"mixing": "adaptive"}, "llava", "fix one with --level 1 to 4 or mean"),
+        ({"mixing": "local"}, "llava", "has mixing local: its gate mixes a vector"),
         ({"vision_scales": [12, 24]}, "llava", r"at the scales \[12, 24\]"),
         ({"vision_pixel_shuffle": 3}, "llava", "has vision_pixel_shuffle 3"),
         ({}, "gguf", "no maintained package on PyPI writes GGUF"),

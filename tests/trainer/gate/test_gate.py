@@ -18,6 +18,7 @@ from aligntrain.evaluate.short_answers import question_type
 from aligntrain.gate.explain import explain_gate
 from aligntrain.gate.questions import FIRST_WORDS, read_gate_questions
 from aligntrain.gate.summary import GateReport
+from aligntrain.inference.load import load_model
 from tests.trainer import rows, tiny
 
 EVIL = "<script>alert('x')</script>"
@@ -142,7 +143,7 @@ def test_the_sweep_is_what_forcing_a_level_does(model: Path, talks: Path, tmp_pa
 
     options: dict[str, Any] = {"limit": 5, "sweep": True, "sweep_limit": 2}
     report = explain_gate(model, talks, output=tmp_path / "r", batch_size=3, **options)
-    assert [setting.level for setting in report.overall] == [None, 1, 2, 3, 4]
+    assert [setting.level for setting in report.overall] == [None, 1, 2, 3, 4, "mean"]
     found = samples(report)
     at = next(i for i, said in enumerate(found["said_own"]) if said is not None)
     assert sum(loss is not None for loss in found["loss_own"]) == 2
@@ -161,6 +162,22 @@ def test_the_sweep_is_what_forcing_a_level_does(model: Path, talks: Path, tmp_pa
     for name in ("loss_own", "loss_level_2"):
         pairs = zip(found[name], alone[name], strict=True)
         assert all(b == (a and pytest.approx(a, abs=1e-5)) for a, b in pairs)
+
+
+def test_equal_weights_are_the_mix_of_mixing_mean(tmp_path: Path, talks: Path) -> None:
+    folder = saved(tmp_path / "gated")
+    own = load_model(folder)[0].state_dict()
+    saved(tmp_path / "mean", mixing="mean")
+    without, _ = load_model(tmp_path / "mean")
+    without.load_state_dict({name: own[name] for name in without.state_dict()})
+    without.save_pretrained(tmp_path / "mean")
+    options: dict[str, Any] = {"limit": 6, "sweep": True}
+    ours = explain_gate(folder, talks, output=tmp_path / "a", **options)
+    theirs = explain_gate(tmp_path / "mean", talks, output=tmp_path / "b", **options)
+    expected = next(one.loss for one in theirs.overall if one.level is None)
+    losses = {one.level: one.loss for one in ours.overall}
+    assert losses["mean"] == pytest.approx(expected, rel=1e-6)
+    assert losses[None] != pytest.approx(expected, rel=1e-6)
 
 
 def test_the_loss_with_the_own_mix_sees_no_answer(tmp_path: Path, talks: Path) -> None:
@@ -216,7 +233,7 @@ def test_a_pretrained_model_shows_what_each_level_does_to_captions(
     options: dict[str, Any] = {"output": tmp_path / "r", "limit": 4, "sweep": True}
     report = explain_gate(tmp_path / "model", pairs, **options)
     assert "as it was drawn at random" in str(report.without)
-    assert len(report.overall) == 5
+    assert len(report.overall) == 6
     found = samples(report)
     summary = json.loads((report.output / "gate.json").read_text(encoding="utf-8"))
     for row in summary["sweep"]["matrix"]:

@@ -13,6 +13,7 @@ from transformers import (
     CLIPModel,
     CLIPVisionModel,
     LlamaForCausalLM,
+    Siglip2VisionConfig,
     SiglipConfig,
     SiglipModel,
 )
@@ -139,3 +140,8 @@ def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path, llm: Path) -> No
 def test_what_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be loaded"):
         build_model(str(tmp_path), str(tmp_path))
+
+
+def test_a_naflex_tower_is_refused_by_its_name() -> None:
+    with pytest.raises(InputError, match="the NaFlex kind of SigLIP 2"):
+        tiny.config(vision_config=Siglip2VisionConfig())

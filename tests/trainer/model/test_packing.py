@@ -14,6 +14,7 @@ from transformers import (
     PhiConfig,
     Qwen2Config,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from alignshared import InputError
@@ -33,6 +34,7 @@ LLMS: dict[str, Any] = {
     "mistral": MistralConfig(**SIZES, sliding_window=WINDOW),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=8),
+    "smollm3": SmolLM3Config(**SIZES | {"num_hidden_layers": 4}),
     "gemma2": Gemma2Config(**SIZES, head_dim=8, sliding_window=WINDOW),
     "gemma3": Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=WINDOW),
     "phi": PhiConfig(**SIZES),

@@ -1,6 +1,7 @@
 """Recipes: what ships, what may be written, and what is said of what may not."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -39,8 +40,10 @@ def problem(file: Any, *overrides: str, phase: Phase | None = "pretrain") -> str
 
 def test_the_recipes_that_ship() -> None:
     assert recipe_names() == [
-        "demo", "demo-smollm2", "llama3-8b", "qwen2.5-7b", "qwen2.5-7b-siglip", "vicuna-13b",
-        "vicuna-7b", "vicuna-7b-lora", "vicuna-7b-qlora", "vicuna-7b-s2", "vicuna-7b-siglip",
+        "demo", "demo-smollm2", "gemma3-1b", "llama3-8b", "llama3.2-1b", "llama3.2-3b",
+        "qwen2.5-7b", "qwen2.5-7b-siglip", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b",
+        "smollm2-1.7b", "smollm3-3b", "vicuna-13b", "vicuna-7b", "vicuna-7b-lora",
+        "vicuna-7b-qlora", "vicuna-7b-s2", "vicuna-7b-siglip",
     ]  # fmt: skip
 
 
@@ -60,7 +63,8 @@ def test_the_settings_of_the_paper(name: str) -> None:
     pretrain, finetune = load_recipe(name, "pretrain"), load_recipe(name, "finetune")
     assert (pretrain.optimizer.lr, finetune.optimizer.lr) == (1e-3, 2e-5)
     assert (pretrain.batch.global_size, finetune.batch.global_size) == (256, 128)
-    assert (pretrain.zero_stage, finetune.zero_stage) == (2, 2 if finetune.lora else 3)
+    small = re.search(r"-[01](\.\d)?b$", name) is not None
+    assert (pretrain.zero_stage, finetune.zero_stage) == (2, 2 if finetune.lora or small else 3)
     assert (pretrain.data.aspect, finetune.data.aspect) == ("crop", "pad")
     assert (pretrain.data.template, pretrain.data.group_by_length) == ("plain", False)
     assert finetune.data.template in ("vicuna_v1", "chat")
@@ -189,7 +193,7 @@ def test_a_slip_in_the_other_phase_shows_at_once(tmp_path: Path) -> None:
 
 def test_recipes_that_are_not_there(tmp_path: Path) -> None:
     assert "did you mean vicuna-7b?" in problem("vicuna7b")
-    assert "there are demo, demo-smollm2, llama3-8b" in problem(tmp_path / "zzz.yaml")
+    assert "there are demo, demo-smollm2, gemma3-1b" in problem(tmp_path / "zzz.yaml")
     assert "there is no recipe and no file" in problem(tmp_path)
     binary = tmp_path / "binary.yaml"
     binary.write_bytes(b"\xff\xfe\x00")

@@ -143,6 +143,16 @@ def test_a_checkpoint_of_another_format_is_refused(run: Path, finished: Path) ->
         fits(run, finished)
 
 
+def test_a_key_that_is_newer_than_the_checkpoint_had_its_default(run: Path, finished: Path) -> None:
+    marker = newest(run).folder / "complete.json"
+    meta = json.loads(marker.read_text())
+    del meta["recipe"]["model"]["vision_pixel_shuffle"], meta["recipe"]["cooldown"]
+    marker.write_text(json.dumps(meta))
+    fits(run, finished)
+    with pytest.raises(InputError, match=r"cooldown: None there, 0\.5 here"):
+        fits(run, finished, "cooldown=0.5")
+
+
 def test_weights_of_another_shape_are_refused(run: Path) -> None:
     model = tiny.model(levels=6, gate_hidden=256)
     apply_phase(model, "pretrain")

@@ -194,6 +194,10 @@ def eval(
     output: Annotated[
         str | None, typer.Option(help="Folder of answers and scores; CHECKPOINT/eval by default.")
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="Compare with another model, or the folder of an evaluation."),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Ask only the first questions of each benchmark.")
     ] = None,
@@ -212,7 +216,7 @@ def eval(
 ) -> None:
     """Score a fine-tuned model on the paper's benchmarks, beside the published values."""
     from alignshared import InputError
-    from aligntrain.evaluate import Judge, Settings, evaluate
+    from aligntrain.evaluate import Judge, Settings, compare, evaluate
 
     terminal.hide_loading()
     if (judge_url is None) != (judge_model is None):
@@ -229,7 +233,10 @@ def eval(
         judge=judge,
         console=notes,
     )
-    terminal.show_evaluation(evaluate(checkpoint, benchmarks, settings, output=output))
+    done = evaluate(checkpoint, benchmarks, settings, output=output)
+    terminal.show_evaluation(done)
+    if against is not None:
+        terminal.show_comparisons(compare(done, against, benchmarks, settings))
 
 
 def serve(
@@ -395,16 +402,23 @@ def export(
     model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
     output: OutputArgument,
     format: Annotated[
-        str, typer.Option(help="llava: transformers' own LLaVA (mixing none); llm: the LLM alone.")
+        str, typer.Option(help="llava: transformers' own LLaVA; llm: the LLM alone.")
     ] = "llava",
+    level: Annotated[
+        str | None,
+        typer.Option(help="The vector that LLaVA gets before images: 1 to N, mean, or global."),
+    ] = None,
 ) -> None:
     """Write a trained model in a format that other programs read, with a model card."""
     from aligntrain.export.model import export_model
 
     terminal.hide_loading()
-    done = export_model(model, output, format)
+    done = export_model(model, output, format, level=level)
+    vector = f", <level_{done.vector}> before images" if done.vector else ""
     parameters = f"{done.parameters:,} parameters"
-    results.print(f"{near(done.output)}: {done.format}, {parameters}")
+    results.print(f"{near(done.output)}: {done.format}, {parameters}{vector}")
+    if done.cost:
+        results.print(f"  cost of the fixed vector: {done.cost}")
 
 
 def merge(

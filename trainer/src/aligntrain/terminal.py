@@ -1,6 +1,6 @@
 """Output of the commands: results on stdout; the log, progress and errors on stderr."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from aligntrain.ablation.report import Outcome
     from aligntrain.ablation.runs import Ablation
     from aligntrain.captioning.caption import Captions
-    from aligntrain.evaluate import Evaluation
+    from aligntrain.evaluate import Comparison, Evaluation
     from aligntrain.evaluate.intervals import Interval
     from aligntrain.gate.summary import GateReport
     from aligntrain.plan.estimate import Plan
@@ -102,6 +102,23 @@ def show_evaluation(done: "Evaluation") -> None:
     notes.print(f"answers, one by one, and this table lie in {near(done.output)}")
 
 
+def show_comparisons(comparisons: "Sequence[Comparison]") -> None:
+    """Print the differences of two models on the same questions."""
+    rows = table("benchmark", "score", "against", "difference", "detectable", "images")
+    for one in comparisons:
+        values = ("–" if value is None else f"{value:.1f}" for value in (one.score, one.against))
+        found = one.difference
+        if found is None:
+            rows.add_row(one.benchmark.title, *values, "–", "–", "–")
+        else:
+            interval = f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+            rows.add_row(
+                one.benchmark.title, *values, interval, f"{found.detectable:.1f}",
+                f"{found.images:,}",
+            )  # fmt: skip
+    section("paired by question, with 95 % intervals", rows)
+
+
 def show_captions(captions: "Captions") -> None:
     """Print the location and counts of the new captions."""
     dataset, manifest = captions.dataset, captions.dataset.manifest
@@ -159,7 +176,7 @@ def show_gate_report(report: "GateReport") -> None:
         for setting in report.overall:
             right = setting.accuracy
             by_level.add_row(
-                "own mix" if setting.level is None else f"level {setting.level}",
+                _vector(setting.level),
                 f"{setting.loss:.4f}",
                 _difference(setting.difference),
                 "" if right is None else f"{100 * right.mean:.1f} % of {right.count:,}",
@@ -217,6 +234,12 @@ def show_outcome(outcome: "Outcome") -> None:
             f"{len(outcome.failed)} of {len(outcome.ablation.runs)} runs failed ({names}); "
             "ablation.md says why, and the same command continues with them."
         )
+
+
+def _vector(level: int | str | None) -> str:
+    if level is None:
+        return "own mix"
+    return "equal weights" if level == "mean" else f"level {level}"
 
 
 def _difference(difference: "Interval | None") -> str:

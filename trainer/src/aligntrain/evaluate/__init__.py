@@ -1,6 +1,7 @@
 """The paper's benchmarks with the paper's protocol."""
 
+from aligntrain.evaluate.compare import Comparison, compare
 from aligntrain.evaluate.judge import Judge
 from aligntrain.evaluate.run import Evaluation, Settings, evaluate
 
-__all__ = ["Evaluation", "Judge", "Settings", "evaluate"]
+__all__ = ["Comparison", "Evaluation", "Judge", "Settings", "compare", "evaluate"]

@@ -10,7 +10,7 @@ from math import nan
 from typing import Any, cast
 
 from alignshared import InputError
-from aligntrain.evaluate.scorers import Record, Score, grouped, percents
+from aligntrain.evaluate.scorers import Record, Score, Term, grouped, percents
 
 Messages = list[dict[str, str]]
 Grade = list[float]
@@ -49,13 +49,15 @@ class Judging:
 
     def score(self, records: Sequence[Record]) -> Score:
         """Score `records` by their `grade`, if all have one."""
-        grades = [record.get("grade") for record in records]
+        grades: list[Any] = [record.get("grade") for record in records]
         given = sum(grade is not None for grade in grades)
         if given < len(grades) or not grades:
             missing = [f"{given} of {len(grades)} answers judged"] if grades else []
             return Score(None, grades, notes=missing)
         value, details = self.score_graded(records, grades)
-        return Score(value, grades, details)
+        # The model's grade, over the reference's if there is one.
+        terms = [Term("", grade[-1], grade[0] if len(grade) == 2 else 1.0) for grade in grades]
+        return Score(value, grades, details, made_of=terms)
 
 
 class JudgeError(Exception):

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +17,7 @@ from aligntrain.evaluate import store
 from aligntrain.evaluate.benchmarks import BENCHMARKS, PROTOCOL, Benchmark, parse_benchmarks
 from aligntrain.evaluate.data import Data, fetch, find_data, images_of, read_rows, without_images
 from aligntrain.evaluate.judge import JUDGED, Judge, judge_all
+from aligntrain.evaluate.uncertainty import uncertainty
 from aligntrain.inference.load import load_for_inference, model_folder
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 TABLE = "table.md"
 HEADINGS = (
-    "benchmark", "metric", "questions", "score", "LLaVA-1.5-7B", "AlignGPT-7B", "reruns differ by",
-    "comparable",
+    "benchmark", "metric", "questions", "score", "95 % interval", "LLaVA-1.5-7B", "AlignGPT-7B",
+    "reruns differ by", "comparable",
 )  # fmt: skip
 
 Loader = Callable[[], tuple["AlignGPTForConditionalGeneration", "AlignGPTProcessor"]]
@@ -44,11 +45,14 @@ class Outcome:
     def cells(self) -> tuple[str, ...]:
         """Cells of the table's row, in the order of `HEADINGS`."""
         benchmark, published, result = self.benchmark, self.benchmark.published, self.result
-        values = (result["score"], published and published.llava, published and published.aligngpt)
+        interval = result.get("interval")  # results of older versions have none
+        values = (published and published.llava, published and published.aligngpt)
         return (
             benchmark.title,
             benchmark.metric,
             f"{result['questions']:,}",
+            "–" if result["score"] is None else f"{result['score']:.1f}",
+            "–" if interval is None else f"{interval['low']:.1f} to {interval['high']:.1f}",
             *("–" if value is None else f"{value:.1f}" for value in values),
             (published and published.noise) or "–",
             result["comparable"],
@@ -245,7 +249,9 @@ def _run(task: _Task, settings: Settings, load: Loader) -> dict[str, Any]:
         record["score"] = points
     store.write_lines(folder / store.ANSWERS, records)
     notes = [*score.notes, *([submission] if submission else [])]
-    result |= {"score": score.value, "details": score.details, "questions": len(records)}
+    interval = uncertainty(score, records)
+    result |= {"score": score.value, "interval": interval and asdict(interval)}
+    result |= {"details": score.details, "questions": len(records)}
     result |= {"notes": notes, "comparable": _comparable(benchmark, result)}
     store.write_json(folder / store.RESULT, result)
     return result
@@ -268,8 +274,11 @@ def _answer(task: _Task, data: Data, settings: Settings, load: Loader) -> list[d
     records = {line["row"]: line for line in log.lines if asked.get(line["row"]) == line["prompt"]}
     waiting = [row for row in asked if row not in records]
 
+    seen: dict[int, str] = {}
+
     def question(row: int) -> Question:
         images = images_of(dict(rows[row]), lookup)
+        seen[row] = store.digest_of(images)
         name = f"{benchmark.name}, row {row}"
         return Question(messages_of(prompts[row], images), settings.level, name)
 
@@ -285,6 +294,7 @@ def _answer(task: _Task, data: Data, settings: Settings, load: Loader) -> list[d
         records[row] = {
             "row": row,
             "prompt": prompts[row],
+            "image": seen[row],
             "text": answer.text,
             "tokens": answer.tokens,
             "finished": answer.finished,

@@ -9,10 +9,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 Record = Mapping[str, Any]
 """Answered question: the answer `text`, and `facts` of the data for its scorer."""
+
+
+class Term(NamedTuple):
+    """What a record adds to the sums above and below the line of a `part` of the score."""
+
+    part: str
+    numerator: float
+    denominator: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +29,24 @@ class Score:
 
     `value` is the headline in the paper's unit, None if there is none; `points` are the records'
     own scores, None for unscored ones; `details` are further named numbers; `notes` are sentences
-    about missing records.
+    about missing records. `made_of` says how the records make the headline, None for those left
+    out: the sum over the parts, times `weights`, of the ratios of their sums. Without it, it is the
+    mean of the points in percent.
     """
 
     value: float | None
     points: list[Any]
     details: dict[str, float] = field(default_factory=dict[str, float])
     notes: list[str] = field(default_factory=list[str])
+    made_of: Sequence[Term | None] | None = None
+    weights: Mapping[str, float] = field(default_factory=lambda: {"": 100.0})
+
+    @property
+    def terms(self) -> Sequence[Term | None]:
+        """Terms of the records, in their order; only of a score with a value."""
+        if self.made_of is not None:
+            return self.made_of
+        return [None if point is None else Term("", point, 1.0) for point in self.points]
 
 
 Scorer = Callable[[Sequence[Record]], Score]
@@ -210,16 +229,18 @@ def score_circular(records: Sequence[Record]) -> Score:
     letters = [chosen_letter(r["text"], r["facts"]["options"]) for r in records]
     right = [float(letter == f["answer"]) for letter, f in zip(letters, facts, strict=True)]
     questions = grouped((f["index"] % ROTATION, place) for place, f in enumerate(facts))
-    whole = [
-        (str(facts[places[0]]["kind"]), float(all(right[place] for place in places)))
-        for places in questions.values()
-        if {facts[place]["index"] // ROTATION for place in places} == set(range(len(places)))
-    ]
+    whole: list[tuple[str, float]] = []
+    terms: list[Term | None] = [None] * len(records)
+    for places in questions.values():
+        if {facts[place]["index"] // ROTATION for place in places} == set(range(len(places))):
+            point = float(all(right[place] for place in places))
+            whole.append((str(facts[places[0]]["kind"]), point))
+            terms[places[0]] = Term("", point, 1.0)
     details = percents(whole)
     details["each rotation for itself"] = percent(right) or 0.0
     missing = len(questions) - len(whole)
     notes = [f"{missing} questions lack a rotation and are left out"] if missing else []
-    return Score(percent(point for _, point in whole), right, details, notes)
+    return Score(percent(point for _, point in whole), right, details, notes, terms)
 
 
 PERCEPTION = (
@@ -257,7 +278,14 @@ def score_pope(records: Sequence[Record]) -> Score:
         }
     scores = [value for name, value in details.items() if name.endswith(" F1")]
     points = [float(reply == truth) for reply, truth in zip(read, truths, strict=True)]
-    return Score(sum(scores) / len(scores) if scores else None, points, details)
+    # F1 = 2 hits / (said yes + is yes)
+    terms: list[Term | None] = [
+        Term(split, 2.0 * (reply == truth == "yes"), (reply == "yes") + (truth == "yes"))
+        for split, reply, truth in zip(splits, read, truths, strict=True)
+    ]
+    weights = dict.fromkeys(splits, 100 / max(1, len(scores)))
+    value = sum(scores) / len(scores) if scores else None
+    return Score(value, points, details, made_of=terms, weights=weights)
 
 
 def mme_reading(text: str) -> str:
@@ -289,4 +317,13 @@ def score_mme(records: Sequence[Record]) -> Score:
     notes = [f"{missing} images lack a question and are left out"] if missing else []
     if cognition:
         details["cognition"] = sum(cognition)
-    return Score(sum(perception) if perception else None, points, details, notes)
+    # Each question has half of its image's points: 25 for a right one, 50 more if both are right.
+    terms = [
+        Term(image[0], 25 * pairs[image] + 50 * (pairs[image] == 2), 0.5)
+        if image in pairs
+        else None
+        for image in images
+    ]
+    weights = {category: float(category in PERCEPTION) for category in by_category}
+    value = sum(perception) if perception else None
+    return Score(value, points, details, notes, terms, weights)

@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from alignshared import InputError, atomic
 from aligntrain.evaluate.scorers import Record, normal_answer
 from aligntrain.model.lora import LORA
@@ -114,6 +116,15 @@ def fingerprint(model: Path) -> str:
                 content.seek(max(0, size - _ENDS))
                 digest.update(content.read(_ENDS))
     return digest.hexdigest()
+
+
+def digest_of(images: Iterable[Image.Image]) -> str:
+    """Return a digest of the pixels of `images`, which tells questions about the same ones."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(f"{image.mode} {image.size}".encode())
+        digest.update(image.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def write_submission(

@@ -1,5 +1,6 @@
 """`aligntrain export` and `aligntrain merge`: a trained model in other formats, or as a whole."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -29,11 +30,17 @@ _NOT_HERE = {
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """Folder, format and parameters of an exported model."""
+    """Folder, format and parameters of an exported model.
+
+    `vector` is the name of the one before its images: a level, `mean`, or None. `cost` says what
+    fixing it costs against the gate's mix, None where no gate mixed.
+    """
 
     output: Path
     format: Format
     parameters: int
+    vector: str | None = None
+    cost: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,33 +52,70 @@ class Merged:
     matrices: int
 
 
-def export_model(model: str | Path, output: str | Path, format: str) -> Exported:
+def export_model(
+    model: str | Path, output: str | Path, format: str, *, level: str | None = None
+) -> Exported:
     """Write the model of `model`, a run or a model folder, to `output` in `format`, with a card.
 
-    `llava`: transformers' `LlavaForConditionalGeneration` and `LlavaProcessor`; for mixing `none`.
-    `llm`: the language model alone with its tokenizer, as any causal LM. LoRA is merged.
-    Works on the CPU and holds the model in memory.
+    `llava`: transformers' `LlavaForConditionalGeneration` and `LlavaProcessor`, with the vector
+    `level` before its images: `1` to `N`, `mean` (equal weights), `global` (the top level), or by
+    default the mixing's own, which the mixings with a gate do not have. `llm`: the language model
+    alone with its tokenizer, as any causal LM. LoRA is merged. Works on the CPU and holds the model
+    in memory.
 
     Raises:
-        InputError: there is no such model, it does not fit the format, or `output` is not empty.
+        InputError: there is no such model or level, it does not fit the format, or `output` is not
+            empty.
     """
     if format not in get_args(Format):
         reason = _NOT_HERE.get(format, f"there are {' and '.join(get_args(Format))}")
         raise InputError(f"--format {format} cannot be written: {reason}.")
+    if format == "llm" and level is not None:
+        raise InputError("--level goes with --format llava; the LLM alone reads no images.")
     folder, output = model_folder(model), _free(output)
     trained, processor = load_model(folder)
+    vector = cost = None
     if format == "llava":
-        from aligntrain.export.llava import check_llava
+        from aligntrain.export.llava import check_llava, vector_name
 
+        vector = vector_name(trained.config, level, folder)
         check_llava(trained, folder)
+        cost = _cost(Path(model), vector) if trained.config.has_gate and vector else None
     if is_lora(folder):
         from aligntrain.model.lora import merge_lora
 
         merge_lora(trained)
-    write = _llava if format == "llava" else _llm
     with atomic.folder(output) as unfinished:
-        parameters = write(trained, processor, unfinished, run_of(model))
-    return Exported(output, "llava" if format == "llava" else "llm", parameters)
+        if format == "llava":
+            parameters = _llava(trained, processor, unfinished, run_of(model), vector, cost)
+        else:
+            parameters = _llm(trained, processor, unfinished, run_of(model))
+    return Exported(
+        output, "llava" if format == "llava" else "llm", parameters, vector=vector, cost=cost
+    )
+
+
+def _cost(model: Path, vector: str) -> str:
+    """Say what the fixed `vector` costs, from the sweep that `aligntrain gate` left in `model`."""
+    measured = f"aligntrain gate {model} --data HELD_OUT --sweep measures it"
+    try:
+        report = json.loads((model / "gate/gate.json").read_bytes())
+        settings = next(iter(report["sweep"]["types"].values()))
+        by_vector = {str(setting["level"]): setting for setting in settings}
+        fixed, own = by_vector[vector], by_vector["None"]
+        loss = fixed["difference"]
+        said = (
+            f"against the gate's mix, on {fixed['count']:,} questions of {report['data']}: "
+            f"{loss['mean']:+.4f} ({loss['low']:+.4f} to {loss['high']:+.4f}) nats a token"
+        )
+        if fixed["accuracy"] and own["accuracy"]:
+            right, before = (100 * one["accuracy"]["mean"] for one in (fixed, own))
+            said += f", {right:.1f} % right answers instead of {before:.1f} %"
+    except FileNotFoundError:
+        return f"not measured; {measured}"
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return f"not measured: {model / 'gate/gate.json'} has no sweep with it; {measured}"
+    return said
 
 
 def merge(run: str | Path, output: str | Path) -> Merged:
@@ -114,19 +158,36 @@ def _llava(
     processor: "AlignGPTProcessor",
     folder: Path,
     run: Path | None,
+    vector: str | None,
+    cost: str | None,
 ) -> int:
-    from aligntrain.export.llava import USE, to_llava
+    from aligntrain.export.llava import USE, to_llava, vector_names
 
-    llava, llava_processor = to_llava(model, processor)
+    names = vector_names(model.config) if vector else []
+    llava, llava_processor = to_llava(model, processor, vector)
     llava.save_pretrained(folder)
     llava_processor.save_pretrained(folder)
+    notes = (
+        "Its vocabulary has one token more than the LLM's own, the image placeholder; "
+        "`generation_config.json` keeps it from being written."
+    )
+    if vector:
+        notes = (
+            "Its vocabulary has more tokens than the LLM's own: the image placeholder, and "
+            f"{', '.join(f'`<level_{name}>`' for name in names)}, whose embeddings are the "
+            "vectors of the levels; `generation_config.json` keeps them from being written. The "
+            f"chat template puts `<level_{vector}>` before a text with an image; "
+            f"`apply_chat_template(…, level={names[0]!r})`, on a server `chat_template_kwargs`, "
+            "takes another."
+        )
+    if cost:
+        notes += f"\n\nCost of the fixed vector: {cost}."
     write_card(
         folder,
         run,
         kind="A LLaVA of transformers: it needs no other package.",
         use=USE.replace("FOLDER", '"."'),
-        notes="Its vocabulary has one token more than the LLM's own, the image placeholder; "
-        "`generation_config.json` keeps it from being written.",
+        notes=notes,
     )
     return llava.num_parameters()
 

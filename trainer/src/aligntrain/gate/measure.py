@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from PIL import Image
@@ -25,6 +25,11 @@ from aligntrain.prompts.placeholders import IMAGE_MARK
 from aligntrain.prompts.templates import CAPTION_PROMPT
 
 T = TypeVar("T")
+
+Vector = int | Literal["mean"] | None
+"""Which alignment vector: that of a forced level, the mix with equal weights of the local levels in
+place of the gate's (`mean`), or the model's own mix.
+"""
 
 _MAX_LENGTH = 2048
 
@@ -85,17 +90,18 @@ def gate_weights(
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """Results of question `number` by forced level, None for the model's own mix.
+    """Results of question `number` by vector.
 
     `losses` of the reference answer, of `tokens` tokens, are in nats per token. `said` and `right`
-    hold the answers and their match with a short reference; both are empty without one.
+    hold the answers and their match with a short reference, of each vector but `mean`; both are
+    empty without one.
     """
 
     number: int
     tokens: int
-    losses: dict[int | None, float]
-    said: dict[int | None, str]
-    right: dict[int | None, bool]
+    losses: dict[Vector, float]
+    said: dict[Vector, str]
+    right: dict[Vector, bool]
 
 
 @torch.inference_mode()
@@ -109,9 +115,10 @@ def sweep_levels(
 ) -> Iterator[SweepResult]:
     """Answer each of the `numbered` questions with every level forced and with the model's own mix.
 
-    The mix is that of the prompt alone, as at inference, even for `gate_text` full. A model without
-    levels answers once, as if by its mix. Questions too long for the model are left out. `done` is
-    called with the size of each finished batch.
+    A model with a gate also gives the loss of a mix with equal weights. The own mix is that of the
+    prompt alone, as at inference, even for `gate_text` full. A model without levels answers once,
+    as if by its mix. Questions too long for the model are left out. `done` is called with the size
+    of each finished batch.
     """
     forced = range(1, model.config.levels + 1) if model.config.has_table else ()
     settings = (None, *forced)
@@ -125,13 +132,16 @@ def sweep_levels(
         if usable:
             questions = list(usable.values())
             read = [sample for sample in samples.values() if sample is not None]
-            losses = _losses(model, processor, questions, read, preparation, settings)
+            vectors: list[Vector] = [*settings, *(["mean"] if model.config.has_gate else [])]
+            losses = _losses(model, processor, questions, read, preparation, vectors)
             answers = _answers(model, processor, questions, settings, batch_size)
             for number, item, (tokens, loss), said in zip(
                 usable, questions, losses, answers, strict=True
             ):
                 reference = item.question.answer or ""
-                right = {setting: is_right(text, reference) for setting, text in said.items()}
+                right: dict[Vector, bool] = {
+                    vector: is_right(text, reference) for vector, text in said.items()
+                }
                 yield SweepResult(number, tokens, loss, said, right)
         done(len(batch))
 
@@ -159,9 +169,9 @@ def _losses(
     questions: Sequence[QuestionWithImage],
     samples: Sequence[Sample],
     preparation: Preparation,
-    settings: Sequence[int | None],
-) -> list[tuple[int, dict[int | None, float]]]:
-    """Return the tokens of each question's reference answer, and its loss by setting."""
+    vectors: Sequence[Vector],
+) -> list[tuple[int, dict[Vector, float]]]:
+    """Return the tokens of each question's reference answer, and its loss by vector."""
     pixels = [preparation.pixels(item.image) for item in questions]
     batch = collate(samples, pixels, preparation.pad_id)
     inputs = {
@@ -180,17 +190,26 @@ def _losses(
             for item in questions
         ]
         own_mix["gate_weights"] = gate_weights(model, processor, asked).to(model.device)
-    losses: list[dict[int | None, float]] = [{} for _ in questions]
+    losses: list[dict[Vector, float]] = [{} for _ in questions]
     tokens: list[int] = []
-    for setting in settings:
-        forced = own_mix if setting is None else {
-            "levels": torch.full((len(questions),), setting, device=model.device)
-        }  # fmt: skip
-        output = model(**inputs, **forced)
+    for vector in vectors:
+        output = model(
+            **inputs, **(own_mix if vector is None else _forced(model, vector, len(questions)))
+        )
         tokens = output.sample_tokens.tolist()
         for of_question, loss in zip(losses, output.sample_loss.tolist(), strict=True):
-            of_question[setting] = loss
+            of_question[vector] = loss
     return list(zip(tokens, losses, strict=True))
+
+
+def _forced(
+    model: AlignGPTForConditionalGeneration, vector: int | Literal["mean"], rows: int
+) -> dict[str, torch.Tensor]:
+    """Return the arguments of `forward` that give `vector` to each of `rows` rows."""
+    if vector == "mean":
+        local = model.config.levels - 1
+        return {"gate_weights": torch.full((rows, local), 1 / local, device=model.device)}
+    return {"levels": torch.full((rows,), vector, device=model.device)}
 
 
 def _answers(
@@ -199,7 +218,7 @@ def _answers(
     questions: Sequence[QuestionWithImage],
     settings: Sequence[int | None],
     batch_size: int,
-) -> list[dict[int | None, str]]:
+) -> list[dict[Vector, str]]:
     """Return the answers to each question by setting, none where the reference is not short."""
     order = [
         (index, setting)
@@ -211,7 +230,7 @@ def _answers(
     answers = generate_answers(
         model, processor, prompts, max_new_tokens=LONGEST_ANSWER, batch_size=batch_size
     )
-    texts: list[dict[int | None, str]] = [{} for _ in questions]
+    texts: list[dict[Vector, str]] = [{} for _ in questions]
     for (index, setting), answer in zip(order, answers, strict=True):
         texts[index][setting] = answer.text
     return texts

@@ -137,7 +137,9 @@ def _card(report: GateReport, at: int, weight: float) -> dict[str, Any]:
 def _chart(settings: list[Setting], what: str, colours: list[str]) -> str | None:
     """Return a chart of each setting's `difference` or `accuracy`, None if none has any."""
     values = [
-        ("own mix", INK, value) if s.level is None else (f"{s.level}", colours[s.level - 1], value)
+        (str(s.level), colours[s.level - 1], value)
+        if isinstance(s.level, int)
+        else (s.level or "own mix", INK, value)
         for s in settings
         if (value := getattr(s, what)) is not None
     ]

@@ -25,7 +25,7 @@ from aligntrain.evaluate.intervals import (
     spearman,
 )
 from aligntrain.evaluate.short_answers import ALL
-from aligntrain.gate.measure import SweepResult
+from aligntrain.gate.measure import SweepResult, Vector
 from aligntrain.gate.questions import GateQuestion, GateQuestions
 from aligntrain.model import AlignGPTConfig
 
@@ -47,13 +47,13 @@ class KindWeights:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Results of `count` questions of a type with `level` forced, or None for the model's own mix.
+    """Results of `count` questions of a type with the vector `level` (see `Vector`).
 
     Mean `loss` in nats per token, its mean paired difference from the own mix, and the share of
-    right answers among questions with a short reference, None without any.
+    right answers among questions with a short reference, None without any and for `mean`.
     """
 
-    level: int | None
+    level: Vector
     count: int
     loss: float
     difference: Interval | None
@@ -154,11 +154,11 @@ def loss_matrix(questions: Sequence[GateQuestion], swept: Sequence[SweepResult])
         if own is not None:
             by_level.setdefault(own, []).append(result)
 
-    def mean(results: Sequence[SweepResult], setting: int | None) -> float:
-        return float(np.mean([one.tokens * one.losses[setting] for one in results]))
+    def mean(results: Sequence[SweepResult], vector: Vector) -> float:
+        return float(np.mean([one.tokens * one.losses[vector] for one in results]))
 
     def forced(results: Sequence[SweepResult]) -> tuple[float, ...]:
-        levels = [level for level in results[0].losses if level is not None]
+        levels = [level for level in results[0].losses if isinstance(level, int)]
         return tuple(mean(results, level) for level in sorted(levels))
 
     return [

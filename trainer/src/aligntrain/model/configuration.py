@@ -169,6 +169,12 @@ class AlignGPTConfig(PreTrainedConfig):
                 f"levels is {self.levels}, but beside the global level there is at least one local "
                 "one; give 2 or more."
             )
+        if self.vision_config.model_type == "siglip2_vision_model":
+            raise InputError(
+                "vision_config is a siglip2_vision_model, the NaFlex kind of SigLIP 2, whose "
+                "images differ in their number of patches; give one of a fixed size, such as "
+                "google/siglip2-so400m-patch14-384."
+            )
         if self.vision_config.model_type not in _HAS_CLASS_TOKEN:
             raise InputError(
                 f"vision_config is a {self.vision_config.model_type}; give one of "

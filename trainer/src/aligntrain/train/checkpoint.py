@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from alignshared import AlignError, InputError, atomic
 from aligntrain.recipes.schema import Recipe
 
@@ -131,12 +133,23 @@ def check_fits(checkpoint: Checkpoint, model: Mapping[str, Any], recipe: Recipe)
             "with the version that wrote it, or start a new run."
         )
     check_model(where, meta["model"], model, f"here it is {{}}; {_OTHER_MODEL}")
-    differences = recipe_differences(meta["recipe"], recipe)
+    differences = recipe_differences(_completed(meta["recipe"]), recipe)
     if differences:
         raise InputError(
             f"{where} was made with another recipe ({'; '.join(differences)}); resume with that "
             "one, or start a new run with another --output."
         )
+
+
+def _completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings `saved` by this version or an older one, which lacks the newer keys.
+
+    A key's default is what versions did that had no such key.
+    """
+    try:
+        return Recipe.model_validate(saved).settings
+    except ValidationError:
+        return saved
 
 
 def check_model(
