@@ -1,11 +1,13 @@
 """Models built from towers that lie in folders."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import (
     CLIPConfig,
     CLIPModel,
@@ -18,6 +20,7 @@ from transformers import (
 
 from alignshared import InputError
 from aligntrain.model import build_model, build_processor
+from aligntrain.model.build import build_config
 from tests.trainer import tiny
 from tests.trainer.model.test_open_clip_tower import write
 
@@ -104,6 +107,24 @@ def test_a_seed_gives_the_same_new_parts(tmp_path: Path, llm: Path) -> None:
         tables.append(model.state_dict()["model.alignment.table"])
     assert torch.equal(tables[0], tables[1])
     assert not torch.equal(tables[0], tables[2])
+
+
+def test_a_tokenizer_that_is_one_file_of_sentencepiece(tmp_path: Path, llm: Path) -> None:
+    """As Vicuna's: `tokenizer.model`, and no `tokenizer.json`."""
+    (llm / "tokenizer.json").unlink()
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "unk_token": "<unk>"}
+    (llm / "tokenizer_config.json").write_text(json.dumps(settings))
+    sentences = ["the cat sat on the mat", "a frog is green", "hello world of tokens"] * 20
+    with (llm / "tokenizer.model").open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=file, model_type="bpe", vocab_size=60
+        )
+    vision_alone(tmp_path / "tower")
+    config = build_config(str(tmp_path / "tower"), str(llm), levels=4)
+    processor = build_processor(str(tmp_path / "tower"), str(llm), config)
+    pieces = SentencePieceProcessor(model_file=str(llm / "tokenizer.model"))
+    said = "the frog sat on the cat"
+    assert processor.tokenizer(said, add_special_tokens=False).input_ids == pieces.encode(said)
 
 
 def test_a_folder_that_lacks_weights_is_refused(tmp_path: Path, llm: Path) -> None:

