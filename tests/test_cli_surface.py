@@ -168,7 +168,6 @@ aligntrain eval --max-new-tokens
 aligntrain eval --output
 aligntrain eval checkpoint
 aligntrain export --format
-aligntrain export --level
 aligntrain export model
 aligntrain export output
 aligntrain gate --batch-size
@@ -263,38 +262,3 @@ def test_no_arguments_show_the_help(app: typer.Typer) -> None:
 @pytest.mark.parametrize("app", APPS.values(), ids=APPS)
 def test_unknown_commands_are_bad_arguments(app: typer.Typer) -> None:
     assert CliRunner().invoke(app, ["sort-of"]).exit_code == 2
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["aligncurate", "filter", "--where", "score > 0", "--where", "level > 1"],
-        ["aligncurate", "filter", "--where=score > 0", "--output", "x", "--where", "level > 1"],
-        ["aligntrain", "chat", "run", "--level", "1", "--level", "2"],
-    ],
-)
-def test_an_option_given_twice_is_refused(words: list[str]) -> None:
-    app, *arguments = words
-    answer = CliRunner().invoke(APPS[app], arguments)
-    assert answer.exit_code == 2
-    assert "is given twice and takes one value; give it once." in answer.output
-
-
-def test_what_may_be_repeated_and_a_value_like_an_option_are_not_counted() -> None:
-    answer = CliRunner().invoke(
-        APPS["aligntrain"],
-        [
-            "run",
-            "pretrain",
-            "--data",
-            "--recipe",
-            "--recipe",
-            "x.yaml",
-            "--set",
-            "a=1",
-            "--set",
-            "b=2",
-        ],
-    )
-    assert "twice" not in answer.output
-    assert "x.yaml" in answer.output

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 import typer
 from rich.console import Console
 from rich.text import Text
-from typer.core import TyperCommand, TyperGroup, TyperOption
+from typer.core import TyperGroup
 
-from alignshared.errors import AlignError, InputError
+from alignshared.errors import AlignError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -87,35 +87,8 @@ def command_line(
         show_log(package, logging.DEBUG if debug else logging.INFO)
 
     for command in commands:
-        app.command(cls=_Command)(command)
+        app.command()(command)
     return app
-
-
-class _Command(TyperCommand):
-    """Refuses an option that is given twice and counts once: the first value would be lost."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        options = {
-            name: option
-            for option in self.params
-            if isinstance(option, TyperOption)
-            for name in (*option.opts, *option.secondary_opts)
-        }
-        seen: set[str | None] = set()
-        left = iter(args)
-        for arg in left:
-            if arg == "--":
-                break
-            name, _, value = arg.partition("=")
-            option = options.get(name)
-            if option is None or option.multiple or option.count:
-                continue
-            if option.name in seen:
-                raise InputError(f"{name} is given twice and takes one value; give it once.")
-            seen.add(option.name)
-            if not option.is_flag and not value:
-                next(left, None)  # its value, which may look like an option
-        return super().parse_args(ctx, args)
 
 
 class _Log(logging.Handler):
