@@ -168,6 +168,7 @@ aligntrain eval --max-new-tokens
 aligntrain eval --output
 aligntrain eval checkpoint
 aligntrain export --format
+aligntrain export --level
 aligntrain export model
 aligntrain export output
 aligntrain gate --batch-size
