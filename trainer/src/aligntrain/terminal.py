@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aligntrain.captioning.caption import Captions
     from aligntrain.evaluate import Comparison, Evaluation
     from aligntrain.evaluate.intervals import Interval
+    from aligntrain.evaluate.uncertainty import Difference
     from aligntrain.gate.summary import GateReport
     from aligntrain.plan.estimate import Plan
     from aligntrain.train.run import RunResult
@@ -111,10 +112,9 @@ def show_comparisons(comparisons: "Sequence[Comparison]") -> None:
         if found is None:
             rows.add_row(one.benchmark.title, *values, "–", "–", "–")
         else:
-            interval = f"{found.mean:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
             rows.add_row(
-                one.benchmark.title, *values, interval, f"{found.detectable:.1f}",
-                f"{found.images:,}",
+                one.benchmark.title, *values, _difference(found, digits=1),
+                f"{found.detectable:.1f}", f"{found.images:,}",
             )  # fmt: skip
     section("paired by question, with 95 % intervals", rows)
 
@@ -242,11 +242,11 @@ def _vector(level: int | str | None) -> str:
     return "equal weights" if level == "mean" else f"level {level}"
 
 
-def _difference(difference: "Interval | None") -> str:
-    if difference is None:
+def _difference(value: "Interval | Difference | None", digits: int = 4) -> str:
+    if value is None:
         return ""
-    ends = [f"{end:+.4f}" for end in (difference.low, difference.high) if end is not None]
-    return f"{difference.mean:+.4f}" + (f" ({' to '.join(ends)})" if ends else "")
+    ends = [f"{end:+.{digits}f}" for end in (value.low, value.high) if end is not None]
+    return f"{value.mean:+.{digits}f}" + (f" ({' to '.join(ends)})" if ends else "")
 
 
 def _one_line(text: str, limit: int) -> str:

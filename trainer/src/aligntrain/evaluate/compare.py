@@ -9,7 +9,7 @@ from typing import Any
 from alignshared import InputError
 from aligntrain.evaluate import store
 from aligntrain.evaluate.benchmarks import PROTOCOL, Benchmark, parse_benchmarks
-from aligntrain.evaluate.run import Evaluation, Settings, evaluate
+from aligntrain.evaluate.run import Evaluation, Settings, evaluate, results_folder
 from aligntrain.evaluate.scorers import Record
 from aligntrain.evaluate.uncertainty import Difference, difference
 from aligntrain.inference.load import model_folder
@@ -47,14 +47,14 @@ def check_against(
             one under other settings.
     """
     names = parse_benchmarks(benchmarks)
-    folder, own = Path(against), Path(model) / "eval" if output is None else Path(output)
+    folder = Path(against)
     if _has_results(folder, names):
         for benchmark, _ in names:
             _result(folder, benchmark)
     else:
         model_folder(against)
-        folder = folder / "eval"
-    if folder.resolve() == own.resolve():
+        folder = results_folder(against)
+    if folder.resolve() == results_folder(model, output).resolve():
         raise InputError(
             f"--against {against} is the evaluation itself; give another model, or the folder of "
             "another evaluation."

@@ -80,6 +80,11 @@ class Settings:
     console: Console | None = None
 
 
+def results_folder(model: str | Path, output: str | Path | None = None) -> Path:
+    """Return the folder of the results of `model`: `output`, by default `eval` in the model's."""
+    return Path(model) / "eval" if output is None else Path(output)
+
+
 def evaluate(
     model: str | Path,
     benchmarks: str,
@@ -108,7 +113,7 @@ def evaluate(
     """
     settings = settings or Settings()
     folder, selected = model_folder(model), parse_benchmarks(benchmarks)
-    target = Path(output) if output is not None else Path(model) / "eval"
+    target = results_folder(model, output)
     _check(settings)
     if settings.judge is not None and any(benchmark.judged for benchmark, _ in selected):
         _require("openai")

@@ -15,17 +15,14 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
-import numpy.typing as npt
 
-from aligntrain.evaluate.intervals import share_interval, t_quantile
-from aligntrain.evaluate.scorers import Record, Score, Term
-
-Values = npt.NDArray[np.float64]
+from aligntrain.evaluate.intervals import CONFIDENCE, Values, share_interval, t_quantile
+from aligntrain.evaluate.scorers import Record, Score, grouped
 
 POWER = 0.8
 """Chance at which `Difference.detectable` would be found."""
 
-_Z_SUM = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(POWER)
+_Z_SUM = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) + NormalDist().inv_cdf(POWER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +71,10 @@ def uncertainty(score: Score, records: Sequence[Record]) -> Uncertainty | None:
     if count < 2:
         return None
     error = _error(_contributions(score), images)
-    points = [term.numerator for term in score.terms if term is not None]
-    is_share = len(score.weights) == 1 and set(points) <= {0.0, 1.0} and _counts(score)
+    terms = [term for term in score.terms if term is not None]
+    points = [term.numerator for term in terms]
+    counted_once = len(score.weights) == 1 and all(term.denominator == 1 for term in terms)
+    is_share = counted_once and set(points) <= {0.0, 1.0}
     if is_share and (count == len(points) or error == 0):
         share = sum(points) / len(points)
         interval = share_interval(round(share * count), count)
@@ -105,30 +104,17 @@ def difference(one: Score, other: Score, records: Sequence[Record]) -> Differenc
     return Difference(mean, mean - half, mean + half, error, count)
 
 
-def _counts(score: Score) -> bool:
-    """Return whether each question counts once, so that the score is a share of them."""
-    return all(term.denominator == 1 for term in score.terms if term is not None)
-
-
 def _contributions(score: Score) -> Values:
     """Return the contribution [n] of each record to the error of `score`, 0 if it has none."""
-    parts: dict[str, list[Term]] = {}
-    for term in score.terms:
-        if term is not None:
-            parts.setdefault(term.part, []).append(term)
-    below = {name: sum(term.denominator for term in terms) for name, terms in parts.items()}
-    ratio = {
-        name: sum(term.numerator for term in terms) / below[name] if below[name] else 0.0
-        for name, terms in parts.items()
-    }
-
-    def of(term: Term | None) -> float:
-        if term is None or not below[term.part]:
-            return 0.0
-        error = term.numerator - ratio[term.part] * term.denominator
-        return score.weights.get(term.part, 0.0) * error / below[term.part]
-
-    return np.array([of(term) for term in score.terms], dtype=np.float64)
+    parts = grouped((term.part, term) for term in score.terms if term is not None)
+    above = {part: sum(term.numerator for term in terms) for part, terms in parts.items()}
+    below = {part: sum(term.denominator for term in terms) for part, terms in parts.items()}
+    found = np.zeros(len(score.terms))
+    for place, term in enumerate(score.terms):
+        if term is not None and below[term.part]:
+            error = term.numerator - above[term.part] / below[term.part] * term.denominator
+            found[place] = score.weights.get(term.part, 0.0) * error / below[term.part]
+    return found
 
 
 def _images(score: Score, records: Sequence[Record]) -> list[str]:

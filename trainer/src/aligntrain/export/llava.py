@@ -76,9 +76,9 @@ def vector_name(config: AlignGPTConfig, level: str | None, where: object) -> str
         InputError: the model has no such vector, or mixes them for each prompt and `level` is None.
     """
     if level is None:
-        fixed = {"global": str(config.levels), "mean": MEAN, "none": None}
-        if config.cooldown or config.mixing in fixed:
-            return None if config.cooldown else fixed[config.mixing]
+        fixed = {"global": str(config.levels), "mean": MEAN}
+        if config.cooldown or not config.has_gate:
+            return None if config.cooldown else fixed.get(config.mixing)
         raise InputError(
             f"{where} has mixing {config.mixing}: its gate mixes a vector for each prompt, for "
             f"which transformers' LLaVA has no place; fix one with --level 1 to {config.levels} or "
@@ -178,10 +178,11 @@ def _vectors(model: AlignGPTForConditionalGeneration) -> dict[str, torch.Tensor]
     table = alignment.table.detach()  # [N, d]
     vectors = {str(level): row for level, row in enumerate(table, start=1)}
     if MEAN in vector_names(config):
-        # Equation 3 with alpha_i = 1 / (N - 1); the mixing local leaves the top level out.
-        mean = table[:-1].float().mean(dim=0)
-        top = 0 if config.mixing == "local" else table[-1].float()
-        vectors[MEAN] = (top + mean).to(table.dtype)
+        # With given weights a gate reads nothing, and without a gate nothing reads similarities.
+        local = config.levels - 1
+        weights = torch.full((1, local), 1 / local, device=table.device)
+        mixed, _ = alignment(table.new_zeros(1, config.image_tokens), gate_weights=weights)
+        vectors[MEAN] = mixed[0].detach()
     return vectors
 
 

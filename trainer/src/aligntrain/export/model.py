@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from alignshared import InputError, atomic
 from aligntrain.inference.load import is_lora, load_model, model_folder
 from aligntrain.runs.card import run_of, write_card
+from aligntrain.runs.folder import GATE, GATE_SUMMARY
 
 if TYPE_CHECKING:
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration
@@ -98,8 +99,9 @@ def export_model(
 def _cost(model: Path, vector: str) -> str:
     """Say what the fixed `vector` costs, from the sweep that `aligntrain gate` left in `model`."""
     measured = f"aligntrain gate {model} --data HELD_OUT --sweep measures it"
+    summary = model / GATE / GATE_SUMMARY
     try:
-        report = json.loads((model / "gate/gate.json").read_bytes())
+        report = json.loads(summary.read_bytes())
         settings = next(iter(report["sweep"]["types"].values()))
         by_vector = {str(setting["level"]): setting for setting in settings}
         fixed, own = by_vector[vector], by_vector["None"]
@@ -114,7 +116,7 @@ def _cost(model: Path, vector: str) -> str:
     except FileNotFoundError:
         return f"not measured; {measured}"
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return f"not measured: {model / 'gate/gate.json'} has no sweep with it; {measured}"
+        return f"not measured: {summary} has no sweep with it; {measured}"
     return said
 
 

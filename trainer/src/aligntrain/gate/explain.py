@@ -18,12 +18,10 @@ from aligntrain.gate.report import render_page
 from aligntrain.gate.summary import GateReport, samples_table, summary_of
 from aligntrain.inference.load import load_for_inference
 from aligntrain.model import AlignGPTConfig
+from aligntrain.runs.folder import GATE, GATE_SUMMARY
 
 REPORT = "report.html"
-SUMMARY = "gate.json"
 SAMPLES = "gate.parquet"
-FOLDER = "gate"
-"""Default folder of the report, in the model's."""
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """Called with a task and its number of questions; returns a callback for those done."""
@@ -111,9 +109,9 @@ def explain_gate(  # noqa: PLR0913 - one argument per option
 
 
 def _output(checkpoint: str | Path, output: str | Path | None) -> Path:
-    folder = Path(checkpoint) / FOLDER if output is None else Path(output)
+    folder = Path(checkpoint) / GATE if output is None else Path(output)
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not (folder / SUMMARY).is_file():
+    if not empty and not (folder / GATE_SUMMARY).is_file():
         raise InputError(
             f"{folder} holds something else than a report on a gate; give another --output."
         )
@@ -157,4 +155,4 @@ def _write(report: GateReport) -> None:
         pq.write_table(samples_table(report), unfinished / SAMPLES)
         (unfinished / REPORT).write_text(render_page(report, summary), encoding="utf-8")
         text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        (unfinished / SUMMARY).write_text(text, encoding="utf-8")
+        (unfinished / GATE_SUMMARY).write_text(text, encoding="utf-8")

@@ -122,6 +122,7 @@ def sweep_levels(
     """
     forced = range(1, model.config.levels + 1) if model.config.has_table else ()
     settings = (None, *forced)
+    vectors: list[Vector] = [*settings, *(["mean"] if model.config.has_gate else [])]
     positions = getattr(model.config.text_config, "max_position_embeddings", None) or _MAX_LENGTH
     preparation = Preparation.of(
         processor, template=processor.template, max_length=min(_MAX_LENGTH, positions)
@@ -132,7 +133,6 @@ def sweep_levels(
         if usable:
             questions = list(usable.values())
             read = [sample for sample in samples.values() if sample is not None]
-            vectors: list[Vector] = [*settings, *(["mean"] if model.config.has_gate else [])]
             losses = _losses(model, processor, questions, read, preparation, vectors)
             answers = _answers(model, processor, questions, settings, batch_size)
             for number, item, (tokens, loss), said in zip(
