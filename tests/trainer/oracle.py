@@ -21,6 +21,7 @@ class Oracle:
     weights: dict[str, torch.Tensor]
     vision_tower: nn.Module
     llm: nn.Module
+    vocabulary: int
     feature_layer: int = -2
 
 
@@ -106,6 +107,7 @@ def forward(
         mask.append([1] * len(embeddings) + [0] * missing)
         targets.append(labels + [IGNORED] * missing)
     logits = oracle.llm(inputs_embeds=torch.stack(batch), attention_mask=torch.tensor(mask)).logits
+    logits = logits[..., : oracle.vocabulary]  # an LLM has none for placeholders
     shifted = torch.tensor(targets)[:, 1:]
     loss = nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, logits.shape[-1]), shifted.reshape(-1), ignore_index=IGNORED

@@ -55,7 +55,7 @@ def test_a_stage_one_file(tmp_path: Path, towers: dict[str, str]) -> None:
     for ours in (PROJECTOR | TABLE).values():
         assert torch.equal(model.state_dict()[ours], donor.state_dict()[ours]), ours
     llm = LlamaForCausalLM.from_pretrained(towers["llm"])
-    assert torch.equal(model.model.language_model.lm_head.weight, llm.lm_head.weight)
+    assert torch.equal(model.model.language_model.lm_head.weight[:260], llm.lm_head.weight)
     processor = AutoProcessor.from_pretrained(tmp_path / "out")
     given = processor(text="<image>", images=tiny.picture(1))
     assert torch.isfinite(model(**given, levels=torch.tensor([8])).logits).all()

@@ -158,11 +158,12 @@ def test_it_trains_and_answers_from_its_export(place: Path, tmp_path: Path, numb
 
 
 def test_a_token_that_the_llm_has_no_embedding_for(place: Path) -> None:
-    """Gemma 3's tokenizer has one; its place is a placeholder's here."""
+    """Gemma 3's tokenizer has one, before the placeholders."""
     family = FAMILIES["gemma3"]
     model = build_model(str(place / "clip"), str(place / "gemma3"), levels=4)
     processor = build_processor(str(place / "clip"), str(place / "gemma3"), model.config)
-    assert model.config.image_token_id == 262 == len(family.tokenizer()) - 1
+    assert model.config.image_token_id == 263 == len(family.tokenizer())
+    assert model.config.llm_vocab_size == 262
     with pytest.raises(InputError, match="no embedding"):
         processor(text="<image>an <image_soft_token>", images=tiny.picture(1))
     encoder = Encoder(processor.tokenizer, processor.layout, "chat", 512)

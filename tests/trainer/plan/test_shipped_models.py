@@ -58,7 +58,8 @@ def test_a_model_of_this_year_fits(name: str, tmp_path: Path) -> None:
     for phase in PHASES:
         planned = plan(name, phase, gpus=8, overrides=folders)
         sizes = {part.part: part.parameters for part in planned.parts}
-        assert sizes["llm"] == parameters
+        # And the rows of at most 64 tokens, for the placeholders.
+        assert 0 <= sizes["llm"] - parameters <= 2 * 64 * config.hidden_size
         assert planned.image_tokens <= 196
         assert planned.memory() < 0.8 * 80e9
         assert planned.recipe.batch.global_size % (8 * planned.recipe.batch.micro_size) == 0

@@ -438,7 +438,7 @@ def merge(
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="The authors' file or checkpoint folder.")],
+    source: Annotated[str, typer.Argument(help="The authors' files, or an earlier model.")],
     output: OutputArgument,
     vision_tower: Annotated[
         str | None, typer.Option(help="Name or folder; by default from the source's config.")
@@ -447,7 +447,7 @@ def convert(
         str | None, typer.Option(help="Name or folder; by default from the source's config.")
     ] = None,
 ) -> None:
-    """Convert files of AlignGPT or LLaVA-1.5 to a model in transformers' format."""
+    """Convert files of AlignGPT or LLaVA-1.5, or an earlier model, to one of this version."""
     from aligntrain.export.convert import convert
 
     terminal.hide_loading()

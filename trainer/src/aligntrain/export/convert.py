@@ -1,6 +1,6 @@
 # transformers types its classes for its own use.
 # pyright: reportAttributeAccessIssue=false
-"""From the files of the AlignGPT and LLaVA-1.5 authors to a model in transformers' form."""
+"""From the files of the AlignGPT and LLaVA-1.5 authors, or of earlier versions, to a model."""
 
 import json
 import pickle
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
 from alignshared.errors import one_line
+from aligntrain.export.earlier import convert_earlier, earlier_model
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,8 @@ def convert(
 ) -> Converted:
     """Read `source`, the authors' file or folder, and write model and processor to `output`.
 
+    It may also be a run or a model of an earlier version, see `earlier`.
+
     A full checkpoint (stage 2) brings all weights; `mm_projector_align.bin` (stage 1) and LLaVA's
     `mm_projector.bin` need the vision tower and the LLM they were trained on. Both are names or
     folders as `build_model` takes them; by default those that `config.json` beside the file names.
@@ -70,6 +73,7 @@ def convert(
         assemble,
         load_llm,
         load_vision_tower,
+        next_token_id,
         text_config,
         vision_config,
     )
@@ -77,6 +81,10 @@ def convert(
     source, output = Path(source), Path(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output} is not empty; give another output.")
+    earlier = earlier_model(source)
+    if earlier is not None:
+        ours = convert_earlier(earlier, output)
+        return Converted(output, "of an earlier version", ours.levels, ours.mixing, ())
     folder = source if source.is_dir() else source.parent
     described: dict[str, Any] = {}
     if (folder / "config.json").is_file():
@@ -93,9 +101,8 @@ def convert(
         str(folder) if full and not llm else _named("--llm", llm, described.get("_name_or_path"))
     )
     text = _text_config(described) if full and not llm else text_config(llm_name)
-    config = AlignGPTConfig(
-        vision_config(tower_name), text, **_choices(trained, described), gate_text="full"
-    )
+    choices = {**_choices(trained, described), "image_token_id": next_token_id(llm_name)}
+    config = AlignGPTConfig(vision_config(tower_name), text, **choices, gate_text="full")
     dtype = trained["model.projector.0.weight"].dtype
     tower = load_vision_tower(tower_name, dtype=dtype)
     if full:

@@ -4,7 +4,7 @@
 """A model as transformers' own LLaVA, which needs no other package.
 
 What a gate mixes anew for each prompt has no place there, a fixed vector has one: each level's
-vector becomes the embedding of a token, and the chat template writes the token of one level where
+vector becomes the embedding of its token, and the chat template writes the token of one level where
 `<align>` stands in our rows. A model of mixing `none`, or one whose last training phase ended with
 a cooldown, is exported without vectors.
 """
@@ -23,11 +23,12 @@ from transformers import (
 )
 
 from alignshared import InputError
+from aligntrain.model.build import extend
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.losses import body_of
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 from aligntrain.model.processing import AlignGPTProcessor
-from aligntrain.prompts.placeholders import IMAGE_MARK, own_bos
+from aligntrain.prompts.placeholders import IMAGE_MARK, LEVEL_MARK, own_bos
 
 USE = """from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -43,8 +44,6 @@ print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0]))"""
 
 MEAN = "mean"
 """The vector of equal weights: that of the top level plus the mean of the others."""
-LEVEL_MARK = "<level_{}>"
-"""Token of a vector, by its name."""
 
 _STRINGS = (
     "{%- set said = namespace(turns=[]) -%}"
@@ -128,13 +127,13 @@ def to_llava(
     """Return `model`, checked by `check_llava`, and its processor as transformers' own classes.
 
     `vector` (see `vector_name`) is the one that the chat template writes if not asked for another.
-    Weights are shared. The vocabulary gains the image placeholder and a token for each vector, so
-    logits have more entries than those of `model`; `generate` is configured never to produce them.
+    Weights are shared, and `model` is of no use afterwards. The tokens of the levels get vectors to
+    look up, and one more that of `mean`; `generate` is configured never to produce placeholders.
     """
     config = model.config
     vectors = {} if vector is None else _vectors(model)
     tokenizer = deepcopy(processor.tokenizer)
-    marks = [IMAGE_MARK, *(LEVEL_MARK.format(name) for name in vectors)]
+    marks = [LEVEL_MARK.format(name) for name in vectors]
     tokenizer.add_tokens(
         [AddedToken(mark, special=True, normalized=False) for mark in marks], special_tokens=True
     )
@@ -145,7 +144,7 @@ def to_llava(
     llava_config = LlavaConfig(
         vision_config=config.vision_config,
         text_config=config.text_config,
-        image_token_index=ids[0],
+        image_token_index=config.image_token_id,
         image_seq_length=config.image_tokens,
         projector_hidden_act=config.projector_act,
         vision_feature_select_strategy=strategy,
@@ -159,12 +158,15 @@ def to_llava(
     llava.lm_head = own.language_model.get_output_embeddings()
     projector = llava.model.multi_modal_projector
     projector.linear_1, projector.act, projector.linear_2 = own.projector
+    unwritten = {i for first, end in config.never_written for i in range(first, end)} | {*ids}
     if vectors:
         _untie(llava)
-    _resize(llava, max(ids) + 1)
-    _write_vectors(llava.get_input_embeddings(), dict(zip(ids[1:], vectors.values(), strict=True)))
+        extend(llava, max(ids) + 1)
+    with torch.no_grad():
+        llava.get_output_embeddings().get_parameter("weight")[sorted(unwritten)] = 0
+    _write_vectors(llava.get_input_embeddings(), dict(zip(ids, vectors.values(), strict=True)))
     llava.generation_config = model.generation_config
-    llava.generation_config.suppress_tokens = sorted(ids)
+    llava.generation_config.suppress_tokens = sorted(unwritten)
     template = processor.chat_template and _STRINGS + str(processor.chat_template)
     if template and vector is not None:
         template = _with_vector(template, vector, list(vectors), processor.tokenizer)
@@ -198,17 +200,6 @@ def _untie(llava: LlavaForConditionalGeneration) -> None:
         llava.lm_head = torch.nn.Linear(own.shape[1], own.shape[0], bias=False, device="meta")
         llava.lm_head.weight = torch.nn.Parameter(own)
         llava.config.tie_word_embeddings = text.tie_word_embeddings = False
-
-
-def _resize(llava: LlavaForConditionalGeneration, size: int) -> None:
-    """Let the vocabulary of `llava` have at least `size` tokens; new rows are zeros."""
-    text: Any = llava.config.text_config
-    old = int(text.vocab_size)
-    if size > old:
-        llava.resize_token_embeddings(size, mean_resizing=False)
-        with torch.no_grad():  # drawn at random, read by nobody: every export is the same file
-            for layer in (llava.get_input_embeddings(), llava.get_output_embeddings()):
-                layer.get_parameter("weight")[old:] = 0
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from alignshared import InputError, atomic
 from aligntrain.inference.load import is_lora, load_model, model_folder
+from aligntrain.prompts.placeholders import without_marks
 from aligntrain.runs.card import run_of, write_card
 from aligntrain.runs.folder import GATE, GATE_SUMMARY
 
@@ -170,12 +171,12 @@ def _llava(
     llava.save_pretrained(folder)
     llava_processor.save_pretrained(folder)
     notes = (
-        "Its vocabulary has one token more than the LLM's own, the image placeholder; "
-        "`generation_config.json` keeps it from being written."
+        "Its vocabulary has more tokens than the LLM's own, `<image>` among them; "
+        "`generation_config.json` keeps them from being written."
     )
     if vector:
         notes = (
-            "Its vocabulary has more tokens than the LLM's own: the image placeholder, and "
+            "Its vocabulary has more tokens than the LLM's own, among them `<image>` and "
             f"{', '.join(f'`<level_{name}>`' for name in names)}, whose embeddings are the "
             "vectors of the levels; `generation_config.json` keeps them from being written. The "
             f"chat template puts `<level_{vector}>` before a text with an image; "
@@ -200,7 +201,12 @@ def _llm(
     folder: Path,
     run: Path | None,
 ) -> int:
-    llm, tokenizer = model.model.language_model, processor.tokenizer
+    llm, tokenizer, config = model.model.language_model, processor.tokenizer, model.config
+    placeholders_end = config.align_token_id + config.levels + 1
+    if config.token_count == max(config.llm_vocab_size, placeholders_end):
+        # Nobody has added tokens of their own behind them: the vocabulary as it was.
+        tokenizer = without_marks(tokenizer)
+        llm.resize_token_embeddings(config.llm_vocab_size, mean_resizing=False)
     # End tokens and chat template are those of the whole model.
     llm.generation_config = model.generation_config
     if processor.template != "plain":  # in which a question has no place

@@ -22,7 +22,7 @@ from aligntrain.inference.generate import (
 from aligntrain.inference.load import load_for_inference
 from aligntrain.model import AlignGPTForConditionalGeneration
 from aligntrain.model.processing import AlignGPTProcessor, read_image
-from aligntrain.prompts.placeholders import IMAGE_MARK
+from aligntrain.prompts.placeholders import IMAGE_MARK, take_level
 
 
 class Chat:
@@ -67,7 +67,8 @@ class Chat:
     ) -> Iterator[str]:
         """Stream the answer to `prompt`, about `image` or earlier turns.
 
-        `level` forces that level's vector instead of the mix; with `temperature` 0 decoding is
+        `level` forces that level's vector instead of the mix, as does a prompt that begins with
+        `<level_3>`; with `temperature` 0 decoding is
         greedy; for `guidance` see `generate_answers`. Generation stops when the iterator is closed;
         the turn then holds the text read.
 
@@ -77,6 +78,9 @@ class Chat:
                 the model.
         """
         # Not a generator itself, so that invalid arguments fail at the call.
+        written, prompt = take_level(prompt)
+        if written is not None:
+            level = written
         content: list[dict[str, Any]] = [{"type": "text", "text": prompt}]
         if IMAGE_MARK in prompt:
             raise InputError(

@@ -94,10 +94,11 @@ def load_model(
     Raises:
         InputError: there is no such model, or its base has moved.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     place = model_folder(folder)
     try:
+        AutoConfig.from_pretrained(place)  # first, as it tells a model of an earlier version
         processor: Any = AutoProcessor.from_pretrained(place)
         if is_lora(place):
             model: Any = _with_lora(place, dtype)
@@ -133,7 +134,8 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
     base = Base.read(place)
     try:
         if base.model is None:
-            model = build_model(base.vision_tower, base.llm, dtype=dtype, **base.choices)
+            choices = {**base.choices, "image_token_id": saved.image_token_id}
+            model = build_model(base.vision_tower, base.llm, dtype=dtype, **choices)
         else:
             model = AlignGPTForConditionalGeneration.from_pretrained(base.model, dtype=dtype)
     except (OSError, ValueError, InputError) as error:

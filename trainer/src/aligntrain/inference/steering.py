@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from alignshared import InputError
+from aligntrain.prompts.placeholders import check_level
 
 if TYPE_CHECKING:
     from aligntrain.model import AlignGPTConfig
@@ -24,8 +25,7 @@ def check_guidance(guidance: float) -> None:
 def check_steering(config: "AlignGPTConfig", level: int | None, guidance: float = 1.0) -> None:
     """Raise InputError unless a model of `config` has `level`, and levels where guidance is on."""
     check_guidance(guidance)
-    for name, given in (("level", level is not None), ("guidance", guidance != 1)):
-        if given and not config.has_table:
-            raise InputError(f"the model has mixing none and no levels; leave the {name} out.")
-    if level is not None and not 1 <= level <= config.levels:
-        raise InputError(f"there is no level {level}; give one from 1 to {config.levels}.")
+    if level is not None:
+        check_level(level, config.levels if config.has_table else 0)
+    if guidance != 1 and not config.has_table:
+        raise InputError("the model has mixing none and no levels; leave the guidance out.")

@@ -62,6 +62,8 @@ class Alignment(nn.Module):
         similarities: torch.Tensor,
         levels: torch.Tensor | None = None,
         gate_weights: torch.Tensor | None = None,
+        *,
+        some_are_mixed: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return one alignment vector per row, and the gate's weights.
 
@@ -70,18 +72,28 @@ class Alignment(nn.Module):
             levels: [B] int64, 1..N: take this level's row of the table; any value in rows whose
                 vector is not used. None mixes the rows by `mixing`.
             gate_weights: [B, N-1], used instead of the gate's own.
+            some_are_mixed: rows of level 0 are mixed nevertheless.
 
         Returns:
             Vectors [B, d] in the table's dtype, and the weights [B, N-1] float32 that mixed them,
             or None if no gate took part.
         """
-        if levels is not None:
-            # h_align = E[level] (pre-training, or a level forced by hand)
-            vectors = self.table[(levels - 1).clamp(0, len(self.table) - 1)]
-            # A trainable gate takes part in every batch, so that no rank waits for its gradient.
-            if self.gate is not None and torch.is_grad_enabled() and is_trainable(self.gate):
-                vectors = vectors + zero_term(self.gate(similarities)).to(vectors.dtype)
-            return vectors, None
+        if levels is None:
+            return self._mix(similarities, gate_weights)
+        # h_align = E[level] (pre-training, or a level forced by hand)
+        vectors = self.table[(levels - 1).clamp(0, len(self.table) - 1)]
+        if some_are_mixed:
+            is_mixed = (levels == 0).unsqueeze(-1)  # [B, 1]
+            mixed, weights = self._mix(similarities, gate_weights)
+            return mixed.where(is_mixed, vectors), None if weights is None else weights * is_mixed
+        # A trainable gate takes part in every batch, so that no rank waits for its gradient.
+        if self.gate is not None and torch.is_grad_enabled() and is_trainable(self.gate):
+            vectors = vectors + zero_term(self.gate(similarities)).to(vectors.dtype)
+        return vectors, None
+
+    def _mix(
+        self, similarities: torch.Tensor, gate_weights: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         # h_align = E_N + sum_i alpha_i E_i, i < N (equation 3), in float32
         table = self.table.float()
         local_rows, top = table[:-1], table[-1:]  # [N-1, d], [1, d]

@@ -35,6 +35,7 @@ from aligntrain.model import open_clip
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 from aligntrain.model.processing import AlignGPTProcessor
+from aligntrain.prompts.placeholders import IMAGE_MARK, with_marks
 from aligntrain.prompts.templates import TemplateName
 from aligntrain.recipes.schema import Aspect
 
@@ -49,7 +50,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_config(vision_tower: str, llm: str, **choices: Any) -> AlignGPTConfig:
-    """Return the configuration of `build_model`'s model; reads no weights.
+    """Return the configuration of `build_model`'s model; reads no weights and no tokenizer.
+
+    Where the LLM has more rows than its tokenizer has tokens, `build_model` puts the placeholders
+    into the free ones, and this behind them.
 
     `vision_tower` is a transformers folder or hub name, an open_clip folder, or `demo`;
     `llm` a folder or hub name of a causal LM, `demo` or `smollm2`; `choices` are keyword arguments
@@ -79,6 +83,8 @@ def build_model(
     Raises:
         InputError: the vision tower or the LLM cannot be read or used.
     """
+    if "image_token_id" not in choices:
+        choices["image_token_id"] = next_token_id(llm)
     config = build_config(vision_tower, llm, **choices)
     options: dict[str, Any] = {"dtype": DTYPES[dtype] if isinstance(dtype, str) else dtype}
     if attn_implementation is not None:
@@ -105,9 +111,13 @@ def load_llm(name: str, **options: Any) -> PreTrainedModel:
 def assemble(
     config: AlignGPTConfig, tower: PreTrainedModel, language_model: PreTrainedModel, **options: Any
 ) -> AlignGPTForConditionalGeneration:
-    """Return the model of `config` around a loaded tower and LLM, not copied, on its device."""
+    """Return the model of `config` around a loaded tower and LLM, not copied, on its device.
+
+    The LLM's vocabulary is extended by the placeholders.
+    """
     with torch.device("meta"):
         model = AlignGPTForConditionalGeneration._from_config(config, **options)
+    extend(language_model, int(config.text_config.vocab_size))
     config = model.config
     model.model.vision_tower, config.vision_config = tower, tower.config
     model.model.language_model, config.text_config = language_model, language_model.config
@@ -119,6 +129,30 @@ def assemble(
                 model.model._init_weights(module)
     model.generation_config = language_model.generation_config
     return model.eval()
+
+
+@torch.no_grad()
+def extend(language_model: PreTrainedModel, size: int) -> None:
+    """Give `language_model` a vocabulary of `size` tokens if it has fewer; new rows are zeros."""
+    old = int(language_model.config.get_text_config().vocab_size)
+    if size <= old:
+        return
+    language_model.resize_token_embeddings(size, mean_resizing=False)
+    for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        for parameter in layer.parameters():  # the head of some has a bias
+            parameter[old:] = 0
+
+
+def next_token_id(llm: str) -> int:
+    """Return the id that the tokenizer of the causal LM `llm` gives its next new token."""
+    tokenizer = with_marks(load_tokenizer(llm), 1)
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
+
+
+def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the causal LM `llm`."""
+    with _readable(llm, _LLMS) as folder:
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def build_processor(
@@ -135,8 +169,7 @@ def build_processor(
             images = open_clip.image_processor(folder)
         else:
             images = AutoImageProcessor.from_pretrained(folder)
-    with _readable(llm, _LLMS) as folder:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(llm)
     if tokenizer.pad_token_id is None:
         # Any token will do: attention masks are made from lengths.
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token

@@ -4,12 +4,24 @@
 """Configuration of an AlignGPT model: `config.json`, in transformers' conventions."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, get_args
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, PreTrainedConfig
 
 from alignshared import InputError
 from aligntrain.recipes.schema import FeatureSelect, GateText, Mixing
+
+if TYPE_CHECKING:
+    import torch
+
+OLD_MODEL = (
+    "this model is of a version whose placeholders were no tokens, and this one cannot read it; "
+    "make one that it can with `aligntrain convert MODEL OUTPUT`."
+)
+
+_PADDED_TO = 64
+"""The rows of the embedding table become a multiple of this, which GPUs multiply faster."""
 
 _HAS_CLASS_TOKEN = {"clip_vision_model": True, "siglip_vision_model": False}
 """Supported vision towers, and whether a class token precedes their patches."""
@@ -48,17 +60,25 @@ class AlignGPTConfig(PreTrainedConfig):
         projector_act: activation of the projector.
         cooldown: share of its last training phase without alignment vectors; above 0, the model
             also works as plain LLaVA.
-        image_token_id, align_token_id: placeholders, never looked up in the LLM's embedding table;
-            by default the first two ids beyond its vocabulary.
+        image_token_id: the first placeholder, that of an image: what the tokenizer gives its next
+            new token. By default the first id beyond the LLM's vocabulary. Those of the alignment
+            vector and of the levels follow it, and `text_config.vocab_size` becomes large enough.
+        align_token_id, llm_vocab_size, token_count: what follows from that, as saved: the second
+            placeholder, the rows of the LLM's own embedding table, and the number of ids that are
+            tokens. Further rows only pad the table.
 
     Raises:
-        InputError: an unknown choice, fewer than two levels, or a vision tower of another kind.
+        InputError: an unknown choice, fewer than two levels, a vision tower of another kind, or
+            placeholders outside the vocabulary, as earlier versions had them.
     """
 
     model_type: ClassVar[str] = "aligngpt"
     sub_configs: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
         "vision_config": AutoConfig,
         "text_config": AutoConfig,
+    }
+    attribute_map: ClassVar[dict[str, str]] = {  # pyright: ignore[reportIncompatibleVariableOverride]
+        "image_token_index": "image_token_id"
     }
 
     def __init__(  # noqa: PLR0913 - a configuration lists what can be configured
@@ -78,6 +98,8 @@ class AlignGPTConfig(PreTrainedConfig):
         cooldown: float = 0.0,
         image_token_id: int | None = None,
         align_token_id: int | None = None,
+        llm_vocab_size: int | None = None,
+        token_count: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.vision_config = _sub_config(vision_config, CLIPVisionConfig(**_VIT_L_336))
@@ -92,9 +114,16 @@ class AlignGPTConfig(PreTrainedConfig):
         self.vision_pixel_shuffle = vision_pixel_shuffle
         self.projector_act = projector_act
         self.cooldown = cooldown
-        vocabulary = int(self.text_config.vocab_size)
-        self.image_token_id = vocabulary if image_token_id is None else image_token_id
-        self.align_token_id = vocabulary + 1 if align_token_id is None else align_token_id
+        if llm_vocab_size is None and align_token_id is not None:
+            raise InputError(OLD_MODEL)
+        own = int(self.text_config.vocab_size) if llm_vocab_size is None else llm_vocab_size
+        self.llm_vocab_size = own
+        self.image_token_id = own if image_token_id is None else image_token_id
+        self.align_token_id = self.image_token_id + 1
+        self.token_count = token_count or max(own, self.align_token_id + levels + 1)
+        if self.token_count > self.text_config.vocab_size:
+            self.text_config = deepcopy(self.text_config)
+            self.text_config.vocab_size = -(-self.token_count // _PADDED_TO) * _PADDED_TO
         # The LLM ties or does not tie its own embeddings; nothing above it is tied.
         tied = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self._check()
@@ -147,6 +176,20 @@ class AlignGPTConfig(PreTrainedConfig):
     def has_class_token(self) -> bool:
         """Whether the vision tower puts a class token before its patches."""
         return _HAS_CLASS_TOKEN[self.vision_config.model_type]
+
+    @property
+    def never_written(self) -> list[tuple[int, int]]:
+        """Ranges [first, end) of ids that no text has: placeholders, and rows without a token."""
+        ranges = [
+            (min(self.llm_vocab_size, self.image_token_id), self.align_token_id + self.levels + 1),
+            (self.token_count, int(self.text_config.vocab_size)),
+        ]
+        return [(first, end) for first, end in ranges if first < end]
+
+    def is_align(self, input_ids: "torch.Tensor") -> "torch.Tensor":
+        """Return where `input_ids` [B, T] have an alignment placeholder, of the mix or a level."""
+        last = self.align_token_id + self.levels
+        return (input_ids >= self.align_token_id) & (input_ids <= last)
 
     @property
     def has_table(self) -> bool:

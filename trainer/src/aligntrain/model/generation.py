@@ -2,9 +2,8 @@
 # pyright: reportArgumentType=false
 # pyright: reportAttributeAccessIssue=false
 # pyright: reportIncompatibleMethodOverride=false
-"""`generate` with images, padding on either side, placeholder ids in the prompt, and guidance."""
+"""`generate` with images, padding on either side, and guidance by the level."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,8 +95,7 @@ class AlignGPTGeneration(GenerationMixin):
             processors[0] = self._level_guidance(
                 generation_config, kwargs["encoder_input_ids"], kwargs["model_kwargs"]
             )
-        width = 1 + max(self.config.image_token_id, self.config.align_token_id)
-        return LogitsProcessorList(_WithPlaceholders(part, width) for part in processors)
+        return processors
 
     def _level_guidance(
         self, settings: GenerationConfig, input_ids: torch.Tensor, given: dict[str, Any]
@@ -113,11 +111,7 @@ class AlignGPTGeneration(GenerationMixin):
         ids = input_ids.repeat_interleave(settings.num_return_sequences, dim=0)
         mask = given.get("attention_mask")
         ids, mask = without_vector(ids, torch.ones_like(ids) if mask is None else mask, self.config)
-        images = {
-            "pixel_values": given.get("pixel_values"),
-            # Any level: it keeps the gate silent, and its vector has no place.
-            "levels": torch.ones(len(ids), dtype=torch.long, device=ids.device),
-        }
+        images = {"pixel_values": given.get("pixel_values")}
         model: Any = self
 
         def plain(input_ids: torch.Tensor, **read: Any) -> ModelOutput:
@@ -131,38 +125,17 @@ class AlignGPTGeneration(GenerationMixin):
         )
 
 
-@dataclass(slots=True)
-class _WithPlaceholders:
-    """Logits processor that looks up the scores of ids in the prompt, placeholders among them.
-
-    The wrapped processor sees scores widened to `width` ids, with -inf for the placeholders.
-    """
-
-    processor: LogitsProcessor
-    width: int
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        vocabulary = scores.shape[-1]
-        missing = self.width - vocabulary
-        if missing <= 0 or isinstance(
-            self.processor, UnbatchedClassifierFreeGuidanceLogitsProcessor
-        ):
-            return self.processor(input_ids, scores)
-        impossible = scores.new_full((*scores.shape[:-1], missing), float("-inf"))
-        widened = torch.cat([scores, impossible], dim=-1)  # [B, V] -> [B, width]
-        return self.processor(input_ids, widened)[:, :vocabulary]
-
-
 def without_vector(
     input_ids: torch.Tensor, attention_mask: torch.Tensor, config: AlignGPTConfig
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return rows [B, T] and their mask in which the alignment vector has become padding.
 
     The LLM reads them as those of a model of mixing none: nothing attends to padding, and positions
-    count past it.
+    count past it. It is the padding of a level, which spares the gate its work.
     """
-    mask = attention_mask.masked_fill(input_ids == config.align_token_id, 0)
-    return _padded_left(input_ids, mask)
+    place = config.is_align(input_ids)
+    ids = input_ids.masked_fill(place, config.align_token_id + 1)
+    return _padded_left(ids, attention_mask.masked_fill(place, 0))
 
 
 def _padded_left(

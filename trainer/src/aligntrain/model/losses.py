@@ -4,6 +4,7 @@ Letters in shapes: B rows, T positions of a padded row, S positions of a packed 
 that have logits, V vocabulary, d hidden size.
 """
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -120,6 +121,16 @@ def token_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
     )
 
 
+@torch.no_grad()
+def forbid(logits: torch.Tensor, ranges: Sequence[tuple[int, int]]) -> None:
+    """Set `logits` [..., V] of the ids in `ranges` to the least value: a probability of 0.
+
+    In place, and unseen by autograd: they have no gradient either.
+    """
+    for first, end in ranges:
+        logits[..., first:end] = torch.finfo(logits.dtype).min
+
+
 def rows_per_chunk(vocabulary: int, max_bytes: int) -> int:
     """Return the number of tokens, at least 1, whose float32 logits fit into `max_bytes`."""
     return max(1, max_bytes // (4 * vocabulary))
@@ -142,11 +153,13 @@ def chunked_cross_entropy(
     language_model: PreTrainedModel,
     max_bytes: int,
     weights: torch.Tensor | None = None,
+    forbidden: Sequence[tuple[int, int]] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed loss of `hidden` [K, d] and the loss [K] of each token, detached.
 
-    Equal to `token_cross_entropy` of the head's logits and its `weighted_sum` with `weights` [K]
-    float32, but at most `max_bytes` of float32 logits exist at a time.
+    Equal to `token_cross_entropy` of the head's logits, those in the ranges `forbidden` forbidden,
+    and its `weighted_sum` with `weights` [K] float32, but at most `max_bytes` of float32 logits
+    exist at a time.
     """
     head = cast(nn.Linear, language_model.get_output_embeddings())
     rows = rows_per_chunk(int(language_model.config.get_text_config().vocab_size), max_bytes)
@@ -154,7 +167,7 @@ def chunked_cross_entropy(
 
     def summed(input: torch.Tensor) -> torch.Tensor:
         return ChunkedLinearCrossEntropy.apply(  # pyright: ignore
-            input, head.weight, head.bias, targets, weights, rows, losses
+            input, head.weight, head.bias, targets, weights, rows, losses, forbidden
         )
 
     # Call the head itself: under ZeRO-3 its weights are gathered only while it runs.
@@ -174,7 +187,7 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 - autograd takes them one by one
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
@@ -183,6 +196,7 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         weights: torch.Tensor | None,
         rows: int,
         losses: list[torch.Tensor],
+        forbidden: Sequence[tuple[int, int]] = (),
     ) -> torch.Tensor:
         inputs = (hidden, weight, bias)  # [K, d], [V, d], [V]
         gradients = [
@@ -193,6 +207,7 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
         for begin in range(0, len(hidden), rows):
             chunk = slice(begin, begin + rows)
             logits = nn.functional.linear(hidden[chunk], weight, bias)  # [rows, V]
+            forbid(logits, forbidden)
             losses.append(token_cross_entropy(logits, targets[chunk]))
             if any(gradient is not None for gradient in gradients):
                 own = None if weights is None else weights[chunk]
@@ -209,7 +224,7 @@ class ChunkedLinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         scaled = [None if g is None else g * outer[0].to(g.dtype) for g in ctx.saved_tensors]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def _shift(labels: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,9 @@ Parameters, the same in checkpoints and in memory:
     model.alignment.gate.{0,2}.*        from similarities to weights of the local levels
     model.language_model.*              a whole causal LM of transformers, its head included
 
+The LLM's vocabulary is extended by the placeholders (see `prompts.placeholders`). The rows of these
+tokens in its tables are zeros that nothing reads or trains, and no logits give them a chance.
+
 Letters in shapes: B rows, T positions, I images of the batch, L tokens of an image, N levels,
 d hidden size of the LLM, V vocabulary; packed rows: S tokens, K of them with a label.
 """
@@ -49,12 +52,14 @@ from aligntrain.model.losses import (
     Losses,
     body_of,
     chunked_cross_entropy,
+    forbid,
     kept_cross_entropy,
     next_token_losses,
     packed_losses,
     packed_targets,
 )
 from aligntrain.model.packing import Packing, mask_of, prepare_packing
+from aligntrain.model.placeholders import Placeholders
 from aligntrain.model.vision import Projector, image_features
 from aligntrain.prompts.placeholders import IGNORE_INDEX
 
@@ -80,66 +85,6 @@ class AlignGPTOutput(ModelOutput):
     gate_weights: torch.Tensor | None = None
     sample_loss: torch.Tensor | None = None
     sample_tokens: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Placeholders:
-    """Placeholders in `input_ids` [B, T], and the row of each image.
-
-    `image_mask` and `align_mask` are [B, T] bool, `has_image` [B] bool, `row_of_image` [I] int64.
-    """
-
-    image_mask: torch.Tensor
-    align_mask: torch.Tensor
-    has_image: torch.Tensor
-    row_of_image: torch.Tensor
-
-    @classmethod
-    def of(
-        cls,
-        input_ids: torch.Tensor,
-        images: int,
-        levels: torch.Tensor | None,
-        config: AlignGPTConfig,
-        align: bool = True,
-    ) -> "Placeholders":
-        """Find and check the placeholders in `input_ids` [B, T] of a batch with `images` images.
-
-        `align` as for `AlignGPTForConditionalGeneration.forward`.
-
-        Raises:
-            InputError: their numbers do not fit the images or the model, or a level of `levels`
-                [B] is out of range.
-        """
-        image_mask = input_ids == config.image_token_id
-        align_mask = input_ids == config.align_token_id
-        image_counts, align_counts = image_mask.sum(dim=1), align_mask.sum(dim=1)
-        # One transfer from the GPU for all checks.
-        counts: list[tuple[int, int]] = torch.stack([image_counts, align_counts], dim=1).tolist()
-        _check_counts(counts, images, config, align)
-        if levels is not None:
-            _check_levels(levels, counts, config)
-        per_row = image_counts // config.image_tokens
-        row_of_image = torch.arange(len(per_row), device=per_row.device).repeat_interleave(
-            per_row, output_size=images
-        )
-        return cls(image_mask, align_mask, image_counts > 0, row_of_image)
-
-    def text_mask(
-        self, attention_mask: torch.Tensor | None, labels: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return the text [B, T] bool that the gate reads: all of a row's text but its BOS.
-
-        With `labels`, labelled tokens (the answers) are left out. BOS is the token before the
-        alignment placeholder; rows of text have no placeholder and give no text.
-        """
-        after_align = self.align_mask.cumsum(dim=-1) > 0
-        text = after_align & ~self.image_mask & ~self.align_mask
-        # `generate` makes a 4-dimensional mask for a static cache; its padding is on the left,
-        # before the alignment placeholder, and so excluded already.
-        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
-            text = text & attention_mask.bool()
-        return text if labels is None else text & (labels == IGNORE_INDEX)
 
 
 class AlignGPTPreTrainedModel(PreTrainedModel):
@@ -207,9 +152,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         config = self.config
         images = 0 if pixel_values is None else len(pixel_values)
         places = Placeholders.of(input_ids, images, levels, config, align)
-        # Placeholder ids lie beyond the embedding table: look up id 0 and overwrite it below.
-        token_ids = input_ids.masked_fill(places.image_mask | places.align_mask, 0)
-        embeddings = self.get_input_embeddings()(token_ids)  # [B, T, d]
+        embeddings = self.get_input_embeddings()(input_ids)  # [B, T, d]; placeholders' overwritten
         if pixel_values is None or images == 0:
             if (self.training and torch.is_grad_enabled()) or _is_partitioned(self.projector):
                 embeddings = embeddings + self._untouched(levels).to(embeddings.dtype)
@@ -223,7 +166,9 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         text = mean_text(embeddings, places.text_mask(attention_mask, prompt_labels))  # [B, d]
         gate_inputs = similarities(features, text, places.row_of_image)  # [B, L]
         # h_align = E_N + sum_i alpha_i E_i, equation 3, or E[level]: [B, d]
-        vectors, weights = self.alignment(gate_inputs, levels, gate_weights)
+        vectors, weights = self.alignment(
+            gate_inputs, places.levels, gate_weights, some_are_mixed=places.some_are_mixed
+        )
         # Without `align` there is no place for them, and table and gate get gradients of zero.
         merged = _scatter(merged, places.align_mask, vectors[places.has_image])
         if weights is not None:
@@ -267,6 +212,14 @@ class AlignGPTForConditionalGeneration(
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.model.language_model.set_output_embeddings(new_embeddings)
 
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any
+    ) -> nn.Embedding:
+        """As transformers'; tokens behind the placeholders are then the caller's, to be written."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        self.config.token_count = new_num_tokens or self.config.token_count
+        return embeddings
+
     def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return projected image tokens [I, L, d] of `pixel_values` [I, 3, H, W]."""
         return self.model.get_image_features(pixel_values)
@@ -294,11 +247,12 @@ class AlignGPTForConditionalGeneration(
         """Run sequences with images through the model; compute the loss if `labels` are given.
 
         Args:
-            input_ids: [B, T] int64 with the processor's placeholders.
+            input_ids: [B, T] int64 with the processor's placeholders, whose own embeddings are not
+                read.
             attention_mask: [B, T], 0 at padding, which may be left or right.
             pixel_values: [I, 3, H, W], all images of the batch in reading order.
             levels: [B] int64; k in 1..N takes row k - 1 of the table, rows of text have 0. None
-                mixes by `config.mixing`.
+                mixes by `config.mixing`. In rows that have the token of a level, that one counts.
             labels: [B, T] int64, -100 where nothing is predicted; not shifted.
             inputs_embeds: [B, T, d], already merged, instead of `input_ids`.
             cache, use_cache: transformers' cache; later steps need no images.
@@ -356,6 +310,7 @@ class AlignGPTForConditionalGeneration(
                 logits_to_keep=logits_to_keep,
                 **kwargs,
             )
+            forbid(output["logits"], self.config.never_written)
             if labels is not None:
                 losses = next_token_losses(
                     output["logits"], labels, items, logits_to_keep, loss_weights
@@ -399,11 +354,12 @@ class AlignGPTForConditionalGeneration(
             **kwargs,
         )
         if body is None:
+            forbid(output["logits"], self.config.never_written)
             total, losses = kept_cross_entropy(output["logits"], targets, positions, weights)
         else:
             hidden = output["last_hidden_state"][0, positions]  # [K, d]
             total, losses = chunked_cross_entropy(
-                hidden, targets[positions], llm, max_bytes, weights
+                hidden, targets[positions], llm, max_bytes, weights, self.config.never_written
             )
         sums = total, losses, packing, targets, positions
         return output, packed_losses(*sums, items, loss_weights)
@@ -414,8 +370,8 @@ class AlignGPTForConditionalGeneration(
         """Return `labels` without placeholders, so that `input_ids` can serve as labels."""
         if labels is None or input_ids is None:
             return labels
-        image, align = self.config.image_token_id, self.config.align_token_id
-        return labels.masked_fill((input_ids == image) | (input_ids == align), IGNORE_INDEX)
+        image = input_ids == self.config.image_token_id
+        return labels.masked_fill(image | self.config.is_align(input_ids), IGNORE_INDEX)
 
 
 def _run(llm: nn.Module, **inputs: Any) -> ModelOutput:
@@ -444,50 +400,3 @@ def _first_parameter(module: nn.Module) -> nn.Parameter:
 def _is_partitioned(module: nn.Module) -> bool:
     """Return whether ZeRO-3 partitions the parameters, so that ranks must gather them together."""
     return any(hasattr(parameter, "ds_id") for parameter in module.parameters())
-
-
-def _check_counts(
-    counts: list[tuple[int, int]], images: int, config: AlignGPTConfig, align: bool
-) -> None:
-    """Check the image and alignment placeholders of each row, and the number of all images."""
-    for row, (image_count, _) in enumerate(counts):
-        if image_count % config.image_tokens:
-            raise InputError(
-                f"row {row} has {image_count} image tokens, which is no multiple of the "
-                f"{config.image_tokens} that one image takes; make input_ids with the model's own "
-                "processor, and do not truncate inside an image."
-            )
-    places = sum(image_count for image_count, _ in counts) // config.image_tokens
-    if places != images:
-        raise InputError(
-            f"input_ids have places for {places} images, but pixel_values hold {images}; give as "
-            "many images as there are image marks in the prompts."
-        )
-    for row, (image_count, align_count) in enumerate(counts):
-        expected = int(config.has_table and align and image_count > 0)
-        if align_count != expected:
-            raise InputError(
-                f"row {row} has {align_count} alignment placeholders in the place of {expected} "
-                f"(mixing {config.mixing}); make input_ids with the model's own processor."
-            )
-
-
-def _check_levels(
-    levels: torch.Tensor, counts: list[tuple[int, int]], config: AlignGPTConfig
-) -> None:
-    if not config.has_table:
-        raise InputError(
-            "levels are given, but a model of mixing none has no level vectors; leave them out."
-        )
-    values = levels.tolist()
-    if levels.dim() != 1 or len(values) != len(counts):
-        raise InputError(
-            f"levels have the shape {list(levels.shape)}; give one level for each of the "
-            f"{len(counts)} rows."
-        )
-    for row, (level, (image_count, _)) in enumerate(zip(values, counts, strict=True)):
-        if image_count and not 1 <= level <= config.levels:
-            raise InputError(
-                f"row {row} has level {level}; give one from 1 to {config.levels}, or a model with "
-                "that many levels."
-            )

@@ -23,8 +23,19 @@ from transformers.image_utils import load_image
 
 from alignshared import InputError
 from alignshared.images import ImageError, decode_image, to_rgb
-from aligntrain.model.configuration import AlignGPTConfig, check_choice
-from aligntrain.prompts.placeholders import IMAGE_MARK, Layout, join, own_bos, tokenize_pieces
+from aligntrain.model.configuration import OLD_MODEL, AlignGPTConfig, check_choice
+from aligntrain.prompts.placeholders import (
+    IMAGE_MARK,
+    LEVEL_MARK,
+    Layout,
+    check_level,
+    join,
+    marks_of,
+    own_bos,
+    take_level,
+    tokenize_pieces,
+    with_marks,
+)
 from aligntrain.prompts.templates import CHAT_TEMPLATES, TemplateName
 from aligntrain.recipes.schema import Aspect
 
@@ -40,20 +51,25 @@ class AlignGPTProcessor(ProcessorMixin):
 
     `aspect` makes an image square: `pad` with the image processor's mean colour, as in the authors'
     fine-tuning, or `crop`, the tower's own way (CLIP's cuts out the centre). `template` is `plain`,
-    `vicuna_v1`, or `chat`, the tokenizer's own. `image_tokens`, `image_token_id`, `align_token_id`
-    and `align` are the model's; `for_model` takes them from its configuration.
+    `vicuna_v1`, or `chat`, the tokenizer's own. `image_tokens`, `llm_vocab_size`, `levels` and
+    `align` are the model's; `for_model` takes them from its configuration. The placeholders are
+    added to a copy of the tokenizer, if it has none.
+
+    Raises:
+        InputError: a choice is unknown, or the files are of a version with other placeholders.
     """
 
     tokenizer: PreTrainedTokenizerBase
     image_processor: ImageProcessor
+    image_token = IMAGE_MARK
 
     def __init__(  # noqa: PLR0913 - ProcessorMixin saves these arguments
         self,
         image_processor: ImageProcessor,
         tokenizer: PreTrainedTokenizerBase,
         image_tokens: int,
-        image_token_id: int,
-        align_token_id: int,
+        llm_vocab_size: int | None = None,
+        levels: int = 8,
         align: bool = True,
         aspect: Aspect = "pad",
         template: TemplateName = "vicuna_v1",
@@ -61,9 +77,14 @@ class AlignGPTProcessor(ProcessorMixin):
     ) -> None:
         check_choice("aspect", aspect, Aspect)
         check_choice("template", template, TemplateName)
+        if llm_vocab_size is None:
+            raise InputError(OLD_MODEL)
+        tokenizer = with_marks(tokenizer, levels)
+        ids: list[int] = tokenizer.convert_tokens_to_ids(marks_of(levels)[:2])
+        self.image_token_id, self.align_token_id = ids
         self.image_tokens = image_tokens
-        self.image_token_id = image_token_id
-        self.align_token_id = align_token_id
+        self.llm_vocab_size = llm_vocab_size
+        self.levels = levels
         self.align = align
         self.aspect = aspect
         self.template = template
@@ -86,26 +107,29 @@ class AlignGPTProcessor(ProcessorMixin):
         """Return the processor of a model of `config`.
 
         Raises:
-            InputError: the tokenizer has a token at the id of a placeholder.
+            InputError: it is not the tokenizer of the model's LLM.
         """
-        first = min(config.image_token_id, config.align_token_id)
+        end = config.llm_vocab_size
         # Gemma 3's tokenizer has a token for images beyond the vocabulary of its text models.
-        foreign = {id_ for id_, t in tokenizer.added_tokens_decoder.items() if t.special}
-        if len(tokenizer) - sum(id_ >= first for id_ in foreign) > first:
-            raise InputError(
-                f"the tokenizer has {len(tokenizer)} tokens, but the model's placeholders begin at "
-                f"id {first}; give the tokenizer that belongs to the language model."
-            )
-        return cls(
+        foreign = sum(id_ >= end for id_, t in tokenizer.added_tokens_decoder.items() if t.special)
+        processor = cls(
             _enlarged(image_processor, config),
             tokenizer,
             image_tokens=config.image_tokens,
-            image_token_id=config.image_token_id,
-            align_token_id=config.align_token_id,
+            llm_vocab_size=end,
+            levels=config.levels,
             align=config.has_table,
             aspect=aspect,
             template=template,
         )
+        if len(tokenizer) - foreign > end or processor.image_token_id != config.image_token_id:
+            raise InputError(
+                f"the tokenizer has {len(tokenizer)} tokens and its next one is "
+                f"{processor.image_token_id}, but the LLM has {end}, and {IMAGE_MARK} is token "
+                f"{config.image_token_id} of the model; give the tokenizer that belongs to the "
+                "LLM, or the model's configuration that image_token_id."
+            )
+        return processor
 
     @property
     def layout(self) -> Layout:
@@ -116,6 +140,7 @@ class AlignGPTProcessor(ProcessorMixin):
             image_tokens=self.image_tokens,
             bos_token_id=own_bos(self.tokenizer),
             align=self.align,
+            llm_vocab_size=self.llm_vocab_size,
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -128,6 +153,8 @@ class AlignGPTProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
         """Convert prompts with `<image>` marks, and their images, to the model's inputs.
+
+        A prompt that begins with `<level_3>` takes the vector of level 3 instead of the mix.
 
         Args:
             images: one, a list, or a list of lists (PIL, arrays, paths or URLs), one per mark in
@@ -142,7 +169,7 @@ class AlignGPTProcessor(ProcessorMixin):
             float32 with images.
 
         Raises:
-            InputError: marks and images differ in number.
+            InputError: marks and images differ in number, or a level does not exist.
         """
         flat = _flat(images)
         data: dict[str, Any] = {}
@@ -154,8 +181,7 @@ class AlignGPTProcessor(ProcessorMixin):
                     f"the prompts have {marks} {IMAGE_MARK} marks, but {len(flat)} images are "
                     "given; give one for each mark."
                 )
-            pieces = [tokenize_pieces(self.tokenizer, prompt) for prompt in prompts]
-            rows = [join(piece, self.layout) for piece in pieces]
+            rows = [self._row(prompt) for prompt in prompts]
             if padding:
                 data |= self.pad_rows(rows, padding_side)
             else:
@@ -163,6 +189,37 @@ class AlignGPTProcessor(ProcessorMixin):
         if flat:
             data["pixel_values"] = self.pixel_values(flat)
         return BatchFeature(data, tensor_type=return_tensors)
+
+    @property
+    def _bos(self) -> str:
+        return str(self.tokenizer.bos_token or "")
+
+    def _with_level(self, prompt: str, level: int | None) -> str:
+        """Return a rendered prompt that begins with the mark of `level`, if there is one.
+
+        Raises:
+            InputError: text that is no mark would be read as one.
+        """
+        if level is not None:
+            return LEVEL_MARK.format(level) + prompt
+        if take_level(prompt, self._bos)[0] is not None:
+            raise InputError(
+                "the text begins with the mark of a level; leave it out and give the level as "
+                "`level`."
+            )
+        return prompt
+
+    def _row(self, prompt: str) -> list[int]:
+        """Return the `input_ids` of a prompt."""
+        level, text = take_level(prompt, self._bos)
+        if level is not None:
+            check_level(level, self.levels if self.align else 0)
+            if IMAGE_MARK not in text:
+                raise InputError(
+                    f"the prompt begins with {LEVEL_MARK.format(level)} and has no image; a level "
+                    "is that of an image."
+                )
+        return join(tokenize_pieces(self.tokenizer, text), self.layout, level)
 
     def pixel_values(self, images: Sequence[Any]) -> torch.Tensor:
         """Return `pixel_values` [I, 3, H, W] float32 of `images`, made square by `aspect`."""
@@ -199,6 +256,7 @@ class AlignGPTProcessor(ProcessorMixin):
         tokenize: bool = False,
         return_dict: bool = False,
         return_tensors: str | None = "pt",
+        level: int | None = None,
         processor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -206,7 +264,9 @@ class AlignGPTProcessor(ProcessorMixin):
 
         Contents may be strings with `<image>` marks, or lists of `{"type": "text", "text": …}` and
         `{"type": "image", "image": …}` (also `url` or `path`). Images of a turn precede its text,
-        each on a line of its own, as in LLaVA. `kwargs` go to the template.
+        each on a line of its own, as in LLaVA. `level` forces that level in all conversations, as
+        `<level_3>` at the beginning of a user's string does in its own, where the last one counts;
+        parts of type text are text. `kwargs` go to the template.
 
         Returns:
             The prompt; with `tokenize` its ids; with `return_dict` too, the output of `__call__`.
@@ -214,6 +274,7 @@ class AlignGPTProcessor(ProcessorMixin):
         several = bool(conversation) and not isinstance(conversation[0], dict)
         conversations = list(conversation) if several else [conversation]
         images: list[Any] = []
+        levels = [_level_of(turns) if level is None else level for turns in conversations]
         plain = [[_plain_turn(turn, images) for turn in turns] for turns in conversations]
         prompts = self.tokenizer.apply_chat_template(
             plain,
@@ -222,6 +283,7 @@ class AlignGPTProcessor(ProcessorMixin):
             tokenize=False,
             **kwargs,
         )
+        prompts = [*map(self._with_level, prompts, levels)]
         if not tokenize:
             return prompts if several else prompts[0]
         options = {"return_tensors": return_tensors, **(processor_kwargs or {})}
@@ -305,11 +367,18 @@ def _pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
     return square
 
 
+def _level_of(turns: Sequence[dict[str, Any]]) -> int | None:
+    """Return the level that the last of the user's strings to begin with one begins with."""
+    texts = [turn["content"] for turn in turns if turn["role"] == "user"]
+    levels = [take_level(text)[0] for text in texts if isinstance(text, str)]
+    return next((level for level in reversed(levels) if level is not None), None)
+
+
 def _plain_turn(turn: dict[str, Any], images: list[Any]) -> dict[str, Any]:
     """Return `turn` with its content as one string; append its images to `images`."""
     content = turn["content"]
     if isinstance(content, str):
-        return turn
+        return {**turn, "content": take_level(content)[1]} if turn["role"] == "user" else turn
     marks, texts = "", ""
     for part in content:
         if part["type"] == "text":

@@ -10,6 +10,7 @@ from aligntrain.prompts.placeholders import (
     IGNORE_INDEX,
     IMAGE_MARK,
     Layout,
+    encode_text,
     is_foreign,
     join,
     own_bos,
@@ -126,7 +127,7 @@ class Encoder:
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         if not text:
             return [], []
-        coded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        coded = encode_text(self._tokenizer, text, return_offsets_mapping=True)
         return list(coded["input_ids"]), list(coded["offset_mapping"])
 
     def _limited(self, ids: list[int], text_labels: list[int], ends: list[int]) -> Tokens:

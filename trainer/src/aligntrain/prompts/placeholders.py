@@ -1,24 +1,37 @@
-"""Placeholders: ids that reserve the positions of image tokens and of the alignment vector.
+"""Placeholders: tokens that reserve the positions of image tokens and of the alignment vector.
 
-`input_ids` is as long as the LLM's input sequence. Placeholder ids lie beyond the LLM's embedding
-table and are never looked up; the model writes its vectors there. This module needs no torch, for
-the data workers.
+`input_ids` is as long as the LLM's input sequence. Placeholders are tokens of the tokenizer, one
+after the other: `<image>`, `<align>`, and `<level_1>` to `<level_N>`, which stand in the place of
+`<align>` for the vector of one level. The model writes its vectors over their embeddings. Text
+never becomes a placeholder: a mark in a caption or an answer is read as the characters it has. This
+module needs no torch, for the data workers.
 """
 
+import json
+import re
 from collections.abc import Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 IGNORE_INDEX = -100
 """Label of a token without loss; the default of torch's cross_entropy."""
 
 IMAGE_MARK = "<image>"
-"""Mark of an image in a prompt."""
+"""Mark of an image in a prompt, and its token."""
+ALIGN_MARK = "<align>"
+"""Token of the alignment vector that the model mixes."""
+LEVEL_MARK = "<level_{}>"
+"""Token of a level's vector, and its mark at the beginning of a prompt."""
+
+_MARK = re.compile(r"<image>|<align>|<level_[0-9]+>")
+_LEVEL = re.compile(r"<level_([0-9]+)>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +40,8 @@ class Layout:
 
     `image_tokens` is the number of tokens per image; `bos_token_id` the BOS added by the tokenizer
     itself (see `own_bos`), or None; `align` is False without an alignment vector (mixing `none`).
+    The id of level k is `align_token_id` + k. The LLM knows ids below `llm_vocab_size`, by default
+    all of the tokenizer's own.
     """
 
     image_token_id: int
@@ -34,6 +49,63 @@ class Layout:
     image_tokens: int
     bos_token_id: int | None
     align: bool = True
+    llm_vocab_size: int | None = None
+
+
+def marks_of(levels: int) -> list[str]:
+    """Return the placeholders of a model with `levels` levels in the order of their ids."""
+    return [IMAGE_MARK, ALIGN_MARK, *(LEVEL_MARK.format(k) for k in range(1, levels + 1))]
+
+
+def is_mark(text: str) -> bool:
+    """Return whether `text` is the mark of a placeholder."""
+    return _MARK.fullmatch(text) is not None
+
+
+def with_marks(tokenizer: "PreTrainedTokenizerBase", levels: int) -> "PreTrainedTokenizerBase":
+    """Return `tokenizer` if it has the placeholders of `levels` levels, else a copy that does.
+
+    Raises:
+        InputError: it has some of them elsewhere than the others.
+    """
+    marks = marks_of(levels)
+    known = tokenizer.get_added_vocab()
+    if not all(mark in known for mark in marks):
+        from transformers import AddedToken
+
+        tokenizer = deepcopy(tokenizer)
+        added = [AddedToken(mark, special=True, normalized=False) for mark in marks]
+        tokenizer.add_tokens(added, special_tokens=True)
+        known = tokenizer.get_added_vocab()
+    ids = [known[mark] for mark in marks]
+    if ids != list(range(ids[0], ids[0] + len(ids))):
+        raise InputError(
+            f"the tokenizer {tokenizer.name_or_path} has some of the tokens {', '.join(marks)} "
+            "already, and not one after the other; take them out of its tokenizer.json."
+        )
+    return tokenizer
+
+
+@lru_cache(maxsize=4)
+def without_marks(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenizerBase":
+    """Return a copy of `tokenizer` that knows no placeholder, as its language model's own was.
+
+    Raises:
+        InputError: it is not one of the library tokenizers.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"the tokenizer {tokenizer.name_or_path} cannot read a mark like {IMAGE_MARK} as text; "
+            "use one with a tokenizer.json."
+        )
+    from tokenizers import Tokenizer
+
+    fast: Any = tokenizer
+    state = json.loads(fast.backend_tokenizer.to_str())
+    state["added_tokens"] = [t for t in state["added_tokens"] if not is_mark(t["content"])]
+    plain: Any = copy(tokenizer)
+    plain._tokenizer = Tokenizer.from_str(json.dumps(state))
+    return plain
 
 
 def own_bos(tokenizer: "PreTrainedTokenizerBase") -> int | None:
@@ -46,6 +118,12 @@ def own_bos(tokenizer: "PreTrainedTokenizerBase") -> int | None:
     return ids[0] if bos is not None and ids[:1] == [bos] else None
 
 
+def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, **options: Any) -> "BatchEncoding":
+    """Encode `text` with nothing around it; marks of placeholders in it are characters."""
+    reader = without_marks(tokenizer) if _MARK.search(text) else tokenizer
+    return reader(text, add_special_tokens=False, **options)
+
+
 def tokenize_pieces(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[list[int]]:
     """Return the ids of each piece of `text` between its image marks: n marks, n + 1 pieces.
 
@@ -53,7 +131,7 @@ def tokenize_pieces(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[lis
     first piece, even if `text` (a rendered chat template) already begins with it.
     """
     pieces = [
-        list(tokenizer(piece, add_special_tokens=False).input_ids) if piece else []
+        list(encode_text(tokenizer, piece)["input_ids"]) if piece else []
         for piece in text.split(IMAGE_MARK)
     ]
     bos = own_bos(tokenizer)
@@ -62,10 +140,28 @@ def tokenize_pieces(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[lis
     return pieces
 
 
-def join(pieces: Sequence[Sequence[int]], layout: Layout) -> list[int]:
+def take_level(text: str, bos: str | None = None) -> tuple[int | None, str]:
+    """Return the level that `text` begins with, and the rest: `<level_3>Say.` is 3 and `Say.`.
+
+    It may stand behind the token `bos`. Without one the level is None.
+    """
+    opening = bos if bos and text.startswith(bos) else ""
+    found = _LEVEL.match(text, len(opening))
+    return (None, text) if found is None else (int(found[1]), opening + text[found.end() :])
+
+
+def check_level(level: int, levels: int) -> None:
+    """Raise InputError unless `level` is one of a model with `levels` of them, 0 for none."""
+    if not levels:
+        raise InputError("the model has mixing none and no levels; leave the level out.")
+    if not 1 <= level <= levels:
+        raise InputError(f"there is no level {level}; give one from 1 to {levels}.")
+
+
+def join(pieces: Sequence[Sequence[int]], layout: Layout, level: int | None = None) -> list[int]:
     """Join `pieces` with one image's placeholders in each gap, and add the alignment placeholder.
 
-    A row without a gap has no image and no alignment placeholder.
+    With `level` it is that level's. A row without a gap has no image and no alignment placeholder.
 
     Raises:
         InputError: the text has a token unknown to the model (see `is_foreign`).
@@ -80,20 +176,24 @@ def join(pieces: Sequence[Sequence[int]], layout: Layout) -> list[int]:
     for piece in pieces[1:]:
         ids += image
         ids += piece
-    return place_align(ids, layout)
+    return place_align(ids, layout, level)
 
 
 def is_foreign(ids: Sequence[int], layout: Layout) -> bool:
-    """Return whether any of `ids` lies beyond the LLM's embedding table, among the placeholders."""
-    return max(ids, default=0) >= min(layout.image_token_id, layout.align_token_id)
+    """Return whether any of `ids` is a token of the tokenizer that the LLM has not been given.
+
+    Gemma 3's has one for images, which its language models of text alone do not know.
+    """
+    known, end = layout.llm_vocab_size, layout.image_token_id
+    return known is not None and known < end and any(known <= id_ < end for id_ in ids)
 
 
-def place_align(ids: Sequence[int], layout: Layout) -> list[int]:
-    """Return `ids` with the alignment placeholder at `align_position`, if any."""
+def place_align(ids: Sequence[int], layout: Layout, level: int | None = None) -> list[int]:
+    """Return `ids` with the alignment placeholder, or that of `level`, at `align_position`."""
     position = align_position(ids, layout)
     if position is None:
         return list(ids)
-    return [*ids[:position], layout.align_token_id, *ids[position:]]
+    return [*ids[:position], layout.align_token_id + (level or 0), *ids[position:]]
 
 
 def align_position(ids: Sequence[int], layout: Layout) -> int | None:

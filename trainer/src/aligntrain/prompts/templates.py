@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 
 from alignshared import InputError
 from aligntrain.prompts.conversation import Conversation, InvalidSample, Reason
-from aligntrain.prompts.placeholders import IMAGE_MARK
+from aligntrain.prompts.placeholders import IMAGE_MARK, is_mark
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +114,9 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         # Special tokens without a role too: `<|end|>` of Phi-3 is one.
         added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
-        self._specials = tuple(dict.fromkeys((*tokenizer.all_special_tokens, *added)))
+        specials = dict.fromkeys((*tokenizer.all_special_tokens, *added))
+        # A mark in an answer is its text.
+        self._specials = tuple(token for token in specials if not is_mark(token))
         if not tokenizer.chat_template:
             raise InputError(
                 f"the tokenizer {tokenizer.name_or_path} has no chat template; set data.template "

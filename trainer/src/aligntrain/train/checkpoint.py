@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FOLDER = "checkpoints"
 MARKER = "complete.json"
-FORMAT = 1
+FORMAT = 2
 
 _FREE_KEYS = (
     "name",
@@ -99,7 +99,7 @@ def model_identity(config: "AlignGPTConfig") -> dict[str, Any]:
         "llm": f"{text.model_type} with {text.num_hidden_layers} layers of {text.hidden_size}",
         "vision tower": f"{vision.model_type} with {vision.num_hidden_layers} layers of "
         f"{vision.hidden_size}",
-        "vocabulary": int(text.vocab_size),
+        "vocabulary": int(config.llm_vocab_size),
         "levels": int(config.levels),
         "image tokens": int(config.image_tokens),
         "vision_scales": config.scales,
