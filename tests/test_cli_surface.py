@@ -202,7 +202,9 @@ aligntrain run --recipe
 aligntrain run --resume
 aligntrain run --set
 aligntrain run phase
+aligntrain serve --allow-host
 aligntrain serve --allow-image-urls
+aligntrain serve --allow-origin
 aligntrain serve --api-key
 aligntrain serve --batch
 aligntrain serve --host

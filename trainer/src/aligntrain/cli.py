@@ -255,10 +255,18 @@ def serve(
             "--allow-image-urls", help="Fetch images from public http and https addresses."
         ),
     ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Let web pages of this origin ask (CORS); * is any. May be repeated."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Answer at this host name too, without a key. May be repeated."),
+    ] = None,
     level: Annotated[
         int | None, typer.Option(help="Level of requests that name none, 1 to N.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Maximum requests decoded together.")] = 16,
+    batch: Annotated[int, typer.Option(help="Maximum answers decoded together.")] = 16,
     queue: Annotated[int, typer.Option(help="Maximum requests in the queue.")] = 128,
     timeout: Annotated[float, typer.Option(help="Time limit of a request, in seconds.")] = 300.0,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 1024,
@@ -285,7 +293,17 @@ def serve(
         timeout=timeout,
     )
     terminal.hide_loading()
-    settings = Settings(host, port, api_key, name, allow_image_urls, limits, level=level)
+    settings = Settings(
+        host,
+        port,
+        api_key,
+        name,
+        allow_image_urls,
+        limits,
+        level=level,
+        hosts=tuple(allow_host or ()),
+        origins=tuple(allow_origin or ()),
+    )
     say = "{} answers: {}/v1 for OpenAI's clients, {} for a browser"
     serve(model, settings, ready=lambda name, url: results.print(say.format(name, url, url)))
 

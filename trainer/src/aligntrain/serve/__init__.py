@@ -1,7 +1,7 @@
 """OpenAI-compatible HTTP server for a trained model, with a page to try it.
 
-From the request inwards: `server` (process, connections), `app` (routes, access), `chat` (a chat
-request and its answer), `protocol` (OpenAI's request and response bodies), `service` (admission,
+From the request inwards: `server` (process, connections), `app` (routes, access), `completions`
+(a request and its response), `protocol` and `responses` (OpenAI's bodies), `service` (admission,
 prompts), `images` (data URLs, fetching), `engine` (continuous batching), `decoding` (its rows).
 """
 

@@ -13,7 +13,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -24,9 +24,24 @@ from aligntrain.inference.generate import generation_settings
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTOutput, AlignGPTProcessor
 from aligntrain.model.generation import without_vector
 from aligntrain.model.packing import obstacle
-from aligntrain.serve.decoding import BatchCache, Detokenizer, Sampler, branches, guided
+from aligntrain.serve.decoding import (
+    BatchCache,
+    Detokenizer,
+    Sampler,
+    branches,
+    guided,
+    token_logprob,
+)
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.request import Failed, Finished, PrefillDone, Prompt, Request, TextDelta
+from aligntrain.serve.request import (
+    Failed,
+    Finished,
+    PrefillDone,
+    Prompt,
+    Request,
+    TextDelta,
+    TokenLogprob,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +74,7 @@ class _Row:
     request: Request
     detokenizer: Detokenizer
     sampler: Sampler | None
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of tokens without text as yet
     tokens: int = 0
     last: int = 0
 
@@ -101,14 +117,15 @@ class Engine:
         self._thread.start()
         return self
 
-    def submit(self, request: Request) -> None:
-        """Queue `request`."""
+    def submit(self, *requests: Request) -> None:
+        """Queue `requests`, which are read together if they fit."""
         with self._news:
             if not self._stopping:
-                self._waiting.append(request)
+                self._waiting += requests
                 self._news.notify()
                 return
-        request.report(_STOPPING)
+        for request in requests:
+            request.report(_STOPPING)
 
     def stop(self) -> None:
         """Stop after the current token; unfinished requests fail."""
@@ -190,7 +207,7 @@ class Engine:
             _Row(
                 request,
                 Detokenizer(self._processor.tokenizer, request.stops),
-                Sampler(request.sampling) if request.sampling.temperature > 0 else None,
+                None if request.sampling.likeliest else Sampler(request.sampling),
             )
             for request in requests
         ]
@@ -321,7 +338,11 @@ class Engine:
                 token = self._tried(partial(row.sampler.draw, step.logits[i]))
             if isinstance(token, Failed):
                 row.request.report(token)
-            elif self._goes_on(row, token):
+                continue
+            if row.request.logprobs is not None and token not in self._ends:
+                count = row.request.logprobs
+                row.logprobs.append(token_logprob(step.logits[i], token, count, row.detokenizer))
+            if self._goes_on(row, token):
                 going.append(i)
         return going
 
@@ -336,7 +357,8 @@ class Engine:
         if ended or cut:
             text += detokenizer.end()
         if text:
-            request.report(TextDelta(text))
+            request.report(TextDelta(text, tuple(row.logprobs)))
+            row.logprobs.clear()
         if ended or cut:
             # The rest may have held the stop.
             reason = "length" if cut and not detokenizer.stopped else "stop"

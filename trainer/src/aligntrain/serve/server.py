@@ -91,8 +91,7 @@ class Server:
         if fetcher is None and settings.image_urls:
             fetcher = Fetcher(size=settings.limits.body)
         self._service = Service(self.name, settings.limits, fetcher)
-        key = settings.api_key and settings.api_key.strip()
-        app = make_app(self._service, api_key=key, local=settings.local)
+        app = make_app(self._service, settings)
         self._socket = _bound(settings.host, settings.port)
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(

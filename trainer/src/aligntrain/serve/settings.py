@@ -1,9 +1,13 @@
 """Settings and limits of a server."""
 
 import ipaddress
+import re
 from dataclasses import dataclass, field, fields
 
 from alignshared import InputError
+
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s*?#@]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,8 @@ class Settings:
     `port` 0 picks a free one. `name` is the model's name for clients, by default its folder's.
     Without `api_key` anyone who can reach the port may ask. `image_urls` allows images at public
     http addresses. `device` is torch's, by default a GPU if there is one. `level` is that of
-    requests with an image that name none.
+    requests with an image that name none. `hosts` are names at which a local server without a key
+    answers beside its own, and `origins` those of web pages that may ask (`*`: any, with a key).
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +56,8 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     device: str | None = None
     level: int | None = None
+    hosts: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.api_key is not None and not self.api_key.strip():
@@ -61,6 +68,21 @@ class Settings:
             )
         if not 0 <= self.port <= 65535:
             raise InputError(f"there is no port {self.port}; give one from 0 to 65535.")
+        for host in self.hosts:
+            if not _HOST.fullmatch(host):
+                raise InputError(
+                    f"{host!r} is no host name; give one such as host.docker.internal."
+                )
+        for origin in self.origins:
+            if origin == "*" and self.api_key is None:
+                raise InputError(
+                    "any web page could use the model; give an API key, or name the origins."
+                )
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise InputError(
+                    f"{origin!r} is no origin; give one such as http://localhost:3000, without a "
+                    "path."
+                )
 
     @property
     def local(self) -> bool:
