@@ -2,7 +2,8 @@
 
 From the request inwards: `server` (process, connections), `app` (routes, access), `completions`
 (a request and its response), `protocol` and `responses` (OpenAI's bodies), `service` (admission,
-prompts), `images` (data URLs, fetching), `engine` (continuous batching), `decoding` (its rows).
+prompts), `images` (data URLs, fetching), `engine` (continuous batching), `decoding` (its rows),
+`grammar` (answers in JSON).
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from aligntrain.serve.settings import Limits, Settings
 
 __all__ = ["Limits", "Settings", "serve"]
 
-_NEEDED = ("httpx", "prometheus_client", "starlette", "uvicorn")
+_NEEDED = ("httpx", "llguidance", "prometheus_client", "starlette", "uvicorn")
 
 
 def serve(

@@ -12,6 +12,7 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from aligntrain.serve.grammar import Grammar
 from aligntrain.serve.protocol import APIError, ChatRequest, CompletionRequest
 from aligntrain.serve.request import Event, Failed, Finished, Prompt, Request
 from aligntrain.serve.responses import ChatReply, Choice, Reply, TextReply, event
@@ -95,8 +96,9 @@ class Completions:
     async def _answer(self, body: bytes, events: Events, held: ExitStack) -> Response:
         """The response, made after prefill so that earlier errors keep their HTTP status."""
         service = self.service
-        asked, prompts = await service.prompts(body, self.kind)
-        requests = _requests(asked, prompts, events)
+        asked, grammar = await service.read(body, self.kind)
+        prompts = await service.prompts(asked)
+        requests = _requests(asked, prompts, grammar, events)
         reply = _reply(service.name, asked, prompts)
         stream, options = asked.stream, asked.stream_options
         # The images' text, of which there may be megabytes, is not kept while the answer comes.
@@ -120,7 +122,12 @@ class Completions:
         return JSONResponse(reply.whole(choices))
 
 
-def _requests(asked: Asked, prompts: Sequence[tuple[Prompt, int]], events: Events) -> list[Request]:
+def _requests(
+    asked: Asked,
+    prompts: Sequence[tuple[Prompt, int]],
+    grammar: Grammar | None,
+    events: Events,
+) -> list[Request]:
     """The engine's requests: of each prompt as many as there are choices."""
     return [
         Request(
@@ -130,6 +137,7 @@ def _requests(asked: Asked, prompts: Sequence[tuple[Prompt, int]], events: Event
             asked.sampling.of_choice(choice),
             tuple(asked.stop or ()),
             asked.likeliest,
+            grammar and grammar.copy(),
         )
         for at, (prompt, new_tokens) in enumerate(prompts)
         for choice in range(asked.choices)

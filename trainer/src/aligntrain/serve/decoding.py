@@ -17,6 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from alignshared import InputError
+from aligntrain.serve.grammar import Grammar
 from aligntrain.serve.request import Failed, Prompt, Sampling, TokenLogprob
 
 _UNFINISHED = "\ufffd"
@@ -93,7 +95,8 @@ def guided(logits: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
 class Sampler:
     """Chooses the tokens of one row, independent of the other rows in the batch."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
+        self._grammar = grammar
         self._sampling = sampling
         self._counts: Counter[int] = Counter()
         # Of the CPU, so that a seed means the same wherever the model is.
@@ -110,15 +113,27 @@ class Sampler:
         ]
 
     def draw(self, logits: torch.Tensor) -> int | Failed:
-        """Draw a token from `logits` [V]; fail if they are NaN or infinite."""
+        """Choose a token by `logits` [V]; fail if they are no numbers, or none may follow."""
         scores = self._penalized(logits.float())
+        if self._grammar is not None:
+            try:
+                scores = self._grammar.masked(scores)
+            except InputError as error:
+                return Failed(str(error), final=True)
         if self._sampling.temperature == 0:
             token: int | Failed = int(scores.argmax())
         else:
             token = self._drawn(scores.unsqueeze(0))
         if not isinstance(token, Failed):
             self._counts[token] += 1
+            if self._grammar is not None:
+                self._grammar.accept(token)
         return token
+
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar lets nothing follow."""
+        return self._grammar is not None and self._grammar.complete
 
     def _penalized(self, scores: torch.Tensor) -> torch.Tensor:
         """Return `scores` [V] less the penalties, as in OpenAI's API."""

@@ -207,7 +207,9 @@ class Engine:
             _Row(
                 request,
                 Detokenizer(self._processor.tokenizer, request.stops),
-                None if request.sampling.likeliest else Sampler(request.sampling),
+                None
+                if request.sampling.likeliest and request.grammar is None
+                else Sampler(request.sampling, request.grammar),
             )
             for request in requests
         ]
@@ -352,7 +354,7 @@ class Engine:
         row.last = token
         ended = token in self._ends
         text = "" if ended else detokenizer.add(token)
-        ended = ended or detokenizer.stopped
+        ended = ended or detokenizer.stopped or (row.sampler is not None and row.sampler.complete)
         cut = not ended and row.tokens >= request.max_new_tokens
         if ended or cut:
             text += detokenizer.end()

@@ -83,8 +83,7 @@ _IGNORED = {
 
 _ONLY: dict[str, Any] = {
     "audio": None, "best_of": 1, "echo": False, "logit_bias": {}, "modalities": ["text"],
-    "reasoning_effort": "none", "response_format": {"type": "text"}, "suffix": "",
-    "verbosity": "medium", "web_search_options": None,
+    "reasoning_effort": "none", "suffix": "", "verbosity": "medium", "web_search_options": None,
 }  # fmt: skip
 """Unsupported fields, with the one value at which they have no effect."""
 
@@ -177,6 +176,36 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = None
 
 
+class TextFormat(BaseModel, extra="forbid", frozen=True):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JSONFormat(BaseModel, extra="forbid", frozen=True):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JSONSchema(BaseModel, extra="forbid", frozen=True):
+    """A named schema. Answers always keep it, whatever `strict` is."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class SchemaFormat(BaseModel, extra="forbid", frozen=True):
+    """JSON that keeps a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+Format = Annotated[TextFormat | JSONFormat | SchemaFormat, Field(discriminator="type")]
+
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
@@ -198,6 +227,14 @@ class GenerationRequest(BaseModel, extra="forbid", frozen=True):
         list[Stop] | None, BeforeValidator(lambda v: [v] if isinstance(v, str) else v)
     ] = Field(None, max_length=4)
     n: int | None = Field(None, ge=1)
+    response_format: Format | None = None
+
+    @property
+    def schema_of_answers(self) -> dict[str, Any] | None:
+        """The JSON Schema that answers keep, or None if they may be any text."""
+        if isinstance(self.response_format, SchemaFormat):
+            return self.response_format.json_schema.schema_ or {}
+        return {"type": "object"} if isinstance(self.response_format, JSONFormat) else None
 
     @property
     def choices(self) -> int:
@@ -384,6 +421,8 @@ def _place(location: Sequence[str | int]) -> str:
     for at, step in enumerate(location):
         if isinstance(step, int):
             path += f"[{step}]"
+        elif at == 1 and location[0] == "response_format":
+            continue
         elif at < 4 or location[at - 2] != "content":
             path += f".{step}" if path else step
     return path[:200]

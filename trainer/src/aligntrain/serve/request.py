@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+    from aligntrain.serve.grammar import Grammar
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -108,7 +110,8 @@ class Request:
     """A prompt to answer.
 
     With `logprobs` the log-probabilities of tokens come with their text, and those of so many of
-    the likeliest: of the logits with guidance, before penalties and temperature.
+    the likeliest: of the logits with guidance, before penalties and temperature. `grammar` says
+    what the answer may be.
 
     The engine's thread calls `emit` with `PrefillDone`, any number of `TextDelta` and `Finished`;
     `Failed` may replace any of them and is the last event.
@@ -120,6 +123,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stops: tuple[str, ...] = ()
     logprobs: int | None = None
+    grammar: "Grammar | None" = None
     cancelled: bool = False
 
     def report(self, event: Event) -> None:

@@ -14,11 +14,17 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from alignshared import InputError
-from aligntrain.inference.generate import captions_only, check_questions, max_positions
+from aligntrain.inference.generate import (
+    captions_only,
+    check_questions,
+    generation_settings,
+    max_positions,
+)
 from aligntrain.inference.steering import check_steering
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligntrain.prompts.placeholders import IMAGE_MARK, join, tokenize_pieces
 from aligntrain.serve.engine import Engine
+from aligntrain.serve.grammar import Grammar, Grammars
 from aligntrain.serve.images import Fetcher, FetchError, decode, from_data_url, is_data_url, refused
 from aligntrain.serve.metrics import Metrics
 from aligntrain.serve.protocol import (
@@ -53,6 +59,8 @@ class Prompter:
         self._limits = limits
         self._level = level
         self._captions_only = captions_only(processor)
+        ends: Any = generation_settings(model, processor, 1, 0.0).eos_token_id
+        self._grammars = Grammars(processor.tokenizer, ends)
         self._context = max_positions(model)
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
         limited = [most for most in (limits.prompt_tokens, self._context) if most is not None]
@@ -111,6 +119,22 @@ class Prompter:
         seen = pixels[len(pixels) - sum(len(message.images) for message in messages) :]
         together = torch.cat(seen) if seen else None
         return Prompt(ids, together, level, guidance), new_tokens
+
+    def grammar(self, request: GenerationRequest) -> Grammar | None:
+        """Return what answers to `request` may be, or None if they may be any text.
+
+        Raises:
+            APIError: they cannot be held to its schema.
+        """
+        schema = request.schema_of_answers
+        if schema is None:
+            return None
+        try:
+            return self._grammars.of(schema)
+        except InputError as error:
+            raise APIError(
+                400, str(error), code="invalid_value", param="response_format"
+            ) from error
 
     def completions(self, request: CompletionRequest) -> list[tuple[Prompt, int]]:
         """Build the model's input and the maximum number of new tokens for each text prompt.
@@ -261,14 +285,21 @@ class Service:
             metrics.in_flight.set(self._in_flight)
             metrics.seconds.observe(seconds)
 
-    async def prompts(self, body: bytes, kind: type[R]) -> tuple[R, list[tuple[Prompt, int]]]:
-        """Parse `body` into the request and its prompts, each with its maximum of new tokens."""
-        run = asyncio.get_running_loop().run_in_executor
-        request = await run(self._pool, self._read, body, kind)
+    async def read(self, body: bytes, kind: type[R]) -> tuple[R, Grammar | None]:
+        """Parse `body` into the request, and what its answers may be."""
+
+        def read() -> tuple[R, Grammar | None]:
+            request = self._read(body, kind)
+            return request, self._prompter.grammar(request)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, read)
+
+    async def prompts(self, request: ChatRequest | CompletionRequest) -> list[tuple[Prompt, int]]:
+        """Build the prompts of `request`, each with its maximum number of new tokens."""
         if isinstance(request, ChatRequest):
-            return request, [await self._chat_prompt(request)]
-        assert isinstance(request, CompletionRequest)
-        return request, await run(self._pool, self._prompter.completions, request)
+            return [await self._chat_prompt(request)]
+        run = asyncio.get_running_loop().run_in_executor
+        return await run(self._pool, self._prompter.completions, request)
 
     async def _chat_prompt(self, request: ChatRequest) -> tuple[Prompt, int]:
         run = asyncio.get_running_loop().run_in_executor
