@@ -214,6 +214,7 @@ aligntrain serve --max-images
 aligntrain serve --max-new-tokens
 aligntrain serve --max-pixels
 aligntrain serve --max-prompt-tokens
+aligntrain serve --max-total-tokens
 aligntrain serve --name
 aligntrain serve --port
 aligntrain serve --queue

@@ -267,6 +267,13 @@ def serve(
         int | None, typer.Option(help="Level of requests that name none, 1 to N.")
     ] = None,
     batch: Annotated[int, typer.Option(help="Maximum answers decoded together.")] = 16,
+    max_total_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum tokens of answers decoded together, rows times the longest; by default "
+            "by the free memory."
+        ),
+    ] = None,
     queue: Annotated[int, typer.Option(help="Maximum requests in the queue.")] = 128,
     timeout: Annotated[float, typer.Option(help="Time limit of a request, in seconds.")] = 300.0,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 1024,
@@ -289,6 +296,7 @@ def serve(
         prompt_tokens=max_prompt_tokens,
         new_tokens=max_new_tokens,
         rows=batch,
+        total_tokens=max_total_tokens,
         queue=queue,
         timeout=timeout,
     )

@@ -15,7 +15,7 @@ from aligntrain.serve.settings import Limits, Settings
 
 __all__ = ["Limits", "Settings", "serve"]
 
-_NEEDED = ("httpx", "llguidance", "prometheus_client", "starlette", "uvicorn")
+_NEEDED = ("httpx", "llguidance", "prometheus_client", "psutil", "starlette", "uvicorn")
 
 
 def serve(

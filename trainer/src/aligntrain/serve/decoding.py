@@ -1,16 +1,20 @@
 """State of the rows that are decoded together: keys and values, guidance, sampler, detokenizer."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
+import psutil
 import torch
 from torch.nn import functional
 from transformers import (
     Cache,
     DynamicCache,
     MinPLogitsWarper,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -20,6 +24,9 @@ from transformers import (
 from alignshared import InputError
 from aligntrain.serve.grammar import Grammar
 from aligntrain.serve.request import Failed, Prompt, Sampling, TokenLogprob
+
+_CACHE_SHARE = 0.4
+"""Share of the free memory for keys and values: where rows join or leave they are there twice."""
 
 _UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no whole character, which may yet become one."""
@@ -56,6 +63,31 @@ class BatchCache:
             for pair in _layers(self.cache)
         ]
         return BatchCache(DynamicCache(layers), mask[:, first:])
+
+
+def tokens_in_memory(model: PreTrainedModel) -> int:
+    """Return for how many tokens the keys and values of `model`'s LLM fit into free memory."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:  # no attention, and nothing that grows with the tokens
+        return sys.maxsize
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    bytes_ = 2 * config.num_hidden_layers * kept * size * model.dtype.itemsize
+    return max(1, int(_CACHE_SHARE * _free_memory(model.device)) // bytes_)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes free on `device`; of this machine, what the process's control group may still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, max(0, int(most) - int(used)))
+    except (OSError, ValueError):  # another system, or `max`: no limit
+        return free
 
 
 def _layers(cache: Cache) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:

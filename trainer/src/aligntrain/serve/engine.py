@@ -31,6 +31,7 @@ from aligntrain.serve.decoding import (
     branches,
     guided,
     token_logprob,
+    tokens_in_memory,
 )
 from aligntrain.serve.metrics import Metrics
 from aligntrain.serve.request import (
@@ -82,6 +83,10 @@ class _Row:
 class Engine:
     """Answers requests with `model`, at most `rows` at a time.
 
+    Of answers that are written together, the rows times the tokens of the longest one, its prompt
+    included, are at most `total_tokens` (by default what fits into memory); others wait. One that
+    is longer by itself is written alone.
+
     If its thread dies of an unexpected error, `died` is called with it and every request fails.
     """
 
@@ -91,6 +96,7 @@ class Engine:
         processor: AlignGPTProcessor,
         *,
         rows: int = 16,
+        total_tokens: int | None = None,
         metrics: Metrics | None = None,
         died: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
@@ -101,6 +107,7 @@ class Engine:
             log.warning("the LLM answers one request at a time: %s.", why_not)
         self._joins = why_not is None
         self._most_rows = rows if self._joins else 1
+        self._total_tokens = total_tokens or tokens_in_memory(model)
         self._metrics = metrics or Metrics()
         self._died = died
         self._ends = frozenset(generation_settings(model, processor, 1, 0.0).eos_token_id)  # pyright: ignore[reportArgumentType]
@@ -146,6 +153,8 @@ class Engine:
                     if self._rows:
                         self._write()
                     self._metrics.rows.set(len(self._rows))
+                    cached = self._cached
+                    self._metrics.cached_tokens.set(cached.mask.numel() if cached else 0)
         except BaseException as error:
             self._died(error)
             raise
@@ -169,21 +178,27 @@ class Engine:
     def _next_requests(self) -> list[Request]:
         """The waiting requests that fit, first come first served."""
         requests: list[Request] = []
-        longest = new = 0
-        running = sum(row.request.prompt.branches for row in self._rows)
+        running = [row.request for row in self._rows]
         with self._news:
             # Wherever they stand, or clients that come and go would fill the memory meanwhile.
             self._waiting = deque(request for request in self._waiting if not request.cancelled)
             while self._waiting:
-                prompt = self._waiting[0].prompt
-                longest, new = max(longest, len(prompt.input_ids)), new + prompt.branches
+                more = [*requests, self._waiting[0]]
                 # The first is read even if it is long, or takes two rows where the limit is one.
-                if (running or requests) and running + new > self._most_rows:
+                if (running or requests) and not self._fit([*running, *more]):
                     break
-                if requests and longest * new > READ_AT_ONCE:
+                prompts = [request.prompt for request in more]
+                rows = sum(prompt.branches for prompt in prompts)
+                if requests and rows * max(len(p.input_ids) for p in prompts) > READ_AT_ONCE:
                     break
                 requests.append(self._waiting.popleft())
         return requests
+
+    def _fit(self, requests: list[Request]) -> bool:
+        """Whether there are rows for `requests`, and memory for them at their full length."""
+        rows = sum(request.prompt.branches for request in requests)
+        longest = max(len(one.prompt.input_ids) + one.max_new_tokens for one in requests)
+        return rows <= self._most_rows and rows * longest <= self._total_tokens
 
     def _read(self, requests: list[Request]) -> None:
         """Prefill prompts and emit their first tokens; a forced level is prefilled separately."""

@@ -146,7 +146,12 @@ class Server:
             model, processor = load_for_inference(self._folder, device=self._settings.device)
             prompter = Prompter(model, processor, limits, self._settings.level)
             engine = Engine(
-                model, processor, rows=limits.rows, metrics=service.metrics, died=self._fail
+                model,
+                processor,
+                rows=limits.rows,
+                total_tokens=limits.total_tokens,
+                metrics=service.metrics,
+                died=self._fail,
             )
             service.load(prompter, engine.start())
         except BaseException as error:  # noqa: BLE001 - `run` raises it in its own thread

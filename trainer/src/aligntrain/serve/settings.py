@@ -16,8 +16,9 @@ class Limits:
 
     `body`: bytes of the request, images included. `images`: images in a request; `pixels`:
     pixels of one image. `prompt_tokens`, `new_tokens`: tokens read and generated, None for the
-    model's own limit. `rows`: requests decoded together; `queue`: requests that may wait.
-    `timeout`: seconds from arrival to the end of the answer.
+    model's own limit. `rows`: answers decoded together; `total_tokens`: these rows times the tokens
+    of the longest, None for what fits into memory; `queue`: requests that may wait. `timeout`:
+    seconds from arrival to the end of the answer.
     """
 
     body: int = 20_000_000
@@ -26,6 +27,7 @@ class Limits:
     prompt_tokens: int | None = None
     new_tokens: int = 1024
     rows: int = 16
+    total_tokens: int | None = None
     queue: int = 128
     timeout: float = 300.0
 
