@@ -153,7 +153,7 @@ class Server:
                 metrics=service.metrics,
                 died=self._fail,
             )
-            service.load(prompter, engine.start())
+            service.load(prompter, engine.start(), _knows(model_folder(self._folder)))
         except BaseException as error:  # noqa: BLE001 - `run` raises it in its own thread
             self._fail(error)
         else:
@@ -178,6 +178,17 @@ class Server:
         finally:
             for one, handler in kept.items():
                 signal.signal(one, handler)
+
+
+def _knows(folder: Path) -> str | None:
+    """What the card of the model in `folder` says that it knows, in its first sentence."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    _, _, part = text.partition("\n## What it knows\n")
+    sentence, stop, _ = " ".join(part.partition("\n\n#")[0].split()).partition(". ")
+    return sentence + stop.strip() or None
 
 
 def _bound(host: str, port: int) -> socket.socket:

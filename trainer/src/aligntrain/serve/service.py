@@ -252,10 +252,10 @@ class Service:
         # Few, so that few large images are in memory at once.
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "aligntrain-prompts")
 
-    def load(self, prompter: Prompter, engine: Engine) -> None:
-        """Answer requests with `engine` from now on."""
+    def load(self, prompter: Prompter, engine: Engine, knows: str | None = None) -> None:
+        """Answer requests with `engine` from now on; `knows` says what about, on the page."""
         self._prompter, self._engine = prompter, engine
-        self.card = prompter.card(self.name)
+        self.card = {**prompter.card(self.name), "knows": knows}
 
     @contextmanager
     def slot(self) -> Iterator[None]:
