@@ -269,9 +269,11 @@ def test_two_models_are_compared_question_by_question(
         one = compared["benchmarks"][name]
         ours, theirs = (result(place, name)["score"] for place in (tmp_path / "ours", output))
         assert (one["score"], one["against"]) == (ours, theirs)
-        assert one["difference"]["mean"] == pytest.approx(ours - theirs)
-        error = one["difference"]["error"]
-        assert one["difference"]["detectable"] == pytest.approx(2.8016 * error, rel=1e-4)
+        if one["difference"] is not None:
+            error = one["difference"]["error"]
+            assert one["difference"]["mean"] == pytest.approx(ours - theirs)
+            assert one["difference"]["detectable"] == pytest.approx(2.8016 * error, rel=1e-4)
+    assert any(one["difference"] for one in compared["benchmarks"].values())
     assert "paired by question" in said.output
     # A model that has no results yet is evaluated first; one alone with itself is refused.
     fewer = ("--benchmarks", "gqa", *same, "--limit", 2)
@@ -285,6 +287,9 @@ def test_two_models_are_compared_question_by_question(
         said = command(chatters, *fewer, "--output", tmp_path / "few", "--against", against)
         assert said.exit_code == 2
         assert reason in " ".join(said.output.split())
+    said = command(chatters, *fewer, "--output", tmp_path / "no", "--against", tmp_path)
+    assert "holds no finished model" in said.output
+    assert not (tmp_path / "no").exists()
     said = command(chatters, "--benchmarks", "gqa,pope", *same, "--limit", 2,
                    "--output", tmp_path / "few", "--against", Path(says_a) / "eval")  # fmt: skip
     assert said.exit_code == 2

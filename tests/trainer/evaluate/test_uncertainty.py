@@ -152,11 +152,25 @@ def test_the_error_of_a_difference_of_f1_is_that_of_a_bootstrap() -> None:
     assert found.error == pytest.approx(bootstrap(both, value), rel=0.1)
 
 
-def test_a_model_differs_from_itself_by_nothing() -> None:
+def test_answers_that_differ_alike_on_all_images_show_no_spread() -> None:
     records = pope(20, 9)
-    found = difference(scorers.score_pope(records), scorers.score_pope(records), records)
-    assert found is not None
-    assert (found.mean, found.error, found.low, found.high) == (0, 0, 0, 0)
+    score = scorers.score_pope(records)
+    assert difference(score, score, records) is None
+    right, wrong = (exact(9, 14, right=share, each=1) for share in (9.0, -9.0))
+    scores = scorers.score_exact(right), scorers.score_exact(wrong)
+    assert [score.value for score in scores] == [100, 0]
+    assert difference(*scores, right) is None
+
+
+def test_no_interval_leaves_the_scale() -> None:
+    for seed in range(20):
+        records = exact(20, seed, right=1.0)
+        found = uncertainty(scorers.score_exact(records), records)
+        assert found is not None
+        assert 0 <= found.low < found.high <= 100
+        found = uncertainty(scorers.score_mme(some := mme(12, seed)), some)
+        assert found is not None
+        assert 0 <= found.low <= found.high <= 400
 
 
 def test_a_share_of_questions_with_an_image_each_has_wilsons_interval() -> None:

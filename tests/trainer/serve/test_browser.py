@@ -26,11 +26,13 @@ from tests.trainer.serve.serving import (
 LONG = 3900
 SHORT = 24
 STOP_WHEN_WRITING = """() => {
-    const text = document.querySelector(".answer .text")?.textContent ?? "";
-    const stop = document.querySelector("#stop");
-    if (!text.includes("!!!") || stop.hidden) return false;
-    stop.click();
-    return true;
+    new MutationObserver((_, observer) => {
+        const text = document.querySelector(".answer .text")?.textContent ?? "";
+        const stop = document.querySelector("#stop");
+        if (!text.includes("!!!") || stop.hidden) return;
+        observer.disconnect();
+        stop.click();
+    }).observe(document.body, { childList: true, subtree: true, characterData: true });
 }"""
 WATCH_BUSY = """() => {
     window.busy = [];
@@ -370,9 +372,9 @@ def test_an_answer_can_be_stopped(browser: Browser, long_run: Path) -> None:
         for page in opened(browser, server):
             page.locator("summary").click()
             page.locator("#longest").fill(str(LONG))
-            ask(page)
             # Within the page, as the answer would be whole before a click from outside arrives.
-            page.wait_for_function(STOP_WHEN_WRITING)
+            page.evaluate(STOP_WHEN_WRITING)
+            ask(page)
             text = answer(page)
             assert 3 <= len(text) < LONG
             expect(page.locator("#send")).to_be_visible()

@@ -216,7 +216,7 @@ def eval(
 ) -> None:
     """Score a fine-tuned model on the paper's benchmarks, beside the published values."""
     from alignshared import InputError
-    from aligntrain.evaluate import Judge, Settings, compare, evaluate
+    from aligntrain.evaluate import Judge, Settings, check_against, compare, evaluate
 
     terminal.hide_loading()
     if (judge_url is None) != (judge_model is None):
@@ -233,6 +233,8 @@ def eval(
         judge=judge,
         console=notes,
     )
+    if against is not None:
+        check_against(against, checkpoint, benchmarks, settings, output)
     done = evaluate(checkpoint, benchmarks, settings, output=output)
     terminal.show_evaluation(done)
     if against is not None:

@@ -4,13 +4,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from alignshared import InputError
 from aligntrain.evaluate import store
-from aligntrain.evaluate.benchmarks import Benchmark, parse_benchmarks
+from aligntrain.evaluate.benchmarks import PROTOCOL, Benchmark, parse_benchmarks
 from aligntrain.evaluate.run import Evaluation, Settings, evaluate
 from aligntrain.evaluate.scorers import Record
 from aligntrain.evaluate.uncertainty import Difference, difference
+from aligntrain.inference.load import model_folder
 
 COMPARISON = "comparison.json"
 _MAY_DIFFER = ("model", "level")
@@ -21,7 +23,7 @@ _MAY_DIFFER = ("model", "level")
 class Comparison:
     """Scores of two models on a benchmark; `difference` is the first minus the second.
 
-    It is None where one of them has no score, or where all questions are about one image.
+    It is None where one of them has no score, or where nothing shows its spread.
     """
 
     benchmark: Benchmark
@@ -29,6 +31,40 @@ class Comparison:
     score: float | None
     against: float | None
     difference: Difference | None
+
+
+def check_against(
+    against: str | Path,
+    model: str | Path,
+    benchmarks: str,
+    settings: Settings,
+    output: str | Path | None,
+) -> None:
+    """Check, before anything is asked, what `compare` can know of `against` by then.
+
+    Raises:
+        InputError: it is neither a model nor an evaluation, the evaluation of `model` itself, or
+            one under other settings.
+    """
+    names = parse_benchmarks(benchmarks)
+    folder, own = Path(against), Path(model) / "eval" if output is None else Path(output)
+    if _has_results(folder, names):
+        for benchmark, _ in names:
+            _result(folder, benchmark)
+    else:
+        model_folder(against)
+        folder = folder / "eval"
+    if folder.resolve() == own.resolve():
+        raise InputError(
+            f"--against {against} is the evaluation itself; give another model, or the folder of "
+            "another evaluation."
+        )
+    for benchmark, _ in names:
+        most = settings.max_new_tokens or benchmark.max_new_tokens
+        wanted = {"protocol": PROTOCOL, "limit": settings.limit, "max_new_tokens": most}
+        stored = store.read_conditions(folder / benchmark.name)
+        if stored:
+            _check_alike(benchmark, folder, wanted, {key: stored.get(key) for key in wanted})
 
 
 def compare(
@@ -44,14 +80,8 @@ def compare(
         InputError: the answers are of other questions, prompts or conditions, or of another judge.
     """
     other = Path(against)
-    names = [benchmark.name for benchmark, _ in parse_benchmarks(benchmarks)]
-    if not any((other / name / store.RESULT).is_file() for name in names):
+    if not _has_results(other, parse_benchmarks(benchmarks)):
         other = evaluate(against, benchmarks, settings).output
-    if other.resolve() == done.output.resolve():
-        raise InputError(
-            f"--against {against} is the evaluation itself; give another model, or the folder of "
-            "another evaluation."
-        )
     comparisons = [
         _compare(outcome.benchmark, done.output, other, outcome.result.get("judge"))
         for outcome in done.outcomes
@@ -77,28 +107,17 @@ def compare(
 
 def _compare(benchmark: Benchmark, ours: Path, theirs: Path, judge: str | None) -> Comparison:
     first, second = ours / benchmark.name, theirs / benchmark.name
-    result = second / store.RESULT
-    if not result.is_file():
-        raise InputError(
-            f"{theirs} has no result of {benchmark.name}; evaluate it there, or leave it out of "
-            "--benchmarks."
-        )
-    conditions = store.read_conditions(first), store.read_conditions(second)
-    for key in sorted(conditions[0].keys() | conditions[1].keys()):
-        one, other = (condition.get(key) for condition in conditions)
-        if key not in _MAY_DIFFER and one != other:
-            raise InputError(
-                f"the answers to {benchmark.name} in {second} were given under another {key} "
-                f"({str(other)[:60]}, here {str(one)[:60]}); evaluate both alike."
-            )
-    graded_by = json.loads(result.read_bytes()).get("judge")
+    graded_by = _result(theirs, benchmark).get("judge")
+    _check_alike(benchmark, theirs, *map(store.read_conditions, (first, second)))
     if graded_by != judge:
         raise InputError(
             f"the answers to {benchmark.name} in {second} were judged by {graded_by}, here by "
             f"{judge}; give both the same judge."
         )
     records = [store.read_lines(folder / store.ANSWERS) for folder in (first, second)]
-    if _questions(records[0]) != _questions(records[1]):
+    known = all("image" in record for some in records for record in some)
+    ours_asked, theirs_asked = (_questions(some, with_images=known) for some in records)
+    if ours_asked != theirs_asked:
         raise InputError(
             f"the answers to {benchmark.name} in {second} are to other questions than those in "
             f"{first}; evaluate both on the same data."
@@ -113,5 +132,32 @@ def _compare(benchmark: Benchmark, ours: Path, theirs: Path, judge: str | None) 
     )
 
 
-def _questions(records: Sequence[Record]) -> list[tuple[int, str]]:
-    return [(record["row"], record["prompt"]) for record in records]
+def _has_results(folder: Path, names: Sequence[tuple[Benchmark, str | None]]) -> bool:
+    return any((folder / benchmark.name / store.RESULT).is_file() for benchmark, _ in names)
+
+
+def _result(folder: Path, benchmark: Benchmark) -> dict[str, Any]:
+    file = folder / benchmark.name / store.RESULT
+    if not file.is_file():
+        raise InputError(
+            f"{folder} has no result of {benchmark.name}; evaluate it there, or leave it out of "
+            "--benchmarks."
+        )
+    return json.loads(file.read_bytes())
+
+
+def _check_alike(
+    benchmark: Benchmark, theirs: Path, ours: dict[str, Any], stored: dict[str, Any]
+) -> None:
+    for key in sorted(ours.keys() | stored.keys()):
+        if key not in _MAY_DIFFER and ours.get(key) != stored.get(key):
+            raise InputError(
+                f"the answers to {benchmark.name} in {theirs} were given under another {key} "
+                f"({str(stored.get(key))[:60]}, here {str(ours.get(key))[:60]}); evaluate both "
+                "alike."
+            )
+
+
+def _questions(records: Sequence[Record], *, with_images: bool) -> list[tuple[Any, ...]]:
+    keys = ("row", "prompt", "image") if with_images else ("row", "prompt")
+    return [tuple(record[key] for key in keys) for record in records]

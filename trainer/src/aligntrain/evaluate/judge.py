@@ -57,7 +57,8 @@ class Judging:
         value, details = self.score_graded(records, grades)
         # The model's grade, over the reference's if there is one.
         terms = [Term("", grade[-1], grade[0] if len(grade) == 2 else 1.0) for grade in grades]
-        return Score(value, grades, details, made_of=terms)
+        top = 100.0 if len(grades[0]) == 1 else None  # an answer may be better than the reference
+        return Score(value, grades, details, made_of=terms, top=top)
 
 
 class JudgeError(Exception):

@@ -31,7 +31,7 @@ class Score:
     own scores, None for unscored ones; `details` are further named numbers; `notes` are sentences
     about missing records. `made_of` says how the records make the headline, None for those left
     out: the sum over the parts, times `weights`, of the ratios of their sums. Without it, it is the
-    mean of the points in percent.
+    mean of the points in percent. `top` is the highest possible value, None if there is none.
     """
 
     value: float | None
@@ -40,6 +40,7 @@ class Score:
     notes: list[str] = field(default_factory=list[str])
     made_of: Sequence[Term | None] | None = None
     weights: Mapping[str, float] = field(default_factory=lambda: {"": 100.0})
+    top: float | None = 100.0
 
     @property
     def terms(self) -> Sequence[Term | None]:
@@ -326,4 +327,4 @@ def score_mme(records: Sequence[Record]) -> Score:
     ]
     weights = {category: float(category in PERCEPTION) for category in by_category}
     value = sum(perception) if perception else None
-    return Score(value, points, details, notes, terms, weights)
+    return Score(value, points, details, notes, terms, weights, top=200.0 * len(perception))

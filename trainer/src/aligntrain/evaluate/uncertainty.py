@@ -82,13 +82,15 @@ def uncertainty(score: Score, records: Sequence[Record]) -> Uncertainty | None:
         assert interval.low is not None and interval.high is not None
         return Uncertainty(100 * interval.low, 100 * interval.high, error, count)
     half = t_quantile(count - 1) * error
-    return Uncertainty(score.value - half, score.value + half, error, count)
+    high = score.value + half if score.top is None else min(score.top, score.value + half)
+    return Uncertainty(max(0.0, score.value - half), high, error, count)
 
 
 def difference(one: Score, other: Score, records: Sequence[Record]) -> Difference | None:
     """Return `one` minus `other`, scores of two models on the questions of `records`.
 
-    None if one of them has no score, or below two images.
+    None if one of them has no score, below two images, and where no two images differ in the
+    difference: that shows nothing of its spread, least of all that there is none.
     """
     if one.value is None or other.value is None:
         return None
@@ -97,6 +99,8 @@ def difference(one: Score, other: Score, records: Sequence[Record]) -> Differenc
     if count < 2:
         return None
     error = _error(_contributions(one) - _contributions(other), images)
+    if error == 0:
+        return None
     mean, half = one.value - other.value, t_quantile(count - 1) * error
     return Difference(mean, mean - half, mean + half, error, count)
 
