@@ -93,8 +93,7 @@ def _host_name(host: str) -> str:
     return name.removeprefix("[").removesuffix("]")
 
 
-def make_app(service: Service, settings: Settings) -> Starlette:
-    """The ASGI application of `service`."""
+def _middleware(settings: Settings) -> list[Middleware]:
     access = Middleware(
         Access,
         api_key=settings.api_key and settings.api_key.strip(),
@@ -110,6 +109,11 @@ def make_app(service: Service, settings: Settings) -> Starlette:
         allow_private_network=True,
         expose_headers=["Retry-After", "x-should-retry"],
     )
+    return [cors, access] if settings.origins else [access]
+
+
+def make_app(service: Service, settings: Settings) -> Starlette:
+    """The ASGI application of `service`."""
 
     async def page(_: Request) -> Response:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
@@ -143,7 +147,7 @@ def make_app(service: Service, settings: Settings) -> Starlette:
             Route("/v1/completions", Completions(service, CompletionRequest), methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        middleware=[cors, access] if settings.origins else [access],
+        middleware=_middleware(settings),
         exception_handlers={HTTPException: _http_error, Exception: _broken},
     )
 
