@@ -202,7 +202,9 @@ aligntrain run --recipe
 aligntrain run --resume
 aligntrain run --set
 aligntrain run phase
+aligntrain serve --allow-host
 aligntrain serve --allow-image-urls
+aligntrain serve --allow-origin
 aligntrain serve --api-key
 aligntrain serve --batch
 aligntrain serve --host
@@ -212,6 +214,7 @@ aligntrain serve --max-images
 aligntrain serve --max-new-tokens
 aligntrain serve --max-pixels
 aligntrain serve --max-prompt-tokens
+aligntrain serve --max-total-tokens
 aligntrain serve --name
 aligntrain serve --port
 aligntrain serve --queue

@@ -125,10 +125,19 @@ def test_an_endless_prompt(small: Running, length: int) -> None:
     assert answered.json()["error"]["code"] == "context_length_exceeded"
 
 
-def test_a_prompt_beyond_what_the_model_reads(server: Running) -> None:
-    answered = server.post(body(messages=question("x" * 500), max_tokens=600))
-    assert answered.status_code == 400
-    assert "and 600 new tokens, and the limit is 1024" in answered.json()["error"]["message"]
+def test_an_answer_has_the_room_that_a_long_prompt_leaves(long_run: Path) -> None:
+    with running(long_run, limits=Limits(prompt_tokens=4096, new_tokens=5000)) as server:
+        answered = server.post(body(messages=question("x" * 3900), max_tokens=4000)).json()
+        assert answered["choices"][0]["finish_reason"] == "length"
+        assert answered["usage"]["total_tokens"] == 4096
+        room = answered["usage"]["completion_tokens"]
+        assert answered["warnings"] == [
+            f"4000 new tokens are asked for, and the answer has at most {room}: the server's "
+            "limit, or what the model's context has room for."
+        ]
+        full = server.post(body(messages=question("x" * (3900 + room))))
+        assert full.status_code == 400
+        assert "and 1 new tokens, and the limit is 4096" in full.json()["error"]["message"]
 
 
 NAMES = {f"a{i}": 1 for i in range(30_000)}
@@ -150,7 +159,7 @@ def test_a_crowd_is_refused_at_once(server: Running, name: str) -> None:
     asked = json.dumps({"model": NAME, "messages": question(), **CROWDS[name]}).encode()
     began = time.process_time()
     with pytest.raises(APIError) as caught:
-        read_request(asked)
+        read_request(asked, ChatRequest)
     assert time.process_time() - began < 0.5
     assert len(caught.value.sentence) < 200
     assert server.post(json.loads(asked)).status_code == 400

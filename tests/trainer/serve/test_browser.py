@@ -214,6 +214,67 @@ def test_pictures_are_pasted_and_dropped(page: Page, how: str) -> None:
     expect(page.locator("#preview")).to_be_visible()
 
 
+def test_each_answer_shows_its_image(page: Page, server: Running) -> None:
+    choose(page)
+    shorten(page)
+    ask(page)
+    first = answer(page)
+    other = encoded(tiny.picture(2, 200, 140))
+    choose(page, other)
+    ask(page)
+    second = answer(page)
+    part = {"type": "image_url", "image_url": {"url": data_url(other)}}
+    # The second is of another conversation, and the first can still be read.
+    assert second == said(server, messages=question(ASKED, part), max_tokens=SHORT)[0]
+    assert page.locator(".answer .text").all_text_contents() == [first, second]
+    images = page.locator(".answer .about")
+    shown = [images.nth(place).get_attribute("src") for place in range(2)]
+    assert shown == [data_url(PICTURE), data_url(other)]
+    expect(page.locator(".again")).to_have_count(1)
+    page.locator("#remove").click()
+    ask(page, "no image")
+    answer(page)
+    expect(images).to_have_count(2)
+    page.locator("#fresh").click()
+    expect(page.locator(".answer")).to_have_count(0)
+    expect(page.locator("#fresh")).to_be_disabled()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_gate_stands_where_its_answer_is(browser: Browser, server: Running, width: int) -> None:
+    for page in opened(browser, server, viewport={"width": width, "height": 800}):
+        choose(page)
+        shorten(page)
+        ask(page)
+        answer(page)
+        on_phone = width < 700
+        chart = page.locator(".answer .mix")
+        expect(chart).to_be_visible(visible=on_phone)
+        expect(page.locator("#gate")).to_be_visible(visible=not on_phone)
+        expect(page.locator(".answer .small")).to_be_visible(visible=not on_phone)
+        expect(page.locator(".answer .small .label")).to_have_text("levels 1 to 3")
+        assert page.locator(".mix .bar .value").all_text_contents() == (
+            page.locator("#bars .bar .value").all_text_contents()
+        )
+        expect(chart.locator("figcaption")).to_have_text("Weight of each level in this answer")
+        page.locator("#level").fill("2")
+        page.locator(".again").click()
+        answer(page)
+        expect(page.locator(".answer").nth(1).locator(".mix")).to_be_hidden()  # nothing is mixed
+
+
+def test_the_page_says_what_the_model_knows(browser: Browser, tmp_path: Path) -> None:
+    run = saved_run(tmp_path)
+    card = "# A model\n\n## What it knows\n\nKites <b>and\ndogs</b>. More of it.\n\n## More\n\nx\n"
+    with running(run) as server:
+        for page in opened(browser, server):
+            expect(page.locator("#knows")).to_be_hidden()
+    (run / "export" / "README.md").write_text(card, encoding="utf-8")
+    with running(run) as server:
+        for page in opened(browser, server):
+            expect(page.locator("#knows")).to_have_text("What it knows: Kites <b>and dogs</b>.")
+
+
 def test_what_is_refused_is_said(page: Page) -> None:
     choose(page, b"no picture at all")
     ask(page)

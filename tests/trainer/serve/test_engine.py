@@ -221,6 +221,34 @@ def test_guidance_takes_two_rows(made: tuple[Any, Any]) -> None:
         assert max(widths) == most
 
 
+@pytest.mark.parametrize("budget", [1, 90, 200, 100_000])
+def test_answers_wait_for_memory(made: tuple[Any, Any], budget: int) -> None:
+    """The batch never outgrows its tokens, nobody fails, and the answers are the same."""
+    model, processor = made
+    expected = alone(model, processor)
+    asked = [
+        request(prompt(processor, messages(p, t), level, guidance), new)
+        for p, t, level, new, guidance in QUESTIONS
+    ]
+    longest = max(len(one.prompt.input_ids) + one.max_new_tokens for one, _ in asked)
+    most = 0
+    with started(model, processor, rows=16, total_tokens=budget) as engine:
+        write = engine._write
+
+        def watched() -> None:
+            nonlocal most
+            write()
+            most = max(most, engine._cached.mask.numel() if engine._cached else 0)
+
+        engine._write = watched  # type: ignore[method-assign]
+        engine.submit(*[one for one, _ in asked])
+        for _, told in asked:
+            assert told.done.wait(60)
+    assert [told.text.strip() for _, told in asked] == [one.text for one in expected]
+    # One that is longer than that by itself is alone, with guidance in two rows.
+    assert 0 < most <= max(budget, 2 * longest)
+
+
 def test_a_row_that_is_cancelled_makes_room(made: tuple[Any, Any]) -> None:
     model, processor = made
     asked = prompt(processor, messages([1], "what is it?"))

@@ -196,15 +196,29 @@ def test_the_models(server: Running) -> None:
             client.models.retrieve("another")
 
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "said", "param"),
     [
         ({"model": "gpt-5"}, openai.NotFoundError, "no model 'gpt-5' here", "model"),
         ({"max_tokens": 0}, openai.BadRequestError, "max_tokens cannot be", "max_tokens"),
-        ({"max_tokens": 601}, openai.BadRequestError, "writes at most 600", "max_tokens"),
         ({"temperature": 3}, openai.BadRequestError, "temperature cannot be", "temperature"),
-        ({"n": 2}, openai.BadRequestError, "n is not supported here", "n"),
-        ({"logprobs": True}, openai.BadRequestError, "logprobs is not supported", "logprobs"),
+        ({"n": 0}, openai.BadRequestError, "n cannot be", "n"),
+        ({"n": 17}, openai.BadRequestError, "17 answers are asked for", "n"),
+        ({"top_logprobs": 21}, openai.BadRequestError, "top_logprobs cannot", "top_logprobs"),
+        ({"presence_penalty": 3}, openai.BadRequestError, "cannot be", "presence_penalty"),
+        ({"logit_bias": {"5": 1}}, openai.BadRequestError, "logit_bias is not", "logit_bias"),
+        ({"tools": [TOOL]}, openai.BadRequestError, "the model cannot call tools", "tools"),
+        (
+            {"tools": [TOOL], "tool_choice": "required"},
+            openai.BadRequestError, "set tool_choice to none", "tools",
+        ),
+        (
+            {"messages": [{"role": "user", "content": None}]},
+            openai.BadRequestError, "valid list", "messages[0].content",
+        ),
         ({"messages": []}, openai.BadRequestError, "messages cannot be", "messages"),
         ({"stop": ["a"] * 5}, openai.BadRequestError, "stop cannot be", "stop"),
         ({"extra_body": {"level": 9}}, openai.BadRequestError, "no level 9; give one", None),
@@ -264,7 +278,8 @@ def test_errors_are_the_clients_own(
 def test_what_asks_for_nothing_is_no_error(client: Any) -> None:
     client.create(
         model=NAME, messages=question(), max_completion_tokens=2, n=1, presence_penalty=0,
-        response_format={"type": "text"}, user="somebody", tools=[], stream=None,
+        response_format={"type": "text"}, user="somebody", tools=[TOOL], tool_choice="none",
+        frequency_penalty=0, logprobs=False, stream=None,
         stream_options=None, prompt_cache_key="a",
         extra_body={"gate": None, "prompt_cache_retention": "24h", "prompt_cache_options": {}},
     )  # fmt: skip

@@ -22,7 +22,7 @@ def prompter() -> Prompter:
 
 
 def read(**changes: Any) -> ChatRequest:
-    return read_request(json.dumps(body(**changes)).encode())
+    return read_request(json.dumps(body(**changes)).encode(), ChatRequest)
 
 
 def test_pictures_are_in_memory_one_at_a_time(prompter: Prompter) -> None:

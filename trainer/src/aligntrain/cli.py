@@ -257,10 +257,25 @@ def serve(
             "--allow-image-urls", help="Fetch images from public http and https addresses."
         ),
     ] = False,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="Let web pages of this origin ask (CORS); * is any. May be repeated."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Answer at this host name too, without a key. May be repeated."),
+    ] = None,
     level: Annotated[
         int | None, typer.Option(help="Level of requests that name none, 1 to N.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Maximum requests decoded together.")] = 16,
+    batch: Annotated[int, typer.Option(help="Maximum answers decoded together.")] = 16,
+    max_total_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Maximum tokens of answers decoded together, rows times the longest; by default "
+            "by the free memory."
+        ),
+    ] = None,
     queue: Annotated[int, typer.Option(help="Maximum requests in the queue.")] = 128,
     timeout: Annotated[float, typer.Option(help="Time limit of a request, in seconds.")] = 300.0,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 1024,
@@ -283,11 +298,22 @@ def serve(
         prompt_tokens=max_prompt_tokens,
         new_tokens=max_new_tokens,
         rows=batch,
+        total_tokens=max_total_tokens,
         queue=queue,
         timeout=timeout,
     )
     terminal.hide_loading()
-    settings = Settings(host, port, api_key, name, allow_image_urls, limits, level=level)
+    settings = Settings(
+        host,
+        port,
+        api_key,
+        name,
+        allow_image_urls,
+        limits,
+        level=level,
+        hosts=tuple(allow_host or ()),
+        origins=tuple(allow_origin or ()),
+    )
     say = "{} answers: {}/v1 for OpenAI's clients, {} for a browser"
     serve(model, settings, ready=lambda name, url: results.print(say.format(name, url, url)))
 

@@ -1,8 +1,9 @@
 """OpenAI-compatible HTTP server for a trained model, with a page to try it.
 
-From the request inwards: `server` (process, connections), `app` (routes, access), `chat` (a chat
-request and its answer), `protocol` (OpenAI's request and response bodies), `service` (admission,
-prompts), `images` (data URLs, fetching), `engine` (continuous batching), `decoding` (its rows).
+From the request inwards: `server` (process, connections), `app` (routes, access), `completions`
+(a request and its response), `protocol` and `responses` (OpenAI's bodies), `service` (admission,
+prompts), `images` (data URLs, fetching), `engine` (continuous batching), `decoding` (its rows),
+`grammar` (answers in JSON).
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from aligntrain.serve.settings import Limits, Settings
 
 __all__ = ["Limits", "Settings", "serve"]
 
-_NEEDED = ("httpx", "prometheus_client", "starlette", "uvicorn")
+_NEEDED = ("httpx", "llguidance", "prometheus_client", "psutil", "starlette", "uvicorn")
 
 
 def serve(

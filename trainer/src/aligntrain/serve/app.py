@@ -8,16 +8,17 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from aligntrain.serve.chat import ChatCompletions
-from aligntrain.serve.protocol import APIError
+from aligntrain.serve.completions import Completions
+from aligntrain.serve.protocol import APIError, ChatRequest, CompletionRequest
 from aligntrain.serve.service import Service
-from aligntrain.serve.settings import is_loopback
+from aligntrain.serve.settings import Settings, is_loopback
 
 _GUARDED = ("/v1/", "/metrics")
 """Not guarded are the page, which knows nothing, and /health, which tells nothing."""
@@ -41,13 +42,14 @@ class Access:
     """Middleware that checks the API key and, for a local server, the Host header.
 
     The Host check stops DNS rebinding: a web page cannot reach the server through a name of its
-    own.
+    own. `hosts` are names that are let through.
     """
 
     app: ASGIApp
     _: KW_ONLY
     api_key: str | None
     local: bool
+    hosts: tuple[str, ...] = ()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,10 +70,11 @@ class Access:
     def _error(self, scope: Scope) -> APIError | None:
         headers = Headers(scope=scope)
         if self.api_key is None:
-            if self.local and not _is_local(headers.get("host", "")):
+            name = _host_name(headers.get("host", ""))
+            if self.local and not is_loopback(name) and name.lower() not in self.hosts:
                 return APIError(
                     403, "without an API key this server answers on localhost alone; start it with "
-                    "one to reach it by another name.",
+                    "one, or with --allow-host and the name, to reach it by another name.",
                 )  # fmt: skip
             return None
         if not str(scope["path"]).startswith(_GUARDED):
@@ -85,13 +88,32 @@ class Access:
                        code="invalid_api_key")  # fmt: skip
 
 
-def _is_local(host: str) -> bool:
+def _host_name(host: str) -> str:
     name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-    return is_loopback(name.removeprefix("[").removesuffix("]"))
+    return name.removeprefix("[").removesuffix("]")
 
 
-def make_app(service: Service, *, api_key: str | None, local: bool) -> Starlette:
-    """The ASGI application of `service`; see `Access` for the other arguments."""
+def _middleware(settings: Settings) -> list[Middleware]:
+    access = Middleware(
+        Access,
+        api_key=settings.api_key and settings.api_key.strip(),
+        local=settings.local,
+        hosts=tuple(host.lower() for host in settings.hosts),
+    )
+    # Outside of the access control, as a preflight request has no key.
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        allow_private_network=True,
+        expose_headers=["Retry-After", "x-should-retry"],
+    )
+    return [cors, access] if settings.origins else [access]
+
+
+def make_app(service: Service, settings: Settings) -> Starlette:
+    """The ASGI application of `service`."""
 
     async def page(_: Request) -> Response:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
@@ -121,10 +143,11 @@ def make_app(service: Service, *, api_key: str | None, local: bool) -> Starlette
             Route("/metrics", metrics),
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
-            Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/chat/completions", Completions(service, ChatRequest), methods=["POST"]),
+            Route("/v1/completions", Completions(service, CompletionRequest), methods=["POST"]),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        middleware=[Middleware(Access, api_key=api_key, local=local)],
+        middleware=_middleware(settings),
         exception_handlers={HTTPException: _http_error, Exception: _broken},
     )
 

@@ -1,20 +1,32 @@
 """State of the rows that are decoded together: keys and values, guidance, sampler, detokenizer."""
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
+import psutil
 import torch
 from torch.nn import functional
 from transformers import (
     Cache,
     DynamicCache,
+    MinPLogitsWarper,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from aligntrain.serve.request import Failed, Prompt, Sampling
+from alignshared import InputError
+from aligntrain.serve.grammar import Grammar
+from aligntrain.serve.request import Failed, Prompt, Sampling, TokenLogprob
+
+_CACHE_SHARE = 0.4
+"""Share of the free memory for keys and values: where rows join or leave they are there twice."""
 
 _UNFINISHED = "\ufffd"
 """What tokenizers write for bytes that are no whole character, which may yet become one."""
@@ -53,6 +65,31 @@ class BatchCache:
         return BatchCache(DynamicCache(layers), mask[:, first:])
 
 
+def tokens_in_memory(model: PreTrainedModel) -> int:
+    """Return for how many tokens the keys and values of `model`'s LLM fit into free memory."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:  # no attention, and nothing that grows with the tokens
+        return sys.maxsize
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    bytes_ = 2 * config.num_hidden_layers * kept * size * model.dtype.itemsize
+    return max(1, int(_CACHE_SHARE * _free_memory(model.device)) // bytes_)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes free on `device`; of this machine, what the process's control group may still take."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        most, used = ((group / name).read_text() for name in ("memory.max", "memory.current"))
+        return min(free, max(0, int(most) - int(used)))
+    except (OSError, ValueError):  # another system, or `max`: no limit
+        return free
+
+
 def _layers(cache: Cache) -> list[tuple[torch.Tensor | None, torch.Tensor | None]]:
     return [(layer.keys, layer.values) for layer in cache.layers]  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -88,9 +125,12 @@ def guided(logits: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
 
 
 class Sampler:
-    """Draws the tokens of one row, independent of the other rows in the batch."""
+    """Chooses the tokens of one row, independent of the other rows in the batch."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, grammar: Grammar | None = None) -> None:
+        self._grammar = grammar
+        self._sampling = sampling
+        self._counts: Counter[int] = Counter()
         # Of the CPU, so that a seed means the same wherever the model is.
         self._generator = torch.Generator()
         if sampling.seed is None:
@@ -99,18 +139,66 @@ class Sampler:
             self._generator.manual_seed(sampling.seed)
         self._warpers = [
             TemperatureLogitsWarper(max(sampling.temperature, 1e-4)),
+            *([TopKLogitsWarper(sampling.top_k)] if sampling.top_k else []),
             TopPLogitsWarper(sampling.top_p),
+            *([MinPLogitsWarper(sampling.min_p)] if sampling.min_p else []),
         ]
 
     def draw(self, logits: torch.Tensor) -> int | Failed:
-        """Draw a token from `logits` [V]; fail if they are NaN or infinite."""
-        scores = logits.float().unsqueeze(0)
+        """Choose a token by `logits` [V]; fail if they are no numbers, or none may follow."""
+        scores = self._penalized(logits.float())
+        if self._grammar is not None:
+            try:
+                scores = self._grammar.masked(scores)
+            except InputError as error:
+                return Failed(str(error), final=True)
+        if self._sampling.temperature == 0:
+            token: int | Failed = int(scores.argmax())
+        else:
+            token = self._drawn(scores.unsqueeze(0))
+        if not isinstance(token, Failed):
+            self._counts[token] += 1
+            if self._grammar is not None:
+                self._grammar.accept(token)
+        return token
+
+    @property
+    def complete(self) -> bool:
+        """Whether the grammar lets nothing follow."""
+        return self._grammar is not None and self._grammar.complete
+
+    def _penalized(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores` [V] less the penalties, as in OpenAI's API."""
+        presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
+        if not self._counts or not (presence or frequency):
+            return scores
+        tokens = torch.tensor([*self._counts], device=scores.device)
+        counts = scores.new_tensor([*self._counts.values()])
+        return scores.index_add(0, tokens, -(presence + frequency * counts))
+
+    def _drawn(self, scores: torch.Tensor) -> int | Failed:
         for warper in self._warpers:
             scores = warper(None, scores)  # pyright: ignore[reportArgumentType] - reads no ids
         chances = scores.softmax(dim=-1).cpu()
         if not bool(chances.isfinite().all()):
             return Failed("the model's logits are no numbers.", final=True)
         return int(torch.multinomial(chances[0], 1, generator=self._generator))
+
+
+def token_logprob(
+    logits: torch.Tensor, token: int, count: int, detokenizer: "Detokenizer"
+) -> TokenLogprob:
+    """Return the log-probability of `token` in `logits` [V], with the `count` likeliest.
+
+    `detokenizer` has the tokens before it.
+    """
+    logprobs = logits.float().log_softmax(dim=-1)
+    values, ids = logprobs.topk(min(count, len(logprobs)))
+    likeliest = tuple(
+        TokenLogprob(detokenizer.text_of(other), value)
+        for other, value in zip(ids.tolist(), values.tolist(), strict=True)
+    )
+    return TokenLogprob(detokenizer.text_of(token), float(logprobs[token]), likeliest)
 
 
 class Detokenizer:
@@ -150,6 +238,15 @@ class Detokenizer:
         ready = self._ready(new)
         rest, self._held = self._held, ""
         return ready + rest
+
+    def text_of(self, token: int) -> str:
+        """Return the text of `token` if it were the next, special or not."""
+        before = self._ids[-1:]
+        # A part of a character is decoded alone, as it has no text that more could be added to.
+        told = str(self._tokenizer.decode(before))
+        if told.endswith(_UNFINISHED):
+            before, told = [], ""
+        return str(self._tokenizer.decode([*before, token]))[len(told) :]
 
     def _new_text(self) -> str:
         before = self._decoded(self._ids[self._start : self._read])

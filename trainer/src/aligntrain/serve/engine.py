@@ -13,7 +13,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
@@ -24,9 +24,25 @@ from aligntrain.inference.generate import generation_settings
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTOutput, AlignGPTProcessor
 from aligntrain.model.generation import without_vector
 from aligntrain.model.packing import obstacle
-from aligntrain.serve.decoding import BatchCache, Detokenizer, Sampler, branches, guided
+from aligntrain.serve.decoding import (
+    BatchCache,
+    Detokenizer,
+    Sampler,
+    branches,
+    guided,
+    token_logprob,
+    tokens_in_memory,
+)
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.request import Failed, Finished, PrefillDone, Prompt, Request, TextDelta
+from aligntrain.serve.request import (
+    Failed,
+    Finished,
+    PrefillDone,
+    Prompt,
+    Request,
+    TextDelta,
+    TokenLogprob,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +75,17 @@ class _Row:
     request: Request
     detokenizer: Detokenizer
     sampler: Sampler | None
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of tokens without text as yet
     tokens: int = 0
     last: int = 0
 
 
 class Engine:
     """Answers requests with `model`, at most `rows` at a time.
+
+    Of answers that are written together, the rows times the tokens of the longest one, its prompt
+    included, are at most `total_tokens` (by default what fits into memory); others wait. One that
+    is longer by itself is written alone.
 
     If its thread dies of an unexpected error, `died` is called with it and every request fails.
     """
@@ -75,6 +96,7 @@ class Engine:
         processor: AlignGPTProcessor,
         *,
         rows: int = 16,
+        total_tokens: int | None = None,
         metrics: Metrics | None = None,
         died: Callable[[BaseException], None] = lambda _: None,
     ) -> None:
@@ -85,6 +107,7 @@ class Engine:
             log.warning("the LLM answers one request at a time: %s.", why_not)
         self._joins = why_not is None
         self._most_rows = rows if self._joins else 1
+        self._total_tokens = total_tokens or tokens_in_memory(model)
         self._metrics = metrics or Metrics()
         self._died = died
         self._ends = frozenset(generation_settings(model, processor, 1, 0.0).eos_token_id)  # pyright: ignore[reportArgumentType]
@@ -101,14 +124,15 @@ class Engine:
         self._thread.start()
         return self
 
-    def submit(self, request: Request) -> None:
-        """Queue `request`."""
+    def submit(self, *requests: Request) -> None:
+        """Queue `requests`, which are read together if they fit."""
         with self._news:
             if not self._stopping:
-                self._waiting.append(request)
+                self._waiting += requests
                 self._news.notify()
                 return
-        request.report(_STOPPING)
+        for request in requests:
+            request.report(_STOPPING)
 
     def stop(self) -> None:
         """Stop after the current token; unfinished requests fail."""
@@ -129,6 +153,8 @@ class Engine:
                     if self._rows:
                         self._write()
                     self._metrics.rows.set(len(self._rows))
+                    cached = self._cached
+                    self._metrics.cached_tokens.set(cached.mask.numel() if cached else 0)
         except BaseException as error:
             self._died(error)
             raise
@@ -152,21 +178,27 @@ class Engine:
     def _next_requests(self) -> list[Request]:
         """The waiting requests that fit, first come first served."""
         requests: list[Request] = []
-        longest = new = 0
-        running = sum(row.request.prompt.branches for row in self._rows)
+        running = [row.request for row in self._rows]
         with self._news:
             # Wherever they stand, or clients that come and go would fill the memory meanwhile.
             self._waiting = deque(request for request in self._waiting if not request.cancelled)
             while self._waiting:
-                prompt = self._waiting[0].prompt
-                longest, new = max(longest, len(prompt.input_ids)), new + prompt.branches
+                more = [*requests, self._waiting[0]]
                 # The first is read even if it is long, or takes two rows where the limit is one.
-                if (running or requests) and running + new > self._most_rows:
+                if (running or requests) and not self._fit([*running, *more]):
                     break
-                if requests and longest * new > READ_AT_ONCE:
+                prompts = [request.prompt for request in more]
+                rows = sum(prompt.branches for prompt in prompts)
+                if requests and rows * max(len(p.input_ids) for p in prompts) > READ_AT_ONCE:
                     break
                 requests.append(self._waiting.popleft())
         return requests
+
+    def _fit(self, requests: list[Request]) -> bool:
+        """Whether there are rows for `requests`, and memory for them at their full length."""
+        rows = sum(request.prompt.branches for request in requests)
+        longest = max(len(one.prompt.input_ids) + one.max_new_tokens for one in requests)
+        return rows <= self._most_rows and rows * longest <= self._total_tokens
 
     def _read(self, requests: list[Request]) -> None:
         """Prefill prompts and emit their first tokens; a forced level is prefilled separately."""
@@ -190,7 +222,9 @@ class Engine:
             _Row(
                 request,
                 Detokenizer(self._processor.tokenizer, request.stops),
-                Sampler(request.sampling) if request.sampling.temperature > 0 else None,
+                None
+                if request.sampling.likeliest and request.grammar is None
+                else Sampler(request.sampling, request.grammar),
             )
             for request in requests
         ]
@@ -321,7 +355,11 @@ class Engine:
                 token = self._tried(partial(row.sampler.draw, step.logits[i]))
             if isinstance(token, Failed):
                 row.request.report(token)
-            elif self._goes_on(row, token):
+                continue
+            if row.request.logprobs is not None and token not in self._ends:
+                count = row.request.logprobs
+                row.logprobs.append(token_logprob(step.logits[i], token, count, row.detokenizer))
+            if self._goes_on(row, token):
                 going.append(i)
         return going
 
@@ -331,12 +369,13 @@ class Engine:
         row.last = token
         ended = token in self._ends
         text = "" if ended else detokenizer.add(token)
-        ended = ended or detokenizer.stopped
+        ended = ended or detokenizer.stopped or (row.sampler is not None and row.sampler.complete)
         cut = not ended and row.tokens >= request.max_new_tokens
         if ended or cut:
             text += detokenizer.end()
         if text:
-            request.report(TextDelta(text))
+            request.report(TextDelta(text, tuple(row.logprobs)))
+            row.logprobs.clear()
         if ended or cut:
             # The rest may have held the stop.
             reason = "length" if cut and not detokenizer.stopped else "stop"

@@ -25,6 +25,10 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.rows = Gauge("aligntrain_rows", "Answers that are being written.", registry=registry)
+        self.cached_tokens = Gauge(
+            "aligntrain_cached_tokens", "Tokens whose keys and values are kept, padding included.",
+            registry=registry,
+        )  # fmt: skip
         self.step_rows = Histogram(
             "aligntrain_step_rows", "Answers that got a token in one step of the model.",
             buckets=_ROWS, registry=registry,

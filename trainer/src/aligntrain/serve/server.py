@@ -91,8 +91,7 @@ class Server:
         if fetcher is None and settings.image_urls:
             fetcher = Fetcher(size=settings.limits.body)
         self._service = Service(self.name, settings.limits, fetcher)
-        key = settings.api_key and settings.api_key.strip()
-        app = make_app(self._service, api_key=key, local=settings.local)
+        app = make_app(self._service, settings)
         self._socket = _bound(settings.host, settings.port)
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
@@ -147,9 +146,14 @@ class Server:
             model, processor = load_for_inference(self._folder, device=self._settings.device)
             prompter = Prompter(model, processor, limits, self._settings.level)
             engine = Engine(
-                model, processor, rows=limits.rows, metrics=service.metrics, died=self._fail
+                model,
+                processor,
+                rows=limits.rows,
+                total_tokens=limits.total_tokens,
+                metrics=service.metrics,
+                died=self._fail,
             )
-            service.load(prompter, engine.start())
+            service.load(prompter, engine.start(), _knows(model_folder(self._folder)))
         except BaseException as error:  # noqa: BLE001 - `run` raises it in its own thread
             self._fail(error)
         else:
@@ -174,6 +178,17 @@ class Server:
         finally:
             for one, handler in kept.items():
                 signal.signal(one, handler)
+
+
+def _knows(folder: Path) -> str | None:
+    """What the card of the model in `folder` says that it knows, in its first sentence."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    _, _, part = text.partition("\n## What it knows\n")
+    sentence, stop, _ = " ".join(part.partition("\n\n#")[0].split()).partition(". ")
+    return sentence + stop.strip() or None
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -14,14 +14,28 @@ from jinja2 import TemplateError
 from PIL import Image
 
 from alignshared import InputError
-from aligntrain.inference.generate import captions_only, check_questions, max_positions
+from aligntrain.inference.generate import (
+    captions_only,
+    check_questions,
+    generation_settings,
+    max_positions,
+)
 from aligntrain.inference.steering import check_steering
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
 from aligntrain.prompts.placeholders import IMAGE_MARK, join, tokenize_pieces
 from aligntrain.serve.engine import Engine
+from aligntrain.serve.grammar import Grammar, Grammars
 from aligntrain.serve.images import Fetcher, FetchError, decode, from_data_url, is_data_url, refused
 from aligntrain.serve.metrics import Metrics
-from aligntrain.serve.protocol import APIError, ChatRequest, Message, read_request
+from aligntrain.serve.protocol import (
+    APIError,
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    Message,
+    R,
+    read_request,
+)
 from aligntrain.serve.request import Prompt, Request
 from aligntrain.serve.settings import Limits
 
@@ -45,6 +59,8 @@ class Prompter:
         self._limits = limits
         self._level = level
         self._captions_only = captions_only(processor)
+        ends: Any = generation_settings(model, processor, 1, 0.0).eos_token_id
+        self._grammars = Grammars(processor.tokenizer, ends)
         self._context = max_positions(model)
         self._longest_token = max(map(len, processor.tokenizer.get_vocab()))
         limited = [most for most in (limits.prompt_tokens, self._context) if most is not None]
@@ -89,12 +105,10 @@ class Prompter:
             text: str = processor.apply_chat_template(turns, add_generation_prompt=True)
             ids = join(tokenize_pieces(processor.tokenizer, text), processor.layout)
             new_tokens = self._new_tokens(request, len(ids))
-            row = torch.tensor([ids])  # [1, T]
-            inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
             level, guidance = request.level, 1.0 if request.guidance is None else request.guidance
             if level is None and processor.image_token_id in ids:
                 level = self._level
-            check_questions(self._model, processor, inputs, [level], new_tokens, guidance)
+            self._check(ids, level, guidance, new_tokens)
         except InputError as error:
             raise APIError(400, str(error), code="invalid_value") from error
         except TemplateError as error:
@@ -106,19 +120,63 @@ class Prompter:
         together = torch.cat(seen) if seen else None
         return Prompt(ids, together, level, guidance), new_tokens
 
+    def grammar(self, request: GenerationRequest) -> Grammar | None:
+        """Return what answers to `request` may be, or None if they may be any text.
+
+        Raises:
+            APIError: they cannot be held to its schema.
+        """
+        schema = request.schema_of_answers
+        if schema is None:
+            return None
+        try:
+            return self._grammars.of(schema)
+        except InputError as error:
+            raise APIError(
+                400, str(error), code="invalid_value", param="response_format"
+            ) from error
+
+    def completions(self, request: CompletionRequest) -> list[tuple[Prompt, int]]:
+        """Build the model's input and the maximum number of new tokens for each text prompt.
+
+        Raises:
+            APIError: a prompt is empty, too long, or unsupported by this model.
+        """
+        return [
+            self._completion(request, prompt, f"prompt[{place}]")
+            for place, prompt in enumerate(request.prompts)
+        ]
+
+    def _completion(
+        self, request: CompletionRequest, prompt: str | list[int], where: str
+    ) -> tuple[Prompt, int]:
+        processor = self._processor
+        if isinstance(prompt, str):
+            self._check_length(len(prompt))
+            _check_marks(prompt, where)
+            prompt = tokenize_pieces(processor.tokenizer, prompt)[0]
+        if not prompt:
+            raise APIError(400, f"{where} is empty; give some text.", param="prompt")
+        try:
+            ids = join([prompt], processor.layout)
+            new_tokens = self._new_tokens(request, len(ids))
+            self._check(ids, None, 1.0, new_tokens)
+        except InputError as error:
+            raise APIError(400, str(error), code="invalid_value", param="prompt") from error
+        return Prompt(ids), new_tokens
+
+    def _check(self, ids: list[int], level: int | None, guidance: float, new_tokens: int) -> None:
+        row = torch.tensor([ids])  # [1, T]
+        inputs = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+        check_questions(self._model, self._processor, inputs, [level], new_tokens, guidance)
+
     def _pixels(self, image: Image.Image) -> torch.Tensor:
         return self._processor.pixel_values([image])
 
     def _check_texts(self, messages: Sequence[Message]) -> None:
         for place, message in enumerate(messages):
             where = f"messages[{place}]"
-            if IMAGE_MARK in message.text:
-                raise APIError(
-                    400,
-                    f"{where} holds the mark {IMAGE_MARK}, which stands for an image by itself; "
-                    "leave it out and give the image as a part of type image_url.",
-                    param=where,
-                )
+            _check_marks(message.text, where)
             if message.role != "user" and message.images:
                 raise APIError(
                     400, f"{where} is the {message.role}'s and has an image; only the user's may.",
@@ -127,15 +185,15 @@ class Prompter:
         if messages[-1].role != "user":
             raise APIError(400, "the last message is not the user's; end with one.",
                           param="messages")  # fmt: skip
+        self._check_length(sum(len(m.text) for m in messages), len(messages))
+
+    def _check_length(self, characters: int, messages: int = 1) -> None:
+        """Refuse too long a text before it is tokenized: no token exceeds the longest one."""
         most = self.max_prompt_tokens
-        if most is None:
-            return
-        # Before any of it is tokenized: no token is longer than the longest one.
-        least = sum(len(m.text) for m in messages) / self._longest_token
-        if max(least, len(messages)) > most:
+        if most is not None and max(characters / self._longest_token, messages) > most:
             raise _too_long(f"more than {most}", most)
 
-    def _new_tokens(self, request: ChatRequest, length: int) -> int:
+    def _new_tokens(self, request: GenerationRequest, length: int) -> int:
         """Maximum tokens of the answer to a prompt of `length` tokens."""
         limits, most = self._limits, self.max_prompt_tokens
         if most is not None and length > most:
@@ -143,18 +201,9 @@ class Prompter:
         room = limits.new_tokens
         if self._context is not None:
             room = min(room, self._context - length)
-        asked = request.max_new_tokens
-        if asked is not None and asked > limits.new_tokens:
-            raise APIError(
-                400,
-                f"{asked} new tokens are asked for, and the server writes at most "
-                f"{limits.new_tokens}; ask for fewer.",
-                code="invalid_value",
-                param="max_completion_tokens" if request.max_completion_tokens else "max_tokens",
-            )
-        if (asked or 1) > room:
-            raise _too_long(f"{length} and {asked or 1} new", self._context or most or 0)
-        return asked or room
+        if room < 1:
+            raise _too_long(f"{length} and 1 new", self._context or most or 0)
+        return min(request.max_new_tokens or room, room)
 
 
 def _turn(message: Message) -> dict[str, Any]:
@@ -162,6 +211,16 @@ def _turn(message: Message) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
     marks = [{"type": "image"} for _ in message.images]
     return {"role": role, "content": [*marks, {"type": "text", "text": message.text}]}
+
+
+def _check_marks(text: str, where: str) -> None:
+    if IMAGE_MARK in text:
+        raise APIError(
+            400,
+            f"{where} holds the mark {IMAGE_MARK}, which stands for an image by itself; "
+            "leave it out and give the image as a part of type image_url of a message.",
+            param=where,
+        )
 
 
 def _too_long(length: str, most: int) -> APIError:
@@ -193,10 +252,10 @@ class Service:
         # Few, so that few large images are in memory at once.
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), "aligntrain-prompts")
 
-    def load(self, prompter: Prompter, engine: Engine) -> None:
-        """Answer requests with `engine` from now on."""
+    def load(self, prompter: Prompter, engine: Engine, knows: str | None = None) -> None:
+        """Answer requests with `engine` from now on; `knows` says what about, on the page."""
         self._prompter, self._engine = prompter, engine
-        self.card = prompter.card(self.name)
+        self.card = {**prompter.card(self.name), "knows": knows}
 
     @contextmanager
     def slot(self) -> Iterator[None]:
@@ -226,10 +285,24 @@ class Service:
             metrics.in_flight.set(self._in_flight)
             metrics.seconds.observe(seconds)
 
-    async def prompt(self, body: bytes) -> tuple[ChatRequest, Prompt, int]:
-        """Parse `body` into the request, its prompt and its maximum number of new tokens."""
+    async def read(self, body: bytes, kind: type[R]) -> tuple[R, Grammar | None]:
+        """Parse `body` into the request, and what its answers may be."""
+
+        def read() -> tuple[R, Grammar | None]:
+            request = self._read(body, kind)
+            return request, self._prompter.grammar(request)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, read)
+
+    async def prompts(self, request: ChatRequest | CompletionRequest) -> list[tuple[Prompt, int]]:
+        """Build the prompts of `request`, each with its maximum number of new tokens."""
+        if isinstance(request, ChatRequest):
+            return [await self._chat_prompt(request)]
         run = asyncio.get_running_loop().run_in_executor
-        request = await run(self._pool, self._read, body)
+        return await run(self._pool, self._prompter.completions, request)
+
+    async def _chat_prompt(self, request: ChatRequest) -> tuple[Prompt, int]:
+        run = asyncio.get_running_loop().run_in_executor
         remote = {place: url for place, url in request.images if not is_data_url(url)}
 
         def make(fetched: dict[str, bytes]) -> tuple[Prompt, int]:
@@ -244,14 +317,14 @@ class Service:
             return self._prompter.prompt(request, images)
 
         if not remote:
-            return request, *await run(self._pool, make, {})
+            return await run(self._pool, make, {})
         async with self._fetching:
             fetched = await self._fetched(remote, self.limits.body)
-            return request, *await run(self._pool, make, fetched)
+            return await run(self._pool, make, fetched)
 
-    def submit(self, request: Request) -> None:
-        """Have `request` answered."""
-        self._engine.submit(request)
+    def submit(self, *requests: Request) -> None:
+        """Have `requests` answered."""
+        self._engine.submit(*requests)
 
     def close(self) -> None:
         """Stop answering and building prompts."""
@@ -259,8 +332,8 @@ class Service:
             self._engine.stop()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, body: bytes) -> ChatRequest:
-        request = read_request(body)
+    def _read(self, body: bytes, kind: type[R]) -> R:
+        request = read_request(body, kind)
         if request.model != self.name:
             raise APIError(
                 404,
@@ -268,6 +341,21 @@ class Service:
                 code="model_not_found",
                 param="model",
             )
+        prompts = len(request.prompts) if isinstance(request, CompletionRequest) else 1
+        answers, most = prompts * request.choices, self.limits.rows
+        if answers > most:
+            raise APIError(
+                400,
+                f"{answers} answers are asked for in one request, and the limit is {most}; ask for "
+                "fewer.",
+                code="invalid_value",
+                param="n" if request.choices > 1 else "prompt",
+            )
+        if isinstance(request, ChatRequest):
+            self._check_images(request)
+        return request
+
+    def _check_images(self, request: ChatRequest) -> None:
         count, most = len(request.images), self.limits.images
         if count > most:
             raise APIError(
@@ -281,7 +369,6 @@ class Service:
                 raise refused(
                     place, "is at an address, and this server fetches none; send it as a data URL"
                 )
-        return request
 
     async def _fetched(self, urls: dict[str, str], left: int) -> dict[str, bytes]:
         """Fetch the images at `urls`, by place, in turn: at most `left` bytes in total."""

@@ -45,9 +45,22 @@ export function drawBars(into, model, shown) {
     ? said.map((one) => `level ${one.level}: ${one.weight.toFixed(2)}`).join(", ") : "No weights");
 }
 
+// A labelled place for bars within an answer, hidden until they are drawn.
+export function figure() {
+  const make = (kind, name, text = "") => Object.assign(document.createElement(kind), { className: name, textContent: text });
+  const whole = make("figure", "mix"), bars = make("div", "bars"), axis = make("p", "axis");
+  bars.setAttribute("role", "img");
+  axis.setAttribute("aria-hidden", "true");
+  axis.append(make("span", "", "← captions fit least"), make("span", "", "fit best →"));
+  whole.append(make("figcaption", "", "Weight of each level in this answer"), bars, axis);
+  whole.hidden = true;
+  return { whole, bars };
+}
+
 export function drawSmall(into, model, shown) {
   if (!model.levels || !(shown.weights || shown.level)) return;
   const all = columns(model, shown).filter((one) => !one.whole), largest = largestOf(all);
-  into.replaceChildren(...all.map((one) => styled("i", "", one, largest)));
+  const label = Object.assign(document.createElement("span"), { className: "label", textContent: `levels 1 to ${all.at(-1).level}` });
+  into.replaceChildren(label, ...all.map((one) => styled("i", "", one, largest)));
   into.title = all.map((one) => `level ${one.level}: ${one.weight.toFixed(3)}`).join("\n");
 }

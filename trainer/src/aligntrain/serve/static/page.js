@@ -1,10 +1,10 @@
 // The page of `aligntrain serve`: it speaks to /v1 as any client does.
 
 import { answer, models } from "./client.js";
-import { drawBars, drawSmall } from "./bars.js";
+import { drawBars, drawSmall, figure } from "./bars.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { model: null, picture: null, turns: [], asking: null };
+const state = { model: null, image: null, turns: [], asking: null };
 
 // ---- the model
 
@@ -21,16 +21,18 @@ async function start() {
     return;
   }
   trouble(null);
-  const { id, levels, mixing, gate, captions_only: captions, max_new_tokens: most } = state.model;
+  const { id, levels, mixing, gate, knows, captions_only: captions, max_new_tokens: most } = state.model;
   document.title = id;
   $("model").textContent = id;
-  $("facts").textContent = levels ? `${levels} levels, mixing ${mixing}` : `mixing ${mixing}`;
+  $("facts").textContent = levels ? `${levels} alignment levels, mixing ${mixing}` : "no alignment levels";
+  $("knows").textContent = knows ? `What it knows: ${knows}` : "";
+  $("knows").hidden = !knows;
   $("longest").max = most;
   $("longest").value = Math.min(256, most);
   $("levels").hidden = $("guide").hidden = !levels;
   $("gate").hidden = !gate;
   if (captions) {
-    $("question").placeholder = "This model describes pictures; there is nothing to ask";
+    $("question").placeholder = "This model describes images; there is nothing to ask";
     $("question").disabled = true;
     $("send").textContent = "Describe";
   }
@@ -54,37 +56,38 @@ function drawTicks(levels) {
 function showLevel() {
   const { levels, gate } = state.model;
   const level = Number($("level").value);
-  const auto = gate ? "The gate mixes the levels for each question." : "The levels are mixed as in training.";
+  const auto = (gate ? "The gate mixes the levels for each question." : "The levels are mixed as in training.")
+    + ` A level says how well captions fit their images: ${levels} is the best.`;
   $("level-name").textContent = level ? `level ${level}` : "auto";
   $("level").setAttribute("aria-valuetext", level ? `level ${level} of ${levels}` : "auto");
   $("level-help").textContent = level
-    ? `Level ${level}'s vector alone; 1 is the worst aligned, ${levels} the best.` : auto;
+    ? `The answer takes level ${level} alone. Captions of level 1 fit their images least, of ${levels} best.` : auto;
   const least = Number($("level").min);
   [...$("ticks").children].forEach((tick, at) => tick.classList.toggle("on", at + least === level));
 }
 
-// ---- the picture
+// ---- the image
 
 function take(file) {
   if (!file) return;
-  if (!file.type.startsWith("image/")) return trouble(`${file.name || "This"} is no picture.`);
+  if (!file.type.startsWith("image/")) return trouble(`${file.name || "This"} is no image.`);
   const most = state.model?.max_body_bytes ?? Infinity;
   if (file.size * 4 / 3 + 10000 > most) {
-    return trouble(`The picture has ${(file.size / 1e6).toFixed(1)} MB; the server takes requests of at most ${(most / 1e6).toFixed(0)} MB.`);
+    return trouble(`The image has ${(file.size / 1e6).toFixed(1)} MB; the server takes requests of at most ${(most / 1e6).toFixed(0)} MB.`);
   }
   const reader = new FileReader();
   reader.onload = () => {
-    if (state.turns.length) fresh();
-    state.picture = reader.result;
-    $("preview").src = state.picture;
-    showPicture();
+    leave();
+    state.image = reader.result;
+    $("preview").src = state.image;
+    showImage();
     $("question").focus();
   };
   reader.readAsDataURL(file);
 }
 
-function showPicture() {
-  const there = state.picture !== null;
+function showImage() {
+  const there = state.image !== null;
   $("preview").hidden = $("remove").hidden = !there;
   $("invite").hidden = there;
   trouble(null);
@@ -97,7 +100,7 @@ $("preview").onerror = () => {
   $("invite").hidden = false;
 };
 $("file").onchange = () => { take($("file").files[0]); $("file").value = ""; };
-$("remove").onclick = () => { fresh(); state.picture = null; $("preview").removeAttribute("src"); showPicture(); $("file").focus(); };
+$("remove").onclick = () => { leave(); state.image = null; $("preview").removeAttribute("src"); showImage(); $("file").focus(); };
 document.addEventListener("paste", (event) => {
   const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
   if (file) { event.preventDefault(); take(file); }
@@ -120,33 +123,40 @@ document.addEventListener("drop", (event) => {
 // ---- asking
 
 function ready() {
-  const words = state.model?.captions_only ? state.picture : $("question").value.trim();
+  const words = state.model?.captions_only ? state.image : $("question").value.trim();
   $("send").disabled = !state.model || !words || state.asking !== null;
-  $("fresh").disabled = !state.turns.length;
+  $("fresh").disabled = !$("turns").children.length;
   $("stop").hidden = state.asking === null;
   $("send").hidden = state.asking !== null;
   for (const again of document.querySelectorAll(".again")) again.disabled = state.asking !== null;
 }
 
-function fresh() {
+// Another image begins another conversation; what was said about the one before can still be read.
+function leave() {
   state.asking?.abort();
   state.asking = null;
   state.turns = [];
-  $("turns").replaceChildren();
-  $("empty").hidden = false;
-  $("gate-of").textContent = "";
-  if (state.model) drawBars($("bars"), state.model, null);
+  document.querySelector(".again")?.remove();
   trouble(null);
   ready();
 }
 
-// A picture goes with the first question; each turn counts with its last answer.
+function fresh() {
+  leave();
+  $("turns").replaceChildren();
+  $("empty").hidden = false;
+  $("gate-of").textContent = "";
+  if (state.model) drawBars($("bars"), state.model, null);
+  ready();
+}
+
+// An image goes with the first question; each turn counts with its last answer.
 function messages(turns, question) {
   const asked = [...turns.map((turn) => turn.question), question];
   return asked.flatMap((text, at) => {
     const content = [{ type: "text", text }];
-    if (at === 0 && state.picture) {
-      content.unshift({ type: "image_url", image_url: { url: state.picture } });
+    if (at === 0 && state.image) {
+      content.unshift({ type: "image_url", image_url: { url: state.image } });
     }
     const said = turns[at]?.answer;
     return [{ role: "user", content }, ...(said === undefined ? [] : [{ role: "assistant", content: said }])];
@@ -164,8 +174,8 @@ async function ask(turn, before) {
     max_tokens: Number($("longest").value) || undefined,
     temperature: Number($("temperature").value),
     gate: true,
-    ...(level && state.picture ? { level } : {}),
-    ...(guidance !== 1 && state.picture ? { guidance } : {}),
+    ...(level && state.image ? { level } : {}),
+    ...(guidance !== 1 && state.image ? { guidance } : {}),
   };
   trouble(null);
   ready();
@@ -197,15 +207,16 @@ function forget(turn, card) {
     turn.element.remove();
     state.turns.pop();
     if (!state.model.captions_only) $("question").value = turn.question;
-    $("empty").hidden = state.turns.length > 0;
+    $("empty").hidden = $("turns").children.length > 0;
   }
 }
 
 function answerCard(turn, before, level, guidance) {
   const make = (kind, name) => Object.assign(document.createElement(kind), { className: name });
   const whole = make("div", "answer writing"), text = make("div", "text"), foot = make("footer", "");
-  const tag = make("span", "tag"), small = make("span", "small");
-  if (state.picture && state.model.levels) {
+  const tag = make("span", "tag"), small = make("span", "small"), mix = figure();
+  if (state.image) whole.append(about(state.image));
+  if (state.image && state.model.levels) {
     tag.textContent = (level ? `level ${level}` : "auto") + (guidance === 1 ? "" : `, guidance ${guidance}`);
   }
   foot.append(tag, small);
@@ -218,26 +229,37 @@ function answerCard(turn, before, level, guidance) {
   again.title = "The same question, with the level as it is set now";
   again.onclick = () => ask(turn, before);
   foot.append(again);
-  whole.append(text, foot);
+  whole.append(text, mix.whole, foot);
   turn.element.append(whole);
-  return { whole, text, small, giveBack: () => place?.append(old) };
+  return { whole, text, small, mix, giveBack: () => place?.append(old) };
+}
+
+// The image of an answer, small; some formats a browser cannot show.
+function about(address) {
+  const image = Object.assign(document.createElement("img"), { className: "about", alt: "About this image", src: address });
+  image.onerror = () => image.remove();
+  return image;
 }
 
 function showGate(card, weights, level) {
   const shown = { weights, level };
   drawBars($("bars"), state.model, shown);
   drawSmall(card.small, state.model, shown);
+  if (weights) {
+    drawBars(card.mix.bars, state.model, shown);
+    card.mix.whole.hidden = false;
+  }
   $("gate-of").textContent = level ? `level ${level} forced` : "";
   $("gate-help").textContent = weights
     ? `Weights of levels 1 to ${weights.length}, which add up to 1${state.model.mixing === "adaptive" ? `; level ${state.model.levels} is added whole` : ""}.`
-    : level ? "The gate was not asked: one level's vector is taken as it is." : "Without a picture the gate is silent.";
+    : level ? "The gate was not asked: the answer took one level alone." : "Without an image nothing is mixed.";
 }
 
 $("ask").onsubmit = (event) => {
   event.preventDefault();
   if ($("send").disabled) return;
   const turn = { question: $("question").value.trim(), answer: undefined, element: document.createElement("li") };
-  if (state.model.captions_only) turn.question = "Describe the picture.";
+  if (state.model.captions_only) turn.question = "Describe the image.";
   const words = Object.assign(document.createElement("div"), { className: "question", textContent: turn.question });
   turn.element.append(words);
   $("turns").append(turn.element);

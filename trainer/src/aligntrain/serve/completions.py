@@ -1,9 +1,10 @@
-"""`/v1/chat/completions`: from a request's body to its response, streamed or whole."""
+"""`/v1/chat/completions` and `/v1/completions`: from a request to its response."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
@@ -11,11 +12,14 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from aligntrain.serve.protocol import APIError, ResponseBuilder, event
-from aligntrain.serve.request import Event, Failed, Finished, PrefillDone, Request, TextDelta
+from aligntrain.serve.grammar import Grammar
+from aligntrain.serve.protocol import APIError, ChatRequest, CompletionRequest
+from aligntrain.serve.request import Event, Failed, Finished, Prompt, Request
+from aligntrain.serve.responses import ChatReply, Choice, Reply, TextReply, event
 from aligntrain.serve.service import Service
 
 T = TypeVar("T")
+Asked = ChatRequest | CompletionRequest
 
 LATE = 30.0
 """Seconds beyond the timeout in which a client must have read what was written for it."""
@@ -27,41 +31,45 @@ still sending does not see the response.
 
 
 class Events:
-    """The events of one request, passed from the engine's thread to the event loop."""
+    """The events of a request's answers, passed from the engine's thread to the event loop.
+
+    Each comes with the place of its answer among them.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self.arrived = self._loop.time()
         self.deadline = self.arrived + timeout
 
-    def emit(self, event: Event) -> None:
-        """Add `event`; thread-safe."""
+    def emit(self, place: int, event: Event) -> None:
+        """Add `event` of the answer at `place`; thread-safe."""
         with suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (place, event))
 
-    async def next(self) -> PrefillDone | TextDelta | Finished:
+    async def next(self) -> tuple[int, Event]:
         """Wait for the next event; raise APIError if the request failed or timed out."""
         try:
             async with asyncio.timeout_at(self.deadline):
-                event = await self._queue.get()
+                place, event = await self._queue.get()
         except TimeoutError as error:
             raise _too_late() from error
         if isinstance(event, Failed):
             raise APIError(503, event.sentence, final=event.final)
-        return event
+        return place, event
 
 
 @dataclass(frozen=True)
-class ChatCompletions:
-    """ASGI application that answers chat requests with the model of `service`."""
+class Completions:
+    """ASGI application that answers requests of one kind with the model of `service`."""
 
     service: Service
+    kind: type[ChatRequest] | type[CompletionRequest]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, requests = self.service, self.service.metrics.requests
         events = Events(service.limits.timeout)
-        with ExitStack() as held:  # slot and row, until the response has been sent
+        with ExitStack() as held:  # slot and rows, until the response has been sent
             try:
                 response = await self._response(HTTPRequest(scope, receive), events, held)
             except APIError as error:
@@ -88,44 +96,95 @@ class ChatCompletions:
     async def _answer(self, body: bytes, events: Events, held: ExitStack) -> Response:
         """The response, made after prefill so that earlier errors keep their HTTP status."""
         service = self.service
-        asked, prompt, new_tokens = await service.prompt(body)
-        request = Request(prompt, events.emit, new_tokens, asked.sampling, tuple(asked.stop or ()))
-        reply = ResponseBuilder(service.name, len(prompt.input_ids), gate=bool(asked.gate))
+        asked, grammar = await service.read(body, self.kind)
+        prompts = await service.prompts(asked)
+        requests = _requests(asked, prompts, grammar, events)
+        reply = _reply(service.name, asked, prompts)
         stream, options = asked.stream, asked.stream_options
         # The images' text, of which there may be megabytes, is not kept while the answer comes.
-        del body, asked
-        held.callback(request.cancel)
-        service.submit(request)
-        begun: Any = await events.next()
+        del body, asked, prompts
+        for request in requests:
+            held.callback(request.cancel)
+        service.submit(*requests)
+        begun = await events.next()
         seconds = asyncio.get_running_loop().time() - events.arrived
         service.metrics.first_token.observe(seconds)
+        choices = [Choice() for _ in requests]
+        told = _told(events, begun, choices)
         if stream:
             return StreamingResponse(
-                _stream(events, begun, reply, usage=bool(options and options.include_usage)),
+                _stream(told, choices, reply, usage=bool(options and options.include_usage)),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
             )
-        text = ""
-        while not isinstance(event := await events.next(), Finished):
-            text += event.text if isinstance(event, TextDelta) else ""
-        return JSONResponse(reply.whole(text, event.reason, event.tokens, begun.gate_weights))
+        async for _ in told:
+            pass
+        return JSONResponse(reply.whole(choices))
+
+
+def _requests(
+    asked: Asked,
+    prompts: Sequence[tuple[Prompt, int]],
+    grammar: Grammar | None,
+    events: Events,
+) -> list[Request]:
+    """The engine's requests: of each prompt as many as there are choices."""
+    return [
+        Request(
+            prompt,
+            partial(events.emit, at * asked.choices + choice),
+            new_tokens,
+            asked.sampling.of_choice(choice),
+            tuple(asked.stop or ()),
+            asked.likeliest,
+            grammar and grammar.copy(),
+        )
+        for at, (prompt, new_tokens) in enumerate(prompts)
+        for choice in range(asked.choices)
+    ]
+
+
+def _reply(name: str, asked: Asked, prompts: Sequence[tuple[Prompt, int]]) -> Reply:
+    most, limit = asked.max_new_tokens, min(new_tokens for _, new_tokens in prompts)
+    options: dict[str, Any] = {"logprobs": asked.likeliest is not None}
+    if most is not None and most > limit:
+        options["warnings"] = [
+            f"{most} new tokens are asked for, and the answer has at most {limit}: the server's "
+            "limit, or what the model's context has room for."
+        ]
+    tokens = sum(len(prompt.input_ids) for prompt, _ in prompts)
+    if isinstance(asked, CompletionRequest):
+        return TextReply(name, tokens, **options)
+    return ChatReply(name, tokens, gate=bool(asked.gate), **options)
+
+
+async def _told(
+    events: Events, begun: tuple[int, Event], choices: Sequence[Choice]
+) -> AsyncIterator[tuple[int, Event]]:
+    """The events from `begun` on until all `choices` are whole, each added to its own."""
+    left = len(choices)
+    place, news = begun
+    while True:
+        choices[place].add(news)
+        yield place, news
+        left -= isinstance(news, Finished)
+        if not left:
+            return
+        place, news = await events.next()
 
 
 async def _stream(
-    events: Events, begun: PrefillDone, reply: ResponseBuilder, *, usage: bool
+    told: AsyncIterator[tuple[int, Event]], choices: Sequence[Choice], reply: Reply, *, usage: bool
 ) -> AsyncIterator[str]:
-    """The server-sent events of an answer."""
-    yield event(reply.first(begun.gate_weights))
+    """The server-sent events of the answers."""
     try:
-        while not isinstance(news := await events.next(), Finished):
-            if isinstance(news, TextDelta):
-                yield event(reply.chunk({"content": news.text}))
+        async for place, news in told:
+            yield event(reply.chunk(place, news, choices[place]))
     except APIError as error:
         yield event(error.body)
         return
-    yield event(reply.chunk({}, news.reason))
     if usage:
-        yield event(reply.usage(news.tokens))
+        yield event(reply.usage(choices))
     yield "data: [DONE]\n\n"
 
 
