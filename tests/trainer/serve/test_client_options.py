@@ -204,6 +204,7 @@ def test_completions_tell_log_probabilities(client: openai.OpenAI) -> None:
         ({"prompt": []}, "prompt"),
         ({"prompt": "<image> what?"}, "holds the mark <image>"),
         ({"prompt": [10_000_000]}, "special token"),
+        ({"prompt": [5, 260]}, "special token"),  # that of an image
         ({"prompt": [-1]}, "prompt"),
         ({"prompt": "x" * 20_000}, "the limit is 1024"),
         ({"prompt": ["x"] * 17}, "17 answers are asked for"),

@@ -87,6 +87,11 @@ def test_a_level_takes_the_place_of_the_gate(
     )  # fmt: skip
     assert said.choices[0].message.content.strip() == expected(loaded, level).text
     assert said.gate is None  # it was not asked
+    written = client.create(
+        model=NAME, messages=question(f"<level_{level}>{ASKED}", image_part()), max_tokens=12
+    )
+    assert written.choices[0].message.content == said.choices[0].message.content
+    assert written.usage.prompt_tokens == said.usage.prompt_tokens
 
 
 @pytest.mark.parametrize(("level", "guidance"), [(2, 3.0), (None, 4), (4, 0.5)])

@@ -141,6 +141,8 @@ class AlignGPTProcessor(ProcessorMixin):
             bos_token_id=own_bos(self.tokenizer),
             align=self.align,
             llm_vocab_size=self.llm_vocab_size,
+            levels=self.levels,
+            token_count=len(self.tokenizer),
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]

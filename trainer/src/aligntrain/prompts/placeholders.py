@@ -40,8 +40,8 @@ class Layout:
 
     `image_tokens` is the number of tokens per image; `bos_token_id` the BOS added by the tokenizer
     itself (see `own_bos`), or None; `align` is False without an alignment vector (mixing `none`).
-    The id of level k is `align_token_id` + k. The LLM knows ids below `llm_vocab_size`, by default
-    all of the tokenizer's own.
+    The id of level k of `levels` is `align_token_id` + k. `llm_vocab_size` are the rows of the
+    LLM's own table, by default all ids before the placeholders, and `token_count` the tokens.
     """
 
     image_token_id: int
@@ -50,6 +50,8 @@ class Layout:
     bos_token_id: int | None
     align: bool = True
     llm_vocab_size: int | None = None
+    levels: int = 0
+    token_count: int = 0
 
 
 def marks_of(levels: int) -> list[str]:
@@ -180,12 +182,18 @@ def join(pieces: Sequence[Sequence[int]], layout: Layout, level: int | None = No
 
 
 def is_foreign(ids: Sequence[int], layout: Layout) -> bool:
-    """Return whether any of `ids` is a token of the tokenizer that the LLM has not been given.
+    """Return whether any of `ids` is no text of the LLM: beyond its own vocabulary, a placeholder.
 
-    Gemma 3's has one for images, which its language models of text alone do not know.
+    Gemma 3's tokenizer has a token for images, which its language models of text alone do not know.
+    Tokens that were added behind the placeholders are text.
     """
-    known, end = layout.llm_vocab_size, layout.image_token_id
-    return known is not None and known < end and any(known <= id_ < end for id_ in ids)
+    image = layout.image_token_id
+    own = image if layout.llm_vocab_size is None else layout.llm_vocab_size
+    first, last = min(own, image), layout.align_token_id + layout.levels
+    if max(ids, default=0) < first:
+        return False
+    end = max(own, layout.token_count)
+    return any(first <= id_ <= last or id_ >= end for id_ in ids)
 
 
 def place_align(ids: Sequence[int], layout: Layout, level: int | None = None) -> list[int]:

@@ -22,7 +22,7 @@ from aligntrain.inference.generate import (
 )
 from aligntrain.inference.steering import check_steering
 from aligntrain.model import AlignGPTForConditionalGeneration, AlignGPTProcessor
-from aligntrain.prompts.placeholders import IMAGE_MARK, join, tokenize_pieces
+from aligntrain.prompts.placeholders import IMAGE_MARK, join, take_level, tokenize_pieces
 from aligntrain.serve.engine import Engine
 from aligntrain.serve.grammar import Grammar, Grammars
 from aligntrain.serve.images import Fetcher, FetchError, decode, from_data_url, is_data_url, refused
@@ -106,6 +106,8 @@ class Prompter:
             ids = join(tokenize_pieces(processor.tokenizer, text), processor.layout)
             new_tokens = self._new_tokens(request, len(ids))
             level, guidance = request.level, 1.0 if request.guidance is None else request.guidance
+            written, _ = take_level(messages[-1].text)
+            level = level if written is None else written
             if level is None and processor.image_token_id in ids:
                 level = self._level
             self._check(ids, level, guidance, new_tokens)
@@ -207,10 +209,11 @@ class Prompter:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    """Convert `message` to the processor's format."""
+    """Convert `message` to the processor's format, without the level that it begins with."""
     role = "system" if message.role == "developer" else message.role
     marks = [{"type": "image"} for _ in message.images]
-    return {"role": role, "content": [*marks, {"type": "text", "text": message.text}]}
+    text = take_level(message.text)[1] if role == "user" else message.text
+    return {"role": role, "content": [*marks, {"type": "text", "text": text}]}
 
 
 def _check_marks(text: str, where: str) -> None:
