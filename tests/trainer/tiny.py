@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from aligntrain.model import AlignGPTConfig, AlignGPTForConditionalGeneration, AlignGPTProcessor
+from aligntrain.model.build import extend
 
 VOCABULARY = 260
 IMAGE_SIZE = 12
@@ -53,9 +54,15 @@ def config(**choices: Any) -> AlignGPTConfig:
 
 
 def model(seed: int = 0, **choices: Any) -> AlignGPTForConditionalGeneration:
+    """A random model, whose LLM had its own vocabulary before it was extended by placeholders."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    return AlignGPTForConditionalGeneration(config(**choices)).eval()
+    config_ = config(**choices)
+    size, config_.text_config.vocab_size = config_.text_config.vocab_size, config_.llm_vocab_size
+    built = AlignGPTForConditionalGeneration(config_).eval()
+    extend(built.model.language_model, size)
+    built.config.text_config.vocab_size = size
+    return built
 
 
 def tokenizer(*, adds_bos: bool = True, chat_template: str | None = None) -> Any:

@@ -144,7 +144,7 @@ def test_guidance_is_the_same_in_any_batch(asked: tuple[Any, Any], size: int) ->
 def test_guidance_is_that_of_the_levels_branch(asked: tuple[Any, Any]) -> None:
     """At a guidance of nearly 0 the model without the vector answers, whatever the level."""
     model, _ = asked
-    bare = tiny.model(3, mixing="none", text_config=model.config.text_config)
+    bare = tiny.model(3, mixing="none", text_config=tiny.text_config(max_position_embeddings=1024))
     weights = {name: value for name, value in model.state_dict().items() if "alignment" not in name}
     bare.load_state_dict(weights)
     bare.generation_config.eos_token_id = model.generation_config.eos_token_id

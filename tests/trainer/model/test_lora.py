@@ -187,7 +187,7 @@ def test_it_learns_and_leaves_the_llm_as_it_was(place: Path, tmp_path: Path) -> 
         inner = f"model.language_model.{name}"
         ours = held.get(inner, held.get(inner.replace(".weight", ".base_layer.weight")))
         assert ours is not None
-        assert torch.equal(ours, value), name
+        assert torch.equal(ours[: len(value)], value), name  # and rows for the placeholders
 
 
 # peft asks transformers in words that it will soon have forgotten.
@@ -205,7 +205,7 @@ def test_the_export_is_small_and_its_lora_is_peft_s(place: Path) -> None:
     llm = AutoModelForCausalLM.from_pretrained(place / "llm")
     with torch.no_grad():
         theirs = PeftModel.from_pretrained(llm, export / "lora").eval()(input_ids=ids).logits
-        assert torch.equal(ours(input_ids=ids).logits, theirs)
+        assert torch.equal(ours(input_ids=ids).logits[..., : theirs.shape[-1]], theirs)
 
 
 def test_merge_writes_what_a_full_run_would(place: Path, tmp_path: Path) -> None:
