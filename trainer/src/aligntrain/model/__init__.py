@@ -1,6 +1,11 @@
 """AlignGPT model in transformers' conventions, registered with its Auto classes."""
 
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
 
 from aligntrain.model.alignment import Alignment, AlignmentGate
 from aligntrain.model.build import build_model, build_processor
@@ -20,7 +25,6 @@ __all__ = [
 ]
 
 AutoConfig.register(AlignGPTConfig.model_type, AlignGPTConfig, exist_ok=True)
-AutoModelForImageTextToText.register(
-    AlignGPTConfig, AlignGPTForConditionalGeneration, exist_ok=True
-)
+for auto_class in (AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    auto_class.register(AlignGPTConfig, AlignGPTForConditionalGeneration, exist_ok=True)
 AutoProcessor.register(AlignGPTConfig, AlignGPTProcessor, exist_ok=True)

@@ -130,6 +130,25 @@ class AlignGPTConfig(PreTrainedConfig):
         super().__init__(**kwargs | {"tie_word_embeddings": tied})
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the LLM's embedding table, with those of placeholders."""
+        return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:
+        self.text_config.vocab_size = size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the LLM."""
+        return self.text_config.hidden_size
+
+    @property
+    def image_seq_length(self) -> int:
+        """Tokens of one image, by LLaVA's name."""
+        return self.image_tokens
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patches of an image of the tower's size."""
         vision = self.vision_config

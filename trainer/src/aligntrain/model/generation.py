@@ -44,8 +44,14 @@ class AlignGPTGeneration(GenerationMixin):
             kwargs[name] = ids
         return super().generate(**kwargs)
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Drop levels and gate weights with the images, in steps that read from the cache."""
+    def prepare_inputs_for_generation(
+        self, *args: Any, inputs_embeds: torch.Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Drop levels and gate weights with the images, in steps that read from the cache.
+
+        transformers looks for `inputs_embeds` by its name.
+        """
+        kwargs["inputs_embeds"] = inputs_embeds
         prepared = super().prepare_inputs_for_generation(*args, **kwargs)
         if prepared.get("pixel_values") is None:
             prepared.pop("levels", None)

@@ -36,8 +36,12 @@ def next_token_losses(
     items: int | float | torch.Tensor | None,
     logits_to_keep: int | torch.Tensor,
     row_weights: torch.Tensor | None = None,
+    *,
+    are_shifted: bool = False,
 ) -> Losses:
     """Return the cross-entropy of `logits` [B, T, V] against `labels` [B, T] shifted by one.
+
+    With `are_shifted` a label is already at the position that predicts it.
 
     Fewer `logits` [B, K, V] belong to the last K positions, or to the positions `logits_to_keep`
     [K] int64. `row_weights` [B] float32 multiply the losses of each row's tokens.
@@ -47,7 +51,7 @@ def next_token_losses(
         the sum of their weights), the unweighted mean of each row [B] float32, detached and 0
         without labels, and the labels per row [B] int64.
     """
-    targets = _shift(labels)  # [B, T]
+    targets = labels if are_shifted else _shift(labels)  # [B, T]
     if logits.shape[1] != targets.shape[1]:
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         targets = targets[:, kept]  # [B, K]

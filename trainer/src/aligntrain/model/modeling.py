@@ -206,6 +206,10 @@ class AlignGPTForConditionalGeneration(
         self.model = AlignGPTModel(config)
         self.post_init()
 
+    def get_decoder(self) -> nn.Module:
+        """Return the LLM without its head."""
+        return self.model.language_model.get_decoder()
+
     def get_output_embeddings(self) -> nn.Module:
         return self.model.language_model.get_output_embeddings()
 
@@ -268,7 +272,8 @@ class AlignGPTForConditionalGeneration(
             logits_bytes: packed only: compute the loss with at most this many bytes of float32
                 logits at a time, and return none. Ignored if the LLM's head is more than a linear
                 layer.
-            kwargs: for the LLM; `num_items_in_batch` divides the summed loss.
+            kwargs: for the LLM; `num_items_in_batch` divides the summed loss, and `shift_labels`
+                [B, T] replace `labels`, each already at the position that predicts it.
 
         Raises:
             InputError: placeholders and images do not match, or a level is out of range.
@@ -277,6 +282,9 @@ class AlignGPTForConditionalGeneration(
             raise InputError(
                 "forward got both or neither of input_ids and inputs_embeds; give one of them."
             )
+        shifted = kwargs.pop("shift_labels", None)
+        if shifted is not None:  # the first position is nobody's label
+            labels = nn.functional.pad(shifted[:, :-1], (1, 0), value=IGNORE_INDEX)
         labels = self._without_placeholders(labels, input_ids)
         items = kwargs.pop("num_items_in_batch", None)
         as_dict = kwargs.pop("return_dict", True)
@@ -311,9 +319,11 @@ class AlignGPTForConditionalGeneration(
                 **kwargs,
             )
             forbid(output["logits"], self.config.never_written)
-            if labels is not None:
+            targets = labels if shifted is None else shifted
+            if targets is not None:
                 losses = next_token_losses(
-                    output["logits"], labels, items, logits_to_keep, loss_weights
+                    *(output["logits"], targets, items, logits_to_keep, loss_weights),
+                    are_shifted=shifted is not None,
                 )
         result = AlignGPTOutput(
             loss=losses[0],

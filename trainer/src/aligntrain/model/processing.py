@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.image_transforms import to_pil_image
 from transformers.image_utils import load_image
+from transformers.processing_utils import MultiModalData
 
 from alignshared import InputError
 from alignshared.images import ImageError, decode_image, to_rgb
@@ -41,6 +42,9 @@ from aligntrain.recipes.schema import Aspect
 
 ImageProcessor = CLIPImageProcessorPil | SiglipImageProcessorPil
 """Image processor of a vision tower."""
+
+_IMAGE_KEYS = ("image", "url", "path", "base64")
+"""Keys of a part of type image that hold it."""
 
 LARGEST_SQUARE = 4096
 """Maximum side in pixels padded without prior reduction; no tower reads that many."""
@@ -146,13 +150,7 @@ class AlignGPTProcessor(ProcessorMixin):
         )
 
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        images: Any = None,
-        text: str | Sequence[str] | None = None,
-        *,
-        padding: bool = True,
-        padding_side: Literal["left", "right"] | None = None,
-        return_tensors: str | None = "pt",
+        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any
     ) -> BatchFeature:
         """Convert prompts with `<image>` marks, and their images, to the model's inputs.
 
@@ -162,17 +160,23 @@ class AlignGPTProcessor(ProcessorMixin):
             images: one, a list, or a list of lists (PIL, arrays, paths or URLs), one per mark in
                 reading order.
             text: a prompt or a list of them.
-            padding: whether to pad shorter rows.
-            padding_side: the tokenizer's `padding_side` by default; `generate` accepts both.
-            return_tensors: `pt`, or None for lists of ids.
+            kwargs: as transformers' processors take them, also in `text_kwargs` and
+                `images_kwargs`. Of the text: `padding` (by default shorter rows are padded),
+                `padding_side`, `pad_to_multiple_of`, `truncation`, `max_length`,
+                `add_special_tokens`, `return_mm_token_type_ids`, and `return_tensors`, `pt` by
+                default, None for lists of ids. `generate` accepts padding on either side.
 
         Returns:
             `input_ids` and `attention_mask` [B, T] int64 with text, `pixel_values` [I, 3, H, W]
             float32 with images.
 
         Raises:
-            InputError: marks and images differ in number, or a level does not exist.
+            InputError: marks and images differ in number, a level does not exist, or an image
+                would be truncated.
         """
+        merged = self._merge_kwargs(**kwargs)
+        types = {"return_mm_token_type_ids": merged.get("return_mm_token_type_ids", False)}
+        options = {"padding": True, "return_tensors": "pt", **types, **merged["text_kwargs"]}
         flat = _flat(images)
         data: dict[str, Any] = {}
         if text is not None:
@@ -183,14 +187,51 @@ class AlignGPTProcessor(ProcessorMixin):
                     f"the prompts have {marks} {IMAGE_MARK} marks, but {len(flat)} images are "
                     "given; give one for each mark."
                 )
-            rows = [self._row(prompt) for prompt in prompts]
-            if padding:
-                data |= self.pad_rows(rows, padding_side)
-            else:
-                data |= {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+            data |= self._text_inputs(prompts, options)
         if flat:
-            data["pixel_values"] = self.pixel_values(flat)
-        return BatchFeature(data, tensor_type=return_tensors)
+            own = ("return_tensors", "device")
+            changes = {k: v for k, v in merged["images_kwargs"].items() if k not in own}
+            data["pixel_values"] = self.pixel_values(flat, **changes)
+        return BatchFeature(data, tensor_type=options["return_tensors"])
+
+    def _text_inputs(self, prompts: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
+        """Return `input_ids` and `attention_mask` of `prompts`, see `__call__`."""
+        rows = [self._row(one, bos=options.get("add_special_tokens", True)) for one in prompts]
+        length = options.get("max_length")
+        if options.get("truncation") and length is not None:
+            rows = [self._truncated(row, length) for row in rows]
+        if options["padding"] in (False, "do_not_pad"):
+            data = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+        else:
+            longest = max(map(len, rows))
+            if options["padding"] == "max_length" and length is not None:
+                longest = max(longest, length)
+            multiple = options.get("pad_to_multiple_of") or 1
+            longest = -(-longest // multiple) * multiple
+            data = self.pad_rows(rows, options.get("padding_side"), longest)
+        if options.get("return_mm_token_type_ids"):
+            image = self.image_token_id
+            data["mm_token_type_ids"] = [
+                [int(id_ == image) for id_ in row] for row in data["input_ids"]
+            ]
+        return data
+
+    def _truncated(self, row: list[int], length: int) -> list[int]:
+        image = self.image_token_id
+        if image in row[length:]:
+            raise InputError(
+                f"the first {length} of {len(row)} tokens, max_length, end before or inside an "
+                "image; raise max_length."
+            )
+        return row[:length]
+
+    def _get_num_multimodal_tokens(
+        self, image_sizes: Sequence[Any] | None = None, **_: Any
+    ) -> MultiModalData:
+        """Return the number of placeholders of images of `image_sizes`, for other servers."""
+        count = len(image_sizes or ())
+        tokens = [self.image_tokens] * count
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=[1] * count)
 
     @property
     def _bos(self) -> str:
@@ -211,8 +252,8 @@ class AlignGPTProcessor(ProcessorMixin):
             )
         return prompt
 
-    def _row(self, prompt: str) -> list[int]:
-        """Return the `input_ids` of a prompt."""
+    def _row(self, prompt: str, *, bos: bool = True) -> list[int]:
+        """Return the `input_ids` of a prompt, with the tokenizer's own BOS or without it."""
         level, text = take_level(prompt, self._bos)
         if level is not None:
             check_level(level, self.levels if self.align else 0)
@@ -221,24 +262,30 @@ class AlignGPTProcessor(ProcessorMixin):
                     f"the prompt begins with {LEVEL_MARK.format(level)} and has no image; a level "
                     "is that of an image."
                 )
-        return join(tokenize_pieces(self.tokenizer, text), self.layout, level)
+        return join(tokenize_pieces(self.tokenizer, text, add_bos=bos), self.layout, level)
 
-    def pixel_values(self, images: Sequence[Any]) -> torch.Tensor:
-        """Return `pixel_values` [I, 3, H, W] float32 of `images`, made square by `aspect`."""
+    def pixel_values(self, images: Sequence[Any], **changes: Any) -> torch.Tensor:
+        """Return `pixel_values` [I, 3, H, W] float32 of `images`, made square by `aspect`.
+
+        `changes` are settings of the image processor for this call.
+        """
         rgb = [_to_rgb(image) for image in images]
         if self.aspect == "pad":
             mean: list[float] = self.image_processor.image_mean
             colour = tuple(int(value * 255) for value in mean)
             rgb = [_pad_to_square(image, colour) for image in rgb]
-        return self.image_processor(rgb, return_tensors="pt")["pixel_values"]
+        return self.image_processor(rgb, return_tensors="pt", **changes)["pixel_values"]
 
     def pad_rows(
-        self, rows: Sequence[Sequence[int]], side: Literal["left", "right"] | None = None
+        self,
+        rows: Sequence[Sequence[int]],
+        side: Literal["left", "right"] | None = None,
+        length: int | None = None,
     ) -> dict[str, list[list[int]]]:
-        """Return `input_ids` and `attention_mask` of `rows`, padded to the longest."""
+        """Return `input_ids` and `attention_mask` of `rows`, padded to the longest or `length`."""
         left = (side or self.tokenizer.padding_side) == "left"
         # Any token will do without a padding token: the mask tells padding apart.
-        pad, longest = self.tokenizer.pad_token_id or 0, max(map(len, rows))
+        pad, longest = self.tokenizer.pad_token_id or 0, length or max(map(len, rows))
 
         def padded(row: Sequence[int], filler: int) -> list[int]:
             missing = [filler] * (longest - len(row))
@@ -265,10 +312,10 @@ class AlignGPTProcessor(ProcessorMixin):
         """Render one conversation or several in the model's template, or tokenize them too.
 
         Contents may be strings with `<image>` marks, or lists of `{"type": "text", "text": …}` and
-        `{"type": "image", "image": …}` (also `url` or `path`). Images of a turn precede its text,
-        each on a line of its own, as in LLaVA. `level` forces that level in all conversations, as
-        `<level_3>` at the beginning of a user's string does in its own, where the last one counts;
-        parts of type text are text. `kwargs` go to the template.
+        `{"type": "image", "image": …}` (also `url`, `path` or OpenAI's `image_url`). Images of a
+        turn precede its text, each on a line of its own, as in LLaVA. `level` forces that level in
+        all conversations, as `<level_3>` at the beginning of a user's string does in its own, where
+        the last one counts; parts of type text are text. `kwargs` go to the template.
 
         Returns:
             The prompt; with `tokenize` its ids; with `return_dict` too, the output of `__call__`.
@@ -387,8 +434,11 @@ def _plain_turn(turn: dict[str, Any], images: list[Any]) -> dict[str, Any]:
             texts += part["text"]
         elif part["type"] == "image":
             marks += f"{IMAGE_MARK}\n"
-            sources = [part[key] for key in ("image", "url", "path") if key in part]
-            images += sources[:1]
+            images += [part[key] for key in _IMAGE_KEYS if key in part][:1]
+        elif part["type"] == "image_url":  # OpenAI's form
+            marks += f"{IMAGE_MARK}\n"
+            where = part["image_url"]
+            images.append(where if isinstance(where, str) else where["url"])
         else:
             raise InputError(
                 f"a turn has a part of type {part['type']!r}; give text and image parts."

@@ -126,17 +126,20 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str, **options: Any)
     return reader(text, add_special_tokens=False, **options)
 
 
-def tokenize_pieces(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[list[int]]:
+def tokenize_pieces(
+    tokenizer: "PreTrainedTokenizerBase", text: str, *, add_bos: bool = True
+) -> list[list[int]]:
     """Return the ids of each piece of `text` between its image marks: n marks, n + 1 pieces.
 
     Pieces are tokenized one by one, as in LLaVA. The tokenizer's own BOS stands once, before the
-    first piece, even if `text` (a rendered chat template) already begins with it.
+    first piece, even if `text` (a rendered chat template) already begins with it. Without `add_bos`
+    it stands there only if `text` has it.
     """
     pieces = [
         list(encode_text(tokenizer, piece)["input_ids"]) if piece else []
         for piece in text.split(IMAGE_MARK)
     ]
-    bos = own_bos(tokenizer)
+    bos = own_bos(tokenizer) if add_bos else None
     if bos is not None and pieces[0][:1] != [bos]:
         pieces[0] = [bos, *pieces[0]]
     return pieces
