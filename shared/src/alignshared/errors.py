@@ -2,7 +2,8 @@
 
     AlignError           the run failed; exit code 1
     └── InputError       bad arguments or bad input; exit code 2
-        └── ContractError    a dataset that does not keep the contract
+        ├── ContractError    a dataset that does not keep the contract
+        └── ArgumentError    arguments of a Python function that do not fit; a ValueError too
 
 The message is one sentence that says what is wrong, where, and what to do. Commands print it
 without a traceback; anything that is not an AlignError is a bug and keeps its traceback.
@@ -26,6 +27,10 @@ class InputError(AlignError):
 
 class ContractError(InputError):
     """A dataset violates the contract."""
+
+
+class ArgumentError(InputError, ValueError):
+    """Arguments of a model or processor do not fit: a ValueError, as libraries around it expect."""
 
 
 def one_line(error: object, limit: int | None = None) -> str:

@@ -158,7 +158,7 @@ def test_several_images_give_the_gate_the_mean_of_their_similarities() -> None:
     images = pixels(2)
     output = model(**batch(row(1, 2, 3, images=2)), pixel_values=images)
     text = tower.get_input_embeddings()(torch.tensor([1, 2, 3])).mean(dim=0)
-    similarities = tower.get_image_features(images) @ text
+    similarities = tower.image_tokens(images) @ text
     expected = alignment.gate(similarities.mean(dim=0, keepdim=True))
     torch.testing.assert_close(output.gate_weights, expected)
 
@@ -326,7 +326,7 @@ def test_any_causal_lm(text: Any, tmp_path: Path) -> None:
 
 def test_a_siglip_tower() -> None:
     model = tiny.model(vision_config=tiny.siglip_config())
-    features = model.get_image_features(pixels(2))
+    features = model.get_image_features(pixels(2)).pooler_output
     assert features.shape == (2, 9, 32)
     assert model(**batch(row(1, 2)), pixel_values=pixels(1)).gate_weights.shape == (1, 3)
 

@@ -95,9 +95,9 @@ def test_one_scale_is_the_plain_path_to_the_bit() -> None:
 def test_each_picture_is_read_by_itself() -> None:
     model = tiny.model(vision_scales=SCALES)
     many = pictures(3, SCALES[-1])
-    together = model.get_image_features(many)
+    together = model.model.image_tokens(many)
     for one, features in zip(many, together, strict=True):
-        torch.testing.assert_close(model.get_image_features(one[None])[0], features)
+        torch.testing.assert_close(model.model.image_tokens(one[None])[0], features)
 
 
 def test_the_tower_is_called_equally_often_for_any_batch() -> None:
@@ -152,7 +152,7 @@ def test_scales_that_make_no_sense_are_refused(choices: dict[str, Any], says: st
 def test_pictures_of_another_size_are_refused() -> None:
     model = tiny.model(vision_scales=SCALES)
     with pytest.raises(InputError, match=r"reads \[images, 3, 36, 36\]"):
-        model.get_image_features(pictures(1, TILE))
+        model.model.image_tokens(pictures(1, TILE))
 
 
 def test_an_adapter_of_other_scales_is_refused(tmp_path: Path) -> None:

@@ -29,6 +29,13 @@ def test_sizes_and_parts_have_their_usual_names() -> None:
     assert isinstance(AutoModelForMultimodalLM.from_config(config), type(model))
 
 
+def test_what_does_not_fit_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match="places for 1 images"):
+        tiny.model()(**batch(row(1)))
+    with pytest.raises(ValueError, match="but 0 images are given"):
+        processor()(text="<image>")
+
+
 def test_labels_that_are_shifted_already() -> None:
     model = tiny.model()
     given = batch(row(1, 2, 3), row(4, 5, images=0)) | {"pixel_values": pixels(1)}
@@ -39,6 +46,16 @@ def test_labels_that_are_shifted_already() -> None:
     torch.testing.assert_close(same.loss, whole.loss)
     assert same.sample_tokens.tolist() == whole.sample_tokens.tolist()
     torch.testing.assert_close(same.gate_weights, whole.gate_weights)
+
+
+def test_image_features_come_as_llavas_do() -> None:
+    model = tiny.model()
+    output = model.get_image_features(pixels(2), output_attentions=False)
+    assert torch.equal(output.pooler_output, model.model.image_tokens(pixels(2)))
+    assert output.last_hidden_state.shape == (2, 10, 16)
+    assert len(output.hidden_states) == 4
+    as_tuple = model.get_image_features(pixels(2), return_dict=False)
+    assert torch.equal(as_tuple[1], output.pooler_output)
 
 
 def test_generation_from_embeddings() -> None:

@@ -68,9 +68,8 @@ class Chat:
         """Stream the answer to `prompt`, about `image` or earlier turns.
 
         `level` forces that level's vector instead of the mix, as does a prompt that begins with
-        `<level_3>`; with `temperature` 0 decoding is
-        greedy; for `guidance` see `generate_answers`. Generation stops when the iterator is closed;
-        the turn then holds the text read.
+        `<level_3>`; with `temperature` 0 decoding is greedy; for `guidance` see `generate_answers`.
+        Generation stops when the iterator is closed; the turn then holds the text read.
 
         Raises:
             InputError: the image cannot be read, the level does not exist or there is no image for

@@ -41,10 +41,11 @@ from transformers import (
     initialization,
 )
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import ModelOutput
 
-from alignshared import InputError
+from alignshared.errors import ArgumentError
 from aligntrain.model.alignment import Alignment, mean_text, similarities, zero_term
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.model.generation import AlignGPTGeneration, count_positions
@@ -129,9 +130,35 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         self.read_images = image_features  # the trainer may keep what it returns
         self.post_init()
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Return projected image tokens [I, L, d] of `pixel_values` [I, 3, H, W]."""
         features = self.read_images(self.vision_tower, pixel_values, self.config)  # [I, L, width]
+        return self._project(features)
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """Return the vision tower's output, and `image_tokens` [I, L, d] as its `pooler_output`.
+
+        `kwargs` are for the tower. With several scales its output is that of the last tiles.
+        """
+        outputs: list[Any] = []
+
+        def run(images: torch.Tensor, **options: Any) -> ModelOutput:
+            outputs.append(self.vision_tower(images, **(kwargs | options)))
+            return outputs[-1]
+
+        features = image_features(self.vision_tower, pixel_values, self.config, run)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=outputs[-1].last_hidden_state,
+            pooler_output=self._project(features),
+            hidden_states=outputs[-1].hidden_states,
+            attentions=outputs[-1].attentions,
+        )
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def _project(self, features: torch.Tensor) -> torch.Tensor:
         return self.projector(features.to(_first_parameter(self.projector).dtype))
 
     def embed(
@@ -157,7 +184,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
             if (self.training and torch.is_grad_enabled()) or _is_partitioned(self.projector):
                 embeddings = embeddings + self._untouched(levels).to(embeddings.dtype)
             return embeddings, None
-        features = self.get_image_features(pixel_values)  # [I, L, d]
+        features = self.image_tokens(pixel_values)  # [I, L, d]
         merged = _scatter(embeddings, places.image_mask, features.flatten(0, 1))
         if self.alignment is None:
             return merged, None
@@ -184,7 +211,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         height, width = self.config.image_size
         like = _first_parameter(self.projector)
         black = torch.zeros(1, 3, height, width, dtype=like.dtype, device=like.device)
-        features = self.get_image_features(black)  # [1, L, d]
+        features = self.image_tokens(black)  # [1, L, d]
         zero = zero_term(features)
         if self.alignment is not None:
             no_text = features.new_zeros(1, features.shape[-1], dtype=torch.float32)
@@ -224,9 +251,11 @@ class AlignGPTForConditionalGeneration(
         self.config.token_count = new_num_tokens or self.config.token_count
         return embeddings
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return projected image tokens [I, L, d] of `pixel_values` [I, 3, H, W]."""
-        return self.model.get_image_features(pixel_values)
+    def get_image_features(
+        self, pixel_values: torch.Tensor, **kwargs: Any
+    ) -> BaseModelOutputWithPooling | tuple[Any, ...]:
+        """As `AlignGPTModel.get_image_features`."""
+        return self.model.get_image_features(pixel_values, **kwargs)
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")  # as transformers' own models
     def forward(  # noqa: PLR0913 - transformers' own arguments and some of ours
@@ -276,10 +305,10 @@ class AlignGPTForConditionalGeneration(
                 [B, T] replace `labels`, each already at the position that predicts it.
 
         Raises:
-            InputError: placeholders and images do not match, or a level is out of range.
+            ArgumentError: placeholders and images do not match, or a level is out of range.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise InputError(
+            raise ArgumentError(
                 "forward got both or neither of input_ids and inputs_embeds; give one of them."
             )
         shifted = kwargs.pop("shift_labels", None)
@@ -294,7 +323,7 @@ class AlignGPTForConditionalGeneration(
                 input_ids, attention_mask, pixel_values, levels, labels, gate_weights, align
             )
         elif pixel_values is not None:
-            raise InputError(
+            raise ArgumentError(
                 "forward got pixel_values with inputs_embeds, which have no places for them; give "
                 "input_ids, or the embeddings that `embed` merged."
             )
@@ -303,7 +332,7 @@ class AlignGPTForConditionalGeneration(
         losses = (None, None, None)
         if packed:
             if attention_mask is None or labels is None:
-                raise InputError("packed rows need attention_mask and labels; give both.")
+                raise ArgumentError("packed rows need attention_mask and labels; give both.")
             output, losses = self._forward_packed(
                 inputs_embeds, attention_mask, labels, items, loss_weights, logits_bytes, **kwargs
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from alignshared import InputError
+from alignshared.errors import ArgumentError
 from aligntrain.model.configuration import AlignGPTConfig
 from aligntrain.prompts.placeholders import IGNORE_INDEX
 
@@ -42,7 +42,7 @@ class Placeholders:
         `align` as for `AlignGPTForConditionalGeneration.forward`.
 
         Raises:
-            InputError: their numbers do not fit the images or the model, or a level of `levels`
+            ArgumentError: their numbers do not fit the images or the model, or a level of `levels`
                 [B] is out of range.
         """
         image_mask = input_ids == config.image_token_id
@@ -89,21 +89,21 @@ def _check_counts(
     """Check the image and alignment placeholders of each row, and the number of all images."""
     for row, (image_count, *_) in enumerate(counts):
         if image_count % config.image_tokens:
-            raise InputError(
+            raise ArgumentError(
                 f"row {row} has {image_count} image tokens, which is no multiple of the "
                 f"{config.image_tokens} that one image takes; make input_ids with the model's own "
                 "processor, and do not truncate inside an image."
             )
     places = sum(image_count for image_count, *_ in counts) // config.image_tokens
     if places != images:
-        raise InputError(
+        raise ArgumentError(
             f"input_ids have places for {places} images, but pixel_values hold {images}; give as "
             "many images as there are image marks in the prompts."
         )
     for row, (image_count, align_count, _) in enumerate(counts):
         expected = int(config.has_table and align and image_count > 0)
         if align_count != expected:
-            raise InputError(
+            raise ArgumentError(
                 f"row {row} has {align_count} alignment placeholders in the place of {expected} "
                 f"(mixing {config.mixing}); make input_ids with the model's own processor."
             )
@@ -113,18 +113,18 @@ def _check_levels(
     levels: torch.Tensor, counts: list[tuple[int, int, int]], config: AlignGPTConfig
 ) -> None:
     if not config.has_table:
-        raise InputError(
+        raise ArgumentError(
             "levels are given, but a model of mixing none has no level vectors; leave them out."
         )
     values = levels.tolist()
     if levels.dim() != 1 or len(values) != len(counts):
-        raise InputError(
+        raise ArgumentError(
             f"levels have the shape {list(levels.shape)}; give one level for each of the "
             f"{len(counts)} rows."
         )
     for row, (level, (image_count, _, written)) in enumerate(zip(values, counts, strict=True)):
         if image_count and not written and not 1 <= level <= config.levels:
-            raise InputError(
+            raise ArgumentError(
                 f"row {row} has level {level}; give one from 1 to {config.levels}, or a model with "
                 "that many levels."
             )

@@ -23,6 +23,7 @@ from transformers.image_utils import load_image
 from transformers.processing_utils import MultiModalData
 
 from alignshared import InputError
+from alignshared.errors import ArgumentError
 from alignshared.images import ImageError, decode_image, to_rgb
 from aligntrain.model.configuration import OLD_MODEL, AlignGPTConfig, check_choice
 from aligntrain.prompts.placeholders import (
@@ -171,8 +172,8 @@ class AlignGPTProcessor(ProcessorMixin):
             float32 with images.
 
         Raises:
-            InputError: marks and images differ in number, a level does not exist, or an image
-                would be truncated.
+            ArgumentError: marks and images differ in number, or an image would be truncated.
+            InputError: a level does not exist.
         """
         merged = self._merge_kwargs(**kwargs)
         types = {"return_mm_token_type_ids": merged.get("return_mm_token_type_ids", False)}
@@ -183,7 +184,7 @@ class AlignGPTProcessor(ProcessorMixin):
             prompts = [text] if isinstance(text, str) else list(text)
             marks = sum(prompt.count(IMAGE_MARK) for prompt in prompts)
             if marks != len(flat):
-                raise InputError(
+                raise ArgumentError(
                     f"the prompts have {marks} {IMAGE_MARK} marks, but {len(flat)} images are "
                     "given; give one for each mark."
                 )
@@ -219,7 +220,7 @@ class AlignGPTProcessor(ProcessorMixin):
     def _truncated(self, row: list[int], length: int) -> list[int]:
         image = self.image_token_id
         if image in row[length:]:
-            raise InputError(
+            raise ArgumentError(
                 f"the first {length} of {len(row)} tokens, max_length, end before or inside an "
                 "image; raise max_length."
             )

@@ -26,8 +26,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
+from transformers.utils.generic import ModelOutput
 
-from alignshared import InputError
+from alignshared.errors import ArgumentError
 from aligntrain.model.alignment import is_trainable
 from aligntrain.model.configuration import AlignGPTConfig
 
@@ -36,27 +37,30 @@ ReadTiles = Callable[[torch.Tensor], torch.Tensor]
 
 
 def image_features(
-    tower: PreTrainedModel, pixel_values: torch.Tensor, config: AlignGPTConfig
+    tower: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    config: AlignGPTConfig,
+    run: Callable[..., ModelOutput] | None = None,
 ) -> torch.Tensor:
     """Return features [I, L, config.feature_width] of `pixel_values` [I, 3, H, W].
 
     They are the tower's hidden state `vision_feature_layer` (0 is the embeddings), without the
     class token if `vision_feature_select` is `patch`, of each of the `vision_scales`, side by side,
     in the tower's dtype; those of a square of patches are one token under `vision_pixel_shuffle`.
-    A frozen tower keeps no graph.
+    A frozen tower keeps no graph. `run` is called in the place of `tower`, to see its outputs.
 
     Raises:
-        InputError: the images have another shape than the model reads.
+        ArgumentError: the images have another shape than the model reads.
     """
     height, width = config.image_size
     if tuple(pixel_values.shape[1:]) != (3, height, width):
-        raise InputError(
+        raise ArgumentError(
             f"pixel_values have the shape {list(pixel_values.shape)}, but the vision tower reads "
             f"[images, 3, {height}, {width}]; make them with the model's own processor."
         )
 
     def read(images: torch.Tensor) -> torch.Tensor:
-        output = tower(images, output_hidden_states=True, return_dict=True)
+        output = (run or tower)(images, output_hidden_states=True, return_dict=True)
         features = output.hidden_states[config.vision_feature_layer]
         if config.has_class_token and config.vision_feature_select == "patch":
             features = features[:, 1:]  # [tiles, 1 + L, width] -> [tiles, L, width]

@@ -31,7 +31,7 @@ LEVEL_MARK = "<level_{}>"
 """Token of a level's vector, and its mark at the beginning of a prompt."""
 
 _MARK = re.compile(r"<image>|<align>|<level_[0-9]+>")
-_LEVEL = re.compile(r"<level_([0-9]+)>")
+_LEVEL = re.compile(r"<level_([0-9]{1,9})>")
 
 
 @dataclass(frozen=True, slots=True)
