@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(run: Path, finished: Path) ->
 def test_a_checkpoint_of_another_format_is_refused(run: Path, finished: Path) -> None:
     marker = newest(run).folder / "complete.json"
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "format": 99}))
-    with pytest.raises(InputError, match="has the format 99 and this version reads 1"):
+    with pytest.raises(InputError, match="has the format 99 and this version reads 2"):
         fits(run, finished)
 
 

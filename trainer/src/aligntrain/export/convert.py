@@ -86,9 +86,7 @@ def convert(
         ours = convert_earlier(earlier, output)
         return Converted(output, "of an earlier version", ours.levels, ours.mixing, ())
     folder = source if source.is_dir() else source.parent
-    described: dict[str, Any] = {}
-    if (folder / "config.json").is_file():
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    described = _described(folder)
     weights = _read_all(_files(source))
     trained = {_RENAMED[name]: value for name, value in weights.items() if name in _RENAMED}
     if "model.projector.0.weight" not in trained:
@@ -119,6 +117,12 @@ def convert(
     model.save_pretrained(output)
     processor.save_pretrained(output)
     return Converted(output, "full" if full else "adapter", config.levels, config.mixing, new)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """Return the content of `config.json` in `folder`, empty without one."""
+    file = folder / "config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _files(source: Path) -> list[Path]:

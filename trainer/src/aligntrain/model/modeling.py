@@ -337,22 +337,13 @@ class AlignGPTForConditionalGeneration(
                 inputs_embeds, attention_mask, labels, items, loss_weights, logits_bytes, **kwargs
             )
         else:
-            if position_ids is None:
-                position_ids = count_positions(attention_mask, inputs_embeds.shape[1])
-            output = _run(
-                self.model.language_model,
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                logits_to_keep=logits_to_keep,
-                **kwargs,
-            )
-            forbid(output["logits"], self.config.never_written)
-            targets = labels if shifted is None else shifted
+            read = {"attention_mask": attention_mask, "position_ids": position_ids, **kwargs}
+            output = self._forward_padded(inputs_embeds, logits_to_keep=logits_to_keep, **read)
+            targets, are_shifted = (labels, False) if shifted is None else (shifted, True)
             if targets is not None:
                 losses = next_token_losses(
                     *(output["logits"], targets, items, logits_to_keep, loss_weights),
-                    are_shifted=shifted is not None,
+                    are_shifted=are_shifted,
                 )
         result = AlignGPTOutput(
             loss=losses[0],
@@ -366,6 +357,26 @@ class AlignGPTForConditionalGeneration(
     def prepare_packing(self) -> str | None:
         """Let `forward` take `packed`; return the obstacle with this LLM, or None."""
         return prepare_packing(self.model.language_model)
+
+    def _forward_padded(
+        self,
+        embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        """Return the LLM's output on `embeddings` [B, T, d]."""
+        if position_ids is None:
+            position_ids = count_positions(attention_mask, embeddings.shape[1])
+        output = _run(
+            self.model.language_model,
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        forbid(output["logits"], self.config.never_written)
+        return output
 
     def _forward_packed(
         self,
