@@ -99,8 +99,9 @@ def convert(
         str(folder) if full and not llm else _named("--llm", llm, described.get("_name_or_path"))
     )
     text = _text_config(described) if full and not llm else text_config(llm_name)
-    choices = {**_choices(trained, described), "image_token_id": next_token_id(llm_name)}
-    config = AlignGPTConfig(vision_config(tower_name), text, **choices, gate_text="full")
+    choices = _choices(trained, described)
+    choices |= {"image_token_id": next_token_id(llm_name), "gate_text": "full"}
+    config = AlignGPTConfig(vision_config(tower_name), text, **choices)
     dtype = trained["model.projector.0.weight"].dtype
     tower = load_vision_tower(tower_name, dtype=dtype)
     if full:

@@ -139,14 +139,16 @@ def extend(language_model: PreTrainedModel, size: int) -> None:
         return
     language_model.resize_token_embeddings(size, mean_resizing=False)
     for layer in (language_model.get_input_embeddings(), language_model.get_output_embeddings()):
+        assert layer is not None
         for parameter in layer.parameters():  # the head of some has a bias
             parameter[old:] = 0
 
 
 def next_token_id(llm: str) -> int:
     """Return the id that the tokenizer of the causal LM `llm` gives its next new token."""
-    tokenizer = with_marks(load_tokenizer(llm), 1)
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_MARK))
+    id_ = with_marks(load_tokenizer(llm), 1).convert_tokens_to_ids(IMAGE_MARK)
+    assert isinstance(id_, int)
+    return id_
 
 
 def load_tokenizer(llm: str) -> PreTrainedTokenizerBase:

@@ -143,6 +143,10 @@ class AlignGPTConfig(PreTrainedConfig):
         """Width of the LLM."""
         return self.text_config.hidden_size
 
+    @hidden_size.setter
+    def hidden_size(self, size: int) -> None:
+        self.text_config.hidden_size = size
+
     @property
     def image_seq_length(self) -> int:
         """Tokens of one image, by LLaVA's name."""

@@ -85,7 +85,8 @@ class AlignGPTProcessor(ProcessorMixin):
         if llm_vocab_size is None:
             raise InputError(OLD_MODEL)
         tokenizer = with_marks(tokenizer, levels)
-        ids: list[int] = tokenizer.convert_tokens_to_ids(marks_of(levels)[:2])
+        ids = tokenizer.convert_tokens_to_ids(marks_of(levels)[:2])
+        assert isinstance(ids, list)
         self.image_token_id, self.align_token_id = ids
         self.image_tokens = image_tokens
         self.llm_vocab_size = llm_vocab_size

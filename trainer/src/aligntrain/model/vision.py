@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
-from transformers.utils.generic import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from alignshared.errors import ArgumentError
 from aligntrain.model.alignment import is_trainable
@@ -40,7 +40,7 @@ def image_features(
     tower: PreTrainedModel,
     pixel_values: torch.Tensor,
     config: AlignGPTConfig,
-    run: Callable[..., ModelOutput] | None = None,
+    run: Callable[..., BaseModelOutputWithPooling] | None = None,
 ) -> torch.Tensor:
     """Return features [I, L, config.feature_width] of `pixel_values` [I, 3, H, W].
 
@@ -61,6 +61,7 @@ def image_features(
 
     def read(images: torch.Tensor) -> torch.Tensor:
         output = (run or tower)(images, output_hidden_states=True, return_dict=True)
+        assert output.hidden_states is not None, "asked for"
         features = output.hidden_states[config.vision_feature_layer]
         if config.has_class_token and config.vision_feature_select == "patch":
             features = features[:, 1:]  # [tiles, 1 + L, width] -> [tiles, L, width]

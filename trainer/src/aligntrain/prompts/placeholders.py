@@ -71,14 +71,14 @@ def with_marks(tokenizer: "PreTrainedTokenizerBase", levels: int) -> "PreTrained
         InputError: it has some of them elsewhere than the others.
     """
     marks = marks_of(levels)
-    known = tokenizer.get_added_vocab()
+    known = _added(tokenizer)
     if not all(mark in known for mark in marks):
         from transformers import AddedToken
 
         tokenizer = deepcopy(tokenizer)
         added = [AddedToken(mark, special=True, normalized=False) for mark in marks]
         tokenizer.add_tokens(added, special_tokens=True)
-        known = tokenizer.get_added_vocab()
+        known = _added(tokenizer)
     ids = [known[mark] for mark in marks]
     if ids != list(range(ids[0], ids[0] + len(ids))):
         raise InputError(
@@ -86,6 +86,10 @@ def with_marks(tokenizer: "PreTrainedTokenizerBase", levels: int) -> "PreTrained
             "already, and not one after the other; take them out of its tokenizer.json."
         )
     return tokenizer
+
+
+def _added(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    return {str(token): id_ for id_, token in tokenizer.added_tokens_decoder.items()}
 
 
 @lru_cache(maxsize=4)
