@@ -50,7 +50,7 @@ def test_labels_that_are_shifted_already() -> None:
 
 def test_image_features_come_as_llavas_do() -> None:
     model = tiny.model()
-    output = model.get_image_features(pixels(2), output_attentions=False)
+    output: Any = model.get_image_features(pixels(2), output_attentions=False)
     assert torch.equal(output.pooler_output, model.model.image_tokens(pixels(2)))
     assert output.last_hidden_state.shape == (2, 10, 16)
     assert len(output.hidden_states) == 4
