@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignshared import InputError
 from alignshared.demo import model_path
 from alignshared.errors import one_line
+from alignshared.hub import download_model, is_hub_name
 from aligntrain.model.adapter import load_adapter
 from aligntrain.model.lora import LORA, load_lora
 from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
@@ -47,6 +48,15 @@ class Base:
         """Name or folder of the LLM."""
         return self.llm if self.model is None else self.model
 
+    def check_public(self, learned: str | Path) -> None:
+        """Raise InputError if others lack the base of the LoRA in `learned`: a folder of ours."""
+        for name in (self.vision_tower, self.llm) if self.model is None else (self.model,):
+            if Path(name).is_absolute():
+                raise InputError(
+                    f"{learned} is a LoRA on {name}, which nobody else has; write the Hub's name "
+                    f"of it into {BASE} or the recipe, or push what `aligntrain merge` makes of it."
+                )
+
     def write(self, folder: Path) -> None:
         """Write the location to the export `folder`."""
         (folder / BASE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -66,14 +76,40 @@ class Base:
 def model_folder(folder: str | Path) -> Path:
     """Return the model's folder in `folder`: a run's, an export or its own; InputError if none.
 
-    `demo` is the model that ships, unless there is one in a folder of that name.
+    `demo` is the model that ships, unless there is one in a folder of that name. A name
+    `owner/name`, or `owner/name@revision`, that is no path here is a model of the Hub, which is
+    downloaded.
     """
-    shipped = [model_path()] if os.fspath(folder) == "demo" else []
-    for place in (Path(folder), Path(folder) / EXPORT, *shipped):
+    name = os.fspath(folder)
+    if is_hub_name(name):
+        return _holding_model(download_model(name), named=f"{name} on the Hub")
+    shipped = [model_path()] if name == "demo" else []
+    return _holding_model(Path(folder), Path(folder) / EXPORT, *shipped, named=name)
+
+
+def beside_model(model: str | Path, name: str) -> Path:
+    """Return the folder `name` in that of `model`, for results; InputError for one of the Hub."""
+    if is_hub_name(os.fspath(model)):
+        raise InputError(
+            f"{model} is a model of the Hub, without a folder here for what is found about it; "
+            "name one with --output, and give --against the folder of an evaluation."
+        )
+    return Path(model) / name
+
+
+def model_name(model: str | Path, place: Path) -> str:
+    """Return the name of `model` in the folder `place`: of the Hub, else its run's or folder's."""
+    if is_hub_name(os.fspath(model)):
+        return os.fspath(model)
+    return (place.parent if place.name == EXPORT else place).name
+
+
+def _holding_model(*places: Path, named: str) -> Path:
+    for place in places:
         if (place / "config.json").is_file():
             return place
     raise InputError(
-        f"{folder} holds no finished model; give a run's folder in which {EXPORT}/ was written, or "
+        f"{named} holds no finished model; give a run's folder in which {EXPORT}/ was written, or "
         "a model's own."
     )
 
