@@ -293,6 +293,17 @@ def test_datasets_loads_the_folder(tmp_path: Path, source: Dataset) -> None:
     assert loaded.info.splits["train"].num_examples == 26
 
 
+def test_what_hugging_face_gets_can_be_scored_again(tmp_path: Path, tiny_clip: str) -> None:
+    levelled = bucket(score_good_pairs(tmp_path, tiny_clip).location, levels=3)
+    export(levelled.location, tmp_path / "export", format="hf")
+    again = score(tmp_path / "export", tmp_path / "again", model=tiny_clip)
+    assert "level" not in again.schema.names
+    names = ("id", "caption", "score", "width", "height")
+    assert [{name: row[name] for name in names} for row in rows_of(again)] == [
+        {name: row[name] for name in names} for row in rows_of(levelled)
+    ]
+
+
 @pytest.mark.parametrize("embedding", [False, True])
 def test_the_card_names_types_as_datasets_does(source: Dataset, embedding: bool) -> None:
     import datasets

@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from aligncurate.exports.card import write_card
 from aligncurate.exports.spans import Span, WrittenSpan, batches_of
+from aligncurate.sources.columns import EXPORT_MARK
 from alignshared import Dataset, ShardInfo, Storage
 from alignshared.schema import type_name, with_features
 from alignshared.shards import writing_shard
@@ -18,7 +19,10 @@ class HuggingFaceExporter:
 
     def __init__(self, dataset: Dataset, spans: int) -> None:
         self._dataset = dataset
-        self._schema = with_features(dataset.schema)
+        schema = with_features(dataset.schema)
+        # By this `score` knows that columns such as `score` are not the user's own.
+        mark = {EXPORT_MARK: b"export --format hf"}
+        self._schema: pa.Schema = schema.with_metadata({**(schema.metadata or {}), **mark})
         self._spans = spans
 
     def write(self, span: Span, output: Storage) -> WrittenSpan:

@@ -99,7 +99,7 @@ def export_model(
 
 def _cost(model: Path, vector: str) -> str:
     """Say what the fixed `vector` costs, from the sweep that `aligntrain gate` left in `model`."""
-    measured = "`aligntrain gate --sweep` measures it on held-out questions"
+    measured = "aligntrain gate --sweep measures it on held-out questions"
     summary = model / GATE / GATE_SUMMARY
     try:
         report = json.loads(summary.read_bytes())

@@ -111,8 +111,10 @@ def forget_places(config: "AlignGPTConfig | LlavaConfig") -> None:
 
     transformers writes them into config.json, for others to read.
     """
+    from transformers import PreTrainedConfig
+
     for part in (config.vision_config, config.text_config):
-        if is_place(part.name_or_path):
+        if isinstance(part, PreTrainedConfig) and is_place(part.name_or_path or ""):
             part.name_or_path = ""
 
 
