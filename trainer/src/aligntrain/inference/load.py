@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
-from alignshared.demo import model_path
+from alignshared.demo import MODELS, model_path
 from alignshared.errors import one_line
 from alignshared.hub import download_model, is_hub_name
-from aligntrain.model.adapter import load_adapter
-from aligntrain.model.lora import LORA, load_lora
-from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
+from aligntrain.runs.folder import ADAPTER, EXPORT, LORA, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -76,14 +74,14 @@ class Base:
 def model_folder(folder: str | Path) -> Path:
     """Return the model's folder in `folder`: a run's, an export or its own; InputError if none.
 
-    `demo` is the model that ships, unless there is one in a folder of that name. A name
-    `owner/name`, or `owner/name@revision`, that is no path here is a model of the Hub, which is
-    downloaded.
+    `demo` and `demo-smollm2` are models that ship, unless there is one in a folder of that name. A
+    name `owner/name`, or `owner/name@revision`, that is no path here is a model of the Hub, which
+    is downloaded.
     """
     name = os.fspath(folder)
     if is_hub_name(name):
         return _holding_model(download_model(name), named=f"{name} on the Hub")
-    shipped = [model_path()] if name == "demo" else []
+    shipped = [model_path(name)] if name in MODELS else []
     return _holding_model(Path(folder), Path(folder) / EXPORT, *shipped, named=name)
 
 
@@ -162,6 +160,9 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
     from transformers import AutoConfig
 
     from aligntrain.model import AlignGPTForConditionalGeneration, build_model
+    from aligntrain.model.adapter import load_adapter
+    from aligntrain.model.build import KNOWN
+    from aligntrain.model.lora import load_lora
 
     saved = AutoConfig.from_pretrained(place)
     if dtype == "auto":
@@ -173,6 +174,8 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
         else:
             model = AlignGPTForConditionalGeneration.from_pretrained(base.model, dtype=dtype)
     except (OSError, ValueError, InputError) as error:
+        if base.model is None and {base.vision_tower, base.llm} <= KNOWN:
+            raise  # it says what to install
         reason = " ".join(str(error).partition(";")[0].split())[:300]
         raise InputError(
             f"{place} holds what a LoRA run has learned, and what it learned on cannot be loaded: "
