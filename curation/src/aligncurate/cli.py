@@ -154,7 +154,7 @@ def export(
     from aligncurate.stages.push import check_pushable, push
 
     if push_to_hub is not None:
-        check_pushable(settings.format, settings.output or dataset_of(settings).location)
+        check_pushable(settings.format, settings.output or settings.input)
     destination = destination_of(push_to_hub, "dataset", private=private)
     with reading(settings, "export") as arguments:
         written = export(**arguments)

@@ -158,6 +158,22 @@ def test_a_refused_repository_is_told_before_the_model_is_loaded(tmp_path: Path,
     assert "may only read" in done.output
 
 
+def test_code_that_a_model_of_the_hub_names_is_not_asked_about(tmp_path: Path, hub: Hub) -> None:
+    tiny.saved(tmp_path / "model")
+    assert command("push", tmp_path / "model", "owner/x").exit_code == 0
+    files = hub.repositories["models", "owner/x"].files
+    for file in ("config.json", "processor_config.json"):
+        code = {"AutoConfig": "evil/code--x.Config", "AutoProcessor": "evil/code--x.Processor"}
+        told = {**json.loads(files[file]), "model_type": "evil", "auto_map": code}
+        files[file] = json.dumps({**told, "processor_class": "Evil"}).encode()
+    files["x.py"] = b"raise SystemExit"
+    done = CliRunner().invoke(app, ["chat", "owner/x", "--prompt", "why?"], input="y\n")
+    assert done.exit_code == 2
+    assert "cannot be loaded" in done.output
+    assert "[y/N]" not in done.output
+    assert not any("evil" in asked or asked.endswith(".py") for asked in hub.asked)
+
+
 def test_results_about_a_model_of_the_hub_need_a_folder(
     tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,11 +132,14 @@ def load_model(
 
     place = model_folder(folder)
     try:
-        processor: Any = AutoProcessor.from_pretrained(place)
+        # Nothing that a model names is run: transformers would ask on a terminal.
+        processor: Any = AutoProcessor.from_pretrained(place, trust_remote_code=False)
         if is_lora(place):
             model: Any = _with_lora(place, dtype)
         else:
-            model = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
+            model = AutoModelForImageTextToText.from_pretrained(
+                place, dtype=dtype, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         reason = one_line(error, 200)
         raise InputError(
@@ -164,7 +167,7 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
     from aligntrain.model.build import KNOWN
     from aligntrain.model.lora import load_lora
 
-    saved = AutoConfig.from_pretrained(place)
+    saved = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if dtype == "auto":
         dtype = getattr(torch, str(saved.dtype).removeprefix("torch."))
     base = Base.read(place)
