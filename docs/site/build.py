@@ -23,7 +23,7 @@ LINK = re.compile(r"(?<=\]\()([^)\s#]+)")
 IMAGES = (".png", ".svg")
 SHELL = "%%sh\n"
 """First line of a notebook's cell of shell commands."""
-LANGUAGES = {".py": "python", ".sh": "sh", ".sbatch": "sh", ".yaml": "yaml"}
+LANGUAGES = {".cff": "yaml", ".py": "python", ".sbatch": "sh", ".sh": "sh", ".yaml": "yaml"}
 
 
 def first_pages() -> list[Path]:

@@ -34,8 +34,8 @@ def test_its_commands_are_those_of_the_quickstart(notebook: Any, repository: Pat
         step.removesuffix(" --open") for step in quickstart["LEVELS"] + quickstart["TRAINING"]
     }
     given = {
-        line.replace(" $short", "")
-        .replace("$scripts", "pipelines/demo_data")
+        line.replace(" $SHORT", "")
+        .replace("$SCRIPTS", "pipelines/demo_data")
         .replace(" --picture runs/demo/show.png", "")
         for line in commands(notebook)
     }
