@@ -83,9 +83,9 @@ def decoys(drawings: Sequence[Drawing], rng: random.Random) -> list[Drawing]:
 
 
 def instructions(
-    paired: Sequence[Drawing], further: Sequence[Drawing], seed: int
+    paired: Sequence[Drawing], further: Sequence[Drawing], seed: int, *, single_turn: bool = False
 ) -> list[dict[str, Any]]:
-    """Records of LLaVA's format, two a drawing, in random order.
+    """Records of LLaVA's format in random order: two a drawing, or if `single_turn` one a question.
 
     The name is asked of those of the pairs alone: two drawings are too few to learn one from.
     """
@@ -94,7 +94,8 @@ def instructions(
     drawings = [*paired, *further]
     named = [True] * len(paired) + [False] * len(further)
     for drawing, decoy, name in zip(drawings, decoys(drawings, rng), named, strict=True):
-        for exchanges in conversations(drawing.concept, decoy.concept, rng, named=name):
+        two = conversations(drawing.concept, decoy.concept, rng, named=name)
+        for exchanges in ([one] for each in two for one in each) if single_turn else two:
             turns: list[dict[str, str]] = []
             for number, (question, answer) in enumerate(exchanges):
                 mark = "<image>\n" if number == 0 else ""
@@ -134,8 +135,10 @@ def questions(
     ]
 
 
-def build(output: Path, *, seed: int = SEED) -> tuple[int, int]:
+def build(output: Path, *, seed: int = SEED, single_turn: bool = False) -> tuple[int, int]:
     """Write everything into the folder `output`; the JSON files last.
+
+    With `single_turn`, each question is a conversation of its own.
 
     Returns:
         The numbers of records and of questions.
@@ -148,7 +151,8 @@ def build(output: Path, *, seed: int = SEED) -> tuple[int, int]:
     (output / "images").mkdir(parents=True, exist_ok=True)
     for drawing in (*paired, *further, *held_out):
         (output / drawing.file).write_bytes(drawing.png)
-    records, asked = instructions(paired, further, seed), questions(known, unseen, seed)
+    records = instructions(paired, further, seed, single_turn=single_turn)
+    asked = questions(known, unseen, seed)
     for name, content in (("questions.json", asked), ("instructions.json", records)):
         text = json.dumps(content, ensure_ascii=False, indent=1)
         (output / name).write_text(text + "\n", encoding="utf-8")
@@ -160,9 +164,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--output", type=Path, default=Path("data/demo/instructions"))
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument(
+        "--single-turn", action="store_true", help="make each question a conversation of its own"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    records, asked = build(args.output, seed=args.seed)
+    records, asked = build(args.output, seed=args.seed, single_turn=args.single_turn)
     logger.info("%s: %d conversations, %d held-out questions", args.output, records, asked)
 
 

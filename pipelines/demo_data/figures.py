@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from alignshared import InputError, atomic
 from aligntrain.evaluate.intervals import Interval, share_interval
-from aligntrain.gate.summary import OwnLevel
+from aligntrain.gate.matrix import OwnLevel
 
 FILE = "figures.json"
 SHOWN = 12

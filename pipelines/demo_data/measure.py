@@ -59,9 +59,9 @@ from aligntrain.evaluate.short_answers import (
     read_questions,
     scores,
 )
+from aligntrain.gate.matrix import loss_matrix
 from aligntrain.gate.measure import SweepResult, sweep_levels, with_images
 from aligntrain.gate.questions import GateQuestion, read_gate_questions
-from aligntrain.gate.summary import loss_matrix
 from aligntrain.inference.generate import Question, generate_answers, messages_of
 from aligntrain.inference.load import load_for_inference, model_folder
 from aligntrain.model.build import build_model, build_processor

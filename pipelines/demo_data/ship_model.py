@@ -1,6 +1,6 @@
-"""Ship a fine-tuned run as the demo's model: what `aligntrain chat demo` answers with.
+"""Ship a fine-tuned run as one of the demo's models: what `aligntrain chat demo` answers with.
 
-uv run python pipelines/demo_data/ship_model.py RUN --figures FIGURES
+uv run python pipelines/demo_data/ship_model.py RUN --figures FIGURES [--name demo-smollm2]
 
 Copies what LoRA has learned, in 16 bits, and a card that says what the model knows. Run it in the
 folder that the model was trained from: paths are written relative to it.
@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from alignshared import InputError, atomic
-from alignshared.demo import model_path
+from alignshared.demo import MODELS, model_path
 from aligntrain.inference.load import Base, is_lora, model_folder
 from aligntrain.model.build import KNOWN
 from aligntrain.runs.card import CARD
@@ -116,11 +116,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("run", type=Path, help="folder of the fine-tuned run")
     parser.add_argument("--figures", type=Path, required=True, help=f"its {FILE}, by measure.py")
-    parser.add_argument("--output", type=Path, default=model_path())
+    parser.add_argument("--name", choices=MODELS, default="demo", help="what it is called")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        ship(args.run, read_figures(args.figures), args.output)
+        ship(args.run, read_figures(args.figures), model_path(args.name))
     except InputError as error:
         parser.exit(2, f"error: {error}\n")
 

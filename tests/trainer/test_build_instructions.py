@@ -303,6 +303,18 @@ def test_records_are_llavas(records: list[Row], drawings: list[Any], further: li
         assert all(turn["value"].strip() for turn in turns)
 
 
+def test_single_turn_asks_the_same_each_in_a_record_of_its_own(
+    script: Any, drawings: list[Any], further: list[Any], records: list[Row]
+) -> None:
+    single = script.instructions(drawings, further, 0, single_turn=True)
+    assert Counter((question, answer) for _, question, answer in exchanges(single)) == Counter(
+        (question, answer) for _, question, answer in exchanges(records)
+    )
+    for record in single:
+        asked, _ = record["conversations"]
+        assert asked["value"].startswith("<image>\n")
+
+
 def test_yes_and_no_are_balanced(
     drawings: list[Any], further: list[Any], records: list[Row]
 ) -> None:

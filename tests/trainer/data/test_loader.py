@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,24 @@ def test_worker_processes_change_nothing(talks: ShardedDataset, workers: int) ->
     assert len(here) == 36
     assert all(map(same, here, there))
     assert torch.equal(torch.random.get_rng_state(), state)  # that of the training
+
+
+@pytest.mark.parametrize(("keep", "made"), [(0, 6), (10_000_000, 3), (1, 6)])
+def test_images_that_come_again_are_prepared_once_while_there_is_room(
+    pairs: ShardedDataset, keep: int, made: int
+) -> None:
+    prepared: list[Image.Image] = []
+
+    def counted(image: Image.Image) -> torch.Tensor:
+        prepared.append(image)
+        return pixels(image)
+
+    plan = list(plan_of([0, 1, 2], [2, 0, 1]))
+    plain = preparation("plain")
+    expected = list(Loader(pairs, plain, RankSlice(3)).batches(plan))
+    loader = Loader(pairs, replace(plain, pixels=counted), RankSlice(3), keep=keep)
+    assert all(map(same, loader.batches(plan), expected))
+    assert len(prepared) == made
 
 
 def test_ranks_together_take_what_one_takes(talks: ShardedDataset) -> None:

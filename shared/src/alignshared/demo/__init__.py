@@ -4,6 +4,9 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 
+MODELS = {"demo": "export", "demo-smollm2": "export-smollm2"}
+"""Models that ship, by name, with their folders: of the demo's small LLM, and of SmolLM2."""
+
 
 def pairs_path() -> Path:
     """Return the Parquet file of the demo pairs, see docs/demo.md."""
@@ -30,6 +33,6 @@ def llm_path() -> Path:
     return _FOLDER / "llm"
 
 
-def model_path() -> Path:
-    """Return the folder of the demo's fine-tuned model, as a run exports it."""
-    return _FOLDER / "export"
+def model_path(name: str = "demo") -> Path:
+    """Return the folder of a fine-tuned model, one of `MODELS`, as a run exports it."""
+    return _FOLDER / MODELS[name]

@@ -24,8 +24,7 @@ from aligntrain.evaluate.short_answers import (
     read_questions,
     scores,
 )
-from aligntrain.model.lora import LORA
-from aligntrain.runs.folder import ADAPTER, result_of
+from aligntrain.runs.folder import ADAPTER, LORA, result_of
 
 ANSWERS = "held-out.json"
 """File in the folder of a run: its answers and their scores."""

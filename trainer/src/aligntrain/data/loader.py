@@ -222,7 +222,8 @@ class _Prepared:
 class Loader:
     """Micro-batches of `shards`, prepared by `workers` processes (0: by this one).
 
-    `counts` covers the yielded batches; `on_rejected` is called with each reject.
+    Each keeps up to `keep` bytes of prepared images for when they come again. `counts` covers the
+    yielded batches; `on_rejected` is called with each reject.
     """
 
     shards: ShardedDataset
@@ -230,6 +231,7 @@ class Loader:
     share: RankSlice
     _: KW_ONLY
     workers: int = 0
+    keep: int = 0
     max_reject_share: float = 0.01
     on_rejected: Callable[[Rejected], None] | None = None
     counts: Counts = field(default_factory=Counts, init=False)
@@ -264,7 +266,7 @@ class Loader:
             # A thread pool of the tokenizers would lose its threads in the fork.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         return DataLoader(
-            _Work(self.shards, preparation),
+            _Work(self.shards, preparation, self.keep),
             batch_size=None,
             sampler=micro,
             num_workers=self.workers,
@@ -308,10 +310,15 @@ class Loader:
 
 @dataclass(eq=False)
 class _Work(Dataset[object]):
-    """Map from row numbers to a prepared micro-batch; lives in the workers."""
+    """Map from row numbers to a prepared micro-batch; lives in the workers.
+
+    `room`: bytes of images that it still may keep.
+    """
 
     shards: ShardedDataset
     preparation: Preparation
+    room: int
+    _kept: dict[bytes, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __getitem__(self, rows: list[int]) -> _Prepared | AlignError:
         """Return the micro-batch, or unraised the error that ends the run: torch would wrap it."""
@@ -331,15 +338,26 @@ class _Work(Dataset[object]):
                 continue  # as if the row were not in the batch: neither time nor a loss
             try:
                 sample = make_sample(row, preparation.encoder)
-                images = [decode_sample_image(data) for data in sample.images]
+                images = [self._pixels(data) for data in sample.images]
             except InvalidSample as problem:
                 rejected.append(Rejected(number, row.id, problem.reason.value, problem.detail))
                 continue
             samples.append(sample)
-            pixels += [preparation.pixels(image) for image in images]
+            pixels += images
         batch = collate(samples, pixels, preparation.pad_id)
         truncated = sum(sample.truncated for sample in samples)
         return _Prepared(batch, len(rows), rejected, truncated)
+
+    def _pixels(self, data: bytes) -> torch.Tensor:
+        """Return the pixels [3, H, W] of the image file `data`, kept while there is room."""
+        pixels = self._kept.get(data)
+        if pixels is None:
+            pixels = self.preparation.pixels(decode_sample_image(data))
+            size = len(data) + pixels.nbytes
+            if size <= self.room:
+                self.room -= size
+                self._kept[data] = pixels
+        return pixels
 
 
 def _next(source: Iterator[object]) -> _Prepared | AlignError | None:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from alignshared import InputError, atomic
 from aligntrain.evaluate.scorers import Record, normal_answer
-from aligntrain.model.lora import LORA
+from aligntrain.runs.folder import LORA
 
 CONDITIONS, ANSWERS, JUDGEMENTS = "conditions.json", "answers.jsonl", "judgements.jsonl"
 RESULT, SUBMISSION = "result.json", "submission.json"

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignshared import InputError
-from alignshared.demo import model_path
+from alignshared.demo import MODELS, model_path
 from alignshared.errors import one_line
-from aligntrain.model.adapter import load_adapter
-from aligntrain.model.lora import LORA, load_lora
-from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
+from aligntrain.runs.folder import ADAPTER, EXPORT, LORA, RunSpec
 
 if TYPE_CHECKING:
     import torch
@@ -66,9 +64,10 @@ class Base:
 def model_folder(folder: str | Path) -> Path:
     """Return the model's folder in `folder`: a run's, an export or its own; InputError if none.
 
-    `demo` is the model that ships, unless there is one in a folder of that name.
+    `demo` and `demo-smollm2` are models that ship, unless there is one in a folder of that name.
     """
-    shipped = [model_path()] if os.fspath(folder) == "demo" else []
+    name = os.fspath(folder)
+    shipped = [model_path(name)] if name in MODELS else []
     for place in (Path(folder), Path(folder) / EXPORT, *shipped):
         if (place / "config.json").is_file():
             return place
@@ -126,6 +125,9 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
     from transformers import AutoConfig
 
     from aligntrain.model import AlignGPTForConditionalGeneration, build_model
+    from aligntrain.model.adapter import load_adapter
+    from aligntrain.model.build import KNOWN
+    from aligntrain.model.lora import load_lora
 
     saved = AutoConfig.from_pretrained(place)
     if dtype == "auto":
@@ -137,6 +139,8 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
         else:
             model = AlignGPTForConditionalGeneration.from_pretrained(base.model, dtype=dtype)
     except (OSError, ValueError, InputError) as error:
+        if base.model is None and {base.vision_tower, base.llm} <= KNOWN:
+            raise  # it says what to install
         reason = " ".join(str(error).partition(";")[0].split())[:300]
         raise InputError(
             f"{place} holds what a LoRA run has learned, and what it learned on cannot be loaded: "

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration
 
-LORA = "lora"
-"""Folder of LoRA in an export, in peft's own form."""
-
 _ALL = "all-linear"
 _NAME = "default"
 """peft's name for an adapter without one."""

@@ -127,7 +127,7 @@ class DataSettings(Section):
     """Processes per GPU that decode and tokenize."""
     feature_cache_mb: Annotated[float, Field(ge=0)] = 0.0
     """Maximum MB of host memory, of each process, for features of images that come again, as small
-    data do in every epoch; 0 for none."""
+    data do in every epoch, and of each of its `workers` for their pixels; 0 for none."""
     verify: bool = True
     """Whether to compare every shard with its checksum before a run starts; reads all data."""
     max_reject_share: Annotated[float, Field(ge=0, le=1)] = 0.01

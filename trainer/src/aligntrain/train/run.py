@@ -14,6 +14,7 @@ from aligntrain.runs.folder import (
     ADAPTER,
     EXPORT,
     FINISHED,
+    LORA,
     METRICS,
     RunSpec,
     Start,
@@ -211,8 +212,6 @@ def _resolve_start(phase: Phase, start: str | Path | None, folder: Path) -> Star
 
 def _refuse_lora(model: Path, named: Path) -> None:
     """Raise InputError if `model` is a LoRA export, whose adapter is only half of the model."""
-    from aligntrain.model.lora import LORA
-
     if (model / LORA).is_dir():
         raise InputError(
             f"{named} is a LoRA run, or of one, which has no whole model to start from; write "

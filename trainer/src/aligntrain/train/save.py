@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from alignshared import AlignError, atomic
 from aligntrain.inference.load import Base
 from aligntrain.model.adapter import PARTS, save_adapter
-from aligntrain.model.lora import LORA, save_lora
+from aligntrain.model.lora import save_lora
 from aligntrain.runs.card import write_card
-from aligntrain.runs.folder import ADAPTER, EXPORT, RunSpec
+from aligntrain.runs.folder import ADAPTER, EXPORT, LORA, RunSpec
 from aligntrain.train.deepspeed_engine import full_state
 from aligntrain.train.phases import part_of
 

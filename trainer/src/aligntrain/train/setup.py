@@ -124,6 +124,7 @@ def build_data(spec: RunSpec, processor: AlignGPTProcessor) -> TrainingData:
             preparation,
             share,
             workers=data.workers,
+            keep=int(data.feature_cache_mb * 1e6),
             max_reject_share=data.max_reject_share,
         )
         for _ in range(2)
