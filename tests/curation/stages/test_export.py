@@ -206,7 +206,7 @@ def samples_of(folder: Path, shuffle: int = 0) -> list[dict[str, Any]]:
 def test_webdataset_reads_its_tars(tmp_path: Path, source: Dataset, shuffle: int) -> None:
     done = export(source.location, tmp_path / "out", format="webdataset", pairs_per_file=10)
     assert [(file.file, file.rows) for file in done.files] == [
-        ("00000.tar", 10), ("00001.tar", 10), ("00002.tar", 6),
+        ("00000.tar", 10), ("00001.tar", 10), ("00002.tar", 6), ("README.md", 0),
     ]  # fmt: skip
     samples = samples_of(tmp_path / "out", shuffle)
     rows = rows_of(source)
@@ -293,6 +293,17 @@ def test_datasets_loads_the_folder(tmp_path: Path, source: Dataset) -> None:
     assert loaded.info.splits["train"].num_examples == 26
 
 
+def test_what_hugging_face_gets_can_be_scored_again(tmp_path: Path, tiny_clip: str) -> None:
+    levelled = bucket(score_good_pairs(tmp_path, tiny_clip).location, levels=3)
+    export(levelled.location, tmp_path / "export", format="hf")
+    again = score(tmp_path / "export", tmp_path / "again", model=tiny_clip)
+    assert "level" not in again.schema.names
+    names = ("id", "caption", "score", "width", "height")
+    assert [{name: row[name] for name in names} for row in rows_of(again)] == [
+        {name: row[name] for name in names} for row in rows_of(levelled)
+    ]
+
+
 @pytest.mark.parametrize("embedding", [False, True])
 def test_the_card_names_types_as_datasets_does(source: Dataset, embedding: bool) -> None:
     import datasets
@@ -363,7 +374,8 @@ def test_the_marker_tells_what_is_there(tmp_path: Path, source: Dataset, format:
     done = export(source.location, tmp_path, format=format, pairs_per_file=10)
     told = json.loads((tmp_path / "export.json").read_text())
     assert told["rows"] == done.rows == 26
-    assert told["parents"] == [{"location": source.location, "sha256": source.digest}]
+    place = "/".join(Path(source.location).parts[-2:])
+    assert told["parents"] == [{"location": place, "sha256": source.digest}]
     assert told["edges"] == source.manifest.edges
     assert told["config"]["format"] == format
     for file in done.files:

@@ -11,6 +11,7 @@ from transformers import LlavaForConditionalGeneration as Llava
 from typer.testing import CliRunner
 
 from alignshared import InputError
+from alignshared.stores.filesystems import public_name
 from aligntrain.cli import app
 from aligntrain.export.model import export_model
 from aligntrain.model import build_model, build_processor
@@ -213,7 +214,7 @@ def test_it_says_what_fixing_the_vector_costs(towers: Path, tmp_path: Path) -> N
     of_all = {one["level"]: one for one in next(iter(report["sweep"]["types"].values()))}
     for level in (2, "mean"):
         loss = of_all[level]["difference"]
-        said = f"questions of {held_out}: {loss['mean']:+.4f} ({loss['low']:+.4f} to"
+        said = f"questions of {public_name(held_out)}: {loss['mean']:+.4f} ({loss['low']:+.4f} to"
         assert f"on {of_all[level]['count']} {said}" in export(str(level))
     cards = [card.read_text(encoding="utf-8") for card in folder.glob("*/README.md")]
     assert sum(said in " ".join(card.split()) for card in cards) == 1

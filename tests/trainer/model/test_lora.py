@@ -200,6 +200,8 @@ def test_the_export_is_small_and_its_lora_is_peft_s(place: Path) -> None:
     assert {"adapter.safetensors", "base.json", "config.json", "tokenizer.json"} <= files
     assert {"lora/adapter_config.json", "lora/adapter_model.safetensors"} <= files
     assert "model.safetensors" not in files
+    for file in ("README.md", "config.json", "lora/adapter_config.json"):
+        assert str(place) not in (export / file).read_text(encoding="utf-8"), file
     ours, _ = load_model(place / "lora")
     ids = torch.arange(24).view(1, -1)
     llm = AutoModelForCausalLM.from_pretrained(place / "llm")

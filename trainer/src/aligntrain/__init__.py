@@ -9,6 +9,7 @@ import typing
 from wrapt import when_imported as _when_imported
 
 if typing.TYPE_CHECKING:
+    from aligntrain.export.push import push as push
     from aligntrain.inference.load import load_model as load_model
     from aligntrain.model import AlignGPTConfig as AlignGPTConfig
     from aligntrain.model import (
@@ -28,6 +29,7 @@ _HOME = {
     "build_processor": "model",
     "load_adapter": "model.adapter",
     "load_model": "inference.load",
+    "push": "export.push",
     "save_adapter": "model.adapter",
 }
 __all__ = list(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

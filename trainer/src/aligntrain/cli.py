@@ -6,12 +6,25 @@ from typing import Annotated, Literal
 
 import typer
 
-from alignshared.console import command_line, near, notes, results
+from alignshared.console import (
+    PrivateOption,
+    PushOption,
+    command_line,
+    destination_of,
+    near,
+    notes,
+    results,
+    show_pushed,
+)
 from aligntrain import terminal
+from aligntrain.model_commands import convert, export, merge, push
 
 PhaseArgument = Annotated[
     Literal["pretrain", "finetune"],
     typer.Argument(help="pretrain: projector and level vectors; finetune: LLM, projector, gate."),
+]
+ModelArgument = Annotated[
+    str, typer.Argument(help="A run folder, a model's own, OWNER/NAME of the Hub, or demo.")
 ]
 LevelOption = Annotated[int | None, typer.Option(help="Force this level's vector, 1 to N.")]
 GuidanceOption = Annotated[
@@ -27,7 +40,6 @@ SetOption = Annotated[
 OutputOption = Annotated[
     str | None, typer.Option(help="Run folder; by default runs/<recipe>-<phase>.")
 ]
-OutputArgument = Annotated[str, typer.Argument(help="Folder to write.")]
 
 
 def run(
@@ -55,10 +67,14 @@ def run(
     profile: Annotated[
         int | None, typer.Option(help="Profile so many steps, into the run folder.")
     ] = None,
+    push_to_hub: PushOption = None,
+    private: PrivateOption = False,
 ) -> None:
     """Train one phase: into a run folder with its recipe, metrics, checkpoints and the model."""
+    from aligntrain.export.push import push
     from aligntrain.train.run import run
 
+    destination = destination_of(push_to_hub, "model", private=private)
     done = run(
         phase,
         data,
@@ -69,8 +85,11 @@ def run(
         nproc=nproc,
         start=start,
         profile=profile,
+        for_others=destination is not None,
     )
     terminal.show_run(done)
+    if destination is not None:
+        show_pushed(push(done.folder, destination))
 
 
 def prepare(
@@ -107,7 +126,7 @@ def plan(
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A run folder, a model's own, or demo.")],
+    model: ModelArgument,
     prompt: Annotated[
         str | None, typer.Option(help="The question; without it, questions are read from stdin.")
     ] = None,
@@ -161,7 +180,7 @@ def _prompts() -> Iterator[str]:
 
 
 def caption(
-    model: Annotated[str, typer.Argument(help="A run folder, a model's own, or demo.")],
+    model: ModelArgument,
     data: Annotated[str, typer.Option(help="Dataset of image-text pairs.")],
     output: Annotated[str, typer.Option(help="Folder of the new dataset.")],
     level: Annotated[
@@ -184,7 +203,7 @@ def caption(
 
 
 def eval(
-    checkpoint: Annotated[str, typer.Argument(help="Run folder or model folder.")],
+    checkpoint: ModelArgument,
     benchmarks: Annotated[
         str, typer.Option(help="Comma-separated names, as in pope,mme,gqa; paper for all twelve.")
     ],
@@ -242,7 +261,7 @@ def eval(
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A run folder, a model's own, or demo.")],
+    model: ModelArgument,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
     name: Annotated[
@@ -319,7 +338,7 @@ def serve(
 
 
 def gate(
-    checkpoint: Annotated[str, typer.Argument(help="Run folder or model folder.")],
+    checkpoint: ModelArgument,
     data: Annotated[str, typer.Option(help="Dataset of conversations, or of pairs with captions.")],
     output: Annotated[
         str | None, typer.Option(help="Folder of the report; CHECKPOINT/gate by default.")
@@ -426,70 +445,14 @@ def ablate(
     terminal.show_outcome(outcome)
 
 
-def export(
-    model: Annotated[str, typer.Argument(help="A run folder or a model folder.")],
-    output: OutputArgument,
-    format: Annotated[
-        str, typer.Option(help="llava: transformers' own LLaVA; llm: the LLM alone.")
-    ] = "llava",
-    level: Annotated[
-        str | None,
-        typer.Option(help="The vector that LLaVA gets before images: 1 to N, mean, or global."),
-    ] = None,
-) -> None:
-    """Write a trained model in a format that other programs read, with a model card."""
-    from aligntrain.export.model import export_model
-
-    terminal.hide_loading()
-    done = export_model(model, output, format, level=level)
-    vector = f", <level_{done.vector}> before images" if done.vector else ""
-    parameters = f"{done.parameters:,} parameters"
-    results.print(f"{near(done.output)}: {done.format}, {parameters}{vector}")
-    if done.cost:
-        results.print(f"  cost of the fixed vector: {done.cost}")
-
-
-def merge(
-    run: Annotated[str, typer.Argument(help="The folder of a LoRA run.")], output: OutputArgument
-) -> None:
-    """Merge the LoRA weights of a run into its LLM and write the whole model."""
-    from aligntrain.export.model import merge
-
-    terminal.hide_loading()
-    done = merge(run, output)
-    results.print(
-        f"{near(done.output)}: {done.parameters:,} parameters, LoRA merged into "
-        f"{done.matrices} matrices"
-    )
-
-
-def convert(
-    source: Annotated[str, typer.Argument(help="The authors' files, or an earlier model.")],
-    output: OutputArgument,
-    vision_tower: Annotated[
-        str | None, typer.Option(help="Name or folder; by default from the source's config.")
-    ] = None,
-    llm: Annotated[
-        str | None, typer.Option(help="Name or folder; by default from the source's config.")
-    ] = None,
-) -> None:
-    """Convert files of AlignGPT or LLaVA-1.5, or an earlier model, to one of this version."""
-    from aligntrain.export.convert import convert
-
-    terminal.hide_loading()
-    done = convert(source, output, vision_tower=vision_tower, llm=llm)
-    levels = "no levels" if done.levels is None else f"{done.levels} levels"
-    results.print(f"{near(done.output)}: {done.kind}, {levels}, mixing {done.mixing}")
-    if done.new:
-        results.print(f"  not in the source, so new: {', '.join(done.new)}")
-
-
 app = command_line(
     "aligntrain",
     "Train a multimodal LLM on pairs that `aligncurate` sorted into alignment levels.",
     stopped="stopped; the same command continues, a run with --resume.",
-    commands=(run, prepare, plan, chat, serve, caption, eval, gate, ablate, merge, export, convert),
-)
+    commands=(
+        run, prepare, plan, chat, serve, caption, eval, gate, ablate, merge, export, convert, push
+    ),
+)  # fmt: skip
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""WebDataset tars of pairs: an image, its caption as `.txt`, its other columns as `.json`."""
+"""WebDataset tars: of each pair the image, the caption as `.txt`, other columns as `.json`."""
 
 import io
 import tarfile
@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from aligncurate.exports.card import write_card
 from aligncurate.exports.spans import (
     Span,
     WrittenSpan,
@@ -40,8 +41,9 @@ class WebdatasetExporter:
         return WrittenSpan(span.index, rows, [written], 0, rows - images)
 
     def finish(self, output: Storage, spans: list[WrittenSpan]) -> list[ShardInfo]:
-        """Return the tars; nothing else is written."""
-        return [file for span in spans for file in span.files]
+        """Write the card; return the tars and the card."""
+        files = [file for span in spans for file in span.files]
+        return [*files, write_card(output, self._dataset, "*.tar")]
 
 
 def _tar_into(sink: Any) -> tarfile.TarFile:

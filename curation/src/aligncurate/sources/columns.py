@@ -10,6 +10,9 @@ from aligncurate.sources.metadata import as_text, writable
 from alignshared import InputError
 from alignshared.schema import CONVERSATIONS_TYPE, SOURCE_COLUMNS, STAGE_COLUMNS
 
+EXPORT_MARK = b"aligncurate"
+"""Key of the schema's metadata in Parquet that `export` wrote, with columns of earlier stages."""
+
 _IMAGE_NAMES = ("image", "image_path", "path")
 _CAPTION_NAMES = ("caption", "text", "TEXT")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from aligncurate.sources.columns import (
+    EXPORT_MARK,
     Columns,
     as_conversations,
     as_images,
@@ -67,9 +68,9 @@ class ParquetSource:
             for file, stem in zip(self.files, names_below(listed, _SUFFIX), strict=True)
         }
         with reading_parquet(self.files[0]) as parquet:
-            self.columns: Columns = find_columns(
-                parquet.schema_arrow, self.files[0], is_dataset=self.dataset_digest is not None
-            )
+            schema: pa.Schema = parquet.schema_arrow
+            ours = self.dataset_digest is not None or EXPORT_MARK in (schema.metadata or {})
+            self.columns: Columns = find_columns(schema, self.files[0], is_dataset=ours)
 
     def identity(self) -> dict[str, Any]:
         """Location, image folder, and a digest of a manifest or of file names, sizes and times."""

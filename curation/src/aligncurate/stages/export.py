@@ -25,6 +25,7 @@ from aligncurate.units.run import write_parts
 from alignshared import Dataset, InputError, ShardInfo, Storage
 from alignshared.manifest import RUN_FOLDER
 from alignshared.schema import require_columns
+from alignshared.stores.filesystems import last_names
 
 MARKER = "export.json"
 """Written last: a folder without it is an unfinished export."""
@@ -73,6 +74,7 @@ def export(settings: ExportSettings) -> Export:
     require_columns(dataset.schema, ("id", "image", "caption"), dataset.location)
     size = settings.pairs_per_file or _PAIRS_PER_FILE[format]
     config = config_of(dataset, threads, format=format, pairs_per_file=size)
+    config["input"] = last_names(dataset.location)  # an export is for others to read
     state = open_output(storage, config, overwrite=settings.overwrite, marker=MARKER)
     if state is OutputState.FINISHED:
         _log.info("%s is finished already; nothing to do.", storage.location)
@@ -149,9 +151,9 @@ def _marker(
         "without_picture": sum(span.without_picture for span in spans),
         "files": [asdict(file) for file in files],
         "config": config,
-        "parents": [{"location": dataset.location, "sha256": dataset.digest}],
+        "parents": [{"location": config["input"], "sha256": dataset.digest}],
         "stage": manifest.stage,
-        "model": None if manifest.model is None else asdict(manifest.model),
+        "model": None if manifest.model is None else asdict(manifest.model.named()),
         "scheme": manifest.scheme,
         "edges": manifest.edges,
         **({"by": manifest.by} if manifest.by else {}),

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -60,6 +61,34 @@ def lies_within(location: str, folder: str) -> bool:
     places = (normal_location(place) for place in (location, folder))
     inner, outer = (place if is_remote(place) else os.path.realpath(place) for place in places)
     return f"{inner}/".startswith(f"{outer.rstrip('/')}/")
+
+
+def public_name(location: str | os.PathLike[str]) -> str:
+    """Return `location` as others may read it, without the folders of this machine.
+
+    A path below the current folder becomes relative to it, any other its last two names. URIs and
+    names of models stay as they are.
+    """
+    text = os.fspath(location)
+    if not is_place(text):
+        return text
+    path, here = Path(os.path.abspath(Path(text).expanduser())), Path.cwd()
+    above_home = Path.home() != here and Path.home().is_relative_to(here)
+    if path != here and path.is_relative_to(here) and not above_home:
+        return path.relative_to(here).as_posix()
+    return last_names(os.fspath(path))
+
+
+def last_names(location: str) -> str:
+    """Return the last two names of a path of this machine, or a URI as it is."""
+    return location if is_remote(location) else "/".join(Path(location).absolute().parts[1:][-2:])
+
+
+def is_place(location: str) -> bool:
+    """Return whether `location` is a path of this machine, rather than a URI or a model's name."""
+    if not location or "://" in location:
+        return False
+    return location.startswith((os.sep, ".", "~")) or Path(location).exists()
 
 
 def require_hub() -> None:
@@ -174,24 +203,25 @@ class _HubHandler(fs.FSSpecHandler):
     """Raises OSError for whatever the Hub's client raises, as other file systems do."""
 
     def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
-        with _as_os_error():
+        with hub_errors_as_os_errors():
             return super().get_file_info(paths)
 
     def get_file_info_selector(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
-        with _as_os_error():
+        with hub_errors_as_os_errors():
             return super().get_file_info_selector(selector)
 
     def open_input_stream(self, path: str) -> Any:
-        with _as_os_error():
+        with hub_errors_as_os_errors():
             return super().open_input_stream(path)
 
     def open_input_file(self, path: str) -> Any:
-        with _as_os_error():
+        with hub_errors_as_os_errors():
             return super().open_input_file(path)
 
 
 @contextmanager
-def _as_os_error() -> Iterator[None]:
+def hub_errors_as_os_errors() -> Iterator[None]:
+    """Raise OSError, with its first line, for whatever the Hub's client raises in the block."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # The HTTP client, and with it the error types, varies with the version.

@@ -52,8 +52,8 @@ def check_against(
         for benchmark, _ in names:
             _result(folder, benchmark)
     else:
-        model_folder(against)
         folder = results_folder(against)
+        model_folder(against)
     if folder.resolve() == results_folder(model, output).resolve():
         raise InputError(
             f"--against {against} is the evaluation itself; give another model, or the folder of "

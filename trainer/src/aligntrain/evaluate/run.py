@@ -18,7 +18,7 @@ from aligntrain.evaluate.benchmarks import BENCHMARKS, PROTOCOL, Benchmark, pars
 from aligntrain.evaluate.data import Data, fetch, find_data, images_of, read_rows, without_images
 from aligntrain.evaluate.judge import JUDGED, Judge, judge_all
 from aligntrain.evaluate.uncertainty import uncertainty
-from aligntrain.inference.load import load_for_inference, model_folder
+from aligntrain.inference.load import beside_model, load_for_inference, model_folder
 
 if TYPE_CHECKING:
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration
@@ -82,7 +82,7 @@ class Settings:
 
 def results_folder(model: str | Path, output: str | Path | None = None) -> Path:
     """Return the folder of the results of `model`: `output`, by default `eval` in the model's."""
-    return Path(model) / "eval" if output is None else Path(output)
+    return beside_model(model, "eval") if output is None else Path(output)
 
 
 def evaluate(
@@ -112,8 +112,8 @@ def evaluate(
             such level, or a launcher has started several processes.
     """
     settings = settings or Settings()
-    folder, selected = model_folder(model), parse_benchmarks(benchmarks)
-    target = results_folder(model, output)
+    target, selected = results_folder(model, output), parse_benchmarks(benchmarks)
+    folder = model_folder(model)
     _check(settings)
     if settings.judge is not None and any(benchmark.judged for benchmark, _ in selected):
         _require("openai")

@@ -77,6 +77,7 @@ def convert(
         text_config,
         vision_config,
     )
+    from aligntrain.train.save import forget_places
 
     source, output = Path(source), Path(output)
     if output.exists() and any(output.iterdir()):
@@ -115,6 +116,7 @@ def convert(
         tower_name, llm_name, config, template="vicuna_v1" if full else "plain",
         aspect="pad" if described.get("image_aspect_ratio") == "pad" else "crop",
     )  # fmt: skip
+    forget_places(model.config)
     model.save_pretrained(output)
     processor.save_pretrained(output)
     return Converted(output, "full" if full else "adapter", config.levels, config.mixing, new)

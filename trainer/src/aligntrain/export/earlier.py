@@ -80,8 +80,8 @@ def _processor(folder: Path, config: "AlignGPTConfig") -> "AlignGPTProcessor":
     settings = json.loads((folder / _PROCESSOR).read_bytes())
     template = folder / "chat_template.jinja"
     return AlignGPTProcessor(
-        AutoImageProcessor.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder, config=config.text_config),
+        AutoImageProcessor.from_pretrained(folder, trust_remote_code=False),
+        AutoTokenizer.from_pretrained(folder, config=config.text_config, trust_remote_code=False),
         image_tokens=config.image_tokens,
         llm_vocab_size=config.llm_vocab_size,
         levels=config.levels,

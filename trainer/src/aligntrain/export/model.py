@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from alignshared import InputError, atomic
+from alignshared.stores.filesystems import public_name
 from aligntrain.inference.load import is_lora, load_model, model_folder
 from aligntrain.prompts.placeholders import without_marks
 from aligntrain.runs.card import run_of, write_card
@@ -99,16 +100,16 @@ def export_model(
 
 def _cost(model: Path, vector: str) -> str:
     """Say what the fixed `vector` costs, from the sweep that `aligntrain gate` left in `model`."""
-    measured = f"aligntrain gate {model} --data HELD_OUT --sweep measures it"
+    measured = "aligntrain gate --sweep measures it on held-out questions"
     summary = model / GATE / GATE_SUMMARY
     try:
         report = json.loads(summary.read_bytes())
         settings = next(iter(report["sweep"]["types"].values()))
         by_vector = {str(setting["level"]): setting for setting in settings}
         fixed, own = by_vector[vector], by_vector["None"]
-        loss = fixed["difference"]
+        loss, data = fixed["difference"], public_name(report["data"])
         said = (
-            f"against the gate's mix, on {fixed['count']:,} questions of {report['data']}: "
+            f"against the gate's mix, on {fixed['count']:,} questions of {data}: "
             f"{loss['mean']:+.4f} ({loss['low']:+.4f} to {loss['high']:+.4f}) nats a token"
         )
         if fixed["accuracy"] and own["accuracy"]:
@@ -117,7 +118,7 @@ def _cost(model: Path, vector: str) -> str:
     except FileNotFoundError:
         return f"not measured; {measured}"
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return f"not measured: {summary} has no sweep with it; {measured}"
+        return f"not measured: {GATE}/{GATE_SUMMARY} has no sweep with it; {measured}"
     return said
 
 
@@ -165,9 +166,11 @@ def _llava(
     cost: str | None,
 ) -> int:
     from aligntrain.export.llava import USE, to_llava, vector_names
+    from aligntrain.train.save import forget_places
 
     names = vector_names(model.config) if vector else []
     llava, llava_processor = to_llava(model, processor, vector)
+    forget_places(llava.config)
     llava.save_pretrained(folder)
     llava_processor.save_pretrained(folder)
     notes = (

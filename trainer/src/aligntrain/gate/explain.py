@@ -16,7 +16,7 @@ from aligntrain.gate.measure import SweepResult, batches, gate_weights, sweep_le
 from aligntrain.gate.questions import GateQuestion, read_gate_questions
 from aligntrain.gate.report import render_page
 from aligntrain.gate.summary import GateReport, samples_table, summary_of
-from aligntrain.inference.load import load_for_inference
+from aligntrain.inference.load import beside_model, load_for_inference
 from aligntrain.model import AlignGPTConfig
 from aligntrain.runs.folder import GATE, GATE_SUMMARY
 
@@ -109,7 +109,7 @@ def explain_gate(  # noqa: PLR0913 - one argument per option
 
 
 def _output(checkpoint: str | Path, output: str | Path | None) -> Path:
-    folder = Path(checkpoint) / GATE if output is None else Path(output)
+    folder = beside_model(checkpoint, GATE) if output is None else Path(output)
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
     if not empty and not (folder / GATE_SUMMARY).is_file():
         raise InputError(

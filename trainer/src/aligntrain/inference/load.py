@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from alignshared import InputError
 from alignshared.demo import MODELS, model_path
 from alignshared.errors import one_line
+from alignshared.hub import download_model, is_hub_name
 from aligntrain.runs.folder import ADAPTER, EXPORT, LORA, RunSpec
 
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ class Base:
         """Name or folder of the LLM."""
         return self.llm if self.model is None else self.model
 
+    def check_public(self, learned: str | Path) -> None:
+        """Raise InputError if others lack the base of the LoRA in `learned`: a folder of ours."""
+        for name in (self.vision_tower, self.llm) if self.model is None else (self.model,):
+            if Path(name).is_absolute():
+                raise InputError(
+                    f"{learned} is a LoRA on {name}, which nobody else has; write the Hub's name "
+                    f"of it into {BASE} or the recipe, or push what `aligntrain merge` makes of it."
+                )
+
     def write(self, folder: Path) -> None:
         """Write the location to the export `folder`."""
         (folder / BASE).write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
@@ -64,15 +74,40 @@ class Base:
 def model_folder(folder: str | Path) -> Path:
     """Return the model's folder in `folder`: a run's, an export or its own; InputError if none.
 
-    `demo` and `demo-smollm2` are models that ship, unless there is one in a folder of that name.
+    `demo` and `demo-smollm2` are models that ship, unless there is one in a folder of that name. A
+    name `owner/name`, or `owner/name@revision`, that is no path here is a model of the Hub, which
+    is downloaded.
     """
     name = os.fspath(folder)
+    if is_hub_name(name):
+        return _holding_model(download_model(name), named=f"{name} on the Hub")
     shipped = [model_path(name)] if name in MODELS else []
-    for place in (Path(folder), Path(folder) / EXPORT, *shipped):
+    return _holding_model(Path(folder), Path(folder) / EXPORT, *shipped, named=name)
+
+
+def beside_model(model: str | Path, name: str) -> Path:
+    """Return the folder `name` in that of `model`, for results; InputError for one of the Hub."""
+    if is_hub_name(os.fspath(model)):
+        raise InputError(
+            f"{model} is a model of the Hub, without a folder here for what is found about it; "
+            "name one with --output, and give --against the folder of an evaluation."
+        )
+    return Path(model) / name
+
+
+def model_name(model: str | Path, place: Path) -> str:
+    """Return the name of `model` in the folder `place`: of the Hub, else its run's or folder's."""
+    if is_hub_name(os.fspath(model)):
+        return os.fspath(model)
+    return (place.parent if place.name == EXPORT else place).name
+
+
+def _holding_model(*places: Path, named: str) -> Path:
+    for place in places:
         if (place / "config.json").is_file():
             return place
     raise InputError(
-        f"{folder} holds no finished model; give a run's folder in which {EXPORT}/ was written, or "
+        f"{named} holds no finished model; give a run's folder in which {EXPORT}/ was written, or "
         "a model's own."
     )
 
@@ -97,12 +132,16 @@ def load_model(
 
     place = model_folder(folder)
     try:
-        AutoConfig.from_pretrained(place)  # first, as it tells a model of an earlier version
-        processor: Any = AutoProcessor.from_pretrained(place)
+        # First, as it tells a model of an earlier version.
+        AutoConfig.from_pretrained(place, trust_remote_code=False)
+        # Nothing that a model names is run: transformers would ask on a terminal.
+        processor: Any = AutoProcessor.from_pretrained(place, trust_remote_code=False)
         if is_lora(place):
             model: Any = _with_lora(place, dtype)
         else:
-            model = AutoModelForImageTextToText.from_pretrained(place, dtype=dtype)
+            model = AutoModelForImageTextToText.from_pretrained(
+                place, dtype=dtype, trust_remote_code=False
+            )
     except (OSError, ValueError) as error:
         reason = one_line(error, 200)
         raise InputError(
@@ -130,7 +169,7 @@ def _with_lora(place: Path, dtype: "torch.dtype | str") -> "AlignGPTForCondition
     from aligntrain.model.build import KNOWN
     from aligntrain.model.lora import load_lora
 
-    saved = AutoConfig.from_pretrained(place)
+    saved = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if dtype == "auto":
         dtype = getattr(torch, str(saved.dtype).removeprefix("torch."))
     base = Base.read(place)

@@ -1,6 +1,5 @@
 """Model cards: `README.md` beside a model, in the Hub's form, with its data and recipe."""
 
-import os
 import re
 from html import escape
 from importlib.metadata import version
@@ -11,6 +10,8 @@ import yaml
 
 from alignshared import AlignError, Dataset, atomic
 from alignshared.errors import printable
+from alignshared.stores.filesystems import is_place, public_name
+from aligntrain.recipes import Recipe
 from aligntrain.recipes.load import read_yaml, write_yaml
 from aligntrain.recipes.schema import COLUMN_PREFIX
 from aligntrain.runs.folder import (
@@ -31,6 +32,8 @@ TASK = "image-text-to-text"
 
 LICENCES = {"demo": "apache-2.0", "smollm2": "apache-2.0"}
 """Licences of base models without a card: the demo's and SmolLM2-135M-Instruct."""
+
+_UNKNOWN_LICENCE = "not known here: see its own card"
 
 _HUB_NAME = re.compile("[^./][^/]*/[^/]+")
 
@@ -99,7 +102,7 @@ def _front_matter(spec: RunSpec | None, task: str) -> str:
         matter["tags"] = ["aligntrain", "llava" if recipe.model.mixing == "none" else "aligngpt"]
         bases = (recipe.model.llm, recipe.model.vision_tower)
         # The Hub resolves names, not folders of this machine.
-        named = [base for base in bases if _HUB_NAME.fullmatch(base) and not Path(base).exists()]
+        named = [base for base in bases if _HUB_NAME.fullmatch(base) and not is_place(base)]
         if named:
             matter["base_model"] = named
         licence, *others = {licence_of(base) for base in bases}
@@ -112,7 +115,7 @@ def _sections(spec: RunSpec) -> list[str]:
     recipe, model = spec.recipe, spec.recipe.model
     levels = "no levels" if model.mixing == "none" else f"{model.levels} levels"
     bases = [
-        (what, f"{_code(base)}, licence {licence_of(base) or 'not known here: see its own card'}")
+        (what, f"{_code(public_name(base))}, licence {licence_of(base) or _UNKNOWN_LICENCE}")
         for what, base in (("LLM", model.llm), ("vision tower", model.vision_tower))
     ]
     made = [
@@ -121,7 +124,7 @@ def _sections(spec: RunSpec) -> list[str]:
         ("recipe", _code(recipe.name)),
         *_ending(spec),
     ]
-    settings = write_yaml(recipe.settings)
+    settings = write_yaml(_public_settings(recipe))
     fence = "`" * max(3, 1 + _longest_fence(settings))
     return [
         "## Base models\n\n" + _list(bases),
@@ -130,6 +133,14 @@ def _sections(spec: RunSpec) -> list[str]:
         *_before(spec),
         f"## Recipe\n\n{fence}yaml\n{settings}{fence}",
     ]
+
+
+def _public_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings of `recipe` with names in place of folders of this machine."""
+    settings = recipe.settings
+    for part in ("vision_tower", "llm"):
+        settings["model"][part] = public_name(settings["model"][part])
+    return settings
 
 
 def _before(spec: RunSpec) -> list[str]:
@@ -141,7 +152,7 @@ def _before(spec: RunSpec) -> list[str]:
     heading = f"## Data of {before.recipe.phase}\n\n"
     adapter = Path(spec.start.adapter)
     if not adapter.is_file() or Start.of(adapter).sha256 != spec.start.sha256:
-        run = f"{_code(os.fspath(start))}, adapter `{spec.start.sha256}`, changed since"
+        run = f"{_code(public_name(start))}, adapter `{spec.start.sha256}`, changed since"
         return [heading + _list([("run", run)])]
     return [heading + _list(_lineage(before))]
 
@@ -171,7 +182,7 @@ def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
         facts.append(("levels", made))
     location, digest = spec.data, spec.data_sha256
     for _ in range(_MAX_ANCESTORS):
-        line = f"{_code(location)}, manifest `{digest}`"
+        line = f"{_code(public_name(location))}, manifest `{digest}`"
         try:
             dataset = Dataset(location)
         except (AlignError, OSError):
@@ -187,12 +198,12 @@ def _lineage(spec: RunSpec) -> list[tuple[str, str]]:
             of = f" of {_code(manifest.by)}" if manifest.by else ""
             facts.append(("edges", f"{manifest.scheme}{of}: {edges}"))
         if manifest.model is not None and manifest.stage == "score":
-            scorer = manifest.model
+            scorer = manifest.model.named()
             facts.append(("scores", f"{_code(scorer.name)}, weights {_code(scorer.weights)}"))
         parent = next((p for p in manifest.parents if p.sha256 is not None), None)
         if parent is None:
             sources = [p.location for p in manifest.parents]
-            facts += [("source", _code(source)) for source in sources]
+            facts += [("source", _code(public_name(source))) for source in sources]
             break
         location, digest = parent.location, str(parent.sha256)
     return facts

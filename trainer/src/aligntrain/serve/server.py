@@ -14,8 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from alignshared import AlignError, InputError
-from aligntrain.inference.load import load_for_inference, model_folder
-from aligntrain.runs.folder import EXPORT
+from aligntrain.inference.load import load_for_inference, model_folder, model_name
 from aligntrain.serve.app import make_app
 from aligntrain.serve.engine import Engine
 from aligntrain.serve.images import Fetcher
@@ -83,7 +82,7 @@ class Server:
         self, folder: str | Path, settings: Settings, *, fetcher: Fetcher | None = None
     ) -> None:
         place = model_folder(folder).resolve()
-        self.name = settings.name or (place.parent if place.name == EXPORT else place).name
+        self.name = settings.name or model_name(folder, place)
         if settings.api_key is None and not settings.local:
             log.warning("everybody who reaches %s may ask; give an API key.", settings.host)
         self._folder = folder

@@ -8,6 +8,7 @@ from typing import Any
 
 from alignshared import InputError
 from aligntrain.data.dataset import open_dataset
+from aligntrain.inference.load import Base
 from aligntrain.recipes import PHASES, Phase, load_recipe
 from aligntrain.recipes.schema import Recipe
 from aligntrain.runs.folder import (
@@ -57,6 +58,7 @@ def run(  # noqa: PLR0913 - the options of a run
     start: str | Path | None = None,
     profile: int | None = None,
     isolated: bool = False,
+    for_others: bool = False,
 ) -> RunResult:
     """Train `phase` on the dataset `data` with a recipe.
 
@@ -73,6 +75,8 @@ def run(  # noqa: PLR0913 - the options of a run
             `output`.
         profile: number of steps profiled by the first process, into the run folder.
         isolated: train even with one process in a child (see `launch`), as for run after run.
+        for_others: refuse, before training, what others could not load: a LoRA on a base that only
+            this machine has.
 
     Raises:
         InputError: the recipe, the data, the start or the folder cannot be used.
@@ -93,6 +97,8 @@ def run(  # noqa: PLR0913 - the options of a run
     ending = result_of(folder)
     if ending is not None:
         return RunResult(folder, ending, before=True)
+    if for_others and (spec := read_run(folder)).recipe.lora is not None:
+        Base.of(spec).check_public(folder)
     launch(folder, resume=resume, nproc=nproc, profile=profile, isolated=isolated)
     ending = result_of(folder)
     assert ending is not None  # written by rank 0 on success

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignshared import AlignError, atomic
+from alignshared.stores.filesystems import is_place, public_name
 from aligntrain.inference.load import Base
 from aligntrain.model.adapter import PARTS, save_adapter
 from aligntrain.model.lora import save_lora
@@ -20,7 +21,9 @@ from aligntrain.train.phases import part_of
 
 if TYPE_CHECKING:
     import torch
+    from transformers import LlavaConfig
 
+    from aligntrain.model import AlignGPTConfig
     from aligntrain.model.modeling import AlignGPTForConditionalGeneration
     from aligntrain.model.processing import AlignGPTProcessor
 
@@ -77,11 +80,12 @@ def _write_lora(
 ) -> None:
     """Write the trained part of a LoRA run on `base`, `state`: LoRA, adapter, configuration."""
     weights = {name: value for name, value in state.items() if part_of(name) == "lora"}
-    save_lora(model, folder / LORA, weights, base=base.name)
+    save_lora(model, folder / LORA, weights, base=public_name(base.name))
     config = deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
     for section in (config, config.text_config):  # the base is in 16 bits, and 4 are this run's
         vars(section).pop("quantization_config", None)
+    forget_places(config)
     config.save_pretrained(folder)
     base.write(folder)
     processor.save_pretrained(folder)
@@ -96,9 +100,22 @@ def write_model(
 ) -> None:
     """Write `model`, with the whole tensors `state`, to `folder`, with processor and adapter."""
     adapter = _adapter(state)
+    forget_places(model.config)
     model.save_pretrained(folder, state_dict=state)  # which takes the state apart
     processor.save_pretrained(folder)
     save_adapter(model, folder / ADAPTER, weights=adapter)
+
+
+def forget_places(config: "AlignGPTConfig | LlavaConfig") -> None:
+    """Drop the folders that the parts of `config` were loaded from; names of the Hub stay.
+
+    transformers writes them into config.json, for others to read.
+    """
+    from transformers import PreTrainedConfig
+
+    for part in (config.vision_config, config.text_config):
+        if isinstance(part, PreTrainedConfig) and is_place(part.name_or_path or ""):
+            part.name_or_path = ""
 
 
 def _adapter(state: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
