@@ -82,10 +82,8 @@ def convert(
     source, output = Path(source), Path(output)
     if output.exists() and any(output.iterdir()):
         raise InputError(f"{output} is not empty; give another output.")
-    earlier = earlier_model(source)
-    if earlier is not None:
-        ours = convert_earlier(earlier, output)
-        return Converted(output, "of an earlier version", ours.levels, ours.mixing, ())
+    if (earlier := earlier_model(source)) is not None:
+        return _of_an_earlier_version(earlier, output)
     folder = source if source.is_dir() else source.parent
     described = _described(folder)
     weights = _read_all(_files(source))
@@ -120,6 +118,11 @@ def convert(
     model.save_pretrained(output)
     processor.save_pretrained(output)
     return Converted(output, "full" if full else "adapter", config.levels, config.mixing, new)
+
+
+def _of_an_earlier_version(folder: Path, output: Path) -> Converted:
+    config = convert_earlier(folder, output)
+    return Converted(output, "of an earlier version", config.levels, config.mixing, ())
 
 
 def _described(folder: Path) -> dict[str, Any]:
