@@ -28,6 +28,7 @@ d hidden size of the LLM, V vocabulary; packed rows: S tokens, K of them with a 
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -118,6 +119,9 @@ class AlignGPTPreTrainedModel(PreTrainedModel):
             initialization.uniform_(module.bias, -bound, bound)
 
 
+ReadImages = Callable[[PreTrainedModel, torch.Tensor, AlignGPTConfig], torch.Tensor]
+
+
 class AlignGPTModel(AlignGPTPreTrainedModel):
     """Vision tower, projector, alignment and LLM, with the merging of their sequences."""
 
@@ -127,7 +131,7 @@ class AlignGPTModel(AlignGPTPreTrainedModel):
         self.projector = Projector(config)
         self.alignment = Alignment(config) if config.has_table else None
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
-        self.read_images = image_features  # the trainer may keep what it returns
+        self.read_images: ReadImages = image_features  # the trainer may keep what it returns
         self.post_init()
 
     def image_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
