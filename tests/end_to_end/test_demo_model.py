@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from alignshared import InputError
 from alignshared.demo import MODELS, model_path
 from aligntrain.cli import app
-from aligntrain.inference.load import load_for_inference, model_folder
+from aligntrain.inference.load import load_for_inference, model_folder, model_name
 from aligntrain.model import build
 from tests.trainer import tiny
 
@@ -76,7 +76,9 @@ def test_a_model_in_a_folder_of_that_name_comes_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert model_folder("demo") == model_path()
+    for name in MODELS:
+        assert model_folder(name) == model_path(name)
+        assert model_name(name, model_folder(name).resolve()) == name
     Path("demo").mkdir()
     assert model_folder("demo") == model_path()
     Path("demo/config.json").write_text("{}", encoding="utf-8")
