@@ -85,7 +85,7 @@ class Server:
         self.name = settings.name or model_name(folder, place)
         if settings.api_key is None and not settings.local:
             log.warning("everybody who reaches %s may ask; give an API key.", settings.host)
-        self._folder = folder
+        self._place = place
         self._settings = settings
         if fetcher is None and settings.image_urls:
             fetcher = Fetcher(size=settings.limits.body)
@@ -142,7 +142,7 @@ class Server:
     def _load(self, ready: Callable[[], None]) -> None:
         service, limits = self._service, self._settings.limits
         try:
-            model, processor = load_for_inference(self._folder, device=self._settings.device)
+            model, processor = load_for_inference(self._place, device=self._settings.device)
             prompter = Prompter(model, processor, limits, self._settings.level)
             engine = Engine(
                 model,
@@ -152,7 +152,7 @@ class Server:
                 metrics=service.metrics,
                 died=self._fail,
             )
-            service.load(prompter, engine.start(), _knows(model_folder(self._folder)))
+            service.load(prompter, engine.start(), _knows(self._place))
         except BaseException as error:  # noqa: BLE001 - `run` raises it in its own thread
             self._fail(error)
         else:
