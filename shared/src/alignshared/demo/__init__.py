@@ -4,8 +4,8 @@ from pathlib import Path
 
 _FOLDER = Path(__file__).parent
 
-MODELS = {"demo": "export", "demo-smollm2": "export-smollm2"}
-"""Models that ship, by name, with their folders: of the demo's small LLM, and of SmolLM2."""
+MODELS = ("demo", "demo-smollm2")
+"""Names of the models that ship: of the demo's small LLM, and of SmolLM2."""
 
 
 def pairs_path() -> Path:
@@ -35,4 +35,4 @@ def llm_path() -> Path:
 
 def model_path(name: str = "demo") -> Path:
     """Return the folder of a fine-tuned model, one of `MODELS`, as a run exports it."""
-    return _FOLDER / MODELS[name]
+    return _FOLDER / "models" / name

@@ -96,12 +96,9 @@ def beside_model(model: str | Path, name: str) -> Path:
 
 
 def model_name(model: str | Path, place: Path) -> str:
-    """Return the name of `model` in the folder `place`: of the Hub or a model that ships, else its
-    run's or folder's.
-    """
-    name = os.fspath(model)
-    if is_hub_name(name) or (name in MODELS and place == model_path(name).resolve()):
-        return name
+    """Return the name of `model` in the folder `place`: of the Hub, else its run's or folder's."""
+    if is_hub_name(os.fspath(model)):
+        return os.fspath(model)
     return (place.parent if place.name == EXPORT else place).name
 
 
